@@ -1,0 +1,1 @@
+"""fsa: the operations tool of fastapi-sqlalchemy."""
