@@ -1,0 +1,1 @@
+"""Users of every time zone: routes, tasks and a schedule on one `db`."""
