@@ -1,0 +1,125 @@
+"""What `fsa` says when it cannot go on, each kind with its exit code.
+
+    FsaError                    1
+    ├── TaskFailed              1    the task raised
+    ├── CheckFailed             1    a check of `fsa health` failed
+    ├── UsageError              2    the command line is wrong
+    │   └── TaskNotFound        2
+    ├── ConfigurationError      3    a setting is wrong
+    │   └── AppLoadError        3    the app was not found, or failed while it was imported
+    ├── DatabaseUnreachable     4    a connection that cannot be opened
+    ├── SchemaBehind            5    the schema is not at Alembic's head
+    ├── Refused                 6    a protected environment, or nobody to confirm
+    ├── SchedulerStuck         70    the watchdog gave up: restart it
+    ├── LockHeld               75    another process holds the lock: try later
+    ├── TimedOut              124
+    ├── Interrupted           130    Ctrl-C
+    └── Terminated            143    SIGTERM, with work left
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class FsaError(Exception):
+    """An error that is shown to the user as a few lines, without a traceback.
+
+    Args:
+        message: What is wrong, in one line.
+        hint: What to write or do, in one line.
+        details: Lines between the two: where, how it was found. The whole is at most eight lines.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, details: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = tuple(details)
+
+    @property
+    def kind(self) -> str:
+        """The error's name in JSON: `TaskNotFound` is `task_not_found`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+class TaskFailed(FsaError):
+    """The task raised, or its commit failed."""
+
+
+class CheckFailed(FsaError):
+    """A health check failed."""
+
+
+class UsageError(FsaError):
+    """The command line is wrong."""
+
+    exit_code = 2
+
+
+class TaskNotFound(UsageError):
+    """No task has this name."""
+
+
+class ConfigurationError(FsaError):
+    """A setting is wrong or missing."""
+
+    exit_code = 3
+
+
+class AppLoadError(ConfigurationError):
+    """The app was not found, or failed while it was imported."""
+
+
+class DatabaseUnreachable(FsaError):
+    """A connection to the database cannot be opened."""
+
+    exit_code = 4
+
+
+class SchemaBehind(FsaError):
+    """The schema is not at head."""
+
+    exit_code = 5
+
+
+class Refused(FsaError):
+    """A protected environment, or a confirmation with no terminal to ask."""
+
+    exit_code = 6
+
+
+class SchedulerStuck(FsaError):
+    """The scheduler's watchdog gave up."""
+
+    exit_code = 70
+
+
+class LockHeld(FsaError):
+    """Another process holds the lock."""
+
+    exit_code = 75
+
+
+class TimedOut(FsaError):
+    """It took longer than it was given."""
+
+    exit_code = 124
+
+
+class Interrupted(FsaError):
+    """Stopped by Ctrl-C."""
+
+    exit_code = 130
+
+
+class Terminated(FsaError):
+    """Stopped by SIGTERM, with work left."""
+
+    exit_code = 143
