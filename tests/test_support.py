@@ -5,11 +5,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
+import pymysql
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from support.backends import Backend
+from support.backends import Backend, connect_mariadb
+from support.databases import MariaDBServer
+from support.mariadb_server import private_server, program
 from support.processes import OpenTerminal, Run, Start
 from support.web import Served, ServedProcess
 
@@ -59,6 +62,21 @@ def test_a_database_is_dropped_although_a_session_is_open_in_it(
     connection.invalidate()
     connection.close()
     engine.dispose()
+
+
+@pytest.mark.slow
+def test_a_mariadb_of_ones_own_answers_and_ends(tmp_path: Path) -> None:
+    try:
+        program("mariadbd")
+    except FileNotFoundError as exc:
+        pytest.skip(str(exc))
+    with private_server(tmp_path) as url:
+        server = MariaDBServer(url)
+        with server.database() as backend:
+            assert backend.rows("SELECT 1") == [(1,)]
+        server.close()
+    with pytest.raises(pymysql.err.OperationalError):
+        connect_mariadb(url)
 
 
 def test_an_app_object_is_served(serve: Callable[..., AbstractContextManager[Served]]) -> None:

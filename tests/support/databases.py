@@ -30,6 +30,7 @@ from support.backends import (
     connect_postgresql,
     plain_url,
 )
+from support.mariadb_server import private_server
 
 PREFIX = "fsa_test_"
 
@@ -178,19 +179,24 @@ def _start_pgserver(
 
 
 @pytest.fixture(scope="session")
-def mariadb_server() -> Iterator[MariaDBServer]:
-    """A named server, else the local one; skipped where there is none."""
-    if text := os.environ.get("FSA_TEST_MYSQL_URL"):
-        server, where = MariaDBServer(plain_url(text)), "FSA_TEST_MYSQL_URL"
-    else:
-        try:
-            server = MariaDBServer(make_url("mysql://root@127.0.0.1:3306"))
-            where = "127.0.0.1:3306"
-        except pymysql.err.OperationalError as exc:
-            _skip("mariadb", f"no server on 127.0.0.1:3306, and no FSA_TEST_MYSQL_URL ({exc})")
-    found["mariadb"] = f"{server.version()} ({where})"
-    yield server
-    server.close()
+def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDBServer]:
+    """A named server, else the local one, else one of its own where MariaDB is installed."""
+    with contextlib.ExitStack() as stack:
+        if text := os.environ.get("FSA_TEST_MYSQL_URL"):
+            server, where = MariaDBServer(plain_url(text)), "FSA_TEST_MYSQL_URL"
+        else:
+            local = make_url("mysql://root@127.0.0.1:3306")
+            try:
+                server, where = MariaDBServer(local), "127.0.0.1:3306"
+            except pymysql.err.OperationalError as no_server:
+                try:
+                    private = private_server(tmp_path_factory.mktemp("mariadb"))
+                    server, where = MariaDBServer(stack.enter_context(private)), "started here"
+                except FileNotFoundError as not_installed:
+                    _skip("mariadb", f"{no_server}; {not_installed}")
+        stack.callback(server.close)
+        found["mariadb"] = f"{server.version()} ({where})"
+        yield server
 
 
 def _skip(backend: str, reason: str) -> NoReturn:
