@@ -1,0 +1,120 @@
+"""README's examples are run as they are written there."""
+
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from support.processes import Completed, Start, run
+from support.web import ServedProcess
+
+ROOT = Path(__file__).parents[1]
+
+RUN_BY_CI = {"Running the tests"}  # it is what runs this file
+RUN_HERE = {"Quick start", "A task", "A schedule", "The shell", "Health"}
+
+
+@dataclass(frozen=True)
+class Block:
+    heading: str
+    language: str
+    text: str
+
+
+def blocks() -> list[Block]:
+    found, heading = [], ""
+    pattern = re.compile(r"^## (.+)$|^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    for match in pattern.finditer((ROOT / "README.md").read_text(encoding="utf-8")):
+        if match[1]:
+            heading = match[1]
+        else:
+            found.append(Block(heading, match[2], match[3]))
+    return found
+
+
+def sh(heading: str) -> str:
+    return next(b.text for b in blocks() if b.heading == heading and b.language == "sh")
+
+
+def run_sh(script: str, directory: Path) -> Completed:
+    done = run("bash", "-euo", "pipefail", "-c", script, cwd=directory)
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """The project that README's files make: `# name` opens a file, `# name, continued` adds."""
+    for block in blocks():
+        if match := re.match(r"# ([\w./]+)(, continued)?\n", block.text):
+            path = tmp_path / match[1]
+            before = f"{path.read_text()}\n\n" if match[2] else ""
+            path.write_text(before + block.text)
+    run_sh("fsa run-task create_tables", tmp_path)
+    return tmp_path
+
+
+def test_every_sh_block_is_run() -> None:
+    assert {b.heading for b in blocks() if b.language == "sh"} == RUN_HERE | RUN_BY_CI
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"])
+def test_every_python_block_is_python(block: Block) -> None:
+    compile(block.text, block.heading, "exec")
+
+
+def test_the_quick_start_shows_how_many_users_there_are(tmp_path: Path) -> None:
+    """What is installed here stands in for its first lines, which `.ci/run` runs in full."""
+    examples = shutil.ignore_patterns("*.db*", "__pycache__")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=examples)
+    setup = ("python3 -m venv", ". .venv", "pip install")
+    lines = [line for line in sh("Quick start").splitlines() if not line.startswith(setup)]
+    assert run_sh("\n".join(lines), tmp_path).stdout.splitlines()[-1] == "418"
+
+
+def test_the_route_stores_and_lists_orders(
+    shop: Path, serve_process: Callable[..., AbstractContextManager[ServedProcess]]
+) -> None:
+    with serve_process("main:app", cwd=shop) as served:
+        created = httpx.post(f"{served.base_url}/orders", json={"item": "tea"})
+        assert (created.status_code, created.json()) == (201, 1)
+        assert httpx.get(f"{served.base_url}/orders").json() == ["tea"]
+
+
+def test_the_task_ships_five_of_six_orders(shop: Path) -> None:
+    run_sh(
+        """fsa shell -c 'session.add_all(Order(item="tea") for _ in range(6))
+session.commit()'""",
+        shop,
+    )
+    listed = run_sh(sh("A task"), shop).stdout
+    assert "create_tables" in listed
+    assert "ship" in listed
+    open_orders = "print(session.query(Order).filter_by(shipped=False).count())"
+    assert run_sh(f"fsa shell -c '{open_orders}'", shop).stdout == "1\n"
+
+
+def test_the_schedule_is_listed_and_hosted_until_it_is_told_to_stop(
+    shop: Path, fsa_process: Start
+) -> None:
+    listing, hosting = sh("A schedule").splitlines()
+    assert "count_open_orders" in run_sh(listing, shop).stdout
+    assert hosting == "fsa scheduler start"
+    process = fsa_process("scheduler", "start", cwd=shop)
+    process.wait_for("count_open_orders")
+    assert process.stop(signal.SIGTERM).returncode == 0, process
+
+
+def test_the_shell_runs_code_and_standard_input(shop: Path) -> None:
+    assert run_sh(sh("The shell"), shop).stdout.splitlines()[0] == "0"
+    counted = run_sh("fsa shell -c 'print(session.query(Order).count())'", shop)
+    assert counted.stdout == "1\n"
+
+
+def test_health_is_well_and_names_the_database(shop: Path) -> None:
+    assert "default" in run_sh(sh("Health"), shop).stdout
