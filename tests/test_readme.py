@@ -28,7 +28,7 @@ class Block:
 
 def blocks() -> list[Block]:
     found, heading = [], ""
-    pattern = re.compile(r"^## (.+)$|^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     for match in pattern.finditer((ROOT / "README.md").read_text(encoding="utf-8")):
         if match[1]:
             heading = match[1]
