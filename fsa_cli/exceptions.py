@@ -1,20 +1,24 @@
 """What `fsa` says when it cannot go on, each kind with its exit code.
 
-    FsaError                    1
-    ├── TaskFailed              1    the task raised
-    ├── CheckFailed             1    a check of `fsa health` failed
-    ├── UsageError              2    the command line is wrong
-    │   └── TaskNotFound        2
-    ├── ConfigurationError      3    a setting is wrong
-    │   └── AppLoadError        3    the app was not found, or failed while it was imported
-    ├── DatabaseUnreachable     4    a connection that cannot be opened
-    ├── SchemaBehind            5    the schema is not at Alembic's head
-    ├── Refused                 6    a protected environment, or nobody to confirm
-    ├── SchedulerStuck         70    the watchdog gave up: restart it
-    ├── LockHeld               75    another process holds the lock: try later
-    ├── TimedOut              124
-    ├── Interrupted           130    Ctrl-C
-    └── Terminated            143    SIGTERM, with work left
+FsaError                    1
+├── TaskFailed              1    the task raised
+├── CheckFailed             1    a check of `fsa health` failed
+├── UsageError              2    the command line is wrong
+│   ├── TaskNotFound        2
+│   └── ArgumentError       2    a task's argument is wrong
+├── ConfigurationError      3    a setting is wrong
+│   ├── AppLoadError        3    the app was not found, or failed while it was imported
+│   ├── TaskDefinitionError 3    a function cannot be a task as it is written
+│   │   └── DuplicateTask   3
+│   └── ScheduleError       3    a schedule or a time zone cannot be read
+├── DatabaseUnreachable     4    a connection that cannot be opened
+├── SchemaBehind            5    the schema is not at Alembic's head
+├── Refused                 6    a protected environment, or nobody to confirm
+├── SchedulerStuck         70    the watchdog gave up: restart it
+├── LockHeld               75    another process holds the lock: try later
+├── TimedOut              124
+├── Interrupted           130    Ctrl-C
+└── Terminated            143    SIGTERM, with work left
 """
 
 from __future__ import annotations
@@ -67,10 +71,26 @@ class TaskNotFound(UsageError):
     """No task has this name."""
 
 
+class ArgumentError(UsageError):
+    """A word after a task's name is not what the task takes."""
+
+
 class ConfigurationError(FsaError):
     """A setting is wrong or missing."""
 
     exit_code = 3
+
+
+class TaskDefinitionError(ConfigurationError):
+    """A function cannot be a task as it is written."""
+
+
+class DuplicateTask(TaskDefinitionError):
+    """Two functions have one task name."""
+
+
+class ScheduleError(ConfigurationError):
+    """A schedule or a time zone cannot be read."""
 
 
 class AppLoadError(ConfigurationError):

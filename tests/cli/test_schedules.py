@@ -1,0 +1,412 @@
+"""Schedules against a written table of instants, and against a minute-by-minute count."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import pytest
+import pytz
+from apscheduler.triggers.calendarinterval import CalendarIntervalTrigger
+from apscheduler.triggers.combining import OrTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fsa_cli.exceptions import ScheduleError
+from fsa_cli.schedules import parse, parse_timezone, upcoming, zone_name
+
+BERLIN = "Europe/Berlin"
+NEW_YORK = "America/New_York"
+LORD_HOWE = "Australia/Lord_Howe"
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def instants(schedule: object, zone: object, after: str, count: int) -> list[str]:
+    found = upcoming(parse(schedule, zone), utc(after), count)
+    assert all(instant.tzinfo is UTC for instant in found)
+    return [instant.strftime("%Y-%m-%d %H:%M") for instant in found]
+
+
+# Berlin:    +1 -> +2 on 2026-03-29 at 02:00 (01:00 UTC), +2 -> +1 on 10-25 at 03:00 (01:00 UTC).
+# New York:  -5 -> -4 on 2026-03-08 at 02:00 (07:00 UTC), -4 -> -5 on 11-01 at 02:00 (06:00 UTC).
+# Lord Howe: +11 -> +10:30 on 2026-04-05 at 02:00 (04-04 15:00 UTC),
+#            +10:30 -> +11 on 2026-10-04 at 02:00 (10-03 15:30 UTC).
+TABLE = [
+    # A fixed time that is skipped comes at the shifted time, once.
+    ("30 2 * * *", BERLIN, "2026-03-28 00:00", ["03-28 01:30", "03-29 01:30", "03-30 00:30"]),
+    ("30 2 * * *", NEW_YORK, "2026-03-07 00:00", ["03-07 07:30", "03-08 07:30", "03-09 06:30"]),
+    ("15 2 * * *", LORD_HOWE, "2026-10-02 00:00", ["10-02 15:45", "10-03 15:45", "10-04 15:15"]),
+    # A fixed time that is repeated comes the first time only.
+    ("30 2 * * *", BERLIN, "2026-10-24 00:00", ["10-24 00:30", "10-25 00:30", "10-26 01:30"]),
+    ("30 1 * * *", NEW_YORK, "2026-10-31 00:00", ["10-31 05:30", "11-01 05:30", "11-02 06:30"]),
+    ("45 1 * * *", LORD_HOWE, "2026-04-03 00:00", ["04-03 14:45", "04-04 14:45", "04-05 15:15"]),
+    # Several fixed times of which two fall together count once.
+    ("0 2,3 * * *", BERLIN, "2026-03-28 12:00", ["03-29 01:00", "03-30 00:00", "03-30 01:00"]),
+    ("0,30 2,3 * * *", BERLIN, "2026-03-28 12:00", ["03-29 01:00", "03-29 01:30", "03-30 00:00"]),
+    # The wall clock: every matching minute that occurs.
+    (
+        "30 * * * *",
+        BERLIN,
+        "2026-03-28 23:45",
+        ["03-29 00:30", "03-29 01:30", "03-29 02:30"],
+    ),
+    (
+        "30 * * * *",
+        BERLIN,
+        "2026-10-24 23:45",
+        ["10-25 00:30", "10-25 01:30", "10-25 02:30"],
+    ),
+    (
+        "0 * * * *",
+        LORD_HOWE,
+        "2026-10-03 14:00",
+        ["10-03 14:30", "10-03 16:00", "10-03 17:00"],  # 01:00, (no 02:00), 03:00, 04:00
+    ),
+    (
+        "45 * * * *",
+        LORD_HOWE,
+        "2026-04-04 14:00",
+        ["04-04 14:45", "04-04 15:15", "04-04 16:15"],  # 01:45, 01:45 again, 02:45
+    ),
+    (
+        "*/15 */2 * * *",
+        NEW_YORK,
+        "2026-11-01 04:40",
+        ["11-01 04:45", "11-01 07:00", "11-01 07:15"],  # 00:45 EDT, 02:00 EST
+    ),
+    # Weekdays are crontab's.
+    ("0 0 * * 0", "UTC", "2026-11-22 00:00", ["11-29 00:00", "12-06 00:00"]),
+    ("0 0 * * 7", "UTC", "2026-11-22 00:00", ["11-29 00:00", "12-06 00:00"]),
+    ("0 0 * * 1", "UTC", "2026-11-22 00:00", ["11-23 00:00", "11-30 00:00"]),
+    ("0 0 * * sun", "UTC", "2026-11-22 00:00", ["11-29 00:00"]),
+    ("0 0 * * 5-7", "UTC", "2026-11-22 00:00", ["11-27 00:00", "11-28 00:00", "11-29 00:00"]),
+    ("0 0 * * fri-sun", "UTC", "2026-11-22 00:00", ["11-27 00:00", "11-28 00:00", "11-29 00:00"]),
+    ("0 12 * JAN,dec MON", "UTC", "2026-11-22 00:00", ["12-07 12:00", "12-14 12:00"]),
+    # Day of month and weekday: either, unless one begins with a star.
+    ("0 0 13 * 5", "UTC", "2026-11-01 00:00", ["11-06 00:00", "11-13 00:00", "11-20 00:00"]),
+    ("0 0 13 * *", "UTC", "2026-11-01 00:00", ["11-13 00:00", "12-13 00:00"]),
+    ("0 0 */2 * 1", "UTC", "2026-11-01 00:00", ["11-09 00:00", "11-23 00:00", "12-07 00:00"]),
+    # Ranges, steps, lists.
+    (
+        "10-30/10 9,17 * * *",
+        "UTC",
+        "2026-11-22 09:10",
+        ["11-22 09:20", "11-22 09:30", "11-22 17:10"],
+    ),
+    ("0 0 31 * *", "UTC", "2026-09-01 00:00", ["10-31 00:00", "12-31 00:00"]),
+    ("@daily", BERLIN, "2026-11-22 00:00", ["11-22 23:00", "11-23 23:00"]),
+    ("@hourly", "Asia/Kolkata", "2026-11-22 00:00", ["11-22 00:30", "11-22 01:30"]),
+    ("@weekly", "UTC", "2026-11-22 00:00", ["11-29 00:00"]),
+    # Steps from 1970, in no zone.
+    ("every 15m", BERLIN, "2026-11-22 12:07", ["11-22 12:15", "11-22 12:30"]),
+    ("every 1h30m", "UTC", "2026-11-22 00:00", ["11-22 01:30", "11-22 03:00"]),
+    ("every 2 days", "UTC", "2026-11-22 00:00", ["11-23 00:00", "11-25 00:00"]),
+    # A list: equal instants count once.
+    (
+        ["0 3 * * *", "every 1h"],
+        "UTC",
+        "2026-11-22 01:30",
+        ["11-22 02:00", "11-22 03:00", "11-22 04:00"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedule", "zone", "after", "expected"), TABLE, ids=str)
+def test_the_written_table(schedule: object, zone: str, after: str, expected: list[str]) -> None:
+    found = instants(schedule, zone, after, len(expected))
+
+    assert found == [f"{after[:4]}-{instant}" for instant in expected]
+
+
+def test_a_leap_day_is_found_across_a_century_without_one() -> None:
+    assert instants("0 0 29 2 *", "UTC", "2096-03-01 00:00", 1) == ["2104-02-29 00:00"]
+
+
+def test_a_midnight_that_the_clocks_skip_is_shifted() -> None:
+    # Havana goes from 00:00 to 01:00 on 2026-03-08 (05:00 UTC).
+    assert instants("0 0 * * *", "America/Havana", "2026-03-07 12:00", 2) == [
+        "2026-03-08 05:00",
+        "2026-03-09 04:00",
+    ]
+
+
+def test_a_day_that_a_zone_left_out_counts_once() -> None:
+    # Samoa had no 2011-12-30.
+    assert instants("0 12 * * *", "Pacific/Apia", "2011-12-29 12:00", 3) == [
+        "2011-12-29 22:00",
+        "2011-12-30 22:00",
+        "2011-12-31 22:00",
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    minute=st.sampled_from(["0", "30", "*/20", "5,45", "10-14", "*"]),
+    hour=st.sampled_from(["*", "*/2", "*/3"]),
+    day=st.sampled_from(["*", "*/2", "1-15", "29,30,31"]),
+    month=st.sampled_from(["*", "3,4", "10-11"]),
+    weekday=st.sampled_from(["*", "*/2", "0", "mon-wed", "6-7"]),
+    zone=st.sampled_from([BERLIN, NEW_YORK, LORD_HOWE, "America/Havana", "UTC"]),
+    start=st.datetimes(min_value=datetime(2026, 2, 25), max_value=datetime(2026, 12, 1)),
+)
+@example("30", "*", "*", "*", "*", LORD_HOWE, datetime(2026, 4, 4, 13, 0))
+def test_wall_clock_text_gives_exactly_the_minutes_that_match(
+    minute: str, hour: str, day: str, month: str, weekday: str, zone: str, start: datetime
+) -> None:
+    after = start.replace(tzinfo=UTC, second=0, microsecond=0)
+    until = after + timedelta(days=3)
+    schedule = parse(f"{minute} {hour} {day} {month} {weekday}", zone)
+
+    found = []
+    instant = schedule.next_after(after)
+    while instant is not None and instant <= until:
+        found.append(instant)
+        instant = schedule.next_after(instant)
+
+    def values(word: str, first: int, last: int) -> set[int]:
+        word = word.replace("mon-wed", "1-3")
+        chosen: set[int] = set()
+        for part in word.split(","):
+            span, _, step = part.partition("/")
+            low, _, high = (f"{first}-{last}" if span == "*" else span).partition("-")
+            chosen |= set(range(int(low), int(high or low) + 1, int(step or 1)))
+        return chosen
+
+    minutes, hours = values(minute, 0, 59), values(hour, 0, 23)
+    days, months = values(day, 1, 31), values(month, 1, 12)
+    weekdays = {number % 7 for number in values(weekday, 0, 6)}
+    expected = []
+    instant = after + timedelta(minutes=1)
+    while instant <= until:
+        local = instant.astimezone(ZoneInfo(zone))
+        in_month, in_week = local.day in days, local.isoweekday() % 7 in weekdays
+        starred = day.startswith("*") or weekday.startswith("*")
+        in_day = (in_month and in_week) if starred else (in_month or in_week)
+        if local.minute in minutes and local.hour in hours and local.month in months and in_day:
+            expected.append(instant)
+        instant += timedelta(minutes=1)
+    assert found == expected
+
+
+@pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, LORD_HOWE, "America/Havana"])
+@pytest.mark.parametrize("text", ["0 0 * * *", "30 1 * * *", "15 2 * * *", "45 23 * * *"])
+def test_a_fixed_time_comes_once_on_every_day_of_the_year(text: str, zone: str) -> None:
+    schedule = parse(text, zone)
+    first = utc("2026-01-01 12:00")
+
+    found = upcoming(schedule, first, 365)
+
+    gaps = {later - earlier for earlier, later in pairwise(found)}
+    assert gaps <= {timedelta(hours=24) + timedelta(minutes=m) for m in (-60, -30, 0, 30, 60)}
+    assert found[-1] - found[0] == timedelta(days=364)
+
+
+WRONG = {
+    "": "has 0 fields",
+    "* * * *": "has 4 fields",
+    "0 0 3 * * *": "has 6 fields",
+    "60 * * * *": "outside 0-59",
+    "0 24 * * *": "outside 0-23",
+    "0 0 0 * *": "outside 1-31",
+    "0 0 * 13 *": "outside 1-12",
+    "0 0 * * 8": "outside 0-7",
+    "5/15 * * * *": "a step without a range",
+    "*/0 * * * *": "a step that is not a number",
+    "*/x * * * *": "a step that is not a number",
+    "0 0 * * 5#2": "nth weekday",
+    "0 0 L * *": "last day",
+    "0 0 15W * *": "nearest weekday",
+    "0 0 ? * *": "is not crontab's",
+    "30-10 * * * *": "runs backwards",
+    "0 0 * * fri-mon": "runs backwards",
+    "0 0 30 2 *": "never comes",
+    "0 0 31 4,6 *": "never comes",
+    "a * * * *": "is not understood",
+    "1,,2 * * * *": "is not understood",
+    "-5 * * * *": "is not understood",
+    "٣ * * * *": "is not understood",
+    "@reboot": "is not a time",
+    "@fortnightly": "is not known",
+    "every": "is not understood",
+    "every 0s": "is not understood",
+    "every 15": "is not understood",
+    "every 15 fortnights": "is no unit",
+    "every -5m": "is not understood",
+    "every 1.5h": "is not understood",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong_text_says_what_is_wrong(text: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        parse(text)
+
+    assert WRONG[text] in caught.value.message
+    assert f'"{text}"' in caught.value.message
+
+
+@pytest.mark.parametrize(("schedule", "kind"), [(15, "int"), (None, "NoneType"), ({}, "dict")])
+def test_what_is_no_schedule_says_what_one_is(schedule: object, kind: str) -> None:
+    with pytest.raises(ScheduleError, match=f"cannot be a {kind}"):
+        parse(schedule)
+
+
+def test_an_empty_list_is_no_schedule() -> None:
+    with pytest.raises(ScheduleError, match="empty"):
+        parse([])
+
+
+def test_a_backward_range_says_how_to_write_it() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        parse("0 0 * * fri-mon")
+
+    hint = caught.value.hint or ""
+    assert hint == 'write "fri-sat,sun-mon"'
+    assert instants("0 0 * * fri-sat,sun-mon", "UTC", "2026-11-22 00:00", 1) == ["2026-11-23 00:00"]
+
+
+@pytest.mark.parametrize(
+    ("zone", "name"),
+    [
+        (None, "UTC"),
+        ("UTC", "UTC"),
+        (pytz.utc, "UTC"),
+        (UTC, "UTC"),
+        (BERLIN, BERLIN),
+        (ZoneInfo(BERLIN), BERLIN),
+        (pytz.timezone(BERLIN), BERLIN),
+        (pytz.FixedOffset(90), "UTC+01:30"),
+        (timezone(timedelta(hours=2)), "UTC+02:00"),
+    ],
+    ids=str,
+)
+def test_a_time_zone_may_be_a_name_zoneinfo_or_pytz(zone: object, name: str) -> None:
+    assert zone_name(parse_timezone(zone)) == name
+
+
+@pytest.mark.parametrize("zone", [pytz.timezone(BERLIN), ZoneInfo(BERLIN), BERLIN], ids=repr)
+def test_every_kind_of_zone_gives_the_same_instants(zone: tzinfo) -> None:
+    assert instants("0 3 * * *", zone, "2026-11-22 12:00", 1) == ["2026-11-23 02:00"]
+
+
+def test_a_fixed_offset_of_pytz_works() -> None:
+    assert instants("0 3 * * *", pytz.FixedOffset(90), "2026-11-22 12:00", 1) == [
+        "2026-11-23 01:30"
+    ]
+
+
+def test_a_mistyped_zone_names_the_one_that_was_meant() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        parse_timezone("Europe/Berlim")
+
+    assert 'no time zone "Europe/Berlim"' in caught.value.message
+    assert BERLIN in (caught.value.hint or "")
+
+
+def test_a_zone_is_found_where_the_system_has_no_zone_files() -> None:
+    program = (
+        "import zoneinfo; zoneinfo.reset_tzpath(['/nonexistent'])\n"
+        "import sys; sys.modules['tzdata'] = None\n"
+        "from fsa_cli.schedules import parse_timezone\n"
+        "from datetime import datetime\n"
+        "print(datetime(2026, 7, 1, tzinfo=parse_timezone('Europe/Berlin')).utcoffset())\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "2:00:00\n"
+
+
+def test_an_interval_trigger_counts_from_1970_in_every_process() -> None:
+    assert instants(IntervalTrigger(minutes=15, timezone=UTC), None, "2026-11-22 12:07", 2) == [
+        "2026-11-22 12:15",
+        "2026-11-22 12:30",
+    ]
+
+
+def test_an_interval_trigger_with_a_start_of_its_own_keeps_it() -> None:
+    trigger = IntervalTrigger(hours=24, start_date="2026-01-01 03:00:00", timezone=UTC)
+
+    assert instants(trigger, None, "2026-11-22 12:00", 1) == ["2026-11-23 03:00"]
+
+
+def test_reading_a_trigger_leaves_the_trigger_as_it_was() -> None:
+    trigger = IntervalTrigger(minutes=15, timezone=UTC)
+    start = trigger.start_date
+
+    parse(trigger)
+
+    assert trigger.start_date == start
+
+
+def test_a_cron_trigger_keeps_apschedulers_meaning() -> None:
+    trigger = CronTrigger(day_of_week=0, hour=4, timezone=BERLIN)
+
+    assert instants(trigger, "UTC", "2026-11-22 12:00", 1) == ["2026-11-23 03:00"]
+    assert zone_name(parse(trigger, "UTC").timezone) == BERLIN
+
+
+def test_a_cron_trigger_does_not_stick_in_the_repeated_hour() -> None:
+    trigger = CronTrigger(minute="*/30", timezone=BERLIN)
+
+    found = instants(trigger, None, "2026-10-24 23:45", 5)
+
+    assert found == [f"2026-10-25 {t}" for t in ("00:00", "00:30", "01:00", "01:30", "02:00")]
+
+
+def test_a_date_trigger_comes_once() -> None:
+    trigger = DateTrigger("2026-11-23 12:00:00", timezone=UTC)
+
+    assert instants(trigger, None, "2026-11-22 12:00", 3) == ["2026-11-23 12:00"]
+    assert instants(trigger, None, "2026-11-23 12:00", 3) == []
+
+
+def test_a_calendar_trigger_goes_on_from_its_start() -> None:
+    trigger = CalendarIntervalTrigger(days=2, hour=5, start_date="2026-11-01", timezone=UTC)
+
+    assert instants(trigger, None, "2026-11-22 12:00", 2) == [
+        "2026-11-23 05:00",
+        "2026-11-25 05:00",
+    ]
+
+
+def test_an_or_trigger_is_any_of_its_parts() -> None:
+    trigger = OrTrigger(
+        [DateTrigger("2026-11-01 00:00:00", timezone=UTC), IntervalTrigger(hours=1, timezone=UTC)]
+    )
+
+    assert instants(trigger, None, "2026-11-22 12:30", 2) == [
+        "2026-11-22 13:00",
+        "2026-11-22 14:00",
+    ]
+
+
+def test_jitter_in_a_trigger_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="jitter"):
+        parse(IntervalTrigger(hours=1, jitter=10, timezone=UTC))
+
+
+def test_text_is_read_without_apscheduler() -> None:
+    program = (
+        "import sys\n"
+        "from fsa_cli.schedules import parse\n"
+        "parse('0 3 * * *', 'Europe/Berlin'); parse('every 15m')\n"
+        "print([name for name in sys.modules if name.startswith('apscheduler')])\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "[]\n"
