@@ -1,0 +1,241 @@
+"""Tasks: functions that `fsa` can run, by hand or on a schedule.
+
+    @task(schedule="0 3 * * *")
+    def count_users(active: bool = True) -> int: ...
+
+Importing this module imports none of typer, rich and apscheduler: an app may have tasks without
+paying for the tool that runs them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from fsa_cli.exceptions import DuplicateTask, TaskDefinitionError
+
+__all__ = ["Registry", "Task", "TaskFunction", "registry", "task"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+# `fsa runs show` and `fsa runs retry` take a run, `fsa runs NAME` a task.
+_RESERVED = frozenset({"show", "retry"})
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,189}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """A function and how it is to be run.
+
+    Attributes:
+        name: What `fsa run-task NAME` calls it; the function's name unless told otherwise.
+        function: The user's function, as it was written.
+        schedule: Cron text, "every 15m", "@daily", an APScheduler trigger, or several of them. Kept
+            as it was given: what needs it reads it with `fsa_cli.schedules.parse`.
+        timezone: A name, or a zoneinfo or pytz zone; None is UTC.
+        args: The arguments of scheduled runs.
+        timeout_s: How long a run may take. An async task is cancelled then; what happens to a sync
+            one is told in `fsa_cli.runner`. None: for ever.
+        commit: Whether a run that returns normally commits. False leaves it to the function.
+        database: The name of the `Database` whose scope a run is given; None is the app's `db`.
+        tags: Words to choose tasks by.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    schedule: object = None
+    timezone: object = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = None
+    commit: bool = True
+    database: str | None = None
+    tags: frozenset[str] = frozenset()
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(inspect.unwrap(self.function))
+
+    @property
+    def description(self) -> str:
+        """The whole docstring, without its indentation; empty without one."""
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first paragraph as one line; empty without a docstring."""
+        return " ".join(self.description.split("\n\n")[0].split())
+
+    @property
+    def file(self) -> str:
+        code: Any = getattr(inspect.unwrap(self.function), "__code__", None)
+        return code.co_filename if code else "<unknown>"
+
+    @property
+    def line(self) -> int:
+        code: Any = getattr(inspect.unwrap(self.function), "__code__", None)
+        return code.co_firstlineno if code else 0
+
+    @property
+    def place(self) -> str:
+        """Where it was written: `file:line`, relative to the current directory if inside it."""
+        path = Path(self.file)
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.line}"
+
+
+class TaskFunction(Protocol[P, R_co]):
+    """What `@task` gives back: the same function, with its Task at hand."""
+
+    __name__: str
+    __qualname__: str
+    task: Task
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+class Registry:
+    """The tasks of this process by name, in the order in which they were defined."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task] = {}
+        self._executions: dict[str, object] = {}
+
+    def add(self, task: Task) -> None:
+        """Add *task*.
+
+        A module that is imported once more (reloaded, or under a second name) defines its tasks
+        again; the new one takes the old one's place.
+
+        Raises:
+            DuplicateTask: another function has that name already.
+        """
+        execution = _module_execution(task)
+        known = self._tasks.get(task.name)
+        if known is not None and not (
+            _origin(known) == _origin(task)
+            and (known.line == task.line or self._executions[task.name] is not execution)
+        ):
+            raise DuplicateTask(
+                f"two tasks are named {task.name!r}: {known.place} and {task.place}",
+                hint='give one of them another name: @task(name="...")',
+            )
+        self._tasks[task.name] = task
+        self._executions[task.name] = execution
+
+    def get(self, name: str) -> Task | None:
+        return self._tasks.get(name)
+
+    def clear(self) -> None:
+        """Forget every task; for tests."""
+        self._tasks.clear()
+        self._executions.clear()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(tuple(self._tasks.values()))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+registry = Registry()
+
+
+def _origin(task: Task) -> tuple[str, str]:
+    function = inspect.unwrap(task.function)
+    return task.file, getattr(function, "__qualname__", task.name)
+
+
+def _module_execution(task: Task) -> object:
+    """The module's spec, which is a new object each time its body is executed.
+
+    It tells a reloaded module from one that defines a function twice: in both, file and name agree.
+    """
+    return getattr(inspect.unwrap(task.function), "__globals__", {}).get("__spec__")
+
+
+@overload
+def task(function: Callable[P, R], /) -> TaskFunction[P, R]: ...
+
+
+@overload
+def task(
+    *,
+    name: str | None = None,
+    schedule: object = None,
+    timezone: object = None,
+    args: Mapping[str, Any] | None = None,
+    timeout_s: float | None = None,
+    commit: bool = True,
+    database: str | None = None,
+    tags: Sequence[str] = (),
+) -> Callable[[Callable[P, R]], TaskFunction[P, R]]: ...
+
+
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """Register a function as a task and return it, with its Task as `.task`.
+
+    The options are the attributes of `Task`. The function can still be called as before; only what
+    `fsa` runs gets a session of its own.
+
+    Raises:
+        TaskDefinitionError: a name that cannot be used, a generator function, a bad time-out.
+        DuplicateTask: another function has that name already.
+    """
+
+    def register(function: Callable[P, R]) -> TaskFunction[P, R]:
+        made = Task(
+            name=getattr(function, "__name__", "") if name is None else name,
+            function=function,
+            args=dict(args or {}),
+            tags=frozenset([tags] if isinstance(tags, str) else tags),
+            **options,
+        )
+        _check(made)
+        registry.add(made)
+        decorated = cast(TaskFunction[P, R], function)
+        decorated.task = made
+        return decorated
+
+    return register if function is None else register(function)
+
+
+def _check(task: Task) -> None:
+    function = inspect.unwrap(task.function)
+
+    def wrong(reason: str, hint: str | None = None) -> TaskDefinitionError:
+        return TaskDefinitionError(f"task {task.name!r} ({task.place}) {reason}", hint=hint)
+
+    if not callable(function):
+        raise TaskDefinitionError(
+            f"@task was given {function!r}, which is not a function",
+            hint="write @task, or @task(name=...) with named options",
+        )
+    if task.name in _RESERVED:
+        raise wrong("has a name that `fsa runs` uses", 'give it another: @task(name="...")')
+    if not _NAME.fullmatch(task.name):
+        raise wrong(
+            "cannot have this name",
+            "letters, digits, _, - and ., beginning with a letter, at most 190",
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise wrong("is a generator function: calling it runs nothing", "return instead of yield")
+    if task.timeout_s is not None and not task.timeout_s > 0:
+        raise wrong(f"has timeout_s={task.timeout_s}", "seconds, more than 0; None for no limit")
