@@ -7,11 +7,12 @@ def count(context: typer.Context) -> None:
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from fsa_cli.exceptions import UsageError
 from fsa_cli.output import Output
 from fsa_cli.settings import Flags, Settings, read
 
@@ -20,31 +21,64 @@ if TYPE_CHECKING:
 
     from fsa_cli.loader import LoadedApp
 
+#: The spellings of the common flags, and the field of `Flags` that each sets.
+SPELLINGS = {
+    "-A": "app",
+    "--app": "app",
+    "--env-file": "env_file",
+    "-d": "database",
+    "--database": "database",
+    "--env": "env",
+    "-v": "verbose",
+    "--verbose": "verbose",
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "--json": "json",
+    "--no-color": "no_color",
+    "-y": "yes",
+    "--yes": "yes",
+    "--traceback": "traceback",
+}
+_VALUED = {"app", "env_file", "database", "env"}
 
-@dataclass
+
 class Fsa:
     """One call of `fsa`. Nothing is read or imported before it is asked for."""
 
-    flags: Flags = field(default_factory=Flags)
-    _loaded: LoadedApp | None = None
+    def __init__(self, flags: Flags | None = None) -> None:
+        self._flags = flags or Flags()
+        self._output: Output | None = None
+        self._settings: Settings | None = None
+        self._loaded: LoadedApp | None = None
 
     @classmethod
     def of(cls, context: typer.Context) -> Fsa:
-        return cast(Fsa, context.obj)
+        """The one that *context*'s command was called with."""
+        fsa: Fsa = context.obj
+        return fsa
+
+    @property
+    def flags(self) -> Flags:
+        return self._flags
 
     @property
     def output(self) -> Output:
-        return Output(
-            json=bool(self.flags.json),
-            quiet=bool(self.flags.quiet),
-            verbose=self.flags.verbose or 0,
-            color=False if self.flags.no_color else None,
-            traceback=bool(self.flags.traceback),
-        )
+        if self._output is None:
+            self._output = Output(
+                json=bool(self._flags.json),
+                quiet=bool(self._flags.quiet),
+                verbose=self._flags.verbose or 0,
+                color=False if self._flags.no_color else None,
+                traceback=bool(self._flags.traceback),
+            )
+        return self._output
 
-    @cached_property
+    @property
     def settings(self) -> Settings:
-        return read(self.flags)
+        """Raises ConfigurationError where a setting is wrong."""
+        if self._settings is None:
+            self._settings = read(self._flags)
+        return self._settings
 
     def load(self) -> LoadedApp:
         """The app, imported on the first call; `db` is configured and the tasks are registered.
@@ -53,13 +87,44 @@ class Fsa:
             AppLoadError: It was not found, or failed while it was imported.
             ConfigurationError: A setting is wrong.
         """
-        from fsa_cli import loader
-
         if self._loaded is None:
+            from fsa_cli import loader
+
             self._loaded = loader.load(self.settings)
-            self.output.detail(f"app {self._loaded.target}, {self._loaded.found}")
+            self.output.detail(f"app {self._loaded.target}, found by {self._loaded.found}")
         return self._loaded
 
-    @staticmethod
-    def variable(option: str) -> str:
-        return os.environ.get(f"FSA_{option.upper()}", "")
+    def set(self, **flags: Any) -> None:
+        """Give flags a new value; what was derived from the old ones is forgotten."""
+        self._flags = replace(self._flags, **flags)
+        self._output = self._settings = self._loaded = None
+
+
+def split_flags(words: Sequence[str], *, but: Collection[str] = ()) -> tuple[Flags, list[str]]:
+    """The common flags among *words*, and the words that are left.
+
+    For commands whose words belong to someone else: `fsa run-task NAME WORDS`. Everything after
+    `--` is left as it is, without the `--`.
+
+    Args:
+        but: Fields of `Flags` that are not meant here, such as `{"json"}`.
+    """
+    found: dict[str, Any] = {}
+    rest: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            return Flags(**found), rest + waiting
+        spelling, equals, value = word.partition("=")
+        name = SPELLINGS.get(spelling)
+        if name is None or name in but or (equals and name not in _VALUED):
+            rest.append(word)
+        elif name in _VALUED:
+            if not equals and not waiting:
+                raise UsageError(f"{word} needs a value")
+            text = value if equals else waiting.pop(0)
+            found[name] = Path(text) if name == "env_file" else text
+        else:
+            found[name] = found.get(name, 0) + 1 if name == "verbose" else True
+    return Flags(**found), rest
