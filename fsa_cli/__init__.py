@@ -3,7 +3,22 @@
 In an app: `from fsa_cli import task, TaskContext`. The tool itself is the command `fsa`.
 """
 
-from fsa_cli.context import Progress, TaskContext
-from fsa_cli.tasks import Task, task
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fsa_cli.context import Progress, TaskContext
+    from fsa_cli.tasks import Task, task
 
 __all__ = ["Progress", "Task", "TaskContext", "task"]
+
+_HOMES = {"Progress": "context", "Task": "tasks", "TaskContext": "context", "task": "tasks"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: `fsa --version` and `fsa health live` need none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
