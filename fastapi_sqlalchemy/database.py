@@ -1,0 +1,377 @@
+"""`Database`, the class of `db`: configuring it, and opening sessions with it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Coroutine, Mapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
+
+from .binding import Binding, Options
+from .discovery import find_unbuilt
+from .exceptions import MissingSessionError, SandboxError
+from .sandbox import Sandbox
+from .scope import Scope
+
+__all__ = ["Database", "DatabaseContext"]
+
+T = TypeVar("T")
+
+
+class Database:
+    """Sessions for whatever code is running: a request, a task, a thread, a script.
+
+    Inside a request of an app with `DBSessionMiddleware`, and inside `with db():` or
+    `async with db():`, `db.session` and `db.async_session` are that scope's sessions.
+
+    Args:
+        name: what `fsa --database` and messages call it. The global `db` is named `default`.
+    """
+
+    def __init__(self, name: str = "default") -> None:
+        self.name = name
+        self._scope: ContextVar[Scope | None] = ContextVar(
+            f"fastapi_sqlalchemy:{name}", default=None
+        )
+        self._lock = threading.RLock()
+        self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
+        self._in_memory: list[Binding] = []
+        self._current: Binding | None = None
+        self._configured: Binding | None = None
+        self._defaults: tuple[bool, int | None] = (False, 400)
+        self._sandbox: Sandbox | None = None
+
+    def __repr__(self) -> str:
+        url = self.url.render_as_string() if self.url else "not configured"
+        return f"<Database {self.name!r}: {url}>"
+
+    # -- configuring ---------------------------------------------------------------------------
+
+    def configure(
+        self,
+        db_url: str | URL | None = None,
+        custom_engine: Engine | AsyncEngine | None = None,
+        engine_args: Mapping[str, Any] | None = None,
+        session_args: Mapping[str, Any] | None = None,
+        commit_on_exit: bool = False,
+        *,
+        async_db_url: str | URL | None = None,
+        custom_async_engine: AsyncEngine | None = None,
+        async_engine_args: Mapping[str, Any] | None = None,
+        async_session_args: Mapping[str, Any] | None = None,
+        rollback_from_status: int | None = 400,
+    ) -> None:
+        """Say which database to use, without an app. Nothing connects before it is used.
+
+        From one URL both sides follow, where the pair of drivers is known. Configuring again
+        disposes the engines that an earlier call made, unless a middleware uses them.
+
+        Args:
+            db_url: the database; for the async side too, unless `async_db_url` says otherwise.
+            custom_engine: an engine of your own (`Engine` or `AsyncEngine`), never disposed here.
+            engine_args: for `create_engine()`, and for `create_async_engine()` as far as they suit.
+            session_args: for `Session` and `AsyncSession`; `class_` goes to the side it subclasses.
+            commit_on_exit: what a `DBSessionMiddleware` without arguments of its own does. A
+                `db()` block has its own.
+            async_db_url: the async side's URL, where it is another.
+            custom_async_engine: an `AsyncEngine` of your own, never disposed here.
+            async_engine_args: for `create_async_engine()` only.
+            async_session_args: for `AsyncSession` only.
+            rollback_from_status: with `commit_on_exit`, the lowest status that rolls back; None:
+                only an exception does.
+
+        Raises:
+            ValueError: neither a URL nor an engine was given.
+        """
+        options = Options.of(
+            db_url,
+            custom_engine,
+            engine_args,
+            session_args,
+            async_db_url,
+            custom_async_engine,
+            async_engine_args,
+            async_session_args,
+        )
+        with self._lock:
+            earlier, binding = self._configured, self._bind(options)
+            self._configured = self._current = binding
+            self._defaults = (commit_on_exit, rollback_from_status)
+        if earlier is not None and earlier is not binding and not earlier.holders:
+            self._forget(earlier)
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether it knows its database: from `configure()` or from a middleware."""
+        return self._current is not None
+
+    @property
+    def url(self) -> URL | None:
+        """The database's URL as it was given; None if nothing is configured."""
+        binding = self._here()
+        return binding.url if binding is not None else None
+
+    @property
+    def engine(self) -> Engine:
+        """The sync engine, made on first use.
+
+        Raises:
+            SessionNotInitialisedError: nothing is configured.
+            ConfigurationError: there is no sync side; `MissingDriverError`: it cannot be imported.
+        """
+        return self._binding().engines.sync
+
+    @property
+    def async_engine(self) -> AsyncEngine:
+        """The async engine of the running event loop, made on first use; it ends with the loop.
+
+        Raises: as `engine`, and RuntimeError where no event loop runs.
+        """
+        return self._binding().engines.asynchronous
+
+    def dispose(self) -> None:
+        """Close the idle sync connections of every binding, and end in-memory databases.
+
+        Engines stay usable. Custom engines are left alone.
+        """
+        for binding in list(self._bindings):
+            binding.engines.dispose()
+        self._in_memory.clear()
+
+    async def adispose(self) -> None:
+        """As `dispose`, with the async connections of the running event loop."""
+        for binding in list(self._bindings):
+            await binding.engines.adispose()
+        self._in_memory.clear()
+
+    def pool_status(self) -> dict[str, dict[str, int]]:
+        """How many connections the pools hold now, by side (`sync`, `async`).
+
+        For each engine that exists: `size` (kept open at most), `checked_in` (idle), `checked_out`
+        (in use) and `overflow` (open beyond `size`). Pools that do not queue are left out.
+        """
+        status: dict[str, dict[str, int]] = {}
+        for side, engine in self._binding().engines.made().items():
+            pool = engine.pool
+            if isinstance(pool, QueuePool):
+                status[side] = {
+                    "size": pool.size(),
+                    "checked_in": pool.checkedin(),
+                    "checked_out": pool.checkedout(),
+                    "overflow": max(pool.overflow(), 0),
+                }
+        return status
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Session:
+        """The `Session` of the current scope.
+
+        Raises:
+            SessionNotInitialisedError: nothing is configured.
+            MissingSessionError: no scope is open here.
+        """
+        scope = self._scope.get()
+        if scope is None:
+            raise self._missing()
+        return scope.session
+
+    @property
+    def async_session(self) -> AsyncSession:
+        """The `AsyncSession` of the current scope; otherwise as `session`."""
+        scope = self._scope.get()
+        if scope is None:
+            raise self._missing()
+        return scope.async_session
+
+    def __call__(
+        self, session_args: Mapping[str, Any] | None = None, commit_on_exit: bool = False
+    ) -> DatabaseContext:
+        """A context manager that opens sessions, for `with` and `async with`; both give `db`.
+
+        A block inside a block, or inside a request, has sessions of its own.
+
+        Args:
+            session_args: for this block's sessions, over the configured ones.
+            commit_on_exit: commit when the block ends normally. Else what is not committed is
+                rolled back.
+        """
+        return DatabaseContext(self, session_args, commit_on_exit)
+
+    async def gather(
+        self, *coroutines: Coroutine[Any, Any, T], limit: int = 5, commit_on_exit: bool = False
+    ) -> list[T]:
+        """Run `coroutines` side by side, each in a scope of its own, and return their results.
+
+        One `AsyncSession` serves one task at a time, so `asyncio.gather` over a shared one fails.
+        The first failure cancels the others, is raised when all have ended, and each scope that had
+        not ended by then is rolled back.
+
+        Args:
+            limit: how many run at a time. With the caller's, that takes `limit` + 1 connections.
+                Inside a sandbox it is 1.
+            commit_on_exit: commit each scope when its coroutine returns.
+        """
+        running = asyncio.Semaphore(1 if self._sandbox is not None else limit)
+
+        async def run(coroutine: Coroutine[Any, Any, T]) -> T:
+            async with running, self(commit_on_exit=commit_on_exit):
+                return await coroutine
+
+        tasks = [asyncio.create_task(run(coroutine)) for coroutine in coroutines]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for coroutine in coroutines:
+                coroutine.close()
+
+    def sandbox(self) -> Sandbox:
+        """A context manager: everything inside, commits included, is rolled back at its end."""
+        return Sandbox(self)
+
+    # -- used by the middleware ----------------------------------------------------------------
+
+    def _bind(self, options: Options) -> Binding:
+        """The binding of `options`: one that exists and means the same, or a new one."""
+        with self._lock:
+            for binding in self._bindings:
+                if binding.options.matches(options):
+                    return binding
+            binding = Binding(options)
+            binding.sandbox = self._sandbox
+            self._bindings.add(binding)
+            if binding.engines.in_memory:
+                # Its tables live as long as it does, and somebody may come back to them.
+                self._in_memory.append(binding)
+            return binding
+
+    def _forget(self, binding: Binding) -> None:
+        with self._lock:
+            self._bindings.discard(binding)
+            if binding in self._in_memory:
+                self._in_memory.remove(binding)
+        binding.engines.dispose()
+
+    def _adopt(self, options: Options) -> Binding:
+        """The binding of `options`, which from now on serves outside requests.
+
+        Not where a request is being served: the middleware of a mounted sub-app is built by its
+        first request, and must not move the tasks of the app around it to another database.
+        """
+        binding = self._bind(options)
+        if self._scope.get() is None:
+            self._current = binding
+        return binding
+
+    def _here(self) -> Binding | None:
+        """The binding that serves this code: the enclosing scope's, else the last configured one.
+
+        A scope's also after it has ended: a background task goes on in its request's database.
+        """
+        scope = self._scope.get()
+        return scope.binding if scope is not None else self._current
+
+    def _binding(self) -> Binding:
+        binding = self._here()
+        if binding is not None:
+            return binding
+        return self._adopt(find_unbuilt(self))
+
+    def _set_sandbox(self, sandbox: Sandbox | None) -> None:
+        with self._lock:
+            if sandbox is not None and self._sandbox is not None:
+                raise SandboxError("A sandbox is open already, and they do not nest.")
+            self._sandbox = sandbox
+            for binding in self._bindings:
+                binding.sandbox = sandbox
+
+    def _missing(self) -> Exception:
+        self._binding()
+        return MissingSessionError()
+
+    def _enter(self, scope: Scope) -> None:
+        self._scope.set(scope)
+
+    def _leave(self, scope: Scope) -> None:
+        """Make the scope around `scope` the current one again.
+
+        Without a token: this may be another context than the one that entered (a sync `yield`
+        dependency is left in another one), and blocks may end in another order than they began.
+        """
+        if self._scope.get() is not scope:
+            return
+        outer = scope.outer
+        while outer is not None and outer.ended:
+            outer = outer.outer
+        self._scope.set(outer)
+
+
+class DatabaseContext:
+    """What `db()` returns. May be entered again, also while it is open."""
+
+    __slots__ = ("_commit_on_exit", "_database", "_scopes", "_session_args")
+
+    def __init__(
+        self, database: Database, session_args: Mapping[str, Any] | None, commit_on_exit: bool
+    ) -> None:
+        self._database = database
+        self._session_args = session_args
+        self._commit_on_exit = commit_on_exit
+        self._scopes: list[Scope] = []
+
+    def __enter__(self) -> Database:
+        self._open(asynchronous=False)
+        return self._database
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._scopes:
+            return
+        scope = self._scopes.pop()
+        try:
+            scope.end(commit=self._commit_on_exit and exc_type is None)
+        finally:
+            self._database._leave(scope)
+
+    async def __aenter__(self) -> Database:
+        self._open(asynchronous=True)
+        return self._database
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._scopes:
+            return
+        scope = self._scopes.pop()
+        try:
+            await scope.aend(commit=self._commit_on_exit and exc_type is None)
+        finally:
+            self._database._leave(scope)
+
+    def _open(self, *, asynchronous: bool) -> None:
+        database = self._database
+        outer = database._scope.get()
+        scope = Scope(
+            database._binding(), outer, asynchronous=asynchronous, session_args=self._session_args
+        )
+        self._scopes.append(scope)
+        database._enter(scope)

@@ -1,0 +1,94 @@
+"""Work that must be waited for, whatever is cancelled meanwhile: COMMIT, ROLLBACK, close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from . import forks
+
+__all__ = ["in_default_thread", "in_thread", "wait_out"]
+
+logger = logging.getLogger("fastapi_sqlalchemy")
+
+#: Threads of our own. In the default limiter the endings would queue behind endpoints that wait for
+#: the very connections that the endings give back (https://github.com/fastapi/fastapi/issues/3205).
+MAX_THREADS = 128
+
+
+class _Threads:
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        forks.forget_after_fork(self)
+
+    def submit(self, work: Callable[[], None]) -> asyncio.Future[None]:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(MAX_THREADS, "fastapi_sqlalchemy")
+        context = contextvars.copy_context()
+        return asyncio.get_running_loop().run_in_executor(self._executor, context.run, work)
+
+    def after_fork(self) -> None:
+        forks.abandon(self._executor)
+        self._executor = None
+
+
+_threads = _Threads()
+_unfinished: set[asyncio.Future[Any]] = set()
+
+
+def in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+    """Run `work`, which holds a connection, in a thread that no endpoint can be holding."""
+    return _threads.submit(work)
+
+
+def in_default_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+    """Run `work`, which holds no connection yet and may wait for one, where endpoints wait too.
+
+    In threads of our own it could keep those that hold a connection from giving it back.
+    """
+    return asyncio.create_task(anyio.to_thread.run_sync(work))
+
+
+async def wait_out(future: asyncio.Future[None], timeout_s: float | None = None) -> bool:
+    """Wait until `future` is done, at most `timeout_s`; True if it is. Its exception is raised.
+
+    anyio's shield does not stop `Task.cancel()` (asyncio.timeout, TaskGroup), and without it anyio
+    cancels again and again. So both: a cancellation that arrives meanwhile is raised afterwards.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not future.done():
+            left_s = None if deadline is None else deadline - loop.time()
+            if left_s is not None and left_s <= 0:
+                break
+            try:
+                await asyncio.wait((future,), timeout=left_s)
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    if not future.done():
+        # The loop keeps weak references to its tasks only.
+        _unfinished.add(future)
+        future.add_done_callback(_forget)
+    elif cancelled is not None and not future.cancelled() and (error := future.exception()):
+        logger.error("Failed while the request was being cancelled", exc_info=error)
+    if cancelled is not None:
+        raise cancelled
+    if not future.done():
+        return False
+    future.result()
+    return True
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    _unfinished.discard(future)
+    if not future.cancelled():
+        future.exception()

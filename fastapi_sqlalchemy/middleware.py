@@ -1,0 +1,321 @@
+"""`DBSessionMiddleware`, and the global `db`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as ASGIScope
+
+from .binding import Options
+from .database import Database
+from .requests import RequestScope
+
+__all__ = ["DBSession", "DBSessionMeta", "DBSessionMiddleware", "db"]
+
+logger = logging.getLogger("fastapi_sqlalchemy")
+
+#: The one `db` of most apps. Made by importing this module, so that a test suite which deletes it
+#: from `sys.modules` starts anew.
+db = Database()
+
+# The names of 0.2.1.
+DBSession = db
+DBSessionMeta = Database
+
+
+class DBSessionMiddleware:
+    """Give every request a scope: any code that it runs reaches its session as `db.session`.
+
+    With `commit_on_exit`, a response below `rollback_from_status` is sent only once the COMMIT has
+    succeeded; a failed one is answered by the app's own handler for that exception, else with 500.
+    From that status on, and when an exception is raised, the request is rolled back. Without
+    `commit_on_exit`, what the request did not commit itself is rolled back at its end.
+
+    The session stays usable after the response has begun, for streams and background tasks. A
+    `text/event-stream` is committed at its end. A WebSocket has a scope too, which is rolled back
+    at its end.
+
+    Args:
+        app: the ASGI app.
+        db: the `Database` to serve, if not the global one.
+
+    The other arguments are those of `Database.configure`. Without a URL or an engine, the database
+    is the one that was configured there, and with it `commit_on_exit` and `rollback_from_status`
+    where they are left alone here.
+
+    Raises:
+        ValueError: neither a URL nor an engine was given, and nothing was configured.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        db_url: str | URL | None = None,
+        custom_engine: Engine | AsyncEngine | None = None,
+        engine_args: Mapping[str, Any] | None = None,
+        session_args: Mapping[str, Any] | None = None,
+        commit_on_exit: bool = False,
+        *,
+        async_db_url: str | URL | None = None,
+        custom_async_engine: AsyncEngine | None = None,
+        async_engine_args: Mapping[str, Any] | None = None,
+        async_session_args: Mapping[str, Any] | None = None,
+        rollback_from_status: int | None = 400,
+        db: Database | None = None,
+    ) -> None:
+        self.app = app
+        self.db = db if db is not None else _global_db()
+        self.commit_on_exit = commit_on_exit
+        self.rollback_from_status = rollback_from_status
+        configured = self.db._configured
+        named = db_url or custom_engine or async_db_url or custom_async_engine
+        if configured is not None and not named:
+            self.binding = configured
+            default_commit, default_status = self.db._defaults
+            self.commit_on_exit = commit_on_exit or default_commit
+            if rollback_from_status == 400:
+                self.rollback_from_status = default_status
+        else:
+            self.binding = self.db._adopt(
+                Options.of(
+                    db_url,
+                    custom_engine,
+                    engine_args,
+                    session_args,
+                    async_db_url,
+                    custom_async_engine,
+                    async_engine_args,
+                    async_session_args,
+                )
+            )
+        self.binding.holders.add(self)
+        self._warned: set[str] = set()
+
+    @classmethod
+    def configures(
+        cls, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Database, Options | None]:
+        """The `Database` that a middleware with these arguments serves, and its options.
+
+        None for options: the arguments name no database.
+        """
+        given = inspect.signature(cls).bind_partial(None, *args, **kwargs).arguments
+        database = given.get("db") or _global_db()
+        options = {name: given[name] for name in _OPTION_NAMES if given.get(name)}
+        if not any(name.endswith(("url", "engine")) for name in options):
+            return database, None
+        return database, Options.of(**options)
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve_http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._serve_websocket(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.binding.engines.close_idle()
+                await self.binding.engines.aclose_idle()
+        else:
+            await self.app(scope, receive, send)
+
+    async def _serve_http(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
+        request = RequestScope(self.binding, self.db._scope.get(), asgi, self._warned)
+        sandbox = self.binding.sandbox
+        if sandbox is not None:
+            async with sandbox.aturn(str(request)):
+                await self._serve_request(request, asgi, receive, send)
+        else:
+            await self._serve_request(request, asgi, receive, send)
+
+    async def _serve_request(
+        self, request: RequestScope, asgi: ASGIScope, receive: Receive, send: Send
+    ) -> None:
+        handlers = _Handlers(asgi)
+        failure: Exception | None = None
+        status: int | None = None
+        commit_at_end = returned = False
+
+        async def send_settled(message: Message) -> None:
+            nonlocal failure, status, commit_at_end
+            if status is None and message["type"] == "http.response.start":
+                commits = self._commits(message["status"])
+                if failure is not None and commits:
+                    raise _CommitFailed from failure
+                if self.commit_on_exit and request.used:
+                    if commits and _is_event_stream(message):
+                        commit_at_end = True
+                    else:
+                        try:
+                            await request.settle(commit=commits)
+                        except Exception as exc:
+                            failure = exc
+                            raise _CommitFailed from exc
+                status = message["status"]
+            await send(message)
+
+        self.db._enter(request)
+        try:
+            try:
+                await self.app(asgi, receive, send_settled)
+            except Exception:
+                if failure is None or status is not None:
+                    raise
+            if failure is not None and status is None:
+                await request.settle(commit=False)
+                await handlers.answer(failure, asgi, receive, send)
+            returned = True
+        finally:
+            if request.used:
+                if returned and not commit_at_end and self._commits(status or 200):
+                    request.warn_of_uncommitted()
+                try:
+                    await request.aend(commit=returned and commit_at_end)
+                except Exception:
+                    logger.exception("%s: the commit at the end of the stream failed", request)
+            else:
+                await request.aend(commit=False)
+            self.db._leave(request)
+
+    async def _serve_websocket(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
+        connection = RequestScope(self.binding, self.db._scope.get(), asgi, self._warned)
+        self.db._enter(connection)
+        try:
+            await self.app(asgi, receive, send)
+            connection.warn_of_uncommitted()
+        finally:
+            await connection.aend(commit=False)
+            self.db._leave(connection)
+
+    def _commits(self, status: int) -> bool:
+        return self.rollback_from_status is None or status < self.rollback_from_status
+
+
+class _CommitFailed(Exception):
+    """Carries a failed commit out of `send`.
+
+    The original could not: Starlette finds the app's handler for it, and then fails because it has
+    seen the response begin ("Caught handled exception, but response already started").
+    """
+
+
+class _Handlers:
+    """The exception handlers that a request passes on its way in.
+
+    Those of the innermost app are in the ASGI scope, where a mounted app overwrites its parent's:
+    what was there before, and our own app's, are kept here.
+    """
+
+    def __init__(self, asgi: ASGIScope) -> None:
+        self._outer = asgi.get("starlette.exception_handlers")
+        self._app = asgi.get("app")
+
+    async def answer(
+        self, failure: Exception, asgi: ASGIScope, receive: Receive, send: Send
+    ) -> None:
+        """Let the app's handler for `failure` answer; without one, `failure` is raised."""
+        handler = self._find(failure, asgi)
+        if handler is None:
+            raise failure
+        connection = Request(asgi, receive, send)
+        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            getattr(handler, "__call__", None)  # noqa: B004
+        ):
+            response = await handler(connection, failure)
+        else:
+            response = await run_in_threadpool(handler, connection, failure)
+        if response is not None:
+            await response(asgi, receive, send)
+
+    def _find(self, failure: Exception, asgi: ASGIScope) -> Callable[..., Any] | None:
+        own = getattr(self._app, "exception_handlers", {})
+        # A handler for Exception or 500 belongs to ServerErrorMiddleware, around all middlewares.
+        own = {key: handler for key, handler in own.items() if key not in (500, Exception)}
+        for by_class, by_status in (
+            asgi.get("starlette.exception_handlers", ({}, {})),
+            (own, own),
+            self._outer or ({}, {}),
+        ):
+            keys: tuple[Any, ...] = type(failure).__mro__
+            if isinstance(failure, HTTPException) and failure.status_code in by_status:
+                return by_status[failure.status_code]  # type: ignore[no-any-return]
+            for key in keys:
+                if key in by_class:
+                    return by_class[key]  # type: ignore[no-any-return]
+        return None
+
+
+_OPTION_NAMES = tuple(inspect.signature(Options.of).parameters)
+
+
+def _global_db() -> Database:
+    return db
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
+        for name, value in start.get("headers", ())
+    )
+
+
+def bind_app(app: Any, urls: Mapping[str, str] | None = None) -> dict[str, Database]:
+    """Configure every `Database` that the app's middlewares name, without building its stack.
+
+    Args:
+        app: a Starlette or FastAPI app.
+        urls: by `Database.name`, what replaces the URL that the app gave; also where its middleware
+            is built later.
+
+    Returns:
+        The databases by name.
+
+    Raises:
+        sqlalchemy.exc.ArgumentError: a URL cannot be parsed.
+    """
+    urls = urls or {}
+    bound: dict[str, Database] = {}
+    for entry in app.user_middleware:
+        if not (inspect.isclass(entry.cls) and issubclass(entry.cls, DBSessionMiddleware)):
+            continue
+        database, options = entry.cls.configures(entry.args, entry.kwargs)
+        if database.name in bound:
+            continue
+        url = urls.get(database.name)
+        if options is not None and url is not None:
+            options = options.with_url(url)
+            _replace_options(entry, options)
+        if options is not None:
+            database._adopt(options)
+        elif url is not None:
+            database.configure(db_url=url)
+        if database.is_configured:
+            bound[database.name] = database
+    if db.name not in bound and db.name in urls:
+        db.configure(db_url=urls[db.name])
+    if db.name not in bound and db.is_configured:
+        bound[db.name] = db
+    return bound
+
+
+def _replace_options(entry: Any, options: Options) -> None:
+    given = inspect.signature(entry.cls).bind_partial(None, *entry.args, **entry.kwargs).arguments
+    kept = {name: value for name, value in given.items() if name not in ("app", *_OPTION_NAMES)}
+    entry.args = ()
+    entry.kwargs = {
+        **kept,
+        "db_url": options.engine.db_url,
+        "engine_args": options.engine.engine_args,
+        "session_args": options.session_args,
+        "async_session_args": options.async_session_args,
+    }

@@ -1,0 +1,55 @@
+"""The scope of a request or a WebSocket: a scope that knows its route."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.types import Scope as ASGIScope
+
+from .binding import Binding
+from .scope import Scope
+
+__all__ = ["RequestScope"]
+
+logger = logging.getLogger("fastapi_sqlalchemy")
+
+
+class RequestScope(Scope):
+    """The sessions of one request. `warned` is where its middleware keeps what it warned about."""
+
+    __slots__ = ("_asgi", "_warned")
+
+    def __init__(
+        self, binding: Binding, outer: Scope | None, asgi: ASGIScope, warned: set[str]
+    ) -> None:
+        super().__init__(binding, outer, asynchronous=True)
+        self._asgi = asgi
+        self._warned = warned
+
+    def __str__(self) -> str:
+        route = getattr(self._asgi.get("route"), "path", None)
+        return f"{self._asgi.get('method', 'WebSocket')} {route or self._asgi['path']}"
+
+    @property
+    def is_websocket(self) -> bool:
+        """Whether it may stay open for hours, mostly idle."""
+        return bool(self._asgi["type"] == "websocket")
+
+    def warn_of_uncommitted(self) -> None:
+        """Log a warning if the end is about to roll something back that was written."""
+        if self.used and self.uncommitted:
+            logger.warning(
+                "%s wrote to the database without a commit: rolled back at the end of the request. "
+                "Call db.session.commit(), or pass commit_on_exit=True to DBSessionMiddleware.",
+                self,
+            )
+
+    def _on_loop_thread(self) -> None:
+        label = str(self)
+        if "route" in self._asgi and label not in self._warned:
+            self._warned.add(label)
+            logger.warning(
+                "%s uses db.session on the event loop's thread: every other request waits for its "
+                "queries. Write the route with `def`, or use db.async_session.",
+                label,
+            )

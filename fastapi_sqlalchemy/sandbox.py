@@ -1,0 +1,225 @@
+"""A sandbox: one connection per binding, everything on it rolled back at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
+
+from .exceptions import ConfigurationError, SandboxError
+
+if TYPE_CHECKING:
+    from .binding import Binding
+    from .database import Database
+
+__all__ = ["Sandbox"]
+
+#: How long a request waits for the one before it, in seconds.
+TURN_TIMEOUT_S = 10.0
+_POLL_S = 0.002
+
+_MYSQL_COMMITS_ON = re.compile(
+    r"\s*(?!create\s+temporary|drop\s+temporary)"
+    r"(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables|optimize|analyze)\b",
+    re.I,
+)
+
+
+class Sandbox:
+    """Everything inside, commits included, happens on one connection and is rolled back at its end.
+
+    Each session joins the connection's transaction with a savepoint of its own: its `commit()`
+    releases it, its `rollback()` goes back to it. One *sync* connection serves `db.session` and
+    `db.async_session` alike, so it works on every event loop, and blocks the one it works on. A
+    database with only an async driver is served by one async connection: enter with `async with`,
+    and use it on that event loop.
+
+    Savepoints end in the reverse order of their beginning, so requests inside a sandbox run one at
+    a time; one that waits longer than 10 s fails and names the one that it waited for.
+
+    MySQL and MariaDB commit at CREATE TABLE and its like: in a sandbox these are refused.
+
+    https://docs.sqlalchemy.org/en/21/orm/session_transaction.html#joining-a-session-into-an-external-transaction-such-as-for-test-suites
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._connections: dict[Binding, Connection] = {}
+        self._async_connections: dict[Binding, AsyncConnection] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn = threading.Lock()
+        self._holder = ""
+
+    def __enter__(self) -> Database:
+        self._database._set_sandbox(self)
+        return self._database
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._database._set_sandbox(None)
+        for connection in self._connections.values():
+            with connection:
+                _roll_back(connection)
+        self._connections.clear()
+
+    async def __aenter__(self) -> Database:
+        self._loop = asyncio.get_running_loop()
+        self._database._set_sandbox(self)
+        binding = self._database._binding()
+        if not _has_sync_side(binding):
+            connection = await binding.engines.asynchronous.connect()
+            await connection.run_sync(_begin)
+            self._async_connections[binding] = connection
+        return self._database
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, exc, traceback)
+        for connection in self._async_connections.values():
+            async with connection:
+                await connection.run_sync(_roll_back)
+        self._async_connections.clear()
+
+    # -- what bindings ask for -----------------------------------------------------------------
+
+    def session_args(self, binding: Binding) -> dict[str, Any]:
+        """What a `Session` of `binding` is made with, inside.
+
+        Raises:
+            SandboxError: the sessions are bound to several engines, or there is no sync side.
+        """
+        if binding.sync_maker.kw.get("binds"):
+            raise SandboxError("A sandbox holds one connection; these sessions have `binds`.")
+        return {
+            "bind": self._connection(binding),
+            "join_transaction_mode": "create_savepoint",
+        }
+
+    def open_async_session(
+        self, binding: Binding, maker: async_sessionmaker[AsyncSession], own: dict[str, Any]
+    ) -> AsyncSession:
+        """An `AsyncSession` of `binding`, inside: on the sync connection where there is one."""
+        own["join_transaction_mode"] = "create_savepoint"
+        if _has_sync_side(binding):
+            session = maker(**own, bind=None)
+            session.sync_session.bind = self._connection(binding)
+            return session
+        connection = self._async_connections.get(binding)
+        if connection is None:
+            raise SandboxError(
+                "This database has only an async driver: open its sandbox with\n\n"
+                "    async with db.sandbox():\n\n"
+                "after it was configured."
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise SandboxError(
+                "This database has only an async driver, and its sandbox belongs to the event "
+                "loop that opened it; this code runs on another one (TestClient starts its own: "
+                "use httpx.AsyncClient with ASGITransport, or install a sync driver)."
+            )
+        return maker(**own, bind=connection)
+
+    def _connection(self, binding: Binding) -> Connection:
+        with self._lock:
+            connection = self._connections.get(binding)
+            if connection is None:
+                connection = binding.engines.sync.connect()
+                _begin(connection)
+                self._connections[binding] = connection
+            return connection
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def turn(self, label: str) -> Iterator[None]:
+        """Wait until nobody else is at it, at most 10 s; for code in a thread."""
+        if not self._turn.acquire(timeout=TURN_TIMEOUT_S):
+            raise self._busy(label)
+        with self._held(label):
+            yield
+
+    @asynccontextmanager
+    async def aturn(self, label: str) -> AsyncIterator[None]:
+        """As `turn`, for code on an event loop: the one it waits for may be on the same loop."""
+        deadline = time.monotonic() + TURN_TIMEOUT_S
+        while not self._turn.acquire(blocking=False):
+            if time.monotonic() > deadline:
+                raise self._busy(label)
+            await asyncio.sleep(_POLL_S)
+        with self._held(label):
+            yield
+
+    @contextmanager
+    def _held(self, label: str) -> Iterator[None]:
+        self._holder = label
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _busy(self, label: str) -> SandboxError:
+        return SandboxError(
+            f"{label} waited {TURN_TIMEOUT_S:g} s for {self._holder}, which still runs in this "
+            "sandbox: requests there run one at a time."
+        )
+
+
+def _has_sync_side(binding: Binding) -> bool:
+    try:
+        return bool(binding.engines.sync)
+    except ConfigurationError:
+        return False
+
+
+def _begin(connection: Connection) -> None:
+    connection.begin()
+    if connection.dialect.name == "sqlite":
+        # In its legacy mode sqlite3 begins at the first write only, and then a SAVEPOINT before it
+        # is the outermost transaction: RELEASE commits.
+        _set_isolation_level(connection, None)
+        connection.exec_driver_sql("BEGIN")
+    elif connection.dialect.name in ("mysql", "mariadb"):
+        event.listen(connection, "before_cursor_execute", _refuse_implicit_commit)
+
+
+def _roll_back(connection: Connection) -> None:
+    connection.rollback()
+    if connection.dialect.name == "sqlite" and not connection.invalidated:
+        _set_isolation_level(connection, "")
+
+
+def _set_isolation_level(connection: Connection, level: str | None) -> None:
+    dbapi_connection: Any = connection.connection.dbapi_connection
+    dbapi_connection.isolation_level = level
+
+
+def _refuse_implicit_commit(
+    connection: Connection,
+    cursor: Any,
+    statement: str,
+    parameters: Any,
+    context: Any,
+    executemany: bool,
+) -> None:
+    if _MYSQL_COMMITS_ON.match(statement):
+        raise SandboxError(
+            "MySQL and MariaDB commit when they run this, and a sandbox could not undo it: "
+            f"{' '.join(statement.split())[:60]}"
+        )
