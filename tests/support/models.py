@@ -1,0 +1,53 @@
+"""The mapped classes that the library's tests store, and the fixtures `db` and `tables`."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import ForeignKey, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fastapi_sqlalchemy import Database
+from support.backends import Backend
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class Membership(Base):
+    """Its user must exist when the transaction commits, and not before (not on MariaDB: at once)."""
+
+    __tablename__ = "memberships"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id", deferrable=True, initially="DEFERRED")
+    )
+
+
+@pytest.fixture
+def db() -> Iterator[Database]:
+    """A `Database` of the test's own; its sync connections are closed when the test has ended."""
+    database = Database("test")
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def tables() -> Callable[[Backend], Backend]:
+    """Create the tables in a backend's database, over a connection that is closed again."""
+
+    def create(backend: Backend) -> Backend:
+        engine = create_engine(backend.url)
+        Base.metadata.create_all(engine)
+        engine.dispose()
+        return backend
+
+    return create
