@@ -193,6 +193,12 @@ class Database:
             raise self._missing()
         return scope.async_session
 
+    @property
+    def uncommitted(self) -> bool:
+        """Whether the current scope holds changes that its end, without a commit, rolls back."""
+        scope = self._scope.get()
+        return scope is not None and scope.uncommitted
+
     def __call__(
         self, session_args: Mapping[str, Any] | None = None, commit_on_exit: bool = False
     ) -> DatabaseContext:

@@ -51,6 +51,8 @@ def place(error: BaseException) -> Place | None:
 
 def is_own(file: str) -> bool:
     """Whether *file* is the user's: neither Python's, nor installed, nor of this project."""
+    if file.startswith(("<fsa", "<stdin>")):  # what a person gave to `fsa shell`
+        return True
     if file.startswith("<") or "site-packages" in file or "dist-packages" in file:
         return False
     return not file.startswith(tuple(p + os.sep for p in (*_INSTALLED, _OURS, _LIBRARY)))
@@ -65,5 +67,7 @@ def described(error: BaseException) -> str:
 
 
 def _from_here(file: str) -> str:
+    if file.startswith("<"):
+        return file
     relative = os.path.relpath(file)
     return file if relative.startswith(os.pardir) else relative

@@ -2,6 +2,7 @@
 
 FsaError                    1
 ├── TaskFailed              1    the task raised
+├── ScriptFailed            1    what `fsa shell` was given to run raised
 ├── CheckFailed             1    a check of `fsa health` failed
 ├── UsageError              2    the command line is wrong
 │   ├── TaskNotFound        2
@@ -55,6 +56,10 @@ class FsaError(Exception):
 
 class TaskFailed(FsaError):
     """The task raised, or its commit failed."""
+
+
+class ScriptFailed(FsaError):
+    """The code that `fsa shell` was given raised."""
 
 
 class CheckFailed(FsaError):

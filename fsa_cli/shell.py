@@ -1,0 +1,227 @@
+"""A session for code that a person writes: at a prompt, in one line, in a file.
+
+Everything runs in the scopes of the app's databases (`async with db():`), on a loop of its own.
+What does not await runs without a running loop: `asyncio.run()` works as it does in a script.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import linecache
+import sys
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from types import CodeType, TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from fsa_cli import inspection
+from fsa_cli.exceptions import TaskNotFound
+from fsa_cli.loader import LoadedApp
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+    from fsa_cli.tasks import Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Shell:
+    """The names, the scopes and the loop that code runs with. A context manager.
+
+    Args:
+        loaded: The app.
+        database: The name of the database that `db` and `session` are of.
+    """
+
+    def __init__(self, loaded: LoadedApp, database: str = "default") -> None:
+        self.loaded = loaded
+        self.db = loaded.database(database)
+        self.names: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.banner = ""
+        self._runner = asyncio.Runner()
+        self._context: Context = copy_context()
+        self._scopes = contextlib.AsyncExitStack()
+
+    def __enter__(self) -> Shell:
+        self._runner.run(self._open(), context=self._context)
+        self._context.run(self._name)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._runner.run(self._scopes.aclose(), context=self._context)
+        finally:
+            self._runner.close()
+
+    def inside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call *function* where the sessions are open."""
+        return self._context.run(function, *args, **kwargs)
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run *coroutine* to its end on the shell's loop. Call it `inside`."""
+        # A copy sees the same scopes; the context itself is entered already.
+        return self._runner.run(coroutine, context=copy_context())
+
+    def execute(self, code: CodeType) -> Any:
+        """Run compiled code, awaiting it if it awaits, and return its value. Call it `inside`."""
+        value = eval(code, self.names)
+        return self.wait_for(value) if code.co_flags & inspect.CO_COROUTINE else value
+
+    def script(self, source: str, file: str, arguments: list[str] | None = None) -> None:
+        """Run a whole program, in which `await` may stand at the top level.
+
+        Args:
+            arguments: What it finds in `sys.argv`, after its own name.
+        """
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        code = compile(source, file, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        sys.argv = [file, *(arguments or [])]
+        self.inside(self.execute, code)
+
+    def make_ready_to_await(self) -> None:
+        """Make `db.async_session` usable from lines that do not await. Call it `inside`.
+
+        An AsyncSession can only be made on a running loop; later uses find the one made here.
+        Nothing connects; without an async driver it stays as it is.
+        """
+        from fastapi_sqlalchemy.exceptions import DBSessionError
+
+        async def touch() -> None:
+            with contextlib.suppress(DBSessionError):
+                _ = self.db.async_session
+
+        self.wait_for(touch())
+
+    def recover(self, error: BaseException) -> bool:
+        """Roll back what *error* left unable to go on. Call it `inside`.
+
+        A mistake in Python leaves the transaction as it is, with what was added to the session.
+
+        Returns:
+            Whether changes were lost.
+        """
+        if not _breaks_transactions(error):
+            return False
+        lost = self.uncommitted
+        self.wait_for(self._roll_back())
+        return lost
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether there are changes that leaving rolls back. Ask it `inside`."""
+        return any(database.uncommitted for database in self.loaded.databases.values())
+
+    async def _open(self) -> None:
+        for database in self.loaded.databases.values():
+            await self._scopes.enter_async_context(database())
+
+    async def _roll_back(self) -> None:
+        from fastapi_sqlalchemy.exceptions import DBSessionError
+
+        for database in self.loaded.databases.values():
+            with contextlib.suppress(DBSessionError):
+                database.session.rollback()
+            with contextlib.suppress(DBSessionError):
+                await database.async_session.rollback()
+
+    def _name(self) -> None:
+        """Fill `names`. The models come first, so that none of them hides a name of ours."""
+        from sqlalchemy import func, select, text
+
+        from fsa_cli.tasks import registry
+
+        models, self.notes = inspection.model_names(inspection.mapped_classes())
+        self.names.update(models)
+        self.names.update(
+            __name__="__main__",
+            __doc__=None,
+            app=self.loaded.app,
+            db=self.db,
+            session=self._session(),
+            select=select,
+            func=func,
+            text=text,
+            tasks={task.name: task for task in registry},
+            run=self._run,
+        )
+        self.banner = self._banner(inspection.counted(models), len(registry))
+
+    def _session(self) -> Any:
+        """The `Session`; the `AsyncSession` where only that has a driver."""
+        from fastapi_sqlalchemy.exceptions import ConfigurationError
+
+        try:
+            return self.db.session
+        except ConfigurationError:
+            return self.wait_for(_async_session(self.db))
+
+    def _run(self, task: str | Task | Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+        """Run a task as `fsa run-task` does, in a scope and a transaction of its own.
+
+            run("count_users", active=False)
+
+        Returns what it returns, and raises what it raises.
+        """
+        from fsa_cli import runner
+        from fsa_cli.signatures import signature_of
+        from fsa_cli.tasks import Task, registry
+
+        found = task if isinstance(task, Task) else getattr(task, "task", None)
+        if isinstance(task, str):
+            found = registry.get(task)
+        if not isinstance(found, Task):
+            known = ", ".join(each.name for each in registry) or "none"
+            raise TaskNotFound(f"there is no task {task!r}", hint=f"there are {known}")
+        injected = signature_of(found.function).injected
+        free = [
+            name for name in inspect.signature(found.function).parameters if name not in injected
+        ]
+        result = runner.run(
+            found,
+            {**dict(zip(free, args, strict=False)), **arguments},
+            app=self.loaded.app,
+            database=self.loaded.database(found.database or "default"),
+        )
+        if result.error is not None:
+            raise result.error
+        return result.value
+
+    def _banner(self, models: str, tasks: int) -> str:
+        from fsa_cli.health import address
+
+        lines = [
+            f"app      {self.loaded.target}",
+            f"db       {address(self.db)}",
+            f"names    app, db, session, select, func, text, run, tasks ({tasks}), {models}",
+        ]
+        lines += [f"note     {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+async def _async_session(db: Database) -> Any:
+    return db.async_session
+
+
+def _breaks_transactions(error: BaseException) -> bool:
+    """Whether *error* may have left a transaction in which nothing more can be done."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        # Ctrl-C cancels the statement that was waited for, and so fails its transaction.
+        if isinstance(each, SQLAlchemyError | KeyboardInterrupt):
+            return True
+        each = each.__cause__ or each.__context__
+    return False
