@@ -1,0 +1,267 @@
+"""The one place where a task is run: by hand, by the scheduler, in a shell, in a test.
+
+A sync task runs in `with db():`, an async one in `async with db():`. A run that returns commits,
+unless the task says `commit=False`; one that raises, takes too long or is interrupted is rolled
+back, and a commit that fails is a failed run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+from fsa_cli.context import Progress, TaskContext
+from fsa_cli.exceptions import TaskDefinitionError, TimedOut
+from fsa_cli.signatures import Injected, signature_of
+from fsa_cli.tasks import Task
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Run", "RunResult", "execute", "execute_async", "run"]
+
+Status = Literal["succeeded", "failed", "timed_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is to be made.
+
+    Attributes:
+        arguments: The values of the task's parameters; what is left out has its default.
+        app: Given to a parameter annotated `FastAPI`.
+        database: Whose scope the task runs in; None is the global `db`.
+        timeout_s: None is the task's own.
+        stop: Set from outside, it makes the context's `cancelled` true.
+        report: Told of the task's progress.
+    """
+
+    task: Task
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    app: object = None
+    database: Database | None = None
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    attempt: int = 1
+    scheduled_at: datetime | None = None
+    timeout_s: float | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    report: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        value: What the task returned.
+        error: What it raised, or `TimedOut`; None if it succeeded.
+        at_commit: Whether it was the commit that failed, after the task had returned.
+    """
+
+    task: Task
+    run_id: str
+    attempt: int
+    scheduled_at: datetime | None
+    status: Status
+    started_at: datetime
+    duration_ms: float
+    value: Any = None
+    error: BaseException | None = None
+    at_commit: bool = False
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == "succeeded"
+
+
+def run(
+    task: Task,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    app: object = None,
+    database: Database | None = None,
+    timeout_s: float | None = None,
+) -> RunResult:
+    """Run *task* once, here, and say how it ended. An async task gets an event loop of its own."""
+    return execute(
+        Run(
+            task=task,
+            arguments=arguments or {},
+            app=app,
+            database=database,
+            timeout_s=timeout_s,
+        )
+    )
+
+
+def execute(run: Run) -> RunResult:
+    """Make *run*; it returns when the transaction has ended.
+
+    A sync task that takes too long is interrupted where it runs in the main thread. In another
+    thread nothing can interrupt it: its context's `cancelled` becomes true, and when it returns,
+    however late, it is rolled back and has timed out.
+
+    Raises:
+        BaseException: KeyboardInterrupt and its like go through, after the rollback.
+    """
+    if run.task.is_async:
+        return asyncio.run(execute_async(run))
+    attempt = _Attempt(run)
+    try:
+        with attempt.scope, _alarm(attempt.timeout_s):
+            value = attempt.call()
+            attempt.check(value)
+    except (Exception, SystemExit, _TimeIsUp) as exc:
+        return attempt.failed(exc)
+    return attempt.succeeded(value)
+
+
+async def execute_async(run: Run) -> RunResult:
+    """As `execute`, for an async task on the running event loop. It is cancelled at its time-out.
+
+    Raises:
+        asyncio.CancelledError: this run was cancelled; it is rolled back.
+    """
+    attempt = _Attempt(run)
+    try:
+        async with attempt.scope:
+            async with asyncio.timeout(attempt.timeout_s):
+                value = await attempt.call()
+            attempt.check(value)
+    except (Exception, SystemExit, _TimeIsUp) as exc:
+        return attempt.failed(exc)
+    except asyncio.CancelledError as exc:
+        current = asyncio.current_task()
+        if current is None or current.cancelling():
+            raise
+        return attempt.failed(exc)
+    return attempt.succeeded(value)
+
+
+class _Attempt:
+    """A run that is being made."""
+
+    def __init__(self, run: Run) -> None:
+        import fastapi_sqlalchemy
+
+        self.run = run
+        self.timeout_s = run.timeout_s if run.timeout_s is not None else run.task.timeout_s
+        self.database: Database = run.database or fastapi_sqlalchemy.db
+        self.scope = self.database(commit_on_exit=run.task.commit)
+        self.started_at = datetime.now(UTC)
+        self._began_s = time.monotonic()
+        self._returned = False
+        limit = self.timeout_s
+        self._deadline_s = self._began_s + limit if limit is not None else None
+        self._context = TaskContext(
+            task=run.task.name,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            scheduled_at=run.scheduled_at,
+            deadline=self.started_at + timedelta(seconds=limit) if limit is not None else None,
+            logger=logging.getLogger(f"fsa.task.{run.task.name}"),
+            _deadline_s=self._deadline_s,
+            _stop=run.stop,
+            _report=run.report,
+        )
+
+    def call(self) -> Any:
+        """Call the user's function, inside its scope."""
+        signature = signature_of(self.run.task.function)
+        values = dict(self.run.arguments)
+        for name, kind in signature.injected.items():
+            values[name] = self._inject(name, kind)
+        positional, named = signature.call(values)
+        return self.run.task.function(*positional, **named)
+
+    def _inject(self, name: str, kind: Injected) -> object:
+        match kind:
+            case "session":
+                return self.database.session
+            case "async_session":
+                return self.database.async_session
+            case "context":
+                return self._context
+            case "app" if self.run.app is not None:
+                return self.run.app
+        raise TaskDefinitionError(
+            f"task {self.run.task.name!r} takes the app as {name!r}, and here is none",
+            hint="run(task, app=app)",
+        )
+
+    def check(self, value: object) -> None:
+        """What must hold before the commit."""
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise TaskDefinitionError(
+                f"task {self.run.task.name!r} returned a coroutine that nobody awaits",
+                hint="write it as `async def`",
+            )
+        if self._late:
+            raise _TimeIsUp
+        self._returned = True
+
+    @property
+    def _late(self) -> bool:
+        return self._deadline_s is not None and time.monotonic() >= self._deadline_s
+
+    def succeeded(self, value: object) -> RunResult:
+        return self._result("succeeded", value=value)
+
+    def failed(self, error: BaseException) -> RunResult:
+        if isinstance(error, _TimeIsUp) or (self._late and not self._returned):
+            late = TimedOut(f"{self.run.task.name} took longer than {self.timeout_s:g} s")
+            late.__cause__ = None if isinstance(error, _TimeIsUp) else error
+            return self._result("timed_out", error=late)
+        return self._result("failed", error=error, at_commit=self._returned)
+
+    def _result(self, status: Status, **outcome: Any) -> RunResult:
+        return RunResult(
+            task=self.run.task,
+            run_id=self.run.run_id,
+            attempt=self.run.attempt,
+            scheduled_at=self.run.scheduled_at,
+            status=status,
+            started_at=self.started_at,
+            duration_ms=round((time.monotonic() - self._began_s) * 1000, 1),
+            **outcome,
+        )
+
+
+class _TimeIsUp(KeyboardInterrupt):
+    """A sync task's time is over.
+
+    A KeyboardInterrupt, so that no `except Exception` of the task keeps it going, and so that
+    psycopg cancels the statement that it waits for.
+    """
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float | None) -> Iterator[None]:
+    """Interrupt the main thread after *seconds*; in another thread nothing can."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TimeIsUp
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,401 @@
+"""The runner: what a task is given, what becomes of its writes, and how a run ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from support.backends import Backend
+from support.waiting import wait_until
+
+import fastapi_sqlalchemy
+from fastapi_sqlalchemy import Database
+from fsa_cli import Task, TaskContext
+from fsa_cli.exceptions import TaskDefinitionError, TimedOut
+from fsa_cli.runner import Run, RunResult, execute, execute_async, run
+
+INSERT = text("INSERT INTO written (n) VALUES (1)")
+
+
+@pytest.fixture
+def database(backend: Backend) -> Iterator[Database]:
+    backend.execute("CREATE TABLE written (n INTEGER)")
+    database = Database("tests")
+    database.configure(db_url=backend.url, async_db_url=backend.async_url)
+    yield database
+    database.dispose()
+
+
+def rows(backend: Backend) -> int:
+    [(count,)] = backend.rows("SELECT count(*) FROM written")
+    return int(count)
+
+
+def task(function: Callable[..., Any], **options: Any) -> Task:
+    return Task(name=function.__name__, function=function, **options)
+
+
+def write(session: Session) -> int:
+    session.execute(INSERT)
+    return 7
+
+
+async def write_async(session: AsyncSession) -> int:
+    await session.execute(INSERT)
+    return 7
+
+
+def write_and_raise(session: Session) -> None:
+    session.execute(INSERT)
+    raise LookupError("no such user")
+
+
+async def write_and_raise_async(session: AsyncSession) -> None:
+    await session.execute(INSERT)
+    raise LookupError("no such user")
+
+
+@pytest.mark.parametrize("function", [write, write_async])
+def test_a_task_that_returns_is_committed(
+    function: Callable[..., Any], database: Database, backend: Backend
+) -> None:
+    result = run(task(function), database=database)
+
+    assert (result.status, result.value, result.error) == ("succeeded", 7, None)
+    assert rows(backend) == 1
+
+
+@pytest.mark.parametrize("function", [write, write_async])
+def test_commit_false_leaves_it_to_the_task(
+    function: Callable[..., Any], database: Database, backend: Backend
+) -> None:
+    assert run(task(function, commit=False), database=database).succeeded
+
+    assert rows(backend) == 0
+
+
+@pytest.mark.parametrize("function", [write_and_raise, write_and_raise_async])
+def test_a_task_that_raises_is_rolled_back(
+    function: Callable[..., Any], database: Database, backend: Backend
+) -> None:
+    result = run(task(function), database=database)
+
+    assert (result.status, str(result.error)) == ("failed", "no such user")
+    assert not result.at_commit
+    assert rows(backend) == 0
+
+
+def test_arguments_and_everything_that_is_injected_arrive(database: Database) -> None:
+    app = FastAPI()
+
+    def take(name: str, session: Session, context: TaskContext, app: FastAPI, n: int = 3) -> Any:
+        return name, session is database.session, context.attempt, app, n
+
+    take.__annotations__ = {"name": str, "session": Session, "context": TaskContext, "app": FastAPI}
+
+    result = run(task(take), {"name": "ann"}, app=app, database=database)
+
+    assert result.value == ("ann", True, 1, app, 3)
+
+
+def test_a_task_that_takes_the_app_needs_one(database: Database) -> None:
+    def take(app: FastAPI) -> None: ...
+
+    result = run(task(take), database=database)
+
+    assert isinstance(result.error, TaskDefinitionError)
+    assert "takes the app as 'app'" in str(result.error)
+
+
+def test_the_global_db_is_used_where_none_is_named(backend: Backend, database: Database) -> None:
+    fastapi_sqlalchemy.db.configure(db_url=backend.url, async_db_url=backend.async_url)
+
+    def use() -> None:
+        fastapi_sqlalchemy.db.session.execute(INSERT)
+
+    try:
+        assert run(task(use)).succeeded
+    finally:
+        fastapi_sqlalchemy.db.dispose()
+
+    assert rows(backend) == 1
+
+
+def test_a_commit_that_fails_is_a_failed_run(postgresql: Backend) -> None:
+    postgresql.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)")
+    postgresql.execute(
+        "CREATE TABLE child (parent INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"
+    )
+    database = Database("tests")
+    database.configure(db_url=postgresql.url)
+
+    def orphan(session: Session) -> str:
+        session.execute(text("INSERT INTO child VALUES (1)"))
+        return "done"
+
+    async def orphan_async(session: AsyncSession) -> str:
+        await session.execute(text("INSERT INTO child VALUES (1)"))
+        return "done"
+
+    for function in (orphan, orphan_async):
+        result = run(task(function), database=database)
+
+        assert (result.status, result.at_commit, result.value) == ("failed", True, None)
+        assert isinstance(result.error, IntegrityError)
+    assert postgresql.rows("SELECT * FROM child") == []
+    database.dispose()
+
+
+def test_an_async_task_is_cancelled_at_its_time_out(database: Database, backend: Backend) -> None:
+    async def slow(session: AsyncSession) -> None:
+        await session.execute(INSERT)
+        await asyncio.sleep(600)
+
+    result = run(task(slow, timeout_s=0.2), database=database)
+
+    assert result.status == "timed_out"
+    assert isinstance(result.error, TimedOut)
+    assert str(result.error) == "slow took longer than 0.2 s"
+    assert rows(backend) == 0
+
+
+def test_a_sync_task_in_the_main_thread_is_interrupted_at_its_time_out(
+    database: Database, backend: Backend
+) -> None:
+    def slow(session: Session) -> None:
+        session.execute(INSERT)
+        with contextlib.suppress(Exception):  # no reason to stay
+            time.sleep(600)
+
+    before = signal.getsignal(signal.SIGALRM)
+    result = run(task(slow), database=database, timeout_s=0.2)
+
+    assert result.status == "timed_out"
+    assert rows(backend) == 0
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_statement_that_psycopg_waits_for_is_cancelled_at_the_time_out(
+    postgresql: Backend,
+) -> None:
+    database = Database("tests")
+    database.configure(db_url=postgresql.url)
+
+    def slow(session: Session) -> None:
+        session.execute(text("SELECT pg_sleep(600)"))
+
+    result = run(task(slow), database=database, timeout_s=0.3)
+
+    assert result.status == "timed_out"
+    database.dispose()
+    active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)' "
+    wait_until(lambda: postgresql.rows(active + "AND state = 'active'") == [(0,)])
+
+
+def in_thread(work: Callable[[], RunResult]) -> RunResult:
+    results: list[RunResult] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_a_sync_task_in_a_thread_is_asked_to_end_and_rolled_back(
+    database: Database, backend: Backend
+) -> None:
+    def patient(session: Session, context: TaskContext) -> str:
+        session.execute(INSERT)
+        while not context.cancelled:
+            time.sleep(0.01)
+        return "late"
+
+    result = in_thread(lambda: run(task(patient), database=database, timeout_s=0.2))
+
+    assert (result.status, result.value) == ("timed_out", None)
+    assert rows(backend) == 0
+
+
+def test_an_async_task_that_swallows_its_cancellation_is_rolled_back(
+    database: Database, backend: Backend
+) -> None:
+    async def stubborn(session: AsyncSession) -> str:
+        await session.execute(INSERT)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(600)
+        return "late"
+
+    result = run(task(stubborn), database=database, timeout_s=0.2)
+
+    assert (result.status, result.value) == ("timed_out", None)
+    assert rows(backend) == 0
+
+
+def test_a_time_out_error_of_the_tasks_own_is_a_failure(database: Database) -> None:
+    async def impatient() -> None:
+        raise TimeoutError("the API did not answer")
+
+    result = run(task(impatient, timeout_s=600), database=database)
+
+    assert (result.status, str(result.error)) == ("failed", "the API did not answer")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
+def test_an_interruption_goes_through_after_the_rollback(
+    kind: type[BaseException], database: Database, backend: Backend
+) -> None:
+    def interrupted(session: Session) -> None:
+        session.execute(INSERT)
+        raise kind
+
+    with pytest.raises(kind):
+        run(task(interrupted), database=database)
+
+    assert rows(backend) == 0
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_sys_exit_in_a_task_is_a_failure_and_ends_nothing_else(
+    code: int, database: Database, backend: Backend
+) -> None:
+    def leave(session: Session) -> None:
+        session.execute(INSERT)
+        raise SystemExit(code)
+
+    async def leave_async(session: AsyncSession) -> None:
+        await session.execute(INSERT)
+        raise SystemExit(code)
+
+    for function in (leave, leave_async):
+        result = run(task(function), database=database)
+
+        assert result.status == "failed"
+        assert isinstance(result.error, SystemExit)
+    assert rows(backend) == 0
+
+
+def test_a_coroutine_that_nobody_awaits_is_a_failure(database: Database, backend: Backend) -> None:
+    async def inner() -> None: ...
+
+    def outer(session: Session) -> Any:
+        session.execute(INSERT)
+        return inner()
+
+    result = run(task(outer), database=database)
+
+    assert isinstance(result.error, TaskDefinitionError)
+    assert rows(backend) == 0
+
+
+def test_a_cancelled_run_is_rolled_back_and_stays_cancelled(
+    database: Database, backend: Backend
+) -> None:
+    started = asyncio.Event()
+
+    async def slow(session: AsyncSession) -> None:
+        await session.execute(INSERT)
+        started.set()
+        await asyncio.sleep(600)
+
+    async def main() -> None:
+        running = asyncio.create_task(execute_async(Run(task=task(slow), database=database)))
+        await started.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+
+    assert rows(backend) == 0
+
+
+def test_the_context_says_what_run_it_is(database: Database) -> None:
+    seen: list[TaskContext] = []
+
+    def look(context: TaskContext) -> None:
+        seen.append(context)
+
+    result = execute(Run(task=task(look), database=database, attempt=2, timeout_s=60))
+
+    context = seen[0]
+    assert (context.task, context.run_id, context.attempt) == ("look", result.run_id, 2)
+    assert (context.scheduled_at, context.dry_run, context.cancelled) == (None, False, False)
+    assert context.deadline is not None
+    assert (context.deadline - result.started_at).total_seconds() == 60
+    assert context.logger.name == "fsa.task.look"
+
+
+def test_a_run_that_is_told_to_stop_learns_it(database: Database) -> None:
+    stop = threading.Event()
+
+    def look(context: TaskContext) -> tuple[bool, bool]:
+        before = context.cancelled
+        stop.set()
+        return before, context.cancelled
+
+    assert execute(Run(task=task(look), database=database, stop=stop)).value == (False, True)
+
+
+def test_progress_is_reported(database: Database) -> None:
+    seen: list[tuple[int, int | None, str, bool]] = []
+
+    def count(context: TaskContext) -> None:
+        with context.progress(total=2, text="rows") as progress:
+            progress.advance()
+            progress.advance()
+
+    execute(
+        Run(
+            task=task(count),
+            database=database,
+            report=lambda p: seen.append((p.done, p.total, p.text, p.finished)),
+        )
+    )
+
+    assert seen == [
+        (0, 2, "rows", False),
+        (1, 2, "rows", False),
+        (2, 2, "rows", False),
+        (2, 2, "rows", True),
+    ]
+
+
+def test_a_run_leaves_no_connection_out(database: Database) -> None:
+    for function in (write, write_and_raise, write_async, write_and_raise_async):
+        run(task(function), database=database)
+
+    assert all(side["checked_out"] == 0 for side in database.pool_status().values())
+
+
+def test_a_run_inside_a_scope_has_a_session_of_its_own(
+    database: Database, backend: Backend
+) -> None:
+    with database():
+        outer = database.session
+        inner = Task(name="inner", function=lambda: database.session is outer)
+        result = run(inner, database=database)
+
+    assert result.value is False
+
+
+def test_what_a_run_sets_in_a_fresh_context_stays_there(database: Database) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+    def put() -> None:
+        variable.set("set")
+
+    contextvars.Context().run(run, task(put), database=database)
+
+    assert variable.get() == "unset"
