@@ -14,9 +14,16 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fsa_cli import connections
 from fsa_cli.blame import described, place
 from fsa_cli.discovery import Target, targets
-from fsa_cli.exceptions import AppLoadError, ConfigurationError, UsageError
+from fsa_cli.exceptions import (
+    AppLoadError,
+    ConfigurationError,
+    DatabaseUnreachable,
+    FsaError,
+    UsageError,
+)
 from fsa_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,6 +68,10 @@ class LoadedApp:
             hint=f"it has {', '.join(self.databases)}",
         )
 
+    def unreachable(self, error: BaseException) -> DatabaseUnreachable | None:
+        """What to say if *error* is there because a database cannot be reached; else None."""
+        return connections.unreachable(error, self.databases, self.url_sources)
+
 
 def load(settings: Settings) -> LoadedApp:
     """Find and import the app, bind its databases, import its tasks.
@@ -74,6 +85,7 @@ def load(settings: Settings) -> LoadedApp:
     """
     for name, value in settings.variables.items():
         os.environ.setdefault(name, value)
+    connections.watch()
     with contextlib.redirect_stdout(sys.stderr):
         target, app = _first(targets(settings))
         databases, sources = _bind(app, settings)
@@ -204,9 +216,8 @@ def _made(factory: Any, target: Target) -> Any:
 
 
 def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict[str, str]]:
-    from fastapi_sqlalchemy.middleware import bind_app
-
     import fastapi_sqlalchemy
+    from fastapi_sqlalchemy.middleware import bind_app
 
     urls = dict(settings.database_urls)
     db = fastapi_sqlalchemy.db
@@ -255,7 +266,9 @@ def _tasks(target: Target, settings: Settings) -> tuple[str, ...]:
     return modules
 
 
-def _failure(error: BaseException, message: str, target: Target, module: str = "") -> AppLoadError:
+def _failure(error: BaseException, message: str, target: Target, module: str = "") -> FsaError:
+    if (unreachable := connections.unreachable(error, {})) is not None:
+        return unreachable
     where = place(error)
     details = [*(where.lines() if where else []), described(error), f"found by {target.found}"]
     hint: str | None = None

@@ -211,7 +211,7 @@ def main(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _CLOSED_PIPE
     except Exception as exc:
-        error = _as_error(exc)
+        error = _as_error(exc, fsa)
     except KeyboardInterrupt:
         error = Interrupted("interrupted")
     if fsa.flags.json is None and "--json" in words:  # a wrong word before it hid it
@@ -220,7 +220,7 @@ def main(words: Sequence[str]) -> int:
     return error.exit_code
 
 
-def _as_error(error: Exception) -> FsaError:
+def _as_error(error: Exception, fsa: Fsa) -> FsaError:
     if isinstance(error, FsaError):
         return error
     if isinstance(error, TyperException):
@@ -231,6 +231,8 @@ def _as_error(error: Exception) -> FsaError:
         return wrong
     if isinstance(error, typer.Abort):
         return Interrupted("nothing was answered")
+    if fsa.loaded is not None and (unreachable := fsa.loaded.unreachable(error)) is not None:
+        return unreachable
     unexpected = FsaError(
         f"{type(error).__name__}: {error}", hint="--traceback shows where it comes from"
     )

@@ -197,11 +197,11 @@ class Shell:
         return result.value
 
     def _banner(self, models: str, tasks: int) -> str:
-        from fsa_cli.health import address
+        from fsa_cli.connections import address
 
         lines = [
             f"app      {self.loaded.target}",
-            f"db       {address(self.db)}",
+            f"db       {address(self.db.url)}",
             f"names    app, db, session, select, func, text, run, tasks ({tasks}), {models}",
         ]
         lines += [f"note     {note}" for note in self.notes]

@@ -80,6 +80,11 @@ class Fsa:
             self._settings = read(self._flags)
         return self._settings
 
+    @property
+    def loaded(self) -> LoadedApp | None:
+        """The app, if it was loaded."""
+        return self._loaded
+
     def load(self) -> LoadedApp:
         """The app, imported on the first call; `db` is configured and the tasks are registered.
 

@@ -79,9 +79,7 @@ def _program(code: str | None, words: list[str]) -> tuple[str, str, list[str]] |
 
 
 def _failure(error: Exception, fsa: Fsa) -> Exception:
-    from fsa_cli.health import unreachable
-
     where = place(error)
-    return unreachable(error, fsa.load()) or ScriptFailed(
+    return fsa.load().unreachable(error) or ScriptFailed(
         described(error), details=where.lines() if where else []
     )
