@@ -18,6 +18,7 @@ from sqlalchemy.pool import QueuePool
 from .binding import Binding, Options
 from .discovery import find_unbuilt
 from .exceptions import MissingSessionError, SandboxError
+from .requests import RequestScope
 from .sandbox import Sandbox
 from .scope import Scope
 
@@ -327,7 +328,7 @@ class Database:
 class DatabaseContext:
     """What `db()` returns. May be entered again, also while it is open."""
 
-    __slots__ = ("_commit_on_exit", "_database", "_scopes", "_session_args")
+    __slots__ = ("_commit_on_exit", "_database", "_entered", "_session_args")
 
     def __init__(
         self, database: Database, session_args: Mapping[str, Any] | None, commit_on_exit: bool
@@ -335,11 +336,13 @@ class DatabaseContext:
         self._database = database
         self._session_args = session_args
         self._commit_on_exit = commit_on_exit
-        self._scopes: list[Scope] = []
+        self._entered: list[tuple[Scope, Sandbox | None]] = []
 
     def __enter__(self) -> Database:
-        self._open(asynchronous=False)
-        return self._database
+        scope, sandbox = self._new_scope(asynchronous=False)
+        if sandbox is not None:
+            sandbox.take_turn(str(scope.outer))
+        return self._enter(scope, sandbox)
 
     def __exit__(
         self,
@@ -347,17 +350,19 @@ class DatabaseContext:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._scopes:
+        if not self._entered:
             return
-        scope = self._scopes.pop()
+        scope, sandbox = self._entered.pop()
         try:
             scope.end(commit=self._commit_on_exit and exc_type is None)
         finally:
-            self._database._leave(scope)
+            self._leave(scope, sandbox)
 
     async def __aenter__(self) -> Database:
-        self._open(asynchronous=True)
-        return self._database
+        scope, sandbox = self._new_scope(asynchronous=True)
+        if sandbox is not None:
+            await sandbox.atake_turn(str(scope.outer))
+        return self._enter(scope, sandbox)
 
     async def __aexit__(
         self,
@@ -365,19 +370,31 @@ class DatabaseContext:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._scopes:
+        if not self._entered:
             return
-        scope = self._scopes.pop()
+        scope, sandbox = self._entered.pop()
         try:
             await scope.aend(commit=self._commit_on_exit and exc_type is None)
         finally:
-            self._database._leave(scope)
+            self._leave(scope, sandbox)
 
-    def _open(self, *, asynchronous: bool) -> None:
+    def _new_scope(self, *, asynchronous: bool) -> tuple[Scope, Sandbox | None]:
+        """A scope inside the current one, and the sandbox in which it has to wait for its turn."""
         database = self._database
         outer = database._scope.get()
         scope = Scope(
             database._binding(), outer, asynchronous=asynchronous, session_args=self._session_args
         )
-        self._scopes.append(scope)
-        database._enter(scope)
+        # A WebSocket holds no turn of its own, or an idle one would keep every request waiting.
+        in_websocket = isinstance(outer, RequestScope) and outer.is_websocket
+        return scope, scope.binding.sandbox if in_websocket else None
+
+    def _enter(self, scope: Scope, sandbox: Sandbox | None) -> Database:
+        self._entered.append((scope, sandbox))
+        self._database._enter(scope)
+        return self._database
+
+    def _leave(self, scope: Scope, sandbox: Sandbox | None) -> None:
+        self._database._leave(scope)
+        if sandbox is not None:
+            sandbox.end_turn()

@@ -133,8 +133,11 @@ class DBSessionMiddleware:
         request = RequestScope(self.binding, self.db._scope.get(), asgi, self._warned)
         sandbox = self.binding.sandbox
         if sandbox is not None:
-            async with sandbox.aturn(str(request)):
+            await sandbox.atake_turn(str(request))
+            try:
                 await self._serve_request(request, asgi, receive, send)
+            finally:
+                sandbox.end_turn()
         else:
             await self._serve_request(request, asgi, receive, send)
 

@@ -6,8 +6,6 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +69,10 @@ class Sandbox:
     ) -> None:
         self._database._set_sandbox(None)
         for connection in self._connections.values():
-            with connection:
+            try:
                 _roll_back(connection)
+            finally:
+                connection.close()
         self._connections.clear()
 
     async def __aenter__(self) -> Database:
@@ -93,8 +93,10 @@ class Sandbox:
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
         for connection in self._async_connections.values():
-            async with connection:
+            try:
                 await connection.run_sync(_roll_back)
+            finally:
+                await connection.close()
         self._async_connections.clear()
 
     # -- what bindings ask for -----------------------------------------------------------------
@@ -147,32 +149,28 @@ class Sandbox:
 
     # -- turns ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def turn(self, label: str) -> Iterator[None]:
-        """Wait until nobody else is at it, at most 10 s; for code in a thread."""
+    def take_turn(self, label: str) -> None:
+        """Wait until nobody else is at it, at most 10 s; for code in a thread.
+
+        Raises:
+            SandboxError: it took longer. The message names `label` and the one it waited for.
+        """
         if not self._turn.acquire(timeout=TURN_TIMEOUT_S):
             raise self._busy(label)
-        with self._held(label):
-            yield
+        self._holder = label
 
-    @asynccontextmanager
-    async def aturn(self, label: str) -> AsyncIterator[None]:
-        """As `turn`, for code on an event loop: the one it waits for may be on the same loop."""
+    async def atake_turn(self, label: str) -> None:
+        """As `take_turn`, on an event loop: the one it waits for may run on the same loop."""
         deadline = time.monotonic() + TURN_TIMEOUT_S
         while not self._turn.acquire(blocking=False):
             if time.monotonic() > deadline:
                 raise self._busy(label)
             await asyncio.sleep(_POLL_S)
-        with self._held(label):
-            yield
-
-    @contextmanager
-    def _held(self, label: str) -> Iterator[None]:
         self._holder = label
-        try:
-            yield
-        finally:
-            self._turn.release()
+
+    def end_turn(self) -> None:
+        """Let the next one in."""
+        self._turn.release()
 
     def _busy(self, label: str) -> SandboxError:
         return SandboxError(

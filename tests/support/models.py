@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import ForeignKey, create_engine
+from sqlalchemy import ForeignKey, String, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastapi_sqlalchemy import Database
@@ -18,11 +18,11 @@ class User(Base):
     __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(String(100))
 
 
 class Membership(Base):
-    """Its user must exist when the transaction commits, and not before (not on MariaDB: at once)."""
+    """Its user must exist at COMMIT, and not before. MariaDB cannot say that: not made there."""
 
     __tablename__ = "memberships"
 
@@ -45,8 +45,10 @@ def tables() -> Callable[[Backend], Backend]:
     """Create the tables in a backend's database, over a connection that is closed again."""
 
     def create(backend: Backend) -> Backend:
+        left_out = {"memberships"} if backend.name == "mariadb" else set()
         engine = create_engine(backend.url)
-        Base.metadata.create_all(engine)
+        made = [table for name, table in Base.metadata.tables.items() if name not in left_out]
+        Base.metadata.create_all(engine, tables=made)
         engine.dispose()
         return backend
 
