@@ -51,7 +51,7 @@ def place(error: BaseException) -> Place | None:
 
 def is_own(file: str) -> bool:
     """Whether *file* is the user's: neither Python's, nor installed, nor of this project."""
-    if file.startswith(("<fsa", "<stdin>")):  # what a person gave to `fsa shell`
+    if file.startswith(("<fsa", "<stdin>", "<ipython")):  # what a person gave to `fsa shell`
         return True
     if file.startswith("<") or "site-packages" in file or "dist-packages" in file:
         return False

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from types import CodeType
 from typing import Any
 
+from fsa_cli.blame import is_own
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.heartbeat import state_dir
 from fsa_cli.secrets import mask
@@ -44,14 +45,18 @@ def choose(wish: str | None = None) -> str:
     return name
 
 
-def interact(shell: Shell, prompt: str) -> None:
+def interact(shell: Shell, prompt: str, *, whole_tracebacks: bool = False) -> None:
     """Talk with the person at the terminal until they leave.
+
+    Args:
+        prompt: What `choose` chose.
+        whole_tracebacks: Also SQLAlchemy's own frames, thirty lines for each wrong statement.
 
     Raises:
         SystemExit: They left with `exit(code)`.
     """
     shell.inside(shell.make_ready_to_await)
-    shell.inside(_PROMPTS[prompt], shell)
+    shell.inside(_PROMPTS[prompt], shell, whole_tracebacks)
 
 
 def _told(shell: Shell, error: BaseException) -> None:
@@ -65,8 +70,9 @@ def _history(name: str) -> str:
     return f"{directory}/{name}"
 
 
-def _ipython(shell: Shell) -> None:
+def _ipython(shell: Shell, whole: bool) -> None:
     from IPython.terminal.ipapp import TerminalIPythonApp
+    from sqlalchemy.exc import SQLAlchemyError
     from traitlets.config import Config
 
     config = Config()
@@ -76,6 +82,9 @@ def _ipython(shell: Shell) -> None:
     config.TerminalInteractiveShell.enable_tip = False
     config.TerminalInteractiveShell.confirm_exit = False
     config.HistoryManager.hist_file = _history("ipython.sqlite")
+
+    def show(ipython: Any, kind: Any, error: BaseException, tb: Any, tb_offset: Any = None) -> None:
+        sys.stderr.write(_traceback(error, whole))
 
     def after_cell(result: Any) -> None:
         error = result.error_before_exec or result.error_in_exec
@@ -90,10 +99,12 @@ def _ipython(shell: Shell) -> None:
     ipython.loop_runner = shell.wait_for
     ipython.autoawait = True
     ipython.events.register("post_run_cell", after_cell)
+    if not whole:
+        ipython.set_custom_exc((SQLAlchemyError,), show)
     app.start()
 
 
-def _ptpython(shell: Shell) -> None:
+def _ptpython(shell: Shell, whole: bool) -> None:
     from ptpython.repl import PythonRepl
 
     class Repl(PythonRepl):
@@ -108,7 +119,10 @@ def _ptpython(shell: Shell) -> None:
             return result
 
         def _handle_exception(self, e: BaseException) -> None:
-            super()._handle_exception(e)
+            if _is_wall(e, whole):
+                sys.stderr.write(_traceback(e, whole))
+            else:
+                super()._handle_exception(e)
             _told(shell, e)
 
         def _handle_keyboard_interrupt(self, e: KeyboardInterrupt) -> None:
@@ -121,16 +135,18 @@ def _ptpython(shell: Shell) -> None:
         get_locals=lambda: shell.names,
         history_filename=_history("ptpython"),
     )
+    repl.confirm_exit = False
     repl.run()
 
 
 class _Console(code.InteractiveConsole):
     """The plain prompt: Python's own console, with `await`."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell, whole: bool) -> None:
         super().__init__(shell.names, filename="<fsa shell>")
         self.compile.compiler.flags |= PyCF_ALLOW_TOP_LEVEL_AWAIT
         self._shell = shell
+        self._whole = whole
 
     def runcode(self, code: CodeType) -> None:
         try:
@@ -138,15 +154,15 @@ class _Console(code.InteractiveConsole):
         except SystemExit:
             raise
         except BaseException as exc:
-            self.write(_from_here_on(exc, self.filename))
+            self.write(_traceback(exc, self._whole))
             _told(self._shell, exc)
 
 
-def _plain(shell: Shell) -> None:
+def _plain(shell: Shell, whole: bool) -> None:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError):
             stack.callback(_edit_lines(shell))
-        console = _Console(shell)
+        console = _Console(shell, whole)
         console.interact(banner=f"Python {_version()}\n\n{shell.banner}\n", exitmsg="")
 
 
@@ -169,20 +185,35 @@ def _edit_lines(shell: Shell) -> Callable[[], None]:
     return save
 
 
-def _from_here_on(error: BaseException, file: str) -> str:
-    """*error*'s traceback from the first frame of *file* on, without how we came to it."""
+def _is_wall(error: BaseException, whole: bool) -> bool:
+    """Whether most of *error*'s traceback is SQLAlchemy's, and nobody asked for that."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, SQLAlchemyError) and not whole
+
+
+def _traceback(error: BaseException, whole: bool) -> str:
+    """*error*'s traceback from what the person wrote on; without a wall's installed frames."""
     entry = error.__traceback__
-    while entry is not None and entry.tb_frame.f_code.co_filename != file:
+    while entry is not None and not is_own(entry.tb_frame.f_code.co_filename):
         entry = entry.tb_next
-    lines = traceback.format_exception(type(error), error, entry)
-    return mask("".join(lines))
+    if not _is_wall(error, whole):
+        return mask("".join(traceback.format_exception(type(error), error, entry)))
+    frames = [frame for frame in traceback.extract_tb(entry) if is_own(frame.filename)]
+    said = [
+        line
+        for part in traceback.format_exception_only(error)
+        for line in part.splitlines(keepends=True)
+        if not line.startswith("(Background on this error")
+    ]
+    return mask("".join(["Traceback:\n", *traceback.format_list(frames), *said]))
 
 
 def _version() -> str:
     return sys.version.split()[0]
 
 
-_PROMPTS: dict[str, Callable[[Shell], None]] = {
+_PROMPTS: dict[str, Callable[[Shell, bool], None]] = {
     "ipython": _ipython,
     "ptpython": _ptpython,
     "python": _plain,

@@ -55,7 +55,7 @@ def shell(
             if program:
                 opened.script(*program)
             elif prompt:
-                prompts.interact(opened, prompt)
+                prompts.interact(opened, prompt, whole_tracebacks=fsa.output.traceback)
         except Exception as exc:
             raise _failure(exc, fsa) from exc
         finally:
