@@ -1,0 +1,94 @@
+"""`fsa tasks`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from fsa_cli import manual, schedules
+from fsa_cli.commands import Fsa
+from fsa_cli.exceptions import FsaError
+from fsa_cli.finding import find
+from fsa_cli.signatures import Parameter, signature_of
+from fsa_cli.tasks import Task, registry
+
+app = typer.Typer()
+
+
+@app.command()
+def tasks(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One task in full.", show_default=False)
+    ] = None,
+) -> None:
+    """The registered tasks: what they take, when they run; one task in full.
+
+    \b
+      fsa tasks
+      fsa tasks count_users
+      fsa tasks --json
+    """
+    fsa = Fsa.of(context)
+    fsa.load()
+    zone = fsa.settings.timezone
+    if name is not None:
+        task = find(name)
+        if fsa.output.json:
+            fsa.output.document(_document(task, zone))
+            return
+        for line in manual.page(task, zone):
+            fsa.output.line(line)
+        return
+    rows = []
+    for task in registry:
+        try:
+            rows.append(_document(task, zone))
+        except FsaError as exc:
+            rows.append({"name": task.name, "summary": task.summary, "problem": exc.message})
+            fsa.output.warn(f"{task.name} ({task.place}): {exc.message}")
+    if not rows:
+        fsa.output.say("no task is registered: write @task above a function")
+    fsa.output.table(
+        rows, {"name": "task", "usage": "takes", "schedule": "schedule", "summary": "what it does"}
+    )
+
+
+def _document(task: Task, zone: str | None) -> dict[str, object]:
+    """A task as JSON has it."""
+    signature = signature_of(task.function)
+    schedule = None
+    if task.schedule is not None:
+        schedule = schedules.parse(task.schedule, task.timezone or zone)
+    return {
+        "name": task.name,
+        "summary": task.summary,
+        "usage": signature.usage,
+        "parameters": [_parameter(parameter) for parameter in signature.parameters],
+        "schedule": schedule.text if schedule else None,
+        "timezone": schedules.zone_name(schedule.timezone) if schedule else None,
+        "next": schedule.next_after(datetime.now(UTC)) if schedule else None,
+        "args": dict(task.args),
+        "timeout_s": task.timeout_s,
+        "commit": task.commit,
+        "database": task.database,
+        "tags": sorted(task.tags),
+        "async": task.is_async,
+        "file": task.file,
+        "line": task.line,
+    }
+
+
+def _parameter(parameter: Parameter) -> dict[str, object]:
+    return {
+        "name": parameter.name,
+        "kind": parameter.kind,
+        "type": parameter.metavar,
+        "required": parameter.required,
+        "repeatable": parameter.many,
+        "default": None if parameter.required or parameter.is_secret else parameter.default,
+        "choices": list(parameter.choices) or None,
+        "help": parameter.help or None,
+    }

@@ -1,0 +1,88 @@
+"""Find a task by what a person wrote, and the database that it runs in."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from difflib import get_close_matches
+
+from fastapi_sqlalchemy import Database
+from fsa_cli.blame import described, place
+from fsa_cli.exceptions import AppLoadError, TaskNotFound
+from fsa_cli.loader import LoadedApp
+from fsa_cli.settings import Settings
+from fsa_cli.tasks import Task, registry
+
+__all__ = ["database_for", "find"]
+
+_LISTED = 8
+
+
+def find(name: str) -> Task:
+    """The registered task *name*, or a task made of the function `module:function`.
+
+    Raises:
+        TaskNotFound: it says which one was meant, or which there are.
+        AppLoadError: the module of `module:function` failed while it was imported.
+    """
+    task = registry.get(name)
+    if task is not None:
+        return task
+    if ":" in name:
+        return _of_function(name)
+    names = [task.name for task in registry]
+    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    elif names:
+        more = f" and {len(names) - _LISTED} more: fsa tasks" if len(names) > _LISTED else ""
+        hint = f"there are {', '.join(sorted(names)[:_LISTED])}{more}"
+    else:
+        hint = "no task is registered: write @task above a function, in a module that is imported"
+    raise TaskNotFound(f"there is no task {name!r}", hint=hint)
+
+
+def _of_function(name: str) -> Task:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (module_name + ".").startswith(exc.name + "."):
+            raise _import_failed(module_name, exc) from exc
+        raise TaskNotFound(f"there is no module {exc.name!r}", hint="MODULE:FUNCTION") from exc
+    except (Exception, SystemExit) as exc:
+        raise _import_failed(module_name, exc) from exc
+    found = getattr(module, attribute, None)
+    if not inspect.isroutine(found):
+        functions = [n for n, value in vars(module).items() if inspect.isfunction(value)]
+        close = get_close_matches(attribute, functions, n=2, cutoff=0.6)
+        raise TaskNotFound(
+            f"{module_name} has no function {attribute!r}",
+            hint=f"did you mean {' or '.join(f'{module_name}:{n}' for n in close)}?"
+            if close
+            else None,
+        )
+    registered = getattr(found, "task", None)
+    return registered if isinstance(registered, Task) else Task(name=attribute, function=found)
+
+
+def _import_failed(module: str, error: BaseException) -> AppLoadError:
+    where = place(error)
+    return AppLoadError(
+        f"the module {module!r} cannot be imported",
+        details=[*(where.lines() if where else []), described(error)],
+    )
+
+
+def database_for(task: Task, loaded: LoadedApp, settings: Settings) -> Database:
+    """Whose scope *task* runs in: what a person asked for, the task's own, the app's `db`.
+
+    Raises:
+        ConfigurationError: the app has no database.
+        UsageError: it has none of that name.
+    """
+    if settings.sources.get("database") != "default":
+        return loaded.database(settings.database)
+    if task.database is None and len(loaded.databases) == 1:
+        return next(iter(loaded.databases.values()))
+    return loaded.database(task.database or "default")

@@ -1,0 +1,140 @@
+"""A task's page: what it does, what it takes, when it runs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+
+from fsa_cli import schedules
+from fsa_cli.signatures import Parameter, Signature, signature_of
+from fsa_cli.tasks import Task
+
+__all__ = ["page", "soon", "spoken"]
+
+_WIDTH = 100
+_NEXT = 3
+
+
+def page(task: Task, zone: str | None = None) -> list[str]:
+    """The lines of *task*'s page, at most 100 columns wide.
+
+    Args:
+        zone: The time zone of a schedule that names none.
+
+    Raises:
+        TaskDefinitionError, ScheduleError: what is wrong with the task or its schedule.
+    """
+    signature = signature_of(task.function)
+    usage = f"fsa run-task {task.name} {signature.usage}".rstrip()
+    lines = [*textwrap.wrap(usage, _WIDTH, subsequent_indent="    ", break_on_hyphens=False), ""]
+    description = _description(task.description)
+    lines += [*(f"  {line}".rstrip() for line in description), ""] if description else []
+    for heading, kinds in (("Arguments", {"argument"}), ("Options", {"option", "flag"})):
+        rows = [_row(p) for p in signature.parameters if p.kind in kinds]
+        lines += [*_section(heading, rows), ""] if rows else []
+    lines += _section("Task", list(_facts(task, signature, zone)))
+    return lines
+
+
+def spoken(span: timedelta) -> str:
+    """A span in two units at most: `8 h 17 min`, `4 s`."""
+    seconds = max(round(span.total_seconds()), 0)
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    parts = []
+    for size, unit in units:
+        if seconds >= size:
+            parts.append(f"{seconds // size} {unit}")
+            seconds %= size
+    return " ".join(parts[:2]) or "0 s"
+
+
+def soon(instant: datetime, schedule: schedules.Schedule) -> str:
+    """An instant in the schedule's zone, with its weekday."""
+    return instant.astimezone(schedule.timezone).strftime("%a %Y-%m-%d %H:%M:%S")
+
+
+def _description(docstring: str) -> list[str]:
+    """The docstring without its list of parameters, which has a section of its own."""
+    lines: list[str] = []
+    inside = False
+    for line in docstring.splitlines():
+        if line.strip() in ("Args:", "Arguments:", "Parameters:"):
+            inside = True
+        elif inside and line.strip() and not line[0].isspace():
+            inside = False
+        if not inside and not line.lstrip().startswith(":param"):
+            lines.append(line)
+    return "\n".join(lines).rstrip().splitlines()
+
+
+def _row(parameter: Parameter) -> tuple[str, str]:
+    if parameter.kind == "argument":
+        head = parameter.label
+    elif parameter.kind == "flag":
+        head = f"{parameter.option}/{parameter.negative_option}"
+    else:
+        head = f"{parameter.option} {parameter.metavar}"
+    notes = []
+    if parameter.kind == "argument":
+        notes.append(parameter.expected)
+    if parameter.many:
+        notes.append("several" if parameter.kind == "argument" else "may be repeated")
+    if parameter.required:
+        notes += ["required"] if parameter.kind != "argument" else []
+    elif parameter.default not in (None, [], (), ""):
+        notes.append(f"default: {_default(parameter)}")
+    note = f"({'; '.join(notes)})" if notes else ""
+    return head, f"{parameter.help} {note}".strip()
+
+
+def _default(parameter: Parameter) -> str:
+    value = parameter.default
+    if parameter.is_secret:
+        return "set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def _facts(task: Task, signature: Signature, zone: str | None) -> Iterator[tuple[str, str]]:
+    yield "defined", task.place
+    yield "runs", "as a coroutine, in `async with db():`" if task.is_async else "in `with db():`"
+    if task.schedule is not None:
+        schedule = schedules.parse(task.schedule, task.timezone or zone)
+        yield "schedule", f"{schedule.text} ({schedules.zone_name(schedule.timezone)})"
+        if task.args:
+            yield "with", ", ".join(f"{name}={value!r}" for name, value in task.args.items())
+        now = datetime.now(UTC)
+        instants = schedules.upcoming(schedule, now, _NEXT)
+        for index, instant in enumerate(instants):
+            due = f"{soon(instant, schedule)}, in {spoken(instant - now)}"
+            yield ("next" if index == 0 else ""), due
+        if not instants:
+            yield "next", "never again"
+    if task.timeout_s is not None:
+        yield "time-out", f"{task.timeout_s:g} s"
+    if not task.commit:
+        yield "commit", "left to the task"
+    if task.database is not None:
+        yield "database", task.database
+    if task.tags:
+        yield "tags", ", ".join(sorted(task.tags))
+    if signature.injected:
+        yield "is given", ", ".join(signature.injected)
+
+
+def _section(heading: str, rows: list[tuple[str, str]]) -> list[str]:
+    width = min(max(len(head) for head, _ in rows), 36)
+    lines = [f"{heading}:"]
+    for head, text in rows:
+        body = textwrap.wrap(text, _WIDTH - width - 4) or [""]
+        if len(head) > width:
+            lines.append(f"  {head}")
+            head = ""
+        lines += [
+            f"  {label:<{width}}  {line}".rstrip()
+            for label, line in zip([head, *[""] * (len(body) - 1)], body, strict=True)
+        ]
+    return lines
