@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
+
 from support.backends import Backend, connect_mariadb
 from support.databases import MariaDBServer
 from support.mariadb_server import private_server, program

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
+
 from support.processes import Run
 from support.web import ServedProcess
 

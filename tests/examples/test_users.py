@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import pytz
+
 from support.backends import Backend
 from support.processes import Run, Start
 from support.waiting import wait_until
