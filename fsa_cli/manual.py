@@ -50,9 +50,23 @@ def spoken(span: timedelta) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def soon(instant: datetime, schedule: schedules.Schedule) -> str:
-    """An instant in the schedule's zone, with its weekday."""
-    return instant.astimezone(schedule.timezone).strftime("%a %Y-%m-%d %H:%M:%S")
+def soon(instant: datetime, schedule: schedules.Schedule, *, after: datetime | None = None) -> str:
+    """An instant in the schedule's zone; seconds only where there are any.
+
+    Args:
+        after: The instant that was named before this one; what they share is left out.
+    """
+    local = instant.astimezone(schedule.timezone)
+    time = "%H:%M:%S" if _has_seconds(schedule) else "%H:%M"
+    if after is None:
+        return local.strftime(f"%a %Y-%m-%d {time}")
+    same_day = after.astimezone(schedule.timezone).date() == local.date()
+    return local.strftime(time if same_day else f"%a %d {time}")
+
+
+def _has_seconds(schedule: schedules.Schedule) -> bool:
+    instants = schedules.upcoming(schedule, datetime.now(UTC), _NEXT)
+    return any(instant.second for instant in instants)
 
 
 def _description(docstring: str) -> list[str]:

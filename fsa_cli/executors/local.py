@@ -1,0 +1,166 @@
+"""Runs in this process: sync tasks in threads, async ones on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from fsa_cli.runner import Run, RunResult, execute, execute_async
+
+__all__ = ["LocalExecutor"]
+
+Finished = Callable[[Run, RunResult | None], None]
+
+
+class LocalExecutor:
+    """Makes runs, at most so many at a time; the others wait in the order in which they came.
+
+    Each run has a context of its own, so that no ContextVar is carried from one to the next. The
+    threads are daemons: one that hangs cannot keep the process from ending.
+
+    Args:
+        concurrency: How many runs go on at a time.
+        finished: Called with each run and its result, in the thread that made it; the result is
+            None if the run was cancelled.
+    """
+
+    def __init__(self, concurrency: int, finished: Finished) -> None:
+        self.concurrency = concurrency
+        self._finished = finished
+        self._lock = threading.Lock()
+        self._waiting: deque[Run] = deque()
+        self._running: dict[str, Run] = {}
+        self._closed = False
+        self._loop = _LoopThread()
+
+    def submit(self, run: Run) -> bool:
+        """Take *run*; False if the executor was closed."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._waiting.append(run)
+        self._fill()
+        return True
+
+    @property
+    def running(self) -> list[Run]:
+        with self._lock:
+            return list(self._running.values())
+
+    @property
+    def busy(self) -> set[str]:
+        """The names of the tasks that are running or waiting."""
+        with self._lock:
+            return {run.task.name for run in (*self._running.values(), *self._waiting)}
+
+    def close(self) -> list[Run]:
+        """Start nothing more; the runs that were waiting. What runs goes on."""
+        with self._lock:
+            self._closed = True
+            left = list(self._waiting)
+            self._waiting.clear()
+        return left
+
+    def cancel(self) -> None:
+        """Cancel the async runs, and tell the sync ones to end (`TaskContext.cancelled`)."""
+        for run in self.running:
+            run.stop.set()
+            self._loop.cancel(run.run_id)
+
+    def stop(self) -> None:
+        """End the event loop, with what the app's async engine holds open on it."""
+        self._loop.stop()
+
+    def _fill(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting or len(self._running) >= self.concurrency:
+                    return
+                run = self._waiting.popleft()
+                self._running[run.run_id] = run
+            if run.task.is_async:
+                self._loop.start_run(run, self._end)
+            else:
+                threading.Thread(
+                    target=contextvars.Context().run,
+                    args=(self._make, run),
+                    name=f"fsa {run.task.name}",
+                    daemon=True,
+                ).start()
+
+    def _make(self, run: Run) -> None:
+        result: RunResult | None = None
+        try:
+            result = execute(run)
+        except BaseException:  # a task may raise KeyboardInterrupt; it must not cost the slot
+            result = None
+        finally:
+            self._end(run, result)
+
+    def _end(self, run: Run, result: RunResult | None) -> None:
+        with self._lock:
+            del self._running[run.run_id]
+        self._finished(run, result)
+        self._fill()
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, started with the first async run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start_run(self, run: Run, end: Finished) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="fsa loop", daemon=True)
+                self._thread.start()
+        self._ready.wait()
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._spawn, run, end)
+
+    def cancel(self, run_id: str) -> None:
+        def cancel() -> None:
+            if task := self._tasks.get(run_id):
+                task.cancel()
+
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(cancel)
+
+    def stop(self) -> None:
+        if self._thread is not None and self._loop is not None and self._closing is not None:
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join()
+
+    def _serve(self) -> None:
+        asyncio.run(self._until_closed())
+
+    async def _until_closed(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._closing = asyncio.Event()
+        self._ready.set()
+        await self._closing.wait()
+
+    def _spawn(self, run: Run, end: Finished) -> None:
+        task = asyncio.get_running_loop().create_task(
+            self._make(run, end), name=run.task.name, context=contextvars.Context()
+        )
+        self._tasks[run.run_id] = task
+
+    async def _make(self, run: Run, end: Finished) -> None:
+        result: RunResult | None = None
+        try:
+            result = await execute_async(run)
+        except BaseException:  # cancelled; or a KeyboardInterrupt, which would end the loop
+            result = None
+        finally:
+            del self._tasks[run.run_id]
+            end(run, result)

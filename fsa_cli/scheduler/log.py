@@ -1,0 +1,110 @@
+"""What the scheduler says while it runs: one line per run, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fsa_cli import report
+from fsa_cli.blame import described, place
+from fsa_cli.loader import LoadedApp
+from fsa_cli.manual import spoken
+from fsa_cli.output import Output, dumps
+from fsa_cli.runner import Run, RunResult
+from fsa_cli.secrets import mask
+
+__all__ = ["Log", "running_for"]
+
+_SHOWN = 60
+_LATE_S = 1.0
+_STATUS_WIDTH = len("timed out")
+_STYLES = {"failed": "red", "timed out": "red", "cancelled": "yellow", "skipped": "yellow"}
+
+
+@dataclass(frozen=True)
+class Log:
+    """A listener of the host.
+
+    Args:
+        width: Of the longest task's name.
+    """
+
+    output: Output
+    loaded: LoadedApp
+    width: int
+
+    def finished(self, run: Run, result: RunResult) -> None:
+        if self.output.json:
+            self._json(report.document(result))
+            return
+        told = [f"{report.took(result.duration_ms):>8}", self._outcome(result)]
+        if run.scheduled_at is not None:
+            late_s = (result.started_at - run.scheduled_at).total_seconds()
+            if late_s > _LATE_S:
+                told.append(f"(started {late_s:.1f} s late)")
+        status = result.status.replace("_", " ")
+        self._line(run.scheduled_at, run.task.name, status, "  ".join(t for t in told if t))
+
+    def cancelled(self, run: Run) -> None:
+        self._event(run.task.name, run.scheduled_at, "cancelled", "rolled back")
+
+    def skipped(self, name: str, instant: datetime, reason: str) -> None:
+        self._event(name, instant, "skipped", reason)
+
+    def stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None:
+        names = ", ".join(running_for(run) for run in running)
+        self.output.say(f"{signal_name}: waiting up to {grace_s:g} s for {names}")
+
+    def _outcome(self, result: RunResult) -> str:
+        if result.error is None:
+            return "" if result.value is None else _cut(report.shown(result.value))
+        gone = self.loaded.unreachable(result.error)
+        if gone is not None:
+            return gone.message
+        leaf = report.culprit(result.error)
+        where = place(leaf)
+        at_commit = "at COMMIT: " if result.at_commit else ""
+        return f"{at_commit}{described(leaf)}{f' ({where.file}:{where.line})' if where else ''}"
+
+    def _event(self, name: str, instant: datetime | None, status: str, reason: str) -> None:
+        if self.output.json:
+            self._json({"task": name, "status": status, "scheduled_at": instant, "reason": reason})
+        else:
+            self._line(instant, name, status, reason)
+
+    def _line(self, instant: datetime | None, name: str, status: str, text: str) -> None:
+        stamp = (instant or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        line = f"{stamp}  {name:<{self.width}}  {status:<{_STATUS_WIDTH}}  {text}".rstrip()
+        style = _STYLES.get(status)
+        if self.output.quiet and style != "red":
+            return
+        if self.output.narration.is_terminal:
+            self.output.narration.print(
+                mask(line), style=style, markup=False, emoji=False, soft_wrap=True
+            )
+        else:
+            self._write(mask(line))
+
+    def _json(self, document: dict[str, object]) -> None:
+        self._write(dumps(document))
+
+    def _write(self, line: str) -> None:
+        # One write for the line and its end: several threads write, and lines must not mix.
+        text = f"{line}\n"
+        encoding = sys.stderr.encoding or "ascii"
+        sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def running_for(run: Run) -> str:
+    """A run that goes on, and for how long by now."""
+    since = run.scheduled_at
+    return run.task.name + (
+        f" (since {since:%H:%M:%S}, {spoken(datetime.now(UTC) - since)})" if since else ""
+    )
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
