@@ -151,12 +151,13 @@ def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
 def _row(scheduled: Scheduled, now: datetime) -> dict[str, object]:
     """A scheduled task as a person reads it."""
     schedule = scheduled.schedule
-    first, *more = schedules.upcoming(schedule, now, 3) or [None]
+    instants = schedules.upcoming(schedule, now, 2)
+    first = instants[0] if instants else None
     return {
         **_document(scheduled, now),
         "next": soon(first, schedule) if first else "never again",
         "in": spoken(first - now) if first else "",
-        "then": ", ".join(soon(instant, schedule, after=first) for instant in more if instant),
+        "then": "".join(soon(instant, schedule, after=first) for instant in instants[1:]),
     }
 
 

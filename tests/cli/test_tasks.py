@@ -1,0 +1,327 @@
+"""@task, the registry, and what importing them costs; `fsa tasks`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsa_cli import Task, TaskContext, task
+from fsa_cli.exceptions import DuplicateTask, TaskDefinitionError
+from fsa_cli.tasks import registry
+from support.processes import Run
+
+
+@pytest.fixture(autouse=True)
+def _empty_registry() -> Iterator[None]:
+    registry.clear()
+    yield
+    registry.clear()
+
+
+def test_a_task_is_the_function_itself() -> None:
+    def add(a: int, b: int = 1) -> int:
+        """Add.
+
+        More.
+        """
+        return a + b
+
+    decorated = task(add)
+
+    assert decorated is add
+    assert decorated(1, b=2) == 3
+    assert isinstance(decorated.task, Task)
+    assert registry.get("add") is decorated.task
+    assert (decorated.task.name, decorated.task.summary) == ("add", "Add.")
+
+
+def test_options_are_kept_as_they_were_given() -> None:
+    @task(
+        name="nightly",
+        schedule="not read before it is needed",
+        timezone="Nowhere/Land",
+        args={"n": 1},
+        timeout_s=60,
+        commit=False,
+        database="reports",
+        tags=["slow"],
+    )
+    async def work(n: int) -> None: ...
+
+    made = work.task
+    assert (made.name, made.schedule, made.timezone) == (
+        "nightly",
+        "not read before it is needed",
+        "Nowhere/Land",
+    )
+    assert (made.args, made.timeout_s, made.commit) == ({"n": 1}, 60, False)
+    assert (made.database, made.tags, made.is_async) == ("reports", {"slow"}, True)
+
+
+def test_a_duplicate_name_names_both_places() -> None:
+    @task(name="work")
+    def one() -> None: ...
+
+    with pytest.raises(DuplicateTask) as caught:
+
+        @task(name="work")
+        def two() -> None: ...
+
+    here = Path(__file__).name
+    first, second = one.__code__.co_firstlineno, one.__code__.co_firstlineno + 5  # type: ignore[attr-defined]
+    message = caught.value.message
+    assert "two tasks are named 'work'" in message
+    assert f"{here}:{first} and " in message
+    assert message.endswith(f"{here}:{second}")
+
+
+def write_module(directory: Path, source: str) -> str:
+    name = f"tasks_of_{directory.name}"
+    (directory / f"{name}.py").write_text(source)
+    importlib.invalidate_caches()
+    return name
+
+
+SOURCE = "from fsa_cli import task\n@task\ndef work(): return 1\n"
+
+
+def test_a_reloaded_module_replaces_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    module = importlib.import_module(name := write_module(tmp_path, SOURCE))
+    first = registry.get("work")
+
+    write_module(tmp_path, "\n\n" + SOURCE.replace("return 1", "return 2"))
+    importlib.reload(module)
+    moved = registry.get("work")
+    del sys.modules[name]
+    importlib.import_module(name)
+
+    assert first is not None
+    assert moved is not None
+    assert moved.function() == 2
+    assert moved.line == first.line + 2
+    assert registry.get("work") is not moved
+
+
+def test_two_tasks_of_one_name_in_one_module_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(DuplicateTask):
+        importlib.import_module(write_module(tmp_path, SOURCE + SOURCE))
+
+
+@pytest.mark.parametrize("name", ["show", "retry", "", "a b", "a:b", "-a", "1a", "a/b", "x" * 191])
+def test_a_name_that_cannot_be_used_is_refused(name: str) -> None:
+    with pytest.raises(TaskDefinitionError, match=r"has a name|cannot have this name"):
+        task(name=name)(lambda: None)
+
+    assert len(registry) == 0
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
+def test_a_time_out_of_nothing_is_refused(timeout_s: float) -> None:
+    with pytest.raises(TaskDefinitionError, match="timeout_s"):
+        task(name="work", timeout_s=timeout_s)(lambda: None)
+
+
+def test_a_generator_is_no_task() -> None:
+    def rows() -> Iterator[int]:
+        yield 1
+
+    async def more_rows() -> Any:
+        yield 1
+
+    for function in (rows, more_rows):
+        with pytest.raises(TaskDefinitionError, match="generator"):
+            task(function)  # type: ignore[arg-type]
+
+
+def test_task_of_something_else_says_how_to_write_it() -> None:
+    with pytest.raises(TaskDefinitionError, match="not a function"):
+        task("nightly")  # type: ignore[call-overload]
+
+
+def test_an_unknown_option_is_an_error() -> None:
+    with pytest.raises(TypeError, match="retrys"):
+        task(retrys=3)(lambda: None)  # type: ignore[call-overload]
+
+
+def test_importing_tasks_imports_none_of_the_tool() -> None:
+    program = (
+        "import sys\n"
+        "from fsa_cli import task, TaskContext\n"
+        "@task(schedule='0 3 * * *', timezone='Europe/Berlin')\n"
+        "def work(context: TaskContext, n: int = 1): ...\n"
+        "heavy = {'typer', 'rich', 'apscheduler', 'pydantic', 'sqlalchemy', 'fastapi'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "[]\n"
+
+
+TYPED = """
+from fsa_cli import Task, TaskContext, task
+
+@task
+def plain(a: int, b: str = "") -> float:
+    return 1.0
+
+@task(schedule=["0 3 * * *", "every 15m"], timeout_s=60)
+async def scheduled(context: TaskContext, a: int) -> str:
+    return "a"
+
+made: Task = plain.task
+number: float = plain(1, b="x")
+
+async def use(context: TaskContext) -> str:
+    return await scheduled(context, a=1)
+
+plain("wrong")
+scheduled(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("checker", "errors"),
+    [(["mypy", "--strict"], ["[arg-type]", "[call-arg]"]), (["pyright"], ["reportArgumentType"])],
+    ids=["mypy", "pyright"],
+)
+def test_a_decorated_function_keeps_its_types(
+    checker: list[str], errors: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "typed.py"
+    file.write_text(TYPED)
+
+    done = subprocess.run(
+        [sys.executable, "-m", *checker, str(file)], capture_output=True, text=True, check=False
+    )
+
+    lines = TYPED.splitlines()
+    reported = {
+        lines[int(line.split(":")[1]) - 1]
+        for line in done.stdout.splitlines()
+        if ": error" in line or " - error" in line
+    }
+    assert reported == {'plain("wrong")', "scheduled(1)"}, done.stdout
+    assert all(error in done.stdout for error in errors)
+
+
+MAIN = """
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import DBSessionMiddleware
+    from fsa_cli import task
+
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+
+    @task(schedule="0 3 * * *", timezone="Europe/Berlin", timeout_s=60, tags=["nightly"])
+    def count_users(active: bool = True, *, limit: int = 10) -> int:
+        '''Count the users.
+
+        Args:
+            limit: Stop at so many.
+        '''
+
+    @task
+    async def greet(name: str) -> str:
+        '''Greet somebody.'''
+"""
+
+
+def test_fsa_tasks_lists_what_is_registered(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_app(tmp_path, main=MAIN)
+
+    done = fsa("tasks")
+
+    assert done.returncode == 0
+    assert [line.split("\t") for line in done.stdout.splitlines()] == [
+        ["task", "takes", "schedule", "what it does"],
+        [
+            "count_users",
+            "[--active/--no-active] [--limit INTEGER]",
+            "0 3 * * *",
+            "Count the users.",
+        ],
+        ["greet", "NAME", "", "Greet somebody."],
+    ]
+
+
+def test_fsa_tasks_as_json(fsa: Run, write_app: Callable[..., Path], tmp_path: Path) -> None:
+    write_app(tmp_path, main=MAIN)
+
+    listed = json.loads(fsa("tasks", "--json").stdout)
+    one = json.loads(fsa("tasks", "count_users", "--json").stdout)
+
+    assert [row["name"] for row in listed] == ["count_users", "greet"]
+    assert one["timezone"] == "Europe/Berlin"
+    assert one["next"].endswith(("T01:00:00Z", "T02:00:00Z"))
+    assert one["parameters"][1] == {
+        "name": "limit",
+        "kind": "option",
+        "type": "INTEGER",
+        "required": False,
+        "repeatable": False,
+        "default": 10,
+        "choices": None,
+        "help": "Stop at so many.",
+    }
+    assert listed[0] | {"next": None} == one | {"next": None}
+
+
+def test_fsa_tasks_name_shows_one_in_full(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_app(tmp_path, main=MAIN)
+
+    done = fsa("tasks", "count_users")
+
+    assert done.returncode == 0
+    first, *_ = done.stdout.splitlines()
+    assert first == "fsa run-task count_users [--active/--no-active] [--limit INTEGER]"
+    assert "main.py:9" in done.stdout
+    assert "Stop at so many. (default: 10)" in done.stdout
+    assert "0 3 * * * (Europe/Berlin)" in done.stdout
+    assert done.stdout.count("limit: Stop") == 0
+
+
+def test_a_wrong_schedule_is_said_and_hides_nothing_else(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_app(tmp_path, main=MAIN.replace("0 3 * * *", "5/15 * * * *"))
+
+    done = fsa("tasks")
+
+    assert done.returncode == 0
+    assert "greet" in done.stdout
+    assert 'count_users (main.py:9): "5/15 * * * *": minute "5/15" has a step' in done.stderr
+
+
+def test_no_task_is_said(fsa: Run, write_app: Callable[..., Path], tmp_path: Path) -> None:
+    write_app(tmp_path, main=MAIN.split("@task")[0])
+
+    done = fsa("tasks")
+
+    assert done.returncode == 0
+    assert "no task is registered" in done.stderr
+
+
+def test_the_context_is_importable_for_annotations() -> None:
+    assert TaskContext.__module__ == "fsa_cli.context"
