@@ -1,0 +1,25 @@
+from typing import Any
+
+from apps.model import QUERY, store, sync_url
+from fastapi import FastAPI
+
+from fastapi_sqlalchemy import DBSessionMiddleware, db
+
+
+def build(case: str, url: str) -> Any:
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url=sync_url(url))
+    if case == "unused":
+
+        @app.get("/")
+        async def unused() -> dict[str, str]:
+            return {"name": "ann"}
+
+        return app
+    store(url)
+
+    @app.get("/")
+    def read() -> dict[str, str]:
+        return {"name": db.session.scalars(QUERY).one().name}
+
+    return app
