@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Engine, make_url
+from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from .activity import watch
-from .engines import EngineArguments, Engines
-from .urls import same_words
+from .activity import watched
+from .arguments import EngineArguments
+from .engines import Engines
+from .urls import masked, parse, same_words
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["Binding", "Options"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Options:
     """What `db.configure()` or `DBSessionMiddleware` was given, checked."""
 
     engine: EngineArguments
     session_args: dict[str, Any] = field(default_factory=dict)
     async_session_args: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Options: {masked(self.engine.url)}>"
 
     @classmethod
     def of(
@@ -46,7 +50,7 @@ class Options:
 
         Raises:
             ValueError: neither a URL nor an engine was given (0.2.1's words).
-            sqlalchemy.exc.ArgumentError: a URL cannot be parsed.
+            ConfigurationError: a URL cannot be read.
         """
         if isinstance(custom_engine, AsyncEngine):
             custom_engine, custom_async_engine = None, custom_async_engine or custom_engine
@@ -54,10 +58,10 @@ class Options:
             raise ValueError("You need to pass a db_url or a custom_engine parameter.")
         return cls(
             EngineArguments(
-                db_url=make_url(db_url) if db_url else None,
+                db_url=parse(db_url) if db_url else None,
                 custom_engine=custom_engine,
                 engine_args=dict(engine_args or {}),
-                async_db_url=make_url(async_db_url) if async_db_url else None,
+                async_db_url=parse(async_db_url) if async_db_url else None,
                 custom_async_engine=custom_async_engine,
                 async_engine_args=dict(async_engine_args or {}),
             ),
@@ -67,14 +71,16 @@ class Options:
 
     def with_url(self, url: str | URL) -> Options:
         """The same for another database: what connects to the old one only is left out."""
-        replaced, wanted = self.engine, make_url(url)
+        replaced, wanted = self.engine, parse(url)
         engine_args = dict(replaced.engine_args)
+        for name in ("creator", "async_creator", "pool"):
+            engine_args.pop(name, None)
         if not same_words(replaced.url, wanted):
             engine_args.pop("connect_args", None)
         return Options(
             EngineArguments(db_url=wanted, engine_args=engine_args),
-            self.session_args,
-            self.async_session_args,
+            _without_binds(self.session_args),
+            _without_binds(self.async_session_args),
         )
 
     def matches(self, other: Options) -> bool:
@@ -140,9 +146,8 @@ class Binding:
             own, _ = _split(self.options.session_args)
             with self._lock:
                 if self._sync_maker is None:
-                    maker = sessionmaker(**own)
-                    watch(maker)
-                    self._sync_maker = maker
+                    own["class_"] = watched(own.get("class_", Session))
+                    self._sync_maker = sessionmaker(**own)
         return self._sync_maker
 
     @property
@@ -155,10 +160,7 @@ class Binding:
             sync_class = own.get("sync_session_class", class_.sync_session_class)
             with self._lock:
                 if self._async_maker is None:
-                    # A subclass of our own, so that only our sessions are watched.
-                    watched: type[Session] = type(sync_class.__name__, (sync_class,), {})
-                    watch(watched)
-                    own["sync_session_class"] = watched
+                    own["sync_session_class"] = watched(sync_class, in_task=True)
                     self._async_maker = async_sessionmaker(**own)
         return self._async_maker
 
@@ -169,6 +171,10 @@ class Binding:
     async def adispose(self) -> None:
         """As `dispose`, with the async connections of the running event loop."""
         await self.engines.adispose()
+
+
+def _without_binds(session_args: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in session_args.items() if name not in ("bind", "binds")}
 
 
 def _split(session_args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

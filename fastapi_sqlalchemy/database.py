@@ -21,6 +21,7 @@ from .exceptions import MissingSessionError, SandboxError
 from .requests import RequestScope
 from .sandbox import Sandbox
 from .scope import Scope
+from .urls import masked
 
 __all__ = ["Database", "DatabaseContext"]
 
@@ -51,7 +52,7 @@ class Database:
         self._sandbox: Sandbox | None = None
 
     def __repr__(self) -> str:
-        url = self.url.render_as_string() if self.url else "not configured"
+        url = masked(self.url) if self.url else "not configured"
         return f"<Database {self.name!r}: {url}>"
 
     # -- configuring ---------------------------------------------------------------------------

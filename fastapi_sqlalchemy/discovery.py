@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from .binding import Options
 from .exceptions import SessionNotInitialisedError
+from .urls import masked
 
 if TYPE_CHECKING:
     from .database import Database
@@ -51,7 +52,7 @@ def find_unbuilt(database: Database) -> Options:
         return found[0]
     if not found:
         raise SessionNotInitialisedError
-    urls = "\n".join(f"    {options.engine.url.render_as_string()}" for options in found)
+    urls = "\n".join(f"    {masked(options.engine.url)}" for options in found)
     raise SessionNotInitialisedError(
         "Several apps have added DBSessionMiddleware, with different arguments, and none has "
         f"served a request yet:\n\n{urls}\n\nSay which one serves outside of requests: "

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["abandon", "forget_after_fork", "process"]
+from sqlalchemy import Engine, event
+
+__all__ = ["abandon", "forget_after_fork", "guard", "process"]
 
 
 class Inherits(Protocol):
-    """Something that holds connections of the process that made it."""
+    """Something that holds locks, threads or connections of the process that made it."""
 
     def after_fork(self) -> None:
-        """Drop them, in the child, without touching the server."""
+        """Replace them, in the child, without touching the server."""
 
 
 _holders: weakref.WeakSet[Inherits] = weakref.WeakSet()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_records: weakref.WeakSet[Any] = weakref.WeakSet()
 _abandoned: list[object] = []
 _process = object()
 
@@ -38,14 +42,43 @@ def forget_after_fork(holder: Inherits) -> None:
     _holders.add(holder)
 
 
+def guard(engine: Engine) -> None:
+    """Have the connections of `engine`, idle or in use, dropped in every child that is forked.
+
+    A session that was using one finds it invalidated: it sends nothing, and once rolled back it
+    takes a connection of the child's own.
+    """
+    if engine not in _engines:
+        _engines.add(engine)
+        event.listen(engine, "connect", _remember)
+
+
 def abandon(inherited: object) -> None:
-    """Keep `inherited` from ever being collected in this process."""
+    """Keep `inherited` from ever being collected in this process, not at its exit either."""
+    if not _abandoned:
+        # Modules are cleared at exit, and with them this list, unless it counts as still in use.
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_abandoned))
     _abandoned.append(inherited)
+
+
+def _remember(dbapi_connection: Any, record: Any) -> None:
+    _records.add(record)
 
 
 def _in_child() -> None:
     global _process
     _process = object()
+    for record in list(_records):
+        abandon(record.dbapi_connection)
+        fairy = record.fairy_ref() if record.fairy_ref is not None else None
+        if fairy is not None:
+            fairy.dbapi_connection = None
+        record.dbapi_connection = None
+    for engine in list(_engines):
+        abandon(engine.pool)
+        engine.dispose(close=False)
     for holder in list(_holders):
         holder.after_fork()
 

@@ -1,0 +1,63 @@
+"""In-memory SQLite, as one database that every connection of the process sees."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+
+from sqlalchemy import URL
+
+from .exceptions import ConfigurationError
+
+__all__ = ["MemoryDatabase", "is_in_memory"]
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether `url` is an SQLite database that vanishes with its last connection."""
+    return url.get_backend_name() == "sqlite" and (_is_private(url) or _is_named(url))
+
+
+class MemoryDatabase:
+    """An in-memory SQLite database, which lives as long as its one anchor connection.
+
+    A plain `:memory:` is another database in every connection. It gets a name instead: every other
+    connection of the process, sync or async, sees the same tables and has its own transaction. One
+    that the user has named (`file:shop?mode=memory&cache=shared&uri=true`) keeps its name.
+    https://www.sqlite.org/src/file?name=src/memdb.c
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._is_ours = _is_private(url)
+        if self._is_ours and sqlite3.sqlite_version_info < (3, 36):
+            raise ConfigurationError(
+                "An in-memory SQLite database that threads share needs SQLite 3.36; this Python "
+                f"has {sqlite3.sqlite_version}. Use a file: sqlite:///app.db"
+            )
+        self._name = f"file:/fsa-{uuid.uuid4().hex}"
+        dialect = self.url(url).set(drivername="sqlite").get_dialect()()
+        (filename,), _ = dialect.create_connect_args(self.url(url))
+        self._anchor = sqlite3.connect(filename, uri=True, check_same_thread=False)
+
+    def url(self, url: URL) -> URL:
+        """`url` of this database, as a connection says it."""
+        if not self._is_ours:
+            return url
+        return url.set(database=self._name, query={**url.query, "vfs": "memdb", "uri": "true"})
+
+    def close(self) -> None:
+        """Let it vanish, once its other connections are closed too."""
+        self._anchor.close()
+
+
+def _is_private(url: URL) -> bool:
+    return url.database in (None, "", ":memory:")
+
+
+def _is_named(url: URL) -> bool:
+    if str(url.query.get("uri", "")).lower() not in ("true", "1", "yes", "on", "t", "y"):
+        return False
+    return (
+        url.query.get("mode") == "memory"
+        or url.query.get("vfs") == "memdb"
+        or url.database == "file::memory:"
+    )
