@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
-import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from fsa_cli import connections
 from fsa_cli.blame import described, place
 from fsa_cli.discovery import Target, targets
-from fsa_cli.exceptions import (
-    AppLoadError,
-    ConfigurationError,
-    DatabaseUnreachable,
-    FsaError,
-    UsageError,
-)
+from fsa_cli.exceptions import ConfigurationError, DatabaseUnreachable, UsageError
+from fsa_cli.importer import app_of, load_module
 from fsa_cli.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from fastapi_sqlalchemy import Database
-
-_NAMES = ("app", "api", "application")
 
 
 @dataclass(frozen=True)
@@ -60,13 +49,20 @@ class LoadedApp:
         if not self.databases:
             raise ConfigurationError(
                 f"the app {self.target} has no database",
-                details=["it has no DBSessionMiddleware and does not call db.configure"],
+                details=[self._why_no_database()],
                 hint='app.add_middleware(DBSessionMiddleware, db_url="..."), or FSA_DB_URL',
             )
         raise UsageError(
             f"the app {self.target} has no database {name!r}",
             hint=f"it has {', '.join(self.databases)}",
         )
+
+    def _why_no_database(self) -> str:
+        from fastapi_sqlalchemy import DBSessionMiddleware
+
+        if DBSessionMiddleware in [entry.cls for entry in self.app.user_middleware]:
+            return "its DBSessionMiddleware has no db_url, and it does not call db.configure"
+        return "it has no DBSessionMiddleware, and it does not call db.configure"
 
     def unreachable(self, error: BaseException) -> DatabaseUnreachable | None:
         """What to say if *error* is there because a database cannot be reached; else None."""
@@ -87,148 +83,18 @@ def load(settings: Settings) -> LoadedApp:
         os.environ.setdefault(name, value)
     connections.watch()
     with contextlib.redirect_stdout(sys.stderr):
-        target, app = _first(targets(settings))
+        target, app = app_of(targets(settings))
         databases, sources = _bind(app, settings)
         modules = _tasks(target, settings)
     return LoadedApp(app, target.text, target.found, databases, sources, modules)
 
 
-def _first(candidates: list[Target]) -> tuple[Target, Starlette]:
-    """The app of the first candidate that has one."""
-    for target in candidates:
-        module = _import(target.module, target, f"the app {target.text!r}")
-        named = target if target.attribute else _named(module, target)
-        if named is not None:
-            return named, _app(module, named)
-    places = ", ".join(target.module for target in candidates)
-    raise AppLoadError(
-        f"there is no FastAPI app in {places}",
-        details=[f"found by {candidates[0].found}"],
-        hint="name it as module:attr with --app, FSA_APP or [tool.fsa] app",
-    )
-
-
-def _import(name: str, target: Target, what: str) -> ModuleType:
-    _reach(target)
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as exc:
-        raise _failure(exc, f"{what} cannot be imported", target, name) from exc
-
-
-def _reach(target: Target) -> None:
-    root = str(target.root)
-    if root in sys.path:
-        sys.path.remove(root)
-    sys.path.insert(0, root)  # before an installed package of the same name, as uvicorn does
-
-
-def _named(module: ModuleType, target: Target) -> Target | None:
-    """The target with its attribute: a usual name, else the only app, else the only factory."""
-    from fastapi import FastAPI
-
-    members = vars(module)
-    apps = {name: value for name, value in members.items() if isinstance(value, FastAPI)}
-    distinct = {id(value): name for name, value in reversed(apps.items())}
-    for name in _NAMES:
-        if name in apps:
-            return _with(target, name)
-    factories = {
-        name: name
-        for name, value in members.items()
-        if inspect.isfunction(value) and _returns_app(value)
-    }
-    for kind, names in (("apps", distinct), ("factories", factories)):
-        if len(names) == 1:
-            return _with(target, next(iter(names.values())))
-        if names:
-            raise AppLoadError(
-                f"{target.module} has {len(names)} FastAPI {kind}",
-                details=[f"{target.module}:{name}" for name in sorted(names.values())[:4]]
-                + [f"found by {target.found}"],
-                hint="choose one with --app, FSA_APP or [tool.fsa] app",
-            )
-    return None
-
-
-def _with(target: Target, attribute: str) -> Target:
-    return Target(target.module, attribute, False, target.root, target.found)
-
-
-def _returns_app(function: Callable[..., object]) -> bool:
-    from fastapi import FastAPI
-
-    annotation = function.__annotations__.get("return")
-    if isinstance(annotation, str):
-        return annotation.rpartition(".")[2] == "FastAPI"
-    return isinstance(annotation, type) and issubclass(annotation, FastAPI)
-
-
-def _app(module: ModuleType, target: Target) -> Starlette:
-    """What the target's attribute is, or makes if it is a factory."""
-    from starlette.applications import Starlette
-
-    found: Any = module
-    for part in (target.attribute or "").split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as exc:
-            close = get_close_matches(part, [n for n in vars(found) if n[0] != "_"], n=1)
-            raise AppLoadError(
-                f"{target.module} has no attribute {target.attribute!r}",
-                details=[f"in {module.__file__}", f"given by {target.found}"],
-                hint=f"did you mean {target.module}:{close[0]}?" if close else None,
-            ) from exc
-    if not isinstance(found, Starlette) and (target.called or inspect.isroutine(found)):
-        found = _made(found, target)
-    if isinstance(found, Starlette):
-        return found
-    raise AppLoadError(
-        f"{target.text} is not a FastAPI app but {_a(found)}",
-        details=[f"given by {target.found}"],
-        hint="name the FastAPI object itself, or a function that returns it",
-    )
-
-
-def _made(factory: Any, target: Target) -> Any:
-    if not callable(factory):
-        raise AppLoadError(f"{target.module}:{target.attribute} cannot be called: {_a(factory)}")
-    needed = [
-        name
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if needed:
-        raise AppLoadError(
-            f"the factory {target.text} needs arguments: {', '.join(needed)}",
-            details=[f"given by {target.found}"],
-            hint="give them defaults, or name a function that needs none",
-        )
-    try:
-        made = factory()
-    except (Exception, SystemExit) as exc:
-        raise _failure(exc, f"the factory {target.text} failed", target) from exc
-    if inspect.iscoroutine(made):
-        made.close()
-        raise AppLoadError(f"the factory {target.text} is async; fsa calls only plain functions")
-    return made
-
-
 def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict[str, str]]:
-    import fastapi_sqlalchemy
     from fastapi_sqlalchemy.middleware import bind_app
 
-    urls = dict(settings.database_urls)
-    db = fastapi_sqlalchemy.db
+    urls = settings.database_urls
     try:
-        databases = dict(bind_app(app, urls or None))
-        sources = dict.fromkeys(databases, "the app's DBSessionMiddleware")
-        if "default" not in databases and "default" in urls:
-            db.configure(db_url=urls["default"])
-        if db.is_configured and "default" not in databases:
-            databases["default"] = db
-            sources["default"] = "the app's db.configure"
+        databases = bind_app(app, urls)
     except Exception as exc:
         where = place(exc)
         raise ConfigurationError(
@@ -244,8 +110,7 @@ def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict
             details=[f"named by {settings.sources[f'database_urls.{name}']}"],
             hint=f"it has {', '.join(databases) or 'none'}",
         )
-    for name in urls:
-        sources[name] = settings.sources[f"database_urls.{name}"]
+    sources = {name: settings.sources.get(f"database_urls.{name}", "the app") for name in databases}
     return databases, sources
 
 
@@ -259,47 +124,6 @@ def _tasks(target: Target, settings: Settings) -> tuple[str, ...]:
         modules = (name,) if exists else ()
     found = settings.sources["tasks"]
     for name in modules:
-        by = Target(
-            name, None, False, target.root, "the app's package" if "def" in found else found
-        )
-        _import(name, by, f"the tasks {name!r}")
+        by = "the app's package" if found == "default" else found
+        load_module(name, replace(target, found=by), f"the tasks {name!r}")
     return modules
-
-
-def _failure(error: BaseException, message: str, target: Target, module: str = "") -> FsaError:
-    if (unreachable := connections.unreachable(error, {})) is not None:
-        return unreachable
-    where = place(error)
-    details = [*(where.lines() if where else []), described(error), f"found by {target.found}"]
-    hint: str | None = None
-    missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if isinstance(error, SystemExit):
-        details[-2] = f"it called sys.exit({error.code!r}) while it was imported"
-        hint = 'put what starts the program under if __name__ == "__main__":'
-    elif missing and (module == missing or module.startswith(missing + ".")):
-        details = [f"there is no module {missing!r} in {target.root}", f"found by {target.found}"]
-        hint = _near(missing, target)
-    elif missing:
-        hint = f"is {missing.partition('.')[0]} installed in {sys.prefix}?"
-    elif isinstance(error, ImportError) and "partially initialized" in str(error):
-        hint = "two modules import each other: move what both need into a third"
-    return AppLoadError(message, details=details, hint=hint)
-
-
-def _near(missing: str, target: Target) -> str:
-    modules = [
-        ".".join(file.relative_to(target.root).with_suffix("").parts)
-        for pattern in ("*.py", "*/*.py")
-        for file in target.root.glob(pattern)
-    ]
-    close = get_close_matches(missing, modules, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return (
-        "start fsa in the project's directory, or name the one to import from: [tool.fsa] app_dir"
-    )
-
-
-def _a(value: object) -> str:
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
