@@ -1,0 +1,383 @@
+"""`fsa run-task` as a real process: what it prints, what it leaves, how it exits."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.backends import Backend
+from support.processes import Completed, OpenTerminal, Run, Start
+from support.waiting import wait_until
+
+MAIN = """
+    import asyncio, subprocess, sys, time
+    from datetime import date
+    from fastapi import FastAPI
+    from sqlalchemy import text
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+    from fastapi_sqlalchemy import DBSessionMiddleware, db
+    from fsa_cli import TaskContext, task
+
+    app = FastAPI(title="Shop")
+    app.add_middleware(DBSessionMiddleware, db_url={url!r})
+    INSERT = text("INSERT INTO written (n) VALUES (:n)")
+
+    @task
+    def write(n: int = 1, *, since: date | None = None) -> int:
+        '''Write a number.'''
+        db.session.execute(INSERT, dict(n=n))
+        return n
+
+    @task
+    async def write_async(session: AsyncSession, n: int = 1) -> dict:
+        await session.execute(INSERT, dict(n=n))
+        return {{"n": n}}
+
+    @task
+    def fail(session: Session):
+        session.execute(INSERT, dict(n=1))
+        raise LookupError("no such user")
+
+    @task
+    async def fail_async(session: AsyncSession):
+        await session.execute(INSERT, dict(n=1))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(600))
+            raise LookupError("no such user")
+
+    @task
+    def wait(session: Session):
+        session.execute(INSERT, dict(n=1))
+        print("waiting", flush=True)
+        try:
+            time.sleep(600)
+        except Exception:
+            pass
+
+    @task
+    async def wait_async(session: AsyncSession):
+        await session.execute(INSERT, dict(n=1))
+        print("waiting", flush=True)
+        await asyncio.sleep(600)
+
+    @task
+    def noisy() -> str:
+        print("printed")
+        subprocess.run(["echo", "echoed"], check=True)
+        return "returned"
+
+    @task
+    def own(*, json: str = "no", app: str = "no", help: bool = False) -> list:
+        return [json, app, help]
+
+    @task
+    def injected(app: FastAPI, context: TaskContext) -> str:
+        return f"{{app.title}} {{context.attempt}} {{context.scheduled_at}}"
+
+    @task(timeout_s=0.3)
+    def slow(session: Session):
+        session.execute(INSERT, dict(n=1))
+        time.sleep(600)
+
+    @task(commit=False)
+    def careless(session: Session):
+        session.execute(INSERT, dict(n=1))
+
+    @task
+    def leave():
+        sys.exit("enough")
+
+    def plain(n: int) -> int:
+        '''Not registered.'''
+        db.session.execute(INSERT, dict(n=n))
+        return n * 2
+"""
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """The two that differ most: the runner's own tests are on all three."""
+    chosen: Backend = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture
+def project(
+    backend: Backend, write_app: Callable[..., Path], tmp_path: Path
+) -> Callable[[], list[int]]:
+    """The app on each database; gives the numbers that were written."""
+    backend.execute("CREATE TABLE written (n INTEGER)")
+    write_app(tmp_path, main=MAIN.format(url=backend.url))
+    return lambda: [n for (n,) in backend.rows("SELECT n FROM written")]
+
+
+@pytest.fixture
+def small(sqlite: Backend, write_app: Callable[..., Path], tmp_path: Path) -> Path:
+    """The app on SQLite, for what does not depend on the database."""
+    sqlite.execute("CREATE TABLE written (n INTEGER)")
+    return write_app(tmp_path, main=MAIN.format(url=sqlite.url))
+
+
+Written = Callable[[], list[int]]
+
+
+def test_a_task_is_run_and_its_row_is_there(fsa: Run, project: Written) -> None:
+    done = fsa("run-task", "write", "--n", "7")
+
+    assert (done.returncode, done.stdout) == (0, "7\n")
+    assert done.stderr.startswith("write succeeded in ")
+    assert done.stderr.endswith("committed\n")
+    assert project() == [7]
+
+
+def test_an_async_task_is_run_and_its_row_is_there(fsa: Run, project: Written) -> None:
+    done = fsa("run-task", "write_async", "--n=7")
+
+    assert (done.returncode, done.stdout) == (0, '{"n": 7}\n')
+    assert project() == [7]
+
+
+@pytest.mark.parametrize(("name", "nth"), [("fail", 0), ("fail_async", 1)])
+def test_a_task_that_raises_exits_1_with_the_users_line(
+    name: str, nth: int, fsa: Run, project: Written, tmp_path: Path
+) -> None:
+    source = (tmp_path / "main.py").read_text().splitlines()
+    line = [n for n, text in enumerate(source, 1) if "raise LookupError" in text][nth]
+
+    done = fsa("run-task", name)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    first, *details = done.stderr.splitlines()
+    assert first.startswith(f"error: {name} failed after ")
+    assert first.endswith(": LookupError: no such user")
+    assert details[:2] == [
+        f"  main.py, line {line}, in {name}",
+        '    raise LookupError("no such user")',
+    ]
+    assert "  what it wrote was rolled back" in details
+    assert len(done.stderr.splitlines()) <= 8
+    assert project() == []
+
+
+def test_the_traceback_is_shown_when_it_is_asked_for(fsa: Run, small: Path) -> None:
+    done = fsa("run-task", "fail", "--traceback")
+
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "LookupError: no such user" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["wait", "wait_async"])
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_rolls_back(
+    name: str,
+    number: signal.Signals,
+    code: int,
+    word: str,
+    fsa_process: Start,
+    project: Written,
+    backend: Backend,
+) -> None:
+    process = fsa_process("run-task", name)
+    process.wait_for("waiting")
+
+    done = process.stop(number)
+
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == f"error: {name} was {word} and rolled back"
+    assert project() == []
+    backend.assert_released()
+
+
+def test_ctrl_c_at_a_terminal_exits_130(terminal: OpenTerminal, small: Path) -> None:
+    child = terminal("fsa", "run-task", "wait")
+    child.expect("waiting")
+    child.sendintr()
+    child.expect("interrupted and rolled back")
+    child.expect_exact("\n")
+    child.wait()
+
+    assert child.exitstatus == 130
+
+
+@pytest.mark.parametrize(
+    "words", [["slow"], ["wait", "--timeout", "0.3"], ["wait_async", "--timeout=0.3"]], ids=str
+)
+def test_a_time_out_rolls_back_and_exits_124(words: list[str], fsa: Run, project: Written) -> None:
+    done = fsa("run-task", *words)
+
+    assert done.returncode == 124
+    assert f"error: {words[0]} took longer than 0.3 s" in done.stderr
+    assert project() == []
+
+
+def test_commit_false_is_said(fsa: Run, project: Written) -> None:
+    done = fsa("run-task", "careless")
+
+    assert done.returncode == 0
+    assert "not committed: the task says commit=False" in done.stderr
+    assert project() == []
+
+
+def test_a_function_that_is_not_registered_is_run_by_module_and_name(
+    fsa: Run, project: Written
+) -> None:
+    done = fsa("run-task", "main:plain", "4")
+
+    assert (done.returncode, done.stdout) == (0, "8\n")
+    assert project() == [4]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["wrte"], "there is no task 'wrte'\nhint: did you mean write"),
+        (["xyz"], "there is no task 'xyz'\nhint: there are careless, fail"),
+        (["nowhere:f"], "there is no module 'nowhere'"),
+        (["main:plian"], "main has no function 'plian'\nhint: did you mean main:plain?"),
+        (["write", "--n", "x"], '--n "x": expected a whole number'),
+        (["write", "--since", "soon"], '--since "soon": expected a date like 2026-11-22'),
+        (["write", "7"], 'unexpected argument "7": the task takes none'),
+        (["write", "--m", "7"], "no such option: --m"),
+        (["write", "--timeout", "0"], '--timeout "0": expected seconds, more than 0'),
+        (["--timeout", "-1", "write"], "--timeout -1: expected seconds, more than 0"),
+        (["main:plain"], "missing N (a whole number)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_word_exits_2_in_one_line(
+    words: list[str], message: str, fsa: Run, small: Path
+) -> None:
+    done = fsa("run-task", *words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_database_that_cannot_be_reached_exits_4(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    url = "postgresql+psycopg://ann:s3cret@127.0.0.1:1/shop"
+    write_app(tmp_path, main=MAIN.format(url=url))
+
+    for name in ("write", "write_async"):
+        done = fsa("run-task", name)
+
+        assert done.returncode == 4
+        assert "cannot be reached" in done.stderr
+        assert "127.0.0.1:1" in done.stderr
+        assert "s3cret" not in done.stderr
+
+
+def test_json_has_the_run_and_prints_go_to_stderr(fsa: Run, small: Path) -> None:
+    done = fsa("run-task", "noisy", "--json")
+
+    run = json.loads(done.stdout)
+    assert (run["task"], run["status"], run["result"]) == ("noisy", "succeeded", "returned")
+    assert run["error"] is None
+    assert run["started_at"].endswith("Z")
+    assert run["duration_ms"] > 0
+    assert done.stderr.splitlines() == ["printed", "echoed"]
+
+
+def test_json_of_a_failed_run_says_where(fsa: Run, small: Path) -> None:
+    done = fsa("run-task", "fail", "--json")
+
+    assert done.returncode == 1
+    run, error = json.loads(done.stdout), json.loads(done.stderr)
+    assert run["status"] == "failed"
+    assert run["error"]["type"] == "LookupError"
+    assert run["error"]["file"].endswith("main.py")
+    assert (error["error"], error["exit_code"]) == ("task_failed", 1)
+
+
+def test_what_a_task_prints_is_on_stdout_without_json(fsa: Run, small: Path) -> None:
+    assert fsa("run-task", "noisy").stdout == "printed\nechoed\nreturned\n"
+
+
+def result(done: Completed) -> object:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_flag_that_the_task_has_too_is_the_tasks_after_its_name(fsa: Run, small: Path) -> None:
+    assert result(fsa("run-task", "own", "--json", "yes")) == ["yes", "no", False]
+    assert result(fsa("run-task", "own", "--help")) == ["no", "no", True]
+    assert result(fsa("run-task", "own", "--", "--app", "x:y")) == ["no", "x:y", False]
+    run = result(fsa("run-task", "--json", "own"))
+    assert isinstance(run, dict)
+    assert run["result"] == ["no", "no", False]
+
+
+def test_an_app_flag_that_could_be_either_is_refused(fsa: Run, small: Path) -> None:
+    done = fsa("run-task", "own", "--app", "main:app")
+
+    assert done.returncode == 2
+    assert "--app after 'own' may be fsa's" in done.stderr
+    assert "own -- --app" in done.stderr
+
+
+def test_fsas_flags_are_understood_after_the_name(fsa: Run, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "main.py").rename(tmp_path / "other.py")
+
+    done = fsa("run-task", "write", "--app", "other:app", "--n", "3", "-q")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+def test_the_app_and_the_context_are_injected(fsa: Run, small: Path) -> None:
+    assert fsa("run-task", "injected").stdout == "Shop 1 None\n"
+
+
+def test_help_after_the_name_is_the_tasks_own(fsa: Run, small: Path) -> None:
+    for word in ("--help", "-h"):
+        done = fsa("run-task", "write", word)
+
+        assert done.returncode == 0
+        assert done.stdout.startswith("fsa run-task write [--n INTEGER] [--since DATE]\n")
+        assert "Write a number." in done.stdout
+
+
+def test_help_before_the_name_is_fsas(fsa: Run, tmp_path: Path) -> None:
+    done = fsa("run-task", "--help")  # there is no app here
+
+    assert done.returncode == 0
+    assert "Run one task now, here" in done.stdout
+
+
+def test_sys_exit_in_a_task_is_a_failure(fsa: Run, small: Path) -> None:
+    done = fsa("run-task", "leave")
+
+    assert done.returncode == 1
+    assert "it called sys.exit('enough')" in done.stderr
+
+
+def test_run_task_loads_no_scheduler(fsa: Run, small: Path) -> None:
+    with (small / "main.py").open("a") as main:
+        main.write(
+            "\n@task\ndef loaded() -> list:\n"
+            "    heavy = {'apscheduler', 'alembic', 'IPython', 'rich'}\n"
+            "    return sorted(heavy & set(sys.modules))\n"
+        )
+
+    assert fsa("run-task", "loaded").stdout == "[]\n"
+
+
+def test_a_killed_task_leaves_nothing_behind(
+    fsa_process: Start, project: Written, backend: Backend
+) -> None:
+    process = fsa_process("run-task", "wait")
+    process.wait_for("waiting")
+
+    process.kill()
+
+    backend.assert_released()
+    wait_until(lambda: project() == [])
