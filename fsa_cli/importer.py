@@ -34,7 +34,9 @@ def app_of(candidates: list[Target]) -> tuple[Target, Starlette]:
         named = target if target.attribute else _named(module, target)
         if named is not None:
             return named, _app(module, named)
-    places = ", ".join(target.module for target in candidates)
+        # The next place may be a module of the same name: main.py, then app/main.py.
+        sys.modules.pop(target.module, None)
+    places = ", ".join(dict.fromkeys(target.module for target in candidates))
     raise AppLoadError(
         f"there is no FastAPI app in {places}",
         details=[f"found by {candidates[0].found}"],

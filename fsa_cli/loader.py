@@ -60,7 +60,8 @@ class LoadedApp:
     def _why_no_database(self) -> str:
         from fastapi_sqlalchemy import DBSessionMiddleware
 
-        if DBSessionMiddleware in [entry.cls for entry in self.app.user_middleware]:
+        classes: list[object] = [entry.cls for entry in self.app.user_middleware]
+        if DBSessionMiddleware in classes:
             return "its DBSessionMiddleware has no db_url, and it does not call db.configure"
         return "it has no DBSessionMiddleware, and it does not call db.configure"
 

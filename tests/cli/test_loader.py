@@ -1,0 +1,239 @@
+"""Where the app is found, and what is configured from it."""
+
+import json
+
+import pytest
+
+APP = """
+    import os
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import DBSessionMiddleware
+    {name} = FastAPI(title="{title}")
+    {name}.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+"""
+FACTORY = """
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import DBSessionMiddleware
+
+    def {name}() -> FastAPI:
+        app = FastAPI(title="made")
+        app.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+        return app
+"""
+
+
+def app(title: str, name: str = "app") -> str:
+    return APP.format(title=title, name=name)
+
+
+@pytest.fixture
+def title(fsa, tmp_path):
+    """The title of the app that `fsa` finds."""
+
+    def find(*flags: str, cwd=None, **options) -> str:
+        done = fsa(*flags, "shell", "-c", "print(app.title)", cwd=cwd, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return find
+
+
+def test_the_usual_places_are_looked_at_in_fastapis_order(title, write_app, tmp_path) -> None:
+    places = ["app/api.py", "app/main.py", "api.py", "main.py"]
+    for place in places:
+        write_app(tmp_path, {place: app(place)})
+        assert title() == place
+
+
+def test_a_usual_place_without_an_app_is_passed_over(title, write_app, tmp_path) -> None:
+    write_app(tmp_path, {"main.py": "x = 1\n", "app/main.py": app("the real one")})
+
+    assert title() == "the real one"
+
+
+def test_a_package_is_imported_from_its_root(title, write_app, tmp_path) -> None:
+    write_app(
+        tmp_path,
+        {
+            "app/__init__.py": "",
+            "app/names.py": "TITLE = 'packaged'\n",
+            "app/main.py": app("x").replace('"x"', "TITLE") + "    assert __name__ == 'app.main'\n",
+        },
+    )
+    source = (tmp_path / "app/main.py").read_text()
+    (tmp_path / "app/main.py").write_text("from .names import TITLE\n" + source)
+
+    assert title() == "packaged"
+    assert title(cwd=tmp_path / "app") == "packaged"  # main.py, whose package is above
+
+
+def test_the_only_package_in_src_is_looked_into(title, write_app, tmp_path) -> None:
+    write_app(tmp_path, {"src/shop/__init__.py": "", "src/shop/main.py": app("in src")})
+
+    assert title() == "in src"
+    assert title("--app", "shop.main:app") == "in src"
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["elsewhere:thing", "elsewhere", "elsewhere.py", "elsewhere.py:thing", "elsewhere:Box.inner"],
+)
+def test_an_app_is_named_as_module_attribute_or_file(title, write_app, tmp_path, named) -> None:
+    write_app(
+        tmp_path,
+        elsewhere=app("named", "thing") + "\n    class Box:\n        inner = thing\n",
+        main=app("not this one"),
+    )
+
+    assert title("--app", named) == "named"
+    assert title(env={"FSA_APP": named}) == "named"
+
+
+@pytest.mark.parametrize("named", ["main:make", "main:make()", "main"])
+def test_a_factory_is_called_with_and_without_parentheses(
+    title, write_app, tmp_path, named
+) -> None:
+    write_app(tmp_path, main=FACTORY.format(name="make"))
+
+    assert title("-A", named) == "made"
+
+
+def test_the_usual_names_come_before_another_app_of_the_module(title, write_app, tmp_path) -> None:
+    write_app(tmp_path, main=app("admin", "admin") + app("api", "api"))
+
+    assert title() == "api"
+
+
+def test_pyproject_is_found_from_a_directory_below(title, write_app, tmp_path) -> None:
+    write_app(
+        tmp_path,
+        {
+            "pyproject.toml": '[tool.fsa]\napp = "shop:app"\napp_dir = "backend"\n',
+            "backend/shop.py": app("by app_dir"),
+            "docs/x.txt": "",
+        },
+    )
+
+    assert title(cwd=tmp_path / "docs") == "by app_dir"
+
+
+def test_variables_of_the_env_file_reach_the_app_and_replace_none(
+    title, write_app, tmp_path
+) -> None:
+    write_app(
+        tmp_path,
+        {".env": "TITLE=from the file\n"},
+        main=app("x").replace('"x"', "os.environ['TITLE']"),
+    )
+
+    assert title() == "from the file"
+    assert title(env={"TITLE": "was set"}) == "was set"
+
+
+def test_the_url_is_the_middlewares_unless_fsa_db_url_replaces_it(fsa, write_app, tmp_path) -> None:
+    write_app(
+        tmp_path,
+        main="""
+        from fastapi import FastAPI
+        from fastapi_sqlalchemy import Database, DBSessionMiddleware
+        reports = Database(name="reports")
+        app = FastAPI()
+        app.add_middleware(DBSessionMiddleware, db_url="sqlite:///own.db")
+        app.add_middleware(DBSessionMiddleware, db_url="sqlite:///reports.db", db=reports)
+        """,
+    )
+
+    def urls(*flags: str, **env: str) -> list[str]:
+        code = "from main import reports; print(db.url.database, reports.url.database)"
+        done = fsa(*flags, "shell", "-c", code, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert urls() == ["own.db", "reports.db"]
+    assert urls(FSA_DB_URL="sqlite:///other.db") == ["other.db", "reports.db"]
+    assert urls(FSA_DB_URL_REPORTS="sqlite:///r.db") == ["own.db", "r.db"]
+    assert urls("--database", "reports") == ["reports.db", "reports.db"]
+
+    done = fsa("-d", "report", "shell", "-c", "pass")
+    assert done.returncode == 2
+    assert "it has" in done.stderr
+    done = fsa("health", env={"FSA_DB_URL_REPORT": "sqlite:///r.db"})
+    assert done.returncode == 3
+    assert "named by FSA_DB_URL_REPORT" in done.stderr
+
+
+def test_what_db_configure_was_given_serves_an_app_without_the_middleware(
+    fsa, write_app, tmp_path
+) -> None:
+    write_app(
+        tmp_path,
+        main="""
+        from fastapi import FastAPI
+        from fastapi_sqlalchemy import db
+        app = FastAPI()
+        db.configure(db_url="sqlite:///configured.db")
+        """,
+    )
+
+    done = fsa("shell", "-c", "print(db.url.database)")
+    assert done.stdout.strip() == "configured.db"
+    done = fsa("shell", "-c", "print(db.url.database)", env={"FSA_DB_URL": "sqlite:///o.db"})
+    assert done.stdout.strip() == "o.db"
+
+
+def test_the_middleware_stack_is_not_built(fsa, write_app, tmp_path) -> None:
+    write_app(
+        tmp_path,
+        main=app("x")
+        + """
+    class Never:
+        def __init__(self, app):
+            raise SystemError("built")
+
+    app.add_middleware(Never)
+    """,
+    )
+
+    assert fsa("health").returncode == 0
+
+
+def test_task_modules_are_the_packages_own_or_those_that_are_named(
+    fsa, write_app, tmp_path
+) -> None:
+    task = "from fsa_cli import task\n@task\ndef {name}(): ...\n"
+    write_app(
+        tmp_path,
+        {
+            "shop/__init__.py": "",
+            "shop/main.py": app("x"),
+            "shop/tasks.py": task.format(name="own"),
+            "other.py": task.format(name="named"),
+        },
+    )
+
+    def names(**env: str) -> str:
+        done = fsa("-A", "shop.main:app", "shell", "-c", "print(*tasks)", env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert names() == "own"
+    assert names(FSA_TASKS="other") == "named"
+
+
+def test_config_says_every_value_and_its_source_without_the_app(fsa, write_app, tmp_path) -> None:
+    write_app(
+        tmp_path,
+        {"pyproject.toml": '[tool.fsa]\ntimezone = "Europe/Berlin"\n'},
+        main="raise SystemError",
+    )
+
+    env = {"FSA_DB_URL": "postgresql://me:hunter2@db/shop?password=hunter2"}
+    done = fsa("config", "--json", "--app", "main:app", env=env)
+
+    assert done.returncode == 0, done.stderr
+    assert "hunter2" not in done.stdout + fsa("config", env=env).stdout
+    rows = {row["setting"]: row for row in json.loads(done.stdout)}
+    assert rows["app"] == {"setting": "app", "value": "main:app", "source": "--app"}
+    assert rows["timezone"]["source"].startswith("[tool.fsa] timezone in ")
+    assert rows["database_urls.default"]["source"] == "FSA_DB_URL"
+    assert rows["database_urls.default"]["value"].startswith("postgresql://me:***@db/shop")

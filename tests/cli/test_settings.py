@@ -1,0 +1,169 @@
+"""Where a setting is from, and which of two wins."""
+
+from pathlib import Path
+
+import pytest
+
+from fsa_cli import dotenv
+from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.settings import KEYS, Flags, read
+
+PYPROJECT = """
+[project]
+name = "shop"
+
+[tool.fastapi]
+entrypoint = "from_fastapi:app"
+
+[tool.fsa]
+app = "from_pyproject:app"
+tasks = ["shop.tasks", "shop.more"]
+"""
+
+
+def test_a_flag_wins_over_the_environment_over_the_env_file_over_pyproject(tmp_path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    app = "FSA_APP"
+
+    def found(flag: str | None = None, **environ: str) -> tuple[str | None, str]:
+        settings = read(Flags(app=flag), directory=tmp_path, environ=environ)
+        return settings.app, settings.sources["app"]
+
+    pyproject = tmp_path / "pyproject.toml"
+    assert found() == ("from_pyproject:app", f"[tool.fsa] app in {pyproject}")
+    (tmp_path / ".env").write_text("FSA_APP=from_file:app\n")
+    assert found() == ("from_file:app", f"FSA_APP in {tmp_path / '.env'}")
+    assert found(FSA_APP="from_env:app") == ("from_env:app", app)
+    assert found("from_flag:app", FSA_APP="from_env:app") == ("from_flag:app", "--app")
+
+
+def test_fastapis_own_entrypoint_serves_where_nothing_else_is_said(tmp_path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.fastapi]\nentrypoint = "shop.main:app"\n')
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+
+    settings = read(directory=below, environ={})
+
+    assert settings.app == "shop.main:app"
+    assert settings.app_base == settings.project == tmp_path
+    assert "[tool.fastapi] entrypoint" in settings.sources["app"]
+
+
+def test_an_app_is_relative_to_the_file_that_names_it(tmp_path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".env").write_text("FSA_APP=main:app")
+    below = tmp_path / "below"
+    below.mkdir()
+
+    assert read(directory=below, environ={}).app_base == tmp_path
+    assert read(Flags(app="main:app"), directory=below, environ={}).app_base == below
+
+
+def test_the_env_file_is_looked_for_up_to_the_repositorys_root_and_no_further(tmp_path) -> None:
+    (tmp_path / ".env").write_text("FSA_APP=stray:app")
+    repository = tmp_path / "repository"
+    below = repository / "src" / "shop"
+    below.mkdir(parents=True)
+    assert dotenv.find(below) is None  # no repository: only the directory itself
+
+    (repository / ".git").mkdir()
+    assert dotenv.find(below) is None
+
+    (repository / ".env").touch()
+    assert dotenv.find(below) == repository / ".env"
+    (below / ".env").touch()
+    assert dotenv.find(below) == below / ".env"
+
+
+def test_env_file_replaces_the_one_that_would_be_found(tmp_path) -> None:
+    (tmp_path / ".env").write_text("FSA_APP=one:app")
+    (tmp_path / "staging").write_text("FSA_APP=two:app")
+
+    for settings in (
+        read(Flags(env_file=Path("staging")), directory=tmp_path, environ={}),
+        read(directory=tmp_path, environ={"FSA_ENV_FILE": "staging"}),
+    ):
+        assert settings.app == "two:app"
+        assert settings.env_file == tmp_path / "staging"
+
+    with pytest.raises(ConfigurationError, match="the file nowhere does not exist"):
+        read(Flags(env_file=Path("nowhere")), directory=tmp_path, environ={})
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("A=1", "1"),
+        ("export A=1", "1"),
+        ("  A = one two  ", "one two"),
+        ("A=", ""),
+        ("A='single # $quoted'", "single # $quoted"),
+        (r'A="double \"quoted\"\n" # comment', 'double "quoted"\n'),
+        ("A=value # comment", "value"),
+        ("A=value#no-comment", "value#no-comment"),
+        ("A=postgresql://u:p=#@h/d?x=1", "postgresql://u:p=#@h/d?x=1"),
+        ("A=it's", "it's"),
+    ],
+)
+def test_a_line_of_an_env_file_is_read_as_shells_and_docker_read_it(tmp_path, line, value) -> None:
+    (tmp_path / ".env").write_text(f"# comment\n\n{line}\n", encoding="utf-8")
+
+    assert dotenv.read(tmp_path / ".env") == {"A": value}
+
+
+def test_a_line_that_cannot_be_read_is_named_and_not_shown(tmp_path) -> None:
+    (tmp_path / ".env").write_text("A=1\nhunter2 is my password\n")
+
+    with pytest.raises(ConfigurationError) as raised:
+        dotenv.read(tmp_path / ".env")
+
+    assert f"{tmp_path / '.env'}:2" in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_urls_of_databases_are_found_by_their_names(tmp_path) -> None:
+    (tmp_path / ".env").write_text("FSA_DB_URL=sqlite:///file\nFSA_DB_URL_REPORTS=sqlite:///r\n")
+
+    settings = read(directory=tmp_path, environ={"FSA_DB_URL": "sqlite:///env"})
+
+    assert settings.database_urls == {"default": "sqlite:///env", "reports": "sqlite:///r"}
+    assert settings.sources["database_urls.default"] == "FSA_DB_URL"
+    assert settings.sources["database_urls.reports"].startswith("FSA_DB_URL_REPORTS in ")
+
+
+def test_settings_never_show_urls_or_variables_in_their_repr(tmp_path) -> None:
+    (tmp_path / ".env").write_text("FSA_DB_URL=postgresql://me:hunter2@h/d\nFSA_LEDGER_URL=hunter2")
+
+    assert "hunter2" not in repr(read(directory=tmp_path, environ={}))
+
+
+def test_the_namespace_is_the_projects_name_else_the_directorys(tmp_path) -> None:
+    assert read(directory=tmp_path, environ={}).namespace == tmp_path.name
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    assert read(directory=tmp_path, environ={}).namespace == "shop"
+    assert read(directory=tmp_path, environ={"FSA_NAMESPACE": "x"}).namespace == "x"
+
+
+def test_a_list_may_be_a_list_or_words_between_commas(tmp_path) -> None:
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    assert read(directory=tmp_path, environ={}).tasks == ("shop.tasks", "shop.more")
+    assert read(directory=tmp_path, environ={"FSA_TASKS": "a, b"}).tasks == ("a", "b")
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_every_key_refuses_a_value_of_the_wrong_type(tmp_path, key) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.fsa]\n{key} = true\n")
+
+    with pytest.raises(ConfigurationError, match=rf"\[tool\.fsa\] {key} must be"):
+        read(directory=tmp_path, environ={})
+
+
+def test_an_unknown_environment_is_an_error_that_guesses(tmp_path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.fsa.env.production]\nprotected = true\n")
+
+    assert read(Flags(env="production"), directory=tmp_path, environ={}).env == "production"
+    with pytest.raises(ConfigurationError) as raised:
+        read(directory=tmp_path, environ={"FSA_ENV": "prodction"})
+
+    assert raised.value.hint == "did you mean 'production'?"
