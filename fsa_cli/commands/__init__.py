@@ -40,6 +40,7 @@ SPELLINGS = {
     "--traceback": "traceback",
 }
 _VALUED = {"app", "env_file", "database", "env"}
+_LOADING = {"app", "env_file", "env"}
 
 
 class Fsa:
@@ -100,9 +101,14 @@ class Fsa:
         return self._loaded
 
     def set(self, **flags: Any) -> None:
-        """Give flags a new value; what was derived from the old ones is forgotten."""
+        """Give flags a new value; what was derived from the old ones is made anew.
+
+        A loaded app stays, unless the flags say which one to load.
+        """
         self._flags = replace(self._flags, **flags)
-        self._output = self._settings = self._loaded = None
+        self._output = self._settings = None
+        if not _LOADING.isdisjoint(flags):
+            self._loaded = None
 
 
 def split_flags(words: Sequence[str], *, but: Collection[str] = ()) -> tuple[Flags, list[str]]:
