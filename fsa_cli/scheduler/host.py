@@ -24,6 +24,7 @@ __all__ = ["Host", "Left", "Listener"]
 _PULSE_S = 5.0
 # A cancelled task has this long for its rollback: Kubernetes kills 30 s after SIGTERM, grace is 25.
 _CANCEL_S = 3.0
+_CANCEL_NOW_S = 0.5
 
 
 class Listener(Protocol):
@@ -127,7 +128,7 @@ class Host:
         left = tuple(self._executor.running)
         if left:
             self._executor.cancel()
-            self._wait(_CANCEL_S)
+            self._wait(_CANCEL_NOW_S if again else _CANCEL_S)
             return Left(again or number, left)
         self._executor.stop()
         return None

@@ -1,0 +1,533 @@
+"""`fsa scheduler` as a real process: runs, signals, exit codes, and what is in the database."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from fsa_cli.scheduler.timer import Timer
+from fsa_cli.schedules import parse
+from support.backends import Backend
+from support.processes import Process, Run, Start
+from support.waiting import wait_until
+
+HEAD = """
+import asyncio, contextvars, pathlib, sys, threading, time
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from fastapi_sqlalchemy import DBSessionMiddleware, db
+from fsa_cli import TaskContext, task
+
+app = FastAPI()
+app.add_middleware(DBSessionMiddleware, db_url={url!r})
+INSERT = text("INSERT INTO written (n) VALUES (:n)")
+HERE = pathlib.Path(__file__).parent
+
+def wait_for(name):
+    while not (HERE / name).exists():
+        time.sleep(0.02)
+"""
+
+# The task that the tests of stopping use: it has written, and goes on until the file `go` is there.
+WAIT = """
+@task(schedule="every 1s")
+def wait(session: Session):
+    session.execute(INSERT, dict(n=1))
+    print("begun", flush=True)
+    wait_for("go")
+"""
+WAIT_ASYNC = """
+@task(schedule="every 1s")
+async def wait(session: AsyncSession):
+    await session.execute(INSERT, dict(n=1))
+    print("begun", flush=True)
+    while not (HERE / "go").exists():
+        await asyncio.sleep(0.02)
+"""
+WAITS = pytest.mark.parametrize("source", [WAIT, WAIT_ASYNC], ids=["sync", "async"])
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    chosen: Backend = request.getfixturevalue(request.param)
+    return chosen
+
+
+Lay = Callable[[Backend, str], None]
+
+
+@pytest.fixture
+def lay(tmp_path: Path) -> Lay:
+    """`lay(backend, source)`: an app with these tasks, on this database."""
+
+    def write(backend: Backend, source: str) -> None:
+        backend.execute("CREATE TABLE written (n INTEGER)")
+        (tmp_path / "main.py").write_text(HEAD.format(url=backend.url) + dedent(source))
+
+    return write
+
+
+def written(backend: Backend) -> list[int]:
+    return [n for (n,) in backend.rows("SELECT n FROM written")]
+
+
+def started(fsa_process: Start, *options: str) -> Process:
+    process = fsa_process("scheduler", "start", *options, env={"FSA_STATE_DIR": "state"})
+    process.wait_for("fsa scheduler")
+    return process
+
+
+def test_tasks_run_by_themselves_and_sigterm_exits_0(
+    fsa_process: Start, lay: Lay, backend: Backend
+) -> None:
+    lay(
+        backend,
+        """
+        @task(schedule="every 1s")
+        def sync():
+            db.session.execute(INSERT, dict(n=1))
+
+        @task(schedule="every 1s")
+        async def asynchronous():
+            await db.async_session.execute(INSERT, dict(n=2))
+            return "done"
+        """,
+    )
+    process = started(fsa_process)
+
+    wait_until(lambda: {1, 2} <= set(written(backend)))
+    wait_until(lambda: len(written(backend)) >= 4)
+    backend.assert_no_transaction()
+    done = process.stop(signal.SIGTERM)
+
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert "2 tasks of main:app" in done.stderr
+    assert "every task that was running has ended" in done.stderr
+    lines = [line.split() for line in done.stderr.splitlines() if "succeeded" in line]
+    assert len(lines) == len(written(backend))
+    assert {line[1] for line in lines} == {"sync", "asynchronous"}
+    assert any(line[-1] == "done" for line in lines)
+    backend.assert_released()
+
+
+@WAITS
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_task_ends_before_the_process_does(
+    number: signal.Signals,
+    source: str,
+    fsa_process: Start,
+    lay: Lay,
+    backend: Backend,
+    tmp_path: Path,
+) -> None:
+    lay(backend, source)
+    process = started(fsa_process)
+    process.wait_for("begun")
+    process.send(number)
+    process.wait_for(f"{number.name}: waiting up to 25 s for wait (since ")
+    assert process.returncode is None
+
+    (tmp_path / "go").touch()
+    done = process.wait()
+
+    assert done.returncode == 0
+    assert written(backend) == [1]
+
+
+@WAITS
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_does_not_end_in_time_is_rolled_back_and_said(
+    number: signal.Signals, code: int, source: str, fsa_process: Start, lay: Lay, backend: Backend
+) -> None:
+    lay(backend, source)
+    process = started(fsa_process, "--grace", "0.2")
+    process.wait_for("begun")
+
+    done = process.stop(number)
+
+    assert done.returncode == code
+    assert f"stopped by {number.name} with work left: wait (since " in done.stderr
+    backend.assert_released()
+    assert written(backend) == []
+
+
+@WAITS
+def test_a_second_signal_does_not_wait(
+    source: str, fsa_process: Start, lay: Lay, sqlite: Backend
+) -> None:
+    lay(sqlite, source)
+    process = started(fsa_process, "--grace", "3600")
+    process.wait_for("begun")
+    process.send(signal.SIGTERM)
+    process.wait_for("waiting up to 3600 s")
+
+    done = process.stop(signal.SIGTERM)
+
+    assert done.returncode == 143
+    assert written(sqlite) == []
+
+
+def test_a_task_that_asks_is_told_to_end(fsa_process: Start, lay: Lay, sqlite: Backend) -> None:
+    lay(
+        sqlite,
+        """
+        @task(schedule="every 1s")
+        def patient(context: TaskContext):
+            print("begun", flush=True)
+            while not context.cancelled:
+                time.sleep(0.02)
+            print("told", flush=True)
+        """,
+    )
+    process = started(fsa_process, "--grace", "0.2")
+    process.wait_for("begun")
+
+    done = process.stop()
+
+    assert done.returncode == 143
+    assert done.stdout.endswith("told\n")
+
+
+def test_what_waits_for_its_turn_is_not_started_any_more(
+    fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(sqlite, WAIT + WAIT.replace("def wait(", "def other("))
+    process = started(fsa_process, "--concurrency", "1")
+    process.wait_for("skipped")  # both are known to be due: one runs, the other waits
+
+    process.send(signal.SIGTERM)
+    process.wait_for("the scheduler was stopped")
+    (tmp_path / "go").touch()
+    done = process.wait()
+
+    assert done.returncode == 0
+    assert done.stdout == "begun\n"
+    assert written(sqlite) == [1]
+
+
+def test_one_task_does_not_run_twice_at_a_time(
+    fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(sqlite, WAIT)
+    process = started(fsa_process)
+    process.wait_for("wait  skipped    the run before it has not ended")
+    assert process.stdout == "begun\n"
+
+    (tmp_path / "go").touch()
+    process.wait_for("succeeded")
+
+    assert process.stop().returncode == 0
+
+
+def test_a_failing_task_is_said_and_runs_again(
+    fsa_process: Start, lay: Lay, backend: Backend
+) -> None:
+    lay(
+        backend,
+        """
+        @task(schedule="every 1s")
+        def fail():
+            db.session.execute(INSERT, dict(n=1))
+            raise LookupError("no such user")
+
+        @task(schedule="every 1s")
+        async def fail_async():
+            await db.async_session.execute(INSERT, dict(n=1))
+            raise LookupError("no such user")
+
+        @task(schedule="every 1s")
+        def leave():
+            sys.exit(1)
+
+        @task(schedule="every 1s")
+        async def leave_async():
+            sys.exit(1)
+
+        @task(schedule="every 1s")
+        def interrupt():
+            raise KeyboardInterrupt
+
+        @task(schedule="every 1s")
+        async def interrupt_async():
+            raise KeyboardInterrupt
+
+        @task(schedule="every 1s", timeout_s=0.1)
+        async def slow():
+            await asyncio.sleep(600)
+        """,
+    )
+    process = started(fsa_process)
+    for name in ("fail", "fail_async", "leave", "leave_async"):
+        wait_until(lambda name=name: process.stderr.count(f"  {name} ") >= 3)  # type: ignore[misc]
+    for name in ("interrupt", "interrupt_async", "slow"):
+        wait_until(lambda name=name: process.stderr.count(f"  {name} ") >= 3)  # type: ignore[misc]
+
+    done = process.stop()
+
+    assert done.returncode == 0
+    assert "LookupError: no such user (" in done.stderr
+    assert "main.py:" in done.stderr
+    assert "slow             timed out" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert written(backend) == []
+
+
+def test_a_database_that_is_away_ends_nothing(
+    fsa_process: Start, sqlite: Backend, lay: Lay, tmp_path: Path
+) -> None:
+    lay(
+        sqlite, "@task(schedule='every 1s')\ndef use():\n    db.session.execute(text('SELECT 1'))\n"
+    )
+    main = tmp_path / "main.py"
+    url = "postgresql+psycopg://ann:s3cret@127.0.0.1:1/shop"
+    main.write_text(main.read_text().replace(repr(sqlite.url), repr(url)))
+    process = started(fsa_process)
+
+    wait_until(lambda: process.stderr.count("cannot be reached") >= 2)
+    done = process.stop()
+
+    assert done.returncode == 0
+    assert "s3cret" not in done.stderr
+
+
+def test_each_run_knows_its_instant_and_has_a_context_of_its_own(
+    fsa_process: Start, lay: Lay, sqlite: Backend
+) -> None:
+    lay(
+        sqlite,
+        """
+        seen = contextvars.ContextVar("seen", default=0)
+
+        @task(schedule="every 1s", args={"name": "ann"})
+        def sync(name: str, context: TaskContext):
+            seen.set(seen.get() + 1)
+            print("sync", name, context.scheduled_at.isoformat(), seen.get(), flush=True)
+
+        @task(schedule="every 1s")
+        async def asynchronous(context: TaskContext):
+            seen.set(seen.get() + 1)
+            loop, thread = id(asyncio.get_running_loop()), threading.current_thread().name
+            print("async", loop, thread, seen.get(), flush=True)
+        """,
+    )
+    process = started(fsa_process)
+    wait_until(lambda: process.stdout.count("\n") >= 6)
+    process.stop()
+
+    runs = [line.split() for line in process.stdout.splitlines()]
+    instants = [datetime.fromisoformat(run[2]) for run in runs if run[0] == "sync"]
+    assert instants == sorted(set(instants))
+    assert all(i.microsecond == 0 and i.utcoffset() == timedelta(0) for i in instants)
+    assert {run[1] for run in runs if run[0] == "sync"} == {"ann"}
+    assert len({run[1] for run in runs if run[0] == "async"}) == 1, "more than one loop"
+    assert {run[2] for run in runs if run[0] == "async"}.isdisjoint({"APScheduler", "MainThread"})
+    assert {run[-1] for run in runs} == {"1"}
+
+
+def test_after_a_standstill_the_latest_instant_is_run_and_the_rest_is_told(
+    fsa_process: Start, lay: Lay, sqlite: Backend
+) -> None:
+    lay(
+        sqlite,
+        """
+        @task(schedule="every 1s")
+        def tick(context: TaskContext):
+            print(context.scheduled_at.timestamp(), flush=True)
+        """,
+    )
+    process = started(fsa_process)
+    wait_until(lambda: process.stdout)
+    process.send(signal.SIGSTOP)
+    stopped_at = time.time()
+    wait_until(lambda: time.time() > stopped_at + 4)
+    before = process.stdout.count("\n")
+    process.send(signal.SIGCONT)
+
+    process.wait_for("instants passed while the process stood still")
+    wait_until(lambda: process.stdout.count("\n") > before + 1)
+    process.stop()
+
+    instants = [float(line) for line in process.stdout.splitlines()]
+    gaps = [int(later - earlier) for earlier, later in pairwise(instants)]
+    assert max(gaps) >= 3
+    assert min(gaps) >= 1
+
+
+def test_runs_as_json_lines(fsa_process: Start, lay: Lay, sqlite: Backend) -> None:
+    lay(sqlite, "@task(schedule='every 1s')\ndef tick():\n    return 7\n")
+    process = fsa_process("scheduler", "start", "--json", env={"FSA_STATE_DIR": "state"})
+    process.wait_for('"status": "succeeded"')
+
+    done = process.stop()
+
+    assert done.returncode == 0
+    for line in done.stderr.splitlines():
+        run = json.loads(line)
+        assert (run["task"], run["status"], run["result"]) == ("tick", "succeeded", 7)
+        assert run["scheduled_at"].endswith("Z")
+
+
+def test_it_is_alive_for_probes(fsa_process: Start, fsa: Run, lay: Lay, sqlite: Backend) -> None:
+    lay(sqlite, WAIT)
+    assert fsa("health", "live", env={"FSA_STATE_DIR": "state"}).returncode == 1
+
+    process = started(fsa_process)
+    process.wait_for("begun")
+
+    assert fsa("health", "live", env={"FSA_STATE_DIR": "state"}).returncode == 0
+
+
+def test_a_heartbeat_that_cannot_be_written_is_said_once(
+    fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(sqlite, WAIT)
+    (tmp_path / "file").touch()
+    process = fsa_process("scheduler", "start", env={"FSA_STATE_DIR": "file/state"})
+    process.wait_for("begun")
+
+    assert process.stderr.count("no heartbeat") == 1
+
+
+def can_unshare() -> bool:
+    unshare = shutil.which("unshare")
+    probe = [unshare or "", "--fork", "--pid", "true"]
+    return unshare is not None and subprocess.run(probe, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="no right to make a PID namespace")
+def test_it_can_be_pid_1(start: Start, lay: Lay, sqlite: Backend, tmp_path: Path) -> None:
+    lay(sqlite, WAIT)
+    process = start(
+        "unshare", "--fork", "--pid", "fsa", "scheduler", "start", env={"FSA_STATE_DIR": "state"}
+    )
+    process.wait_for("fsa scheduler 1:")
+    process.wait_for("begun")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+    os.kill(int(children[0]), signal.SIGTERM)
+    process.wait_for("SIGTERM: waiting")
+    (tmp_path / "go").touch()
+
+    assert process.wait().returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "messages"),
+    [
+        ("@task\ndef by_hand(): ...", 2, ["no task has a schedule", "@task(schedule="]),
+        (
+            "@task(schedule='5/15 * * * *')\ndef a(): ...\n@task(schedule='every x')\ndef b(): ...",
+            3,
+            ["2 tasks cannot be scheduled", "a (main.py:", "a step without a range", "b (main.py:"],
+        ),
+        ("@task(schedule='@daily', timezone='Mars')\ndef a(): ...", 3, ['no time zone "Mars"']),
+        ("@task(schedule='@daily')\ndef a(n: int): ...", 3, ["missing n", "args={...}"]),
+        ("@task(schedule='@daily', args={'n': 'x'})\ndef a(n: int): ...", 3, ["whole number"]),
+        ("@task(schedule='@daily', database='none')\ndef a(): ...", 2, ["no database 'none'"]),
+    ],
+)
+def test_what_cannot_be_hosted_is_said_at_once(
+    source: str, code: int, messages: list[str], fsa: Run, lay: Lay, sqlite: Backend
+) -> None:
+    lay(sqlite, source)
+
+    done = fsa("scheduler", "start", env={"FSA_STATE_DIR": "state"})
+
+    assert done.returncode == code
+    assert all(message in done.stderr for message in messages), done.stderr
+    assert len(done.stderr.splitlines()) <= 8
+
+
+LISTED = """
+    @task(schedule="30 3 * * *", timezone="Asia/Kolkata")
+    def nightly(): ...
+
+    @task(schedule=["every 15m", "@daily"])
+    def often(): ...
+
+    @task
+    def by_hand(): ...
+"""
+
+
+def test_the_list_shows_each_next_instant_in_the_tasks_zone(
+    fsa: Run, lay: Lay, sqlite: Backend
+) -> None:
+    lay(sqlite, LISTED)
+
+    done = fsa("scheduler", "list")
+
+    assert done.returncode == 0
+    head, nightly, often = [line.split("\t") for line in done.stdout.splitlines()]
+    assert head == ["task", "schedule", "zone", "next", "in", "then"]
+    assert nightly[:3] == ["nightly", "30 3 * * *", "Asia/Kolkata"]
+    assert nightly[3].endswith(" 03:30")
+    assert often[:3] == ["often", "every 15m, @daily", "UTC"]
+
+
+def test_the_list_as_json_has_instants_in_utc(fsa: Run, lay: Lay, sqlite: Backend) -> None:
+    lay(sqlite, LISTED)
+
+    nightly, often = json.loads(fsa("scheduler", "list", "--json").stdout)
+
+    assert nightly["timezone"] == "Asia/Kolkata"
+    assert all(instant.endswith("T22:00:00Z") for instant in nightly["next"])
+    assert len(nightly["next"]) == len(often["next"]) == 5
+
+
+def test_the_projects_time_zone_is_that_of_schedules_without_one(
+    fsa: Run, lay: Lay, sqlite: Backend
+) -> None:
+    lay(sqlite, LISTED)
+
+    done = fsa("scheduler", "list", env={"FSA_TIMEZONE": "Europe/Berlin"})
+
+    assert [line.split("\t")[2] for line in done.stdout.splitlines()] == [
+        "zone",
+        "Asia/Kolkata",
+        "Europe/Berlin",
+    ]
+
+
+def test_a_list_of_nothing_says_so(fsa: Run, lay: Lay, sqlite: Backend) -> None:
+    lay(sqlite, "@task\ndef by_hand(): ...")
+
+    done = fsa("scheduler", "list")
+    empty = fsa("scheduler", "list", "--json")
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no task has a schedule" in done.stderr
+    assert json.loads(empty.stdout) == []
+
+
+def test_the_timer_hands_on_each_instant() -> None:
+    fired: list[tuple[str, datetime]] = []
+    timer = Timer(lambda name, instants: fired.extend((name, instant) for instant in instants))
+    timer.add("tick", parse("every 1s"))
+    began = datetime.now(UTC)
+    timer.start()
+    try:
+        wait_until(lambda: len(fired) >= 3)
+        assert timer.alive
+    finally:
+        timer.stop()
+
+    names, instants = zip(*fired, strict=True)
+    assert set(names) == {"tick"}
+    assert instants[0] > began
+    assert {later - earlier for earlier, later in pairwise(instants)} == {timedelta(seconds=1)}
+    assert all(instant.microsecond == 0 for instant in instants)
