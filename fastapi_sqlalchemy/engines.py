@@ -13,6 +13,7 @@ import sqlalchemy
 import sqlalchemy.ext.asyncio
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from . import forks
 from .arguments import EngineArguments
@@ -146,6 +147,9 @@ class Engines:
             if self._memory is None:
                 self._memory = MemoryDatabase(url)
             url = self._memory.url(url)
+            if "pool" not in arguments:
+                queue = QueuePool if side == "sync" else AsyncAdaptedQueuePool
+                arguments.setdefault("poolclass", queue)
         return url, arguments
 
     def _make_async(self, loop: asyncio.AbstractEventLoop) -> _LoopEngine:

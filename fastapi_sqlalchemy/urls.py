@@ -16,7 +16,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from .exceptions import ConfigurationError, MissingDriverError
-from .words import translate
+from .words import native, translate
 
 __all__ = [
     "Side",
@@ -130,9 +130,10 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
             counterpart in its words.
         MissingDriverError: none of the drivers that could serve it is installed.
     """
-    if serves(url, side):
-        return url, {}
     source = driver_of(url)
+    if serves(url, side):
+        query, connect_args = native(dict(url.query), source.words if source else "")
+        return url.set(query=query), connect_args
     family = _DRIVERS.get(url.get_backend_name(), {})
     candidates = {name: driver for name, driver in family.items() if side in driver.sides}
     if source is None or not candidates:

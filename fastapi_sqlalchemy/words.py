@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import URL
 
-__all__ = ["translate"]
+__all__ = ["native", "translate"]
 
 Query = dict[str, Any]
 
@@ -35,16 +35,27 @@ _LIBPQ_SSL_WORDS = _words(
 )
 # The same word with the same meaning in libpq and in asyncpg.connect().
 _POSTGRESQL_SHARED_WORDS = _words("host port passfile target_session_attrs krbsrvname gsslib")
+_LIBPQ_WORDS = _LIBPQ_SSL_WORDS | {"application_name", "connect_timeout", "options"}
 _ASYNCPG_CACHES = _words(
     "statement_cache_size prepared_statement_cache_size max_cached_statement_lifetime "
     "max_cacheable_statement_size"
 )
 
 
-def translate(query: Query, source: str, target: str) -> tuple[Query, dict[str, Any]]:
-    """`query`, emptied of what has a counterpart: that, and connect arguments that no URL can say.
+_ASYNCPG_NUMBERS: dict[str, Callable[[str], float]] = {
+    "timeout": float,
+    "command_timeout": float,
+    "statement_cache_size": int,
+    "max_cached_statement_lifetime": int,
+    "max_cacheable_statement_size": int,
+}
 
-    `source` and `target` name the words: `libpq`, `asyncpg`, `pymysql`, ...
+
+def translate(query: Query, source: str, target: str) -> tuple[Query, dict[str, Any]]:
+    """What `query` says, in words of the other driver: as a query, and as connect arguments.
+
+    `source` and `target` name the words: `libpq`, `asyncpg`, `pymysql`, ... What has no counterpart
+    is left in `query`.
     """
     if source == target:
         taken = dict(query)
@@ -56,6 +67,22 @@ def translate(query: Query, source: str, target: str) -> tuple[Query, dict[str, 
 
 def _take(query: Query, words: frozenset[str]) -> Query:
     return {word: query.pop(word) for word in list(query) if word in words}
+
+
+def native(query: Query, words: str) -> tuple[Query, dict[str, Any]]:
+    """`query` for the driver that it was written for.
+
+    SQLAlchemy hands asyncpg text where it wants numbers, and asyncpg knows libpq's words from a DSN
+    only: a URL in which somebody has changed nothing but the driver is full of them.
+    """
+    if words != "asyncpg":
+        return query, {}
+    connect_args: dict[str, Any] = {}
+    for word, number in _ASYNCPG_NUMBERS.items():
+        if word in query:
+            connect_args[word] = number(query.pop(word))
+    translated, from_libpq = _libpq_to_asyncpg(query)
+    return {**query, **translated}, {**connect_args, **from_libpq}
 
 
 def _libpq_to_asyncpg(query: Query) -> tuple[Query, dict[str, Any]]:
@@ -104,6 +131,8 @@ def _asyncpg_to_libpq(query: Query) -> tuple[Query, dict[str, Any]]:
     if "command_timeout" in query:
         timeout_ms = math.ceil(float(query.pop("command_timeout")) * 1000)
         translated["options"] = f"-c statement_timeout={timeout_ms}"
+    # A URL in which only the driver was changed.
+    translated |= _take(query, _LIBPQ_WORDS)
     caches = _take(query, _ASYNCPG_CACHES)
     if any(str(size) == "0" for size in caches.values()):
         # What asyncpg's users write for PgBouncer: no prepared statements.

@@ -1,0 +1,350 @@
+"""One URL, said for the other side."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import make_url
+
+from fastapi_sqlalchemy import Database, DBSessionMiddleware, SessionNotInitialisedError
+from fastapi_sqlalchemy.exceptions import ConfigurationError, MissingDriverError
+from fastapi_sqlalchemy.urls import Side, masked, parse, url_for
+from support.processes import Run
+
+
+def other_side(url: str, side: Side) -> tuple[str, dict[str, Any]]:
+    translated, connect_args = url_for(make_url(url), side)
+    return translated.render_as_string(hide_password=False), connect_args
+
+
+@pytest.mark.parametrize(
+    ("url", "side", "expected"),
+    [
+        ("postgresql+psycopg://u:p@h:1/d", "async", "postgresql+psycopg://u:p@h:1/d"),
+        ("postgresql+psycopg2://u:p@h:1/d", "async", "postgresql+psycopg://u:p@h:1/d"),
+        ("postgresql+asyncpg://u:p@h:1/d", "sync", "postgresql+psycopg://u:p@h:1/d"),
+        ("mysql+pymysql://u:p@h/d", "async", "mysql+aiomysql://u:p@h/d"),
+        ("mysql+aiomysql://u:p@h/d", "sync", "mysql+pymysql://u:p@h/d"),
+        ("mysql+asyncmy://u:p@h/d", "sync", "mysql+pymysql://u:p@h/d"),
+        ("mariadb+pymysql://u:p@h/d", "async", "mariadb+aiomysql://u:p@h/d"),
+        ("sqlite:///shop.db", "async", "sqlite+aiosqlite:///shop.db"),
+        ("sqlite+aiosqlite:///shop.db", "sync", "sqlite+pysqlite:///shop.db"),
+        ("sqlite:///shop.db?timeout=9", "async", "sqlite+aiosqlite:///shop.db?timeout=9"),
+    ],
+)
+def test_the_other_side_is_served_by_the_driver_of_the_pair(
+    url: str, side: Side, expected: str
+) -> None:
+    assert other_side(url, side) == (expected, {})
+
+
+def test_libpq_words_become_asyncpg_arguments() -> None:
+    from fastapi_sqlalchemy.words import translate
+
+    query: dict[str, Any] = {
+        "sslmode": "verify-full",
+        "sslrootcert": "/ca.pem",
+        "application_name": "shop",
+        "connect_timeout": "7",
+        "options": "-c search_path=shop,public --statement-timeout=5000 -clock_timeout=1s",
+        "target_session_attrs": "read-write",
+    }
+    translated, connect_args = translate(query, "libpq", "asyncpg")
+    assert not query
+    assert translated == {"target_session_attrs": "read-write"}
+    assert connect_args == {
+        "dsn": "postgresql://?sslmode=verify-full&sslrootcert=%2Fca.pem",
+        "timeout": 7.0,
+        "server_settings": {
+            "search_path": "shop,public",
+            "statement_timeout": "5000",
+            "lock_timeout": "1s",
+            "application_name": "shop",
+        },
+    }
+
+
+@pytest.mark.parametrize("text", ["0", "-1"])
+def test_a_connect_timeout_of_zero_waits_for_ever_as_in_libpq(text: str) -> None:
+    from fastapi_sqlalchemy.words import translate
+
+    assert translate({"connect_timeout": text}, "libpq", "asyncpg") == ({}, {"timeout": None})
+
+
+def test_asyncpg_words_become_libpq_words() -> None:
+    url = (
+        "postgresql+asyncpg://u@h/d?ssl=verify-ca&timeout=2.5&command_timeout=1.5"
+        "&statement_cache_size=0&target_session_attrs=any"
+    )
+    translated, connect_args = url_for(make_url(url), "sync")
+    assert dict(translated.query) == {
+        "target_session_attrs": "any",
+        "sslmode": "verify-ca",
+        "connect_timeout": "3",
+        "options": "-c statement_timeout=1500",
+    }
+    assert connect_args == {"prepare_threshold": None}
+
+
+def test_a_statement_cache_that_is_not_zero_keeps_prepared_statements() -> None:
+    _, connect_args = url_for(make_url("postgresql+asyncpg://h/d?statement_cache_size=50"), "sync")
+    assert connect_args == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "side", "words", "cure"),
+    [
+        ("postgresql+asyncpg://h/d?ssl=require&colour=red&b=1", "sync", "b, colour", "db_url="),
+        ("mysql+pymysql://h/d?charset=utf8mb4&shade=1", "async", "shade", "async_db_url="),
+        ("mysql+aiomysql://h/d?shade=1", "sync", "shade", "db_url="),
+    ],
+)
+def test_unknown_query_arguments_are_refused_by_name(
+    url: str, side: Side, words: str, cure: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        other_side(url, side)
+    assert f": {words}." in str(caught.value)
+    assert cure in str(caught.value)
+
+
+def test_options_that_are_no_settings_are_refused_by_name() -> None:
+    from fastapi_sqlalchemy.words import translate
+
+    query: dict[str, Any] = {"options": "-c search_path=shop -E"}
+    assert translate(query, "libpq", "asyncpg") == ({}, {})
+    assert list(query) == ["options"]
+
+
+def test_pymysql_tls_words_become_a_context_that_checks_what_they_say(tmp_path: Path) -> None:
+    authority = ssl.get_default_verify_paths()
+    if not authority.cafile:
+        pytest.skip("this Python has no certificate authorities")
+    url, connect_args = url_for(
+        make_url(f"mysql+pymysql://h/d?charset=utf8mb4&ssl_ca={quote(authority.cafile)}"), "async"
+    )
+    context = connect_args["ssl"]
+    assert dict(url.query) == {"charset": "utf8mb4"}
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    _, connect_args = url_for(
+        make_url(f"mysql+pymysql://h/d?ssl_ca={quote(authority.cafile)}&ssl_check_hostname=false"),
+        "async",
+    )
+    context = connect_args["ssl"]
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, False)
+
+
+def test_a_url_without_a_known_counterpart_says_which_argument_to_pass() -> None:
+    with pytest.raises(ConfigurationError, match=r"async_db_url=\.\.\."):
+        other_side("duckdb:///shop" if _knows("duckdb") else "mssql+pymssql://h/d", "async")
+
+
+def _knows(dialect: str) -> bool:
+    try:
+        make_url(f"{dialect}://").get_dialect()
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("url", "side", "package"),
+    [
+        ("mssql+pyodbc://h/d", "async", "aioodbc"),
+        ("oracle+oracledb://h/d", "async", "oracledb"),
+        ("mysql+mysqldb://h/d", "sync", "mysqlclient"),
+    ],
+)
+async def test_a_driver_that_is_not_installed_is_named_with_the_line_to_install_it(
+    url: str, side: Side, package: str
+) -> None:
+    database = Database("test")
+    database.configure(url)
+    with pytest.raises(MissingDriverError) as caught:
+        _ = database.engine if side == "sync" else database.async_engine
+    assert f"pip install {package}" in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+BLOCKED = """
+    import asyncio, sys
+    from importlib.abc import MetaPathFinder
+
+    class Block(MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name.partition(".")[0] in {blocked!r}:
+                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+    sys.meta_path.insert(0, Block())
+    from fastapi_sqlalchemy import db
+    from fastapi_sqlalchemy.exceptions import MissingDriverError
+
+    db.configure({url!r})
+
+    async def asynchronous():
+        async with db():
+            await db.async_session.connection()
+
+    def sync():
+        with db():
+            db.session.connection()
+
+    try:
+        {call}
+    except MissingDriverError as exc:
+        print(exc)
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "blocked", "call", "line"),
+    [
+        ("sqlite://", ["aiosqlite"], "asyncio.run(asynchronous())", "pip install aiosqlite"),
+        (
+            "postgresql+psycopg2://h/d",
+            ["psycopg", "asyncpg"],
+            "asyncio.run(asynchronous())",
+            "pip install 'psycopg[binary]'",
+        ),
+        ("postgresql+psycopg://h/d", ["psycopg"], "sync()", "pip install 'psycopg[binary]'"),
+        ("postgresql+asyncpg://h/d", ["asyncpg"], "asyncio.run(asynchronous())", "asyncpg"),
+        (
+            "postgresql+asyncpg://h/d",
+            ["psycopg", "psycopg2", "pg8000"],
+            "sync()",
+            "pip install 'psycopg[binary]'",
+        ),
+        (
+            "mysql+pymysql://h/d",
+            ["aiomysql", "asyncmy"],
+            "asyncio.run(asynchronous())",
+            "pip install aiomysql",
+        ),
+        ("mysql+aiomysql://h/d", ["pymysql", "MySQLdb"], "sync()", "pip install pymysql"),
+    ],
+)
+def test_a_missing_driver_is_named_where_its_import_fails(
+    python: Run, url: str, blocked: list[str], call: str, line: str
+) -> None:
+    from textwrap import dedent
+
+    done = python("-c", dedent(BLOCKED).format(url=url, blocked=blocked, call=call))
+    assert done.returncode == 0, done.stderr
+    assert line in done.stdout
+    assert "not installed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("blocked", "expected"),
+    [([], "mysql+aiomysql"), (["aiomysql"], "mysql+asyncmy")],
+)
+def test_asyncmy_serves_where_aiomysql_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, blocked: list[str], expected: str
+) -> None:
+    import sys
+
+    for module in blocked:
+        monkeypatch.setitem(sys.modules, module, None)
+    url, _ = url_for(make_url("mysql+pymysql://h/d"), "async")
+    assert url.drivername == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["secret", "postgresql:/u:secret@h/d", "postgresql://u:s@secret@h:x/d", "://secret", ""],
+)
+def test_a_url_that_cannot_be_read_is_not_repeated_in_the_error(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(url)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(caught.value.__cause__)
+    assert "postgresql://user:password@host:5432/database" in str(caught.value)
+
+
+def test_postgres_urls_are_told_the_name_that_sqlalchemy_knows() -> None:
+    with pytest.raises(ConfigurationError, match="write postgresql://"):
+        Database("test").configure("postgres://u:p@h/d")
+
+
+# "=" + a word that occurs nowhere else in what is printed
+passwords = st.text(min_size=1, max_size=20).map(lambda text: f"§{text}§")
+secret_words = st.sampled_from(
+    ["password", "passwd", "sslpassword", "ssl_key_password", "auth_token", "odbc_connect"]
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(password=passwords, word=secret_words, in_query=passwords, as_object=st.booleans())
+def test_no_password_is_printed(password: str, word: str, in_query: str, as_object: bool) -> None:
+    text = (
+        f"postgresql+psycopg://user:{quote(password, safe='')}@host:5432/shop"
+        f"?{urlencode({word: in_query, 'sslmode': 'require', 'application_name': 'shop'})}"
+    )
+    url = make_url(text)
+    assert url.password == password
+    database = Database("test")
+    database.configure(url if as_object else text)
+    binding = database._binding()
+    printed = [
+        repr(database),
+        masked(url),
+        repr(binding),
+        repr(binding.options),
+        repr(binding.options.engine),
+        _message(database, lambda: database.engine.url.get_dialect),
+        _message(database, lambda: database.session),
+    ]
+    assert all("§" not in each and "%C2%A7" not in each for each in printed), printed
+    assert "sslmode=require" in printed[0]
+    assert "application_name=shop" in printed[0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(password=passwords, word=secret_words, in_query=passwords)
+def test_no_password_is_in_a_configuration_error(password: str, word: str, in_query: str) -> None:
+    query = urlencode({word: in_query, "unknown": in_query})
+    for drivername, side in (
+        ("postgresql+asyncpg", "sync"),
+        ("postgresql+psycopg2", "async"),
+        ("mysql+pymysql", "async"),
+        ("mssql+pyodbc", "async"),
+    ):
+        url = f"{drivername}://user:{quote(password, safe='')}@host/shop?{query}"
+        message = _message(None, lambda: url_for(make_url(url), side))  # type: ignore[arg-type]  # noqa: B023
+        assert "§" not in message
+        assert "%C2%A7" not in message
+
+
+def _message(database: Database | None, call: Any) -> str:
+    try:
+        call()
+    except Exception as exc:
+        return f"{exc!r} {exc} {exc.__cause__!r}"
+    return ""
+
+
+@settings(max_examples=15, deadline=None)
+@given(one=passwords, other=passwords)
+def test_no_password_is_in_the_listing_of_several_apps(one: str, other: str) -> None:
+    from starlette.middleware import Middleware
+
+    database = Database("test")
+    entries = [
+        Middleware(
+            DBSessionMiddleware,
+            db_url=f"postgresql://u:{quote(password, safe='')}@{host}/d?password={quote(password)}",
+            db=database,
+        )
+        for password, host in ((one, "one"), (other, "other"))
+    ]
+    with pytest.raises(SessionNotInitialisedError) as caught:
+        _ = database.session
+    assert "§" not in str(caught.value)
+    assert "%C2%A7" not in str(caught.value)
+    assert "@one/d" in str(caught.value)
+    assert "@other/d" in str(caught.value)
+    del entries
