@@ -1,4 +1,4 @@
-"""What a session has done in its current transaction, seen through SQLAlchemy's session events.
+"""What a session has done in its current transaction, seen from inside the session.
 
 The end of a scope asks: is there a connection to give back (then it is the work of a thread), was
 anything written (then a rollback is worth a warning), and has the session outlived its scope?
@@ -7,22 +7,21 @@ anything written (then a rollback is worth a warning), and has the session outli
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, TextClause, event
-from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
 
-from .exceptions import MissingSessionError
+from .exceptions import ConcurrentUseError, MissingSessionError
+from .queues import take_turn
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
-logger = logging.getLogger("fastapi_sqlalchemy")
+__all__ = ["ENDED", "Activity", "watched"]
 
-_KEY = "fastapi_sqlalchemy"
 _READING = re.compile(r"\s*(select|show|set|pragma|explain|values|table|desc|describe)\b", re.I)
 _WRITING_CTE = re.compile(r"\b(insert|update|delete|merge)\b", re.I)
 
@@ -37,19 +36,20 @@ ENDED = (
 class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
-    Once `ended` is set, it begins no other. `on_loop_thread` is called when it begins in a thread
-    that runs an event loop.
+    Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
+    begins in a thread that runs an event loop.
     """
 
     __slots__ = ("connection", "ended", "on_loop_thread", "session", "wrote")
 
     def __init__(self, session: Session, on_loop_thread: Callable[[], None] | None = None) -> None:
-        self.session = session
+        assert isinstance(session, _Watched)
+        self.session: Session = session
         self.connection: Connection | None = None
         self.wrote = False
         self.ended = False
         self.on_loop_thread = on_loop_thread
-        session.info[_KEY] = self
+        session.fsa_activity = self
 
     @property
     def pending(self) -> bool:
@@ -76,22 +76,83 @@ class Activity:
         return block is not None
 
 
-def watch(target: Any) -> None:
-    """Attach the listeners to a `sessionmaker` or a `Session` subclass of our own."""
-    event.listen(target, "do_orm_execute", _on_execute)
-    event.listen(target, "after_flush", _on_flush)
-    event.listen(target, "after_begin", _on_begin)
-    event.listen(target, "after_transaction_create", _on_create)
-    event.listen(target, "after_transaction_end", _on_end)
+class _Watched(Session):
+    """What is mixed into a session class so that its sessions keep an `Activity`.
+
+    Its two methods are the ones through which every statement and every connection goes, in
+    SQLAlchemy 2.0 and 2.1; a session event for each statement would cost four times as much.
+    """
+
+    fsa_activity: Activity
+
+    def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (getattr(statement, "is_select", False) or self.fsa_activity.wrote):
+            self.fsa_activity.wrote = not (
+                isinstance(statement, TextClause) and reads_only(statement.text)
+            )
+        return super()._execute_internal(statement, *args, **kwargs)
+
+    def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
+        if self.fsa_activity.connection is not None:
+            return super()._connection_for_bind(engine, *args, **kwargs)
+        if self.fsa_activity.ended:
+            raise MissingSessionError(ENDED)
+        return take_turn(engine, super()._connection_for_bind, engine, *args, **kwargs)
 
 
-def _on_execute(state: ORMExecuteState) -> None:
-    if state.is_select:
-        return
-    statement = state.statement
-    if isinstance(statement, TextClause) and reads_only(statement.text):
-        return
-    state.session.info[_KEY].wrote = True
+class _WatchedInTask(_Watched):
+    """The same for the `Session` inside an `AsyncSession`, which serves one task at a time.
+
+    The drivers do not say so: once connected, they let two tasks take turns between the statements
+    of each other's unit of work.
+    """
+
+    _task: asyncio.Task[Any] | None = None
+
+    def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        task = asyncio.current_task()
+        if self._task is not None:
+            self._check(task)
+            return super()._execute_internal(statement, *args, **kwargs)
+        self._task = task
+        try:
+            return super()._execute_internal(statement, *args, **kwargs)
+        finally:
+            self._task = None
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        task = asyncio.current_task()
+        if self._task is not None:
+            self._check(task)
+            super().flush(objects)
+            return
+        self._task = task
+        try:
+            super().flush(objects)
+        finally:
+            self._task = None
+
+    def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
+        if self.fsa_activity.connection is None and self.fsa_activity.ended:
+            raise MissingSessionError(ENDED)
+        return Session._connection_for_bind(self, engine, *args, **kwargs)
+
+    def _check(self, task: asyncio.Task[Any] | None) -> None:
+        if self._task is not task:
+            raise ConcurrentUseError
+
+
+def watched(session_class: type[Session], *, in_task: bool = False) -> type[Session]:
+    """A subclass of `session_class` whose sessions keep an `Activity`, which is set after making.
+
+    `in_task`: they are the inner ones of an `AsyncSession`.
+    """
+    base = _WatchedInTask if in_task else _Watched
+    made: type[Session] = type(session_class.__name__, (base, session_class), {})
+    event.listen(made, "after_flush", _on_flush)
+    event.listen(made, "after_begin", _on_begin)
+    event.listen(made, "after_transaction_end", _on_end)
+    return made
 
 
 def reads_only(sql: str) -> bool:
@@ -101,25 +162,23 @@ def reads_only(sql: str) -> bool:
     return sql.lstrip()[:4].lower() == "with" and not _WRITING_CTE.search(sql)
 
 
-def _on_flush(session: Session, context: UOWTransaction) -> None:
-    session.info[_KEY].wrote = True
+def _on_flush(session: _Watched, context: UOWTransaction) -> None:
+    session.fsa_activity.wrote = True
 
 
-def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    activity: Activity = session.info[_KEY]
+def _on_begin(session: _Watched, transaction: SessionTransaction, connection: Connection) -> None:
+    activity = session.fsa_activity
+    if activity.ended:
+        # The scope ended while this connection was being opened: nobody else would give it back.
+        if connection is not session.bind:  # a sandbox's
+            connection.close()
+        raise MissingSessionError(ENDED)
     activity.connection = connection
     if activity.on_loop_thread is not None and asyncio._get_running_loop() is not None:
         activity.on_loop_thread()
 
 
-def _on_create(session: Session, transaction: SessionTransaction) -> None:
-    if session.info[_KEY].ended:
-        # Before any connection is taken: nobody would ever give it back.
-        raise MissingSessionError(ENDED)
-
-
-def _on_end(session: Session, transaction: SessionTransaction) -> None:
+def _on_end(session: _Watched, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        activity: Activity = session.info[_KEY]
-        activity.connection = None
-        activity.wrote = False
+        session.fsa_activity.connection = None
+        session.fsa_activity.wrote = False

@@ -5,6 +5,7 @@
     ├── MissingSessionError            no session is open here
     ├── ConfigurationError             (also a ValueError) the configuration cannot work
     │   └── MissingDriverError         a driver is not installed
+    ├── ConcurrentUseError             two tasks at once use one AsyncSession
     └── SandboxError                   what a sandbox cannot do
 
 This module is never imported twice, also where a test suite resets the library by deleting
@@ -14,6 +15,7 @@ This module is never imported twice, also where a test suite resets the library 
 from __future__ import annotations
 
 __all__ = [
+    "ConcurrentUseError",
     "ConfigurationError",
     "DBSessionError",
     "MissingDriverError",
@@ -63,6 +65,18 @@ class ConfigurationError(DBSessionError, ValueError):
 
 class MissingDriverError(ConfigurationError):
     """The driver that a URL needs is not installed."""
+
+
+class ConcurrentUseError(DBSessionError):
+    """Two tasks used one `AsyncSession` at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another task is using this AsyncSession, which serves one task at a time (is it "
+            "shared through asyncio.gather or a TaskGroup?). Give each coroutine a session of its "
+            "own:\n\n    await db.gather(first(), second())\n\n"
+            "or open `async with db():` inside each."
+        )
 
 
 class SandboxError(DBSessionError):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
+from starlette.websockets import WebSocketDisconnect
 
+from .answers import HANDLERS, Handlers
 from .binding import Options
 from .database import Database
 from .requests import RequestScope
@@ -117,7 +116,16 @@ class DBSessionMiddleware:
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._serve_http(scope, receive, send)
+            sandbox = self.binding.sandbox
+            request = RequestScope(self.binding, self.db._scope.get(), scope, self._warned)
+            if sandbox is None:
+                await self._serve_request(request, scope, receive, send)
+                return
+            await sandbox.atake_turn(str(request))
+            try:
+                await self._serve_request(request, scope, receive, send)
+            finally:
+                sandbox.end_turn()
         elif scope["type"] == "websocket":
             await self._serve_websocket(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -129,42 +137,29 @@ class DBSessionMiddleware:
         else:
             await self.app(scope, receive, send)
 
-    async def _serve_http(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
-        request = RequestScope(self.binding, self.db._scope.get(), asgi, self._warned)
-        sandbox = self.binding.sandbox
-        if sandbox is not None:
-            await sandbox.atake_turn(str(request))
-            try:
-                await self._serve_request(request, asgi, receive, send)
-            finally:
-                sandbox.end_turn()
-        else:
-            await self._serve_request(request, asgi, receive, send)
-
     async def _serve_request(
         self, request: RequestScope, asgi: ASGIScope, receive: Receive, send: Send
     ) -> None:
-        handlers = _Handlers(asgi)
+        handlers = Handlers(asgi.get("app"), asgi.get(HANDLERS))
         failure: Exception | None = None
-        status: int | None = None
-        commit_at_end = returned = False
+        started: Message | None = None
+        returned = False
 
         async def send_settled(message: Message) -> None:
-            nonlocal failure, status, commit_at_end
-            if status is None and message["type"] == "http.response.start":
-                commits = self._commits(message["status"])
-                if failure is not None and commits:
-                    raise _CommitFailed from failure
-                if self.commit_on_exit and request.used:
-                    if commits and _is_event_stream(message):
-                        commit_at_end = True
-                    else:
+            nonlocal failure, started
+            if started is None and message["type"] == "http.response.start":
+                if request.used or failure is not None:
+                    commits = self._commits(message)
+                    if failure is not None and commits:
+                        # Somebody in between caught it, and answers as if nothing had happened.
+                        raise _CommitFailed from failure
+                    if self.commit_on_exit and not _is_event_stream(message):
                         try:
                             await request.settle(commit=commits)
                         except Exception as exc:
                             failure = exc
                             raise _CommitFailed from exc
-                status = message["status"]
+                started = message
             await send(message)
 
         self.db._enter(request)
@@ -172,36 +167,50 @@ class DBSessionMiddleware:
             try:
                 await self.app(asgi, receive, send_settled)
             except Exception:
-                if failure is None or status is not None:
+                if failure is None or started is not None:
                     raise
-            if failure is not None and status is None:
+            if failure is not None and started is None:
                 await request.settle(commit=False)
                 await handlers.answer(failure, asgi, receive, send)
             returned = True
         finally:
-            if request.used:
-                if returned and not commit_at_end and self._commits(status or 200):
-                    request.warn_of_uncommitted()
-                try:
-                    await request.aend(commit=returned and commit_at_end)
-                except Exception:
-                    logger.exception("%s: the commit at the end of the stream failed", request)
-            else:
-                await request.aend(commit=False)
+            if not request.end_unused():
+                if returned and failure is None:
+                    await self._end(request, started)
+                else:
+                    await request.aend()
             self.db._leave(request)
+
+    async def _end(self, request: RequestScope, started: Message | None) -> None:
+        """End a request that went well, as far as it knows."""
+        commits = started is None or self._commits(started)
+        if commits and self.commit_on_exit and started is not None and _is_event_stream(started):
+            try:
+                await request.aend(commit=True)
+            except Exception:
+                logger.exception("%s: the commit at the end of the stream failed", request)
+            return
+        if commits:
+            request.warn_of_uncommitted()
+        await request.aend()
 
     async def _serve_websocket(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
         connection = RequestScope(self.binding, self.db._scope.get(), asgi, self._warned)
         self.db._enter(connection)
         try:
-            await self.app(asgi, receive, send)
+            try:
+                await self.app(asgi, receive, send)
+            except WebSocketDisconnect:
+                connection.warn_of_uncommitted()
+                raise
             connection.warn_of_uncommitted()
         finally:
-            await connection.aend(commit=False)
+            await connection.aend()
             self.db._leave(connection)
 
-    def _commits(self, status: int) -> bool:
-        return self.rollback_from_status is None or status < self.rollback_from_status
+    def _commits(self, start: Message) -> bool:
+        limit = self.rollback_from_status
+        return bool(limit is None or start["status"] < limit)
 
 
 class _CommitFailed(Exception):
@@ -210,52 +219,6 @@ class _CommitFailed(Exception):
     The original could not: Starlette finds the app's handler for it, and then fails because it has
     seen the response begin ("Caught handled exception, but response already started").
     """
-
-
-class _Handlers:
-    """The exception handlers that a request passes on its way in.
-
-    Those of the innermost app are in the ASGI scope, where a mounted app overwrites its parent's:
-    what was there before, and our own app's, are kept here.
-    """
-
-    def __init__(self, asgi: ASGIScope) -> None:
-        self._outer = asgi.get("starlette.exception_handlers")
-        self._app = asgi.get("app")
-
-    async def answer(
-        self, failure: Exception, asgi: ASGIScope, receive: Receive, send: Send
-    ) -> None:
-        """Let the app's handler for `failure` answer; without one, `failure` is raised."""
-        handler = self._find(failure, asgi)
-        if handler is None:
-            raise failure
-        connection = Request(asgi, receive, send)
-        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-            getattr(handler, "__call__", None)  # noqa: B004
-        ):
-            response = await handler(connection, failure)
-        else:
-            response = await run_in_threadpool(handler, connection, failure)
-        if response is not None:
-            await response(asgi, receive, send)
-
-    def _find(self, failure: Exception, asgi: ASGIScope) -> Callable[..., Any] | None:
-        own = getattr(self._app, "exception_handlers", {})
-        # A handler for Exception or 500 belongs to ServerErrorMiddleware, around all middlewares.
-        own = {key: handler for key, handler in own.items() if key not in (500, Exception)}
-        for by_class, by_status in (
-            asgi.get("starlette.exception_handlers", ({}, {})),
-            (own, own),
-            self._outer or ({}, {}),
-        ):
-            keys: tuple[Any, ...] = type(failure).__mro__
-            if isinstance(failure, HTTPException) and failure.status_code in by_status:
-                return by_status[failure.status_code]  # type: ignore[no-any-return]
-            for key in keys:
-                if key in by_class:
-                    return by_class[key]  # type: ignore[no-any-return]
-        return None
 
 
 _OPTION_NAMES = tuple(inspect.signature(Options.of).parameters)

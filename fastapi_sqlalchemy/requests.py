@@ -37,10 +37,19 @@ class RequestScope(Scope):
 
     def warn_of_uncommitted(self) -> None:
         """Log a warning if the end is about to roll something back that was written."""
-        if self.used and self.uncommitted:
+        if not self.uncommitted:
+            return
+        if self.is_websocket:
+            logger.warning(
+                "%s wrote to the database without a commit: rolled back at its end. Open a scope "
+                "for each message: `async with db(commit_on_exit=True):`.",
+                self,
+            )
+        else:
             logger.warning(
                 "%s wrote to the database without a commit: rolled back at the end of the request. "
-                "Call db.session.commit(), or pass commit_on_exit=True to DBSessionMiddleware.",
+                "Call db.session.commit(), or pass commit_on_exit=True to DBSessionMiddleware; "
+                "what runs after the response (a stream, a background task) commits for itself.",
                 self,
             )
 
