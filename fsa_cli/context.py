@@ -84,5 +84,5 @@ class TaskContext:
         return over or self._stop.is_set()
 
     def progress(self, total: int | None = None, text: str = "") -> Progress:
-        """Something to count on: a bar where a person watches, the run's progress elsewhere."""
+        """Something to count on: a bar where a person watches `fsa run-task`."""
         return Progress(total=total, text=text, _report=self._report)

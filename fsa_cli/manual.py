@@ -27,8 +27,7 @@ def page(task: Task, zone: str | None = None) -> list[str]:
         TaskDefinitionError, ScheduleError: what is wrong with the task or its schedule.
     """
     signature = signature_of(task.function)
-    usage = f"fsa run-task {task.name} {signature.usage}".rstrip()
-    lines = [*textwrap.wrap(usage, _WIDTH, subsequent_indent="    ", break_on_hyphens=False), ""]
+    lines = [*_usage(f"fsa run-task {task.name}", signature.pieces), ""]
     description = _description(task.description)
     lines += [*(f"  {line}".rstrip() for line in description), ""] if description else []
     for heading, kinds in (("Arguments", {"argument"}), ("Options", {"option", "flag"})):
@@ -67,6 +66,15 @@ def soon(instant: datetime, schedule: schedules.Schedule, *, after: datetime | N
 def _has_seconds(schedule: schedules.Schedule) -> bool:
     instants = schedules.upcoming(schedule, datetime.now(UTC), _NEXT)
     return any(instant.second for instant in instants)
+
+
+def _usage(command: str, pieces: list[str]) -> list[str]:
+    lines = [command]
+    for piece in pieces:
+        if len(lines[-1]) + 1 + len(piece) > _WIDTH:
+            lines.append("   ")
+        lines[-1] += f" {piece}"
+    return lines
 
 
 def _description(docstring: str) -> list[str]:

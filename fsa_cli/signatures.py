@@ -37,6 +37,8 @@ from fsa_cli.exceptions import TaskDefinitionError
 
 __all__ = ["Injected", "Parameter", "Signature", "signature_of"]
 
+_SHORT = 36
+
 Kind = Literal["argument", "option", "flag"]
 Injected = Literal["session", "async_session", "context", "app"]
 
@@ -128,14 +130,23 @@ class Signature:
     inspected: inspect.Signature
 
     @property
-    def usage(self) -> str:
-        """`USER_ID [--since DATE]`: arguments first, then options."""
+    def pieces(self) -> list[str]:
+        """What the task takes, as it is written: arguments first, then options."""
         ordered = sorted(self.parameters, key=lambda p: p.kind != "argument")
-        return " ".join(parameter.usage for parameter in ordered)
+        return [parameter.usage for parameter in ordered]
 
-    def spellings(self) -> set[str]:
-        """Every option that the task understands."""
-        return set(self.options()) - {""}
+    @property
+    def usage(self) -> str:
+        """`USER_ID [--since DATE]`."""
+        return " ".join(self.pieces)
+
+    @property
+    def short_usage(self) -> str:
+        """`USER_ID [OPTIONS]`, where all of it would be too long for a table."""
+        if len(self.usage) <= _SHORT:
+            return self.usage
+        needed = [p.usage for p in self.parameters if p.kind == "argument" or p.required]
+        return " ".join([*needed, "[OPTIONS]"])
 
     def options(self) -> dict[str, tuple[Parameter, bool]]:
         """Every spelling of an option: its parameter, and False where it is the `--no-` form."""

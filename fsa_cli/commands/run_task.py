@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from fsa_cli import arguments, manual, report
+from fsa_cli import arguments, report
+from fsa_cli.bars import Bars
 from fsa_cli.commands import SPELLINGS, Fsa, split_flags
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
 from fsa_cli.finding import database_for, find
@@ -65,6 +66,8 @@ def run_task(
     fsa = Fsa.of(context)
     call = _read(fsa, name, words or [], timeout_s)
     if call.help:
+        from fsa_cli import manual
+
         for line in manual.page(call.task, fsa.settings.timezone):
             fsa.output.line(line)
         return
@@ -142,15 +145,18 @@ def _run(fsa: Fsa, call: _Call) -> RunResult:
     if call.timeout_s is not None and not call.timeout_s > 0:
         raise UsageError(f"--timeout {call.timeout_s:g}: expected seconds, more than 0")
     fsa.output.detail(f"running {task.name} ({task.place}) in {database!r}")
+    bars = Bars(fsa.output)
     order = Run(
         task=task,
         arguments=values,
         app=call.loaded.app,
         database=database,
         timeout_s=call.timeout_s,
+        report=bars,
     )
+    redirected = _prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
     try:
-        with _terminable(), _prints_to_stderr() if fsa.output.json else contextlib.nullcontext():
+        with _terminable(), redirected, bars:
             return execute(order)
     except _Terminate:
         raise Terminated(f"{task.name} was terminated and rolled back") from None

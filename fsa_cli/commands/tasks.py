@@ -42,17 +42,20 @@ def tasks(
         for line in manual.page(task, zone):
             fsa.output.line(line)
         return
-    rows = []
+    rows: list[dict[str, object]] = []
     for task in registry:
         try:
-            rows.append(_document(task, zone))
+            row = _document(task, zone)
+            if not fsa.output.json:
+                row["takes"] = signature_of(task.function).short_usage
+            rows.append(row)
         except FsaError as exc:
             rows.append({"name": task.name, "summary": task.summary, "problem": exc.message})
             fsa.output.warn(f"{task.name} ({task.place}): {exc.message}")
     if not rows:
         fsa.output.say("no task is registered: write @task above a function")
     fsa.output.table(
-        rows, {"name": "task", "usage": "takes", "schedule": "schedule", "summary": "what it does"}
+        rows, {"name": "task", "takes": "takes", "schedule": "schedule", "summary": "what it does"}
     )
 
 

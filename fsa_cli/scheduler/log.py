@@ -66,7 +66,7 @@ class Log:
         leaf = report.culprit(result.error)
         where = place(leaf)
         at_commit = "at COMMIT: " if result.at_commit else ""
-        return f"{at_commit}{described(leaf)}{f' ({where.file}:{where.line})' if where else ''}"
+        return f"{at_commit}{described(leaf)}{f' ({where.lines()[0]})' if where else ''}"
 
     def _event(self, name: str, instant: datetime | None, status: str, reason: str) -> None:
         if self.output.json:

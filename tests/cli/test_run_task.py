@@ -92,6 +92,11 @@ MAIN = """
     def leave():
         sys.exit("enough")
 
+    @task
+    def count(context: TaskContext):
+        with context.progress(2, "rows") as progress:
+            progress.advance(2)
+
     def plain(n: int) -> int:
         '''Not registered.'''
         db.session.execute(INSERT, dict(n=n))
@@ -239,7 +244,7 @@ def test_a_function_that_is_not_registered_is_run_by_module_and_name(
     ("words", "message"),
     [
         (["wrte"], "there is no task 'wrte'\nhint: did you mean write"),
-        (["xyz"], "there is no task 'xyz'\nhint: there are careless, fail"),
+        (["xyz"], "there is no task 'xyz'\nhint: there are careless, count"),
         (["nowhere:f"], "there is no module 'nowhere'"),
         (["main:plian"], "main has no function 'plian'\nhint: did you mean main:plain?"),
         (["write", "--n", "x"], '--n "x": expected a whole number'),
@@ -351,6 +356,14 @@ def test_help_before_the_name_is_fsas(fsa: Run, tmp_path: Path) -> None:
 
     assert done.returncode == 0
     assert "Run one task now, here" in done.stdout
+
+
+def test_progress_is_a_bar_on_a_terminal_and_nothing_elsewhere(
+    fsa: Run, terminal: OpenTerminal, small: Path
+) -> None:
+    child = terminal("fsa", "run-task", "count")
+    child.expect("rows .*2/2.*count succeeded")
+    assert fsa("run-task", "count").stderr.startswith("count succeeded")
 
 
 def test_sys_exit_in_a_task_is_a_failure(fsa: Run, small: Path) -> None:

@@ -17,14 +17,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from support.backends import Backend
-from support.waiting import wait_until
 
 import fastapi_sqlalchemy
 from fastapi_sqlalchemy import Database
 from fsa_cli import Task, TaskContext
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
 from fsa_cli.runner import Run, RunResult, execute, execute_async, run
+from support.backends import Backend
+from support.waiting import wait_until
 
 INSERT = text("INSERT INTO written (n) VALUES (1)")
 

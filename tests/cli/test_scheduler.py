@@ -279,8 +279,7 @@ def test_a_failing_task_is_said_and_runs_again(
     done = process.stop()
 
     assert done.returncode == 0
-    assert "LookupError: no such user (" in done.stderr
-    assert "main.py:" in done.stderr
+    assert "LookupError: no such user (main.py, line " in done.stderr
     assert "slow             timed out" in done.stderr
     assert "Traceback" not in done.stderr
     assert written(backend) == []

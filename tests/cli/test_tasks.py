@@ -256,7 +256,7 @@ def test_fsa_tasks_lists_what_is_registered(
         ["task", "takes", "schedule", "what it does"],
         [
             "count_users",
-            "[--active/--no-active] [--limit INTEGER]",
+            "[OPTIONS]",
             "0 3 * * *",
             "Count the users.",
         ],
