@@ -111,6 +111,7 @@ class Binding:
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
         self.sandbox: Sandbox | None = None
         self._lock = threading.Lock()
+        self._of_blocks: dict[tuple[type[Session], bool], type[Session]] = {}
         self._sync_maker: sessionmaker[Session] | None = None
         self._async_maker: async_sessionmaker[AsyncSession] | None = None
 
@@ -123,6 +124,8 @@ class Binding:
         """A new `Session`. It connects when it is first used; its user gives it an `Activity`."""
         own, _ = _split(session_args)
         maker = self.sync_maker
+        if "class_" in own:
+            maker = sessionmaker(class_=self._watched(own.pop("class_")), **maker.kw)
         if self.sandbox is not None:
             own |= self.sandbox.session_args(self)
         elif maker.kw["bind"] is None:
@@ -133,6 +136,10 @@ class Binding:
         """A new `AsyncSession`; as `open_session`."""
         _, own = _split(session_args)
         maker = self.async_maker
+        if "class_" in own:
+            maker = async_sessionmaker(class_=own.pop("class_"), **maker.kw)
+        if "sync_session_class" in own:
+            own["sync_session_class"] = self._watched(own["sync_session_class"], in_task=True)
         if self.sandbox is not None:
             return self.sandbox.open_async_session(self, maker, own)
         if maker.kw["bind"] is None:
@@ -163,6 +170,13 @@ class Binding:
                     own["sync_session_class"] = watched(sync_class, in_task=True)
                     self._async_maker = async_sessionmaker(**own)
         return self._async_maker
+
+    def _watched(self, class_: type[Session], *, in_task: bool = False) -> type[Session]:
+        """`class_` of one block's `session_args`, watched: one class however many blocks."""
+        made = self._of_blocks.get((class_, in_task))
+        if made is None:
+            made = self._of_blocks[class_, in_task] = watched(class_, in_task=in_task)
+        return made
 
     def dispose(self) -> None:
         """Close the idle sync connections, and end an in-memory database."""

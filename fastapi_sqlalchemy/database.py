@@ -270,7 +270,7 @@ class Database:
             self._bindings.discard(binding)
             if binding in self._in_memory:
                 self._in_memory.remove(binding)
-        binding.engines.dispose()
+        binding.engines.end()
 
     def _adopt(self, options: Options) -> Binding:
         """The binding of `options`, which from now on serves outside requests.

@@ -11,9 +11,9 @@ from typing import Any
 
 import sqlalchemy
 import sqlalchemy.ext.asyncio
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
 from . import forks
 from .arguments import EngineArguments
@@ -122,6 +122,12 @@ class Engines:
         await self.aclose_idle()
         self.dispose()
 
+    def end(self) -> None:
+        """As `dispose`, with all async engines: each on its own loop, when that has time."""
+        for loop, held in list(self._by_loop.items()):
+            held.end_soon(loop)
+        self.dispose()
+
     def close_idle(self) -> None:
         """Close the idle connections of the sync engine that was made here."""
         _dispose_all(self._made)
@@ -130,7 +136,7 @@ class Engines:
         """Close the idle connections of the async engine that was made for this event loop."""
         held = self._by_loop.get(asyncio.get_running_loop())
         if held is not None:
-            await held.engine.dispose()
+            await held.dispose()
 
     def after_fork(self) -> None:
         """Start anew in a child: the loops that its async engines belong to are the parent's."""
@@ -184,6 +190,18 @@ class _LoopEngine:
         with contextlib.suppress(StopIteration):
             self._end.asend(None).send(None)
 
+    async def dispose(self) -> None:
+        """Close its idle connections now, and the others when they are given back."""
+        pool = self.engine.sync_engine.pool
+        await self.engine.dispose()
+        event.listen(pool, "checkin", _close_returned)
+
+    def end_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have it disposed on `loop`, which may be another thread's."""
+        end = self._end
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(lambda: loop.create_task(end.aclose()))
+
     async def _at_end_of_loop(
         self,
         known: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngine],
@@ -193,9 +211,17 @@ class _LoopEngine:
             yield
         finally:
             known.pop(loop, None)
-            await self.engine.dispose()
+            await self.dispose()
 
 
 def _dispose_all(engines: list[Engine]) -> None:
     for engine in engines:
+        pool = engine.pool
         engine.dispose()
+        event.listen(pool, "checkin", _close_returned)
+
+
+def _close_returned(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    """Close what comes back to a pool that was disposed: nobody else would."""
+    if dbapi_connection is not None:
+        record.invalidate()
