@@ -107,7 +107,7 @@ class DBSessionMiddleware:
 
         None for options: the arguments name no database.
         """
-        given = inspect.signature(cls).bind_partial(None, *args, **kwargs).arguments
+        given = _given(cls, args, kwargs)
         database = given.get("db") or _global_db()
         options = {name: given[name] for name in _OPTION_NAMES if given.get(name)}
         if not any(name.endswith(("url", "engine")) for name in options):
@@ -224,6 +224,16 @@ class _CommitFailed(Exception):
 _OPTION_NAMES = tuple(inspect.signature(Options.of).parameters)
 
 
+def _given(cls: type[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name; a subclass's `**kwargs` are ours, which it passes on."""
+    signature = inspect.signature(cls)
+    given = dict(signature.bind_partial(None, *args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
+
+
 def _global_db() -> Database:
     return db
 
@@ -275,7 +285,7 @@ def bind_app(app: Any, urls: Mapping[str, str] | None = None) -> dict[str, Datab
 
 
 def _replace_options(entry: Any, options: Options) -> None:
-    given = inspect.signature(entry.cls).bind_partial(None, *entry.args, **entry.kwargs).arguments
+    given = _given(entry.cls, entry.args, entry.kwargs)
     kept = {name: value for name, value in given.items() if name not in ("app", *_OPTION_NAMES)}
     entry.args = ()
     entry.kwargs = {
