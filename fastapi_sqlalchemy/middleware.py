@@ -129,11 +129,7 @@ class DBSessionMiddleware:
         elif scope["type"] == "websocket":
             await self._serve_websocket(scope, receive, send)
         elif scope["type"] == "lifespan":
-            try:
-                await self.app(scope, receive, send)
-            finally:
-                self.binding.engines.close_idle()
-                await self.binding.engines.aclose_idle()
+            await self._serve_lifespan(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -208,6 +204,22 @@ class DBSessionMiddleware:
             await connection.aend()
             self.db._leave(connection)
 
+    async def _serve_lifespan(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
+        engines = self.binding.engines
+
+        async def send_closed(message: Message) -> None:
+            if message["type"] in _END_OF_LIFESPAN:
+                # The server ends the event loop once it has this, and cancels who is still at work.
+                engines.close_idle()
+                await engines.aclose_idle()
+            await send(message)
+
+        try:
+            await self.app(asgi, receive, send_closed)
+        finally:
+            engines.close_idle()
+            await engines.aclose_idle()
+
     def _commits(self, start: Message) -> bool:
         limit = self.rollback_from_status
         return bool(limit is None or start["status"] < limit)
@@ -221,6 +233,11 @@ class _CommitFailed(Exception):
     """
 
 
+_END_OF_LIFESPAN = (
+    "lifespan.startup.failed",
+    "lifespan.shutdown.complete",
+    "lifespan.shutdown.failed",
+)
 _OPTION_NAMES = tuple(inspect.signature(Options.of).parameters)
 
 

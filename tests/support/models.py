@@ -40,16 +40,17 @@ def db() -> Iterator[Database]:
     database.dispose()
 
 
+def create_tables(backend: Backend) -> Backend:
+    """Create the tables in a backend's database, over a connection that is closed again."""
+    left_out = {"memberships"} if backend.name == "mariadb" else set()
+    engine = create_engine(backend.url)
+    made = [table for name, table in Base.metadata.tables.items() if name not in left_out]
+    Base.metadata.create_all(engine, tables=made)
+    engine.dispose()
+    return backend
+
+
 @pytest.fixture
 def tables() -> Callable[[Backend], Backend]:
-    """Create the tables in a backend's database, over a connection that is closed again."""
-
-    def create(backend: Backend) -> Backend:
-        left_out = {"memberships"} if backend.name == "mariadb" else set()
-        engine = create_engine(backend.url)
-        made = [table for name, table in Base.metadata.tables.items() if name not in left_out]
-        Base.metadata.create_all(engine, tables=made)
-        engine.dispose()
-        return backend
-
-    return create
+    """`create_tables`."""
+    return create_tables

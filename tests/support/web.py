@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 
 from support.processes import Process, Start
-from support.waiting import wait_until
+from support.waiting import DEADLINE_S, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +68,25 @@ def serve_app(app: Any, **options: Any) -> Iterator[Served]:
 def serve() -> Callable[..., AbstractContextManager[Served]]:
     """`with serve(app) as served:` gives `served.base_url`; stopped at the end of the block."""
     return serve_app
+
+
+Serve = Callable[..., AbstractContextManager[Served]]
+
+
+@contextmanager
+def client_of(serve: Serve, app: Any) -> Iterator[httpx.Client]:
+    """A client of *app* behind a real uvicorn, which logs nothing of what the app raises.
+
+    Every request has a connection of its own: uvicorn closes one whose request has raised, and
+    may do so when the next request is under way.
+    """
+    with (
+        serve(app, log_level="critical") as served,
+        httpx.Client(
+            base_url=served.base_url, timeout=DEADLINE_S, headers={"connection": "close"}
+        ) as client,
+    ):
+        yield client
 
 
 @dataclass
