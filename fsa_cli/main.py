@@ -185,7 +185,8 @@ def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
         if record is None:
             continue
         if param.param_type_name == "argument":
-            sections["Arguments"].append(record)
+            name = record[0].removesuffix(" <list[str]>").removesuffix(" <str>")
+            sections["Arguments"].append((name, record[1]))
         else:
             sections[_HELP if param.name in common else "Options"].append(record)
     for title, records in sections.items():

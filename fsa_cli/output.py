@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _MAX_ERROR_LINES = 8
-_WIDTH = 100
+_BREAKS = re.compile(r"\s*[\t\n\r\v\f]\s*")
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,10 @@ def _plain(value: object) -> str:
             return value.isoformat(sep=" ", timespec="seconds")
         case list() | tuple() | set() | frozenset():
             return ", ".join(_plain(item) for item in value)
+        case Mapping():
+            return dumps(value) if value else ""
         case _:
-            return " ".join(str(value).split()) if "\n" in str(value) else str(value)
+            return _BREAKS.sub(" ", str(value))
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

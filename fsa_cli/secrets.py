@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import re
 
-_URL = re.compile(r"(?P<head>\b[a-z][a-z0-9+.\-]*://[^\s/:@'\"]*):[^\s'\"]*@", re.IGNORECASE)
+# A password may hold "/" and "@" as they are. A web address has a port there, and "@" in its path.
+_URL = re.compile(r"\b(?P<head>[a-z][a-z0-9+.\-]*://[^\s/:@'\"]*):(?P<rest>[^\s'\"]*)@", re.I)
+_WEB = re.compile(r"https?://", re.I)
 _PAIR = re.compile(
-    r"(?P<head>(?<![a-z])[\w-]*(?:password|passwd|pwd|secret|token|api_?key)[\w-]*['\"]?\s*[=:]\s*)"
-    r"(?P<quote>['\"]?)(?P<value>(?(quote)[^'\"\s]+|[^\s&;,'\"()]+))",
-    re.IGNORECASE,
+    r"""
+    (?P<head>
+        (?<![a-z]) [\w-]* (?:password|passwd|pwd|secret|token|api_?key) [\w-]* ['"]? \s*[=:]\s*
+    )
+    (?: '[^']*' | "[^"]*" | [^\s&;,'"()\[\]{}]+ )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
 def mask(text: str) -> str:
     """*text* with `***` for the passwords of URLs and of `password=...` pairs."""
-    return _PAIR.sub(r"\g<head>\g<quote>***", _URL.sub(r"\g<head>:***@", text))
+    return _PAIR.sub(r"\g<head>***", _URL.sub(_mask_url, text))
+
+
+def _mask_url(match: re.Match[str]) -> str:
+    if _WEB.match(match["head"]) and "/" in match["rest"]:
+        return match[0]
+    return f"{match['head']}:***@"

@@ -23,13 +23,18 @@ def shell(
     context: typer.Context,
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[FILE [ARGS]...]", help="A program, and its arguments. - is stdin."
-        ),
+        typer.Argument(metavar="FILE [ARGS]", help="A program and its arguments. - is stdin."),
     ] = None,
     code: Annotated[
         str | None,
-        typer.Option("-c", "--code", help="Code to run, instead of a prompt.", metavar="CODE"),
+        typer.Option(
+            "-c",
+            "--code",
+            help="Code to run, instead of a prompt.",
+            envvar="FSA_SHELL_CODE",
+            show_envvar=True,
+            metavar="CODE",
+        ),
     ] = None,
 ) -> None:
     """An interactive session: app, db, session, every model, select, func, text, tasks, run.
