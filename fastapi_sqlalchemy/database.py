@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from collections.abc import Coroutine, Mapping
@@ -18,6 +17,7 @@ from sqlalchemy.pool import QueuePool
 from .binding import Binding, Options
 from .discovery import find_unbuilt
 from .exceptions import MissingSessionError, SandboxError
+from .gathering import gather
 from .requests import RequestScope
 from .sandbox import Sandbox
 from .scope import Scope
@@ -229,21 +229,11 @@ class Database:
                 Inside a sandbox it is 1.
             commit_on_exit: commit each scope when its coroutine returns.
         """
-        running = asyncio.Semaphore(1 if self._sandbox is not None else limit)
-
-        async def run(coroutine: Coroutine[Any, Any, T]) -> T:
-            async with running, self(commit_on_exit=commit_on_exit):
-                return await coroutine
-
-        tasks = [asyncio.create_task(run(coroutine)) for coroutine in coroutines]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for coroutine in coroutines:
-                coroutine.close()
+        return await gather(
+            coroutines,
+            lambda: self(commit_on_exit=commit_on_exit),
+            1 if self._sandbox is not None else limit,
+        )
 
     def sandbox(self) -> Sandbox:
         """A context manager: everything inside, commits included, is rolled back at its end."""

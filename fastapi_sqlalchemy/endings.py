@@ -56,7 +56,7 @@ def in_default_thread(work: Callable[[], None]) -> asyncio.Future[None]:
     return asyncio.create_task(anyio.to_thread.run_sync(work))
 
 
-async def wait_out(future: asyncio.Future[None], timeout_s: float | None = None) -> bool:
+async def wait_out(future: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
     """Wait until `future` is done, at most `timeout_s`; True if it is. Its exception is raised.
 
     anyio's shield does not stop `Task.cancel()` (asyncio.timeout, TaskGroup), and without it anyio

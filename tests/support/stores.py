@@ -141,6 +141,16 @@ def async_store(
         yield store
 
 
+@pytest.fixture(params=[driver for driver, backend in DRIVERS.items() if backend != "sqlite"])
+def async_server_store(
+    request: pytest.FixtureRequest, db: Database, emptied: Callable[[str], Backend]
+) -> Iterator[Store]:
+    """The four that talk to a server, which lets several write at a time."""
+    backend = emptied(DRIVERS[request.param])
+    with opened(db, backend, backend.with_driver(request.param)) as store:
+        yield store
+
+
 @pytest.fixture(params=["psycopg", "asyncpg"])
 def async_postgresql_store(
     request: pytest.FixtureRequest, db: Database, emptied: Callable[[str], Backend]

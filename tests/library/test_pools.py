@@ -1,0 +1,179 @@
+"""Small pools, many requests: nobody waits for somebody who waits for him."""
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import anyio.to_thread
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel
+from sqlalchemy import select, text
+from sqlalchemy.pool import QueuePool
+
+from fastapi_sqlalchemy import queues
+from support.models import User
+from support.stores import Store
+from support.waiting import wait_until
+from support.web import Serve, client_of
+
+REQUESTS = 200
+
+
+class UserOut(BaseModel):
+    id: int
+    name: str
+
+
+def ask_all_at_once(client: httpx.Client, *paths: str) -> Counter[int]:
+    """The statuses of 200 requests that are under way at the same time."""
+
+    def ask(n: int) -> int:
+        return client.get(paths[n % len(paths)]).status_code
+
+    client.get("/warm")
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        return Counter(threads.map(ask, range(REQUESTS)))
+
+
+def add_routes(app: FastAPI, store: Store) -> None:
+    db = store.db
+
+    @app.get("/sync", response_model=UserOut)
+    def sync_route() -> User:
+        return db.session.scalars(select(User)).one()
+
+    def current_user() -> User:
+        return db.session.scalars(select(User)).one()
+
+    @app.get("/dependency", response_model=UserOut)
+    def dependent_route(user: User = Depends(current_user)) -> User:  # noqa: B008
+        return user
+
+    @app.get("/async", response_model=UserOut)
+    async def async_route() -> User:
+        return (await db.async_session.scalars(select(User))).one()
+
+    @app.get("/warm")
+    async def warm() -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("pool_size", "commit_on_exit"),
+    [
+        (1, True),
+        (2, False),
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(2, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_tiny_pool_serves_200_requests_at_once(
+    serve: Serve, postgresql_store: Store, pool_size: int, commit_on_exit: bool
+) -> None:
+    """Their responses are validated in a thread, while every thread waits for a connection."""
+    store = postgresql_store
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    app = store.app(
+        commit_on_exit=commit_on_exit, engine_args={"pool_size": pool_size, "max_overflow": 0}
+    )
+    add_routes(app, store)
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/dependency", "/async"):
+            assert ask_all_at_once(client, path) == {200: REQUESTS}, path
+            store.assert_settled()
+
+
+def test_a_tiny_pool_serves_200_requests_that_write(
+    serve: Serve, async_server_store: Store
+) -> None:
+    store, db = async_server_store, async_server_store.db
+    app = store.app(commit_on_exit=True, engine_args={"pool_size": 2, "max_overflow": 0})
+
+    @app.get("/sync")
+    def sync_route() -> int:
+        db.session.add(User(name="sync"))
+        return 1
+
+    @app.get("/async")
+    async def async_route() -> int:
+        db.async_session.add(User(name="async"))
+        return 1
+
+    @app.get("/warm")
+    async def warm() -> int:
+        return 1
+
+    with client_of(serve, app) as client:
+        assert ask_all_at_once(client, "/sync", "/async") == {200: REQUESTS}
+    assert Counter(store.users()) == {"sync": REQUESTS // 2, "async": REQUESTS // 2}
+
+
+def test_the_thread_limit_is_what_it_was_after_a_crowd(
+    serve: Serve, postgresql_store: Store
+) -> None:
+    store = postgresql_store
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    app = store.app(engine_args={"pool_size": 1, "max_overflow": 0})
+    add_routes(app, store)
+
+    @app.get("/limit")
+    async def limit() -> int:
+        return int(anyio.to_thread.current_default_thread_limiter().total_tokens)
+
+    with client_of(serve, app) as client:
+        before = client.get("/limit").json()
+        assert ask_all_at_once(client, "/sync") == {200: REQUESTS}
+        assert client.get("/limit").json() == before
+
+
+def test_a_thread_that_is_nobodys_waits_for_a_connection_too(postgresql_store: Store) -> None:
+    db = postgresql_store.configure(engine_args={"pool_size": 1, "max_overflow": 0})
+    found: list[Any] = []
+
+    def work() -> None:
+        with db():
+            found.append(db.session.scalar(text("SELECT 1")))
+
+    thread = threading.Thread(target=work)
+    with db():
+        db.session.scalar(text("SELECT 1"))
+        thread.start()
+        pool = db.engine.pool
+        wait_until(lambda: queues._queues[pool].length, "the thread waits")
+        assert found == []
+    thread.join(60)
+    assert found == [1]
+    assert queues._queues[pool].length == 0
+
+
+def test_sqlalchemys_pool_still_says_how_far_it_may_overflow() -> None:
+    """`queues` rests on this private attribute."""
+    pool = QueuePool(lambda: None, pool_size=2, max_overflow=3)  # type: ignore[arg-type, return-value]
+    assert (pool.size(), pool._max_overflow, pool.checkedout()) == (2, 3, 0)
+
+
+def test_a_pool_without_an_end_is_never_waited_for(postgresql_store: Store) -> None:
+    db = postgresql_store.configure(engine_args={"pool_size": 1, "max_overflow": -1})
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(db())
+            assert db.session.scalar(text("SELECT 1")) == 1
+        assert postgresql_store.checked_out() == 5
+
+
+def test_a_pool_that_stays_empty_raises_its_timeout(serve: Serve, postgresql_store: Store) -> None:
+    store, db = postgresql_store, postgresql_store.db
+    app = store.app(engine_args={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2})
+    add_routes(app, store)
+    with client_of(serve, app) as client:
+        client.get("/warm")
+        with db():
+            db.session.scalar(text("SELECT 1"))
+            assert client.get("/sync").status_code == 500
+            assert client.get("/async").status_code == 500
+        store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+        assert client.get("/sync").status_code == 200
