@@ -139,6 +139,16 @@ def test_a_midnight_that_the_clocks_skip_is_shifted() -> None:
     ]
 
 
+def test_a_skipped_time_that_is_shifted_past_midnight_keeps_its_place() -> None:
+    # Pyongyang went from 23:30 on 2018-05-04 to 00:00 on 05-05 (15:00 UTC): 23:45 is 00:15.
+    assert instants("10,45 0,23 * * *", "Asia/Pyongyang", "2018-05-04 14:00", 4) == [
+        "2018-05-04 14:40",
+        "2018-05-04 15:10",
+        "2018-05-04 15:15",
+        "2018-05-04 15:45",
+    ]
+
+
 def test_a_day_that_a_zone_left_out_counts_once() -> None:
     # Samoa had no 2011-12-30.
     assert instants("0 12 * * *", "Pacific/Apia", "2011-12-29 12:00", 3) == [
