@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine, event
 
+from .exceptions import MissingSessionError
+
 __all__ = ["abandon", "forget_after_fork", "guard", "process"]
 
 
@@ -45,8 +47,8 @@ def forget_after_fork(holder: Inherits) -> None:
 def guard(engine: Engine) -> None:
     """Have the connections of `engine`, idle or in use, dropped in every child that is forked.
 
-    A session that was using one finds it invalidated: it sends nothing, and once rolled back it
-    takes a connection of the child's own.
+    A session that was using one can be rolled back and closed, which sends nothing; then it takes
+    a connection of the child's own.
     """
     if engine not in _engines:
         _engines.add(engine)
@@ -63,6 +65,22 @@ def abandon(inherited: object) -> None:
     _abandoned.append(inherited)
 
 
+class _ParentsConnection:
+    """What stands for a parent's connection where a child's session is using it."""
+
+    def rollback(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    terminate = close
+
+    def __getattr__(self, name: str) -> Any:
+        raise MissingSessionError(
+            "This connection was opened before the process forked, and belongs to the parent. Open "
+            "a session in the child: `with db():`."
+        )
+
+
 def _remember(dbapi_connection: Any, record: Any) -> None:
     _records.add(record)
 
@@ -74,7 +92,7 @@ def _in_child() -> None:
         abandon(record.dbapi_connection)
         fairy = record.fairy_ref() if record.fairy_ref is not None else None
         if fairy is not None:
-            fairy.dbapi_connection = None
+            fairy.dbapi_connection = _ParentsConnection()
         record.dbapi_connection = None
     for engine in list(_engines):
         abandon(engine.pool)
