@@ -144,13 +144,13 @@ class Database:
 
         Engines stay usable. Custom engines are left alone.
         """
-        for binding in list(self._bindings):
+        for binding in self._all_bindings():
             binding.engines.dispose()
         self._in_memory.clear()
 
     async def adispose(self) -> None:
         """As `dispose`, with the async connections of the running event loop."""
-        for binding in list(self._bindings):
+        for binding in self._all_bindings():
             await binding.engines.adispose()
         self._in_memory.clear()
 
@@ -254,6 +254,16 @@ class Database:
                 # Its tables live as long as it does, and somebody may come back to them.
                 self._in_memory.append(binding)
             return binding
+
+    async def _close_idle(self) -> None:
+        """At the end of a lifespan: mounted apps' engines too, which no lifespan reaches."""
+        for binding in self._all_bindings():
+            binding.engines.close_idle()
+            await binding.engines.aclose_idle()
+
+    def _all_bindings(self) -> list[Binding]:
+        with self._lock:
+            return list(self._bindings)
 
     def _forget(self, binding: Binding) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 from .answers import HANDLERS, Handlers
 from .binding import Options
 from .database import Database
+from .endings import collect_abandoned
 from .requests import RequestScope
 
 __all__ = ["DBSession", "DBSessionMeta", "DBSessionMiddleware", "db"]
@@ -139,10 +140,10 @@ class DBSessionMiddleware:
         handlers = Handlers(asgi.get("app"), asgi.get(HANDLERS))
         failure: Exception | None = None
         started: Message | None = None
-        returned = False
+        completed = returned = False
 
         async def send_settled(message: Message) -> None:
-            nonlocal failure, started
+            nonlocal failure, started, completed
             if started is None and message["type"] == "http.response.start":
                 if request.used or failure is not None:
                     commits = self._commits(message)
@@ -156,7 +157,10 @@ class DBSessionMiddleware:
                             failure = exc
                             raise _CommitFailed from exc
                 started = message
+                await send(message)
+                return
             await send(message)
+            completed = not message.get("more_body", False)
 
         self.db._enter(request)
         try:
@@ -176,6 +180,8 @@ class DBSessionMiddleware:
                 else:
                     await request.aend()
             self.db._leave(request)
+            if not completed and request.holds_connections_inside:
+                collect_abandoned()
 
     async def _end(self, request: RequestScope, started: Message | None) -> None:
         """End a request that went well, as far as it knows."""
@@ -205,20 +211,16 @@ class DBSessionMiddleware:
             self.db._leave(connection)
 
     async def _serve_lifespan(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
-        engines = self.binding.engines
-
         async def send_closed(message: Message) -> None:
             if message["type"] in _END_OF_LIFESPAN:
                 # The server ends the event loop once it has this, and cancels who is still at work.
-                engines.close_idle()
-                await engines.aclose_idle()
+                await self.db._close_idle()
             await send(message)
 
         try:
             await self.app(asgi, receive, send_closed)
         finally:
-            engines.close_idle()
-            await engines.aclose_idle()
+            await self.db._close_idle()
 
     def _commits(self, start: Message) -> bool:
         limit = self.rollback_from_status

@@ -394,6 +394,46 @@ def test_the_engines_are_disposed_when_the_lifespan_ends(
     assert backend.rows("SELECT name FROM users ORDER BY id") == [("ann",), ("bob",)]
 
 
+def test_a_mounted_apps_engines_are_disposed_when_its_parents_lifespan_ends(
+    postgresql: Backend, tables: Callable[[Backend], Backend], db: Database
+) -> None:
+    app = users_app(db, db_url="sqlite://")
+    app.mount("/mounted", users_app(db, db_url=tables(postgresql).url))
+    with TestClient(app) as client:
+        assert client.get("/mounted/users").json() == []
+        assert client.get("/mounted/async-users").json() == []
+        assert postgresql.connections() == 2
+    postgresql.assert_released()
+
+
+def test_a_request_in_flight_keeps_its_connection_while_another_apps_lifespan_ends(
+    postgresql: Backend, tables: Callable[[Backend], Backend], db: Database
+) -> None:
+    url = tables(postgresql).url
+    app = users_app(db, db_url=url, commit_on_exit=True)
+    begun, go_on = threading.Event(), threading.Event()
+
+    @app.post("/slow")
+    def slow() -> None:
+        db.session.add(User(name="slow"))
+        db.session.flush()
+        begun.set()
+        assert go_on.wait(60)
+
+    statuses: list[int] = []
+    client = TestClient(app)
+    thread = threading.Thread(target=lambda: statuses.append(client.post("/slow").status_code))
+    thread.start()
+    assert begun.wait(60)
+    with TestClient(users_app(db, db_url=url)) as other:
+        assert other.get("/users").json() == []
+    go_on.set()
+    thread.join(60)
+    assert statuses == [200]
+    assert postgresql.rows("SELECT name FROM users") == [("slow",)]
+    postgresql.assert_released()
+
+
 def test_an_in_memory_database_outlives_the_lifespan(db: Database) -> None:
     app = users_app(db, db_url="sqlite://", commit_on_exit=True)
     with TestClient(app) as client:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware, SessionNotInitialisedError
+from fastapi_sqlalchemy.middleware import bind_app
 from support.models import Base, User
 
 
@@ -132,3 +133,48 @@ def test_what_is_found_is_used_from_then_on(db: Database) -> None:
     with db():
         assert db.session.scalars(select(User.name)).all() == []
     assert db.is_configured
+
+
+def test_bind_app_configures_what_the_middlewares_name_and_builds_nothing() -> None:
+    own, reports = Database("own"), Database("reports")
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite:///own.db", db=own)
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite:///reports.db", db=reports)
+    app.add_middleware(GZipMiddleware)
+    bound = bind_app(app, {"reports": "sqlite:///other.db"})
+    assert {"own": own, "reports": reports}.items() <= bound.items()
+    assert (str(own.url), str(reports.url)) == ("sqlite:///own.db", "sqlite:///other.db")
+    assert app.middleware_stack is None
+
+
+def test_bind_app_replaces_the_url_for_the_middleware_that_is_built_later_too(
+    db: Database,
+) -> None:
+    app = FastAPI()
+    app.add_middleware(
+        DBSessionMiddleware, "sqlite:///own.db", None, {"echo": False}, commit_on_exit=True, db=db
+    )
+    bind_app(app, {"test": "sqlite://"})
+    Base.metadata.create_all(db.engine)
+
+    @app.post("/users/{name}")
+    def add(name: str) -> None:
+        db.session.add(User(name=name))
+
+    assert TestClient(app).post("/users/ann").status_code == 200
+    with db():
+        assert db.session.scalars(select(User.name)).all() == ["ann"]
+
+
+def test_bind_app_replaces_the_url_of_a_subclass_that_passes_its_arguments_on(
+    db: Database,
+) -> None:
+    class OwnMiddleware(DBSessionMiddleware):
+        def __init__(self, app: ASGIApp, /, **arguments: Any) -> None:
+            super().__init__(app, **arguments)
+
+    app = FastAPI()
+    app.add_middleware(OwnMiddleware, db_url="sqlite:///own.db", commit_on_exit=True, db=db)
+    bind_app(app, {"test": "sqlite:///other.db"})
+    assert TestClient(app).get("/").status_code == 404  # it is built now
+    assert str(db.url) == "sqlite:///other.db"
