@@ -12,6 +12,7 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
+from . import forks
 from .activity import watched
 from .arguments import EngineArguments
 from .engines import Engines
@@ -111,6 +112,7 @@ class Binding:
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
         self.sandbox: Sandbox | None = None
         self._lock = threading.Lock()
+        forks.forget_after_fork(self)
         self._of_blocks: dict[tuple[type[Session], bool], type[Session]] = {}
         self._sync_maker: sessionmaker[Session] | None = None
         self._async_maker: async_sessionmaker[AsyncSession] | None = None
@@ -177,6 +179,10 @@ class Binding:
         if made is None:
             made = self._of_blocks[class_, in_task] = watched(class_, in_task=in_task)
         return made
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock, and is not there to give it back."""
+        self._lock = threading.Lock()
 
     def dispose(self) -> None:
         """Close the idle sync connections, and end an in-memory database."""

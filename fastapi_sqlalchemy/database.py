@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
+from . import forks
 from .binding import Binding, Options
 from .discovery import find_unbuilt
 from .exceptions import MissingSessionError, SandboxError
@@ -44,6 +45,7 @@ class Database:
             f"fastapi_sqlalchemy:{name}", default=None
         )
         self._lock = threading.RLock()
+        forks.forget_after_fork(self)
         self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
         self._in_memory: list[Binding] = []
         self._current: Binding | None = None
@@ -254,6 +256,10 @@ class Database:
                 # Its tables live as long as it does, and somebody may come back to them.
                 self._in_memory.append(binding)
             return binding
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock, and is not there to give it back."""
+        self._lock = threading.RLock()
 
     async def _close_idle(self) -> None:
         """At the end of a lifespan: mounted apps' engines too, which no lifespan reaches."""

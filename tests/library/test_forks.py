@@ -426,3 +426,40 @@ def test_a_child_of_a_child_opens_its_own(postgresql: Backend, python: Run) -> N
     assert len({str(each["mine"]) for each in said}) == 3
     assert sorted(postgresql.rows("SELECT n FROM t")) == [(1,), (2,), (3,)]
     postgresql.assert_released()
+
+
+def test_a_lock_that_another_thread_held_does_not_stop_the_child(
+    sqlite: Backend, python: Run
+) -> None:
+    said = forked(
+        python,
+        """
+        import signal, threading
+
+        held, forked = threading.Event(), threading.Event()
+        binding = db._binding()
+
+        def hold():
+            with db._lock, binding._lock, binding.engines._lock:
+                held.set()
+                assert forked.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert held.wait(60)
+        pid = os.fork()
+        if not pid:
+            signal.alarm(30)
+            with db():
+                say(count=db.session.scalar(text("SELECT count(*) FROM t")))
+            db.configure("sqlite://")
+            sys.exit(0)
+        wait(pid)
+        forked.set()
+        thread.join()
+        """,
+        sqlite,
+        "pysqlite",
+        "url",
+    )
+    assert said == [{"count": 0}]
