@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,13 +16,16 @@ import anyio.to_thread
 
 from . import forks
 
-__all__ = ["in_default_thread", "in_thread", "wait_out"]
+__all__ = ["collect_abandoned", "in_default_thread", "in_thread", "wait_out"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
 #: Threads of our own. In the default limiter the endings would queue behind endpoints that wait for
 #: the very connections that the endings give back (https://github.com/fastapi/fastapi/issues/3205).
 MAX_THREADS = 128
+
+#: Until then the exception has reached the server. One collection serves all that come meanwhile.
+_COLLECT_AFTER_S = 0.1
 
 
 class _Threads:
@@ -40,6 +45,7 @@ class _Threads:
 
 
 _threads = _Threads()
+_collecting: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 _unfinished: set[asyncio.Future[Any]] = set()
 
 
@@ -86,6 +92,23 @@ async def wait_out(future: asyncio.Future[Any], timeout_s: float | None = None) 
         return False
     future.result()
     return True
+
+
+def collect_abandoned() -> None:
+    """Soon, have the garbage collector close the generators that a cut-off stream has left.
+
+    Starlette does not close them when a client hangs up. They sit in the cycle of the exception
+    that ended the stream, and a `with db():` inside them holds its connection for as long.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _collecting:
+        _collecting.add(loop)
+        loop.call_later(_COLLECT_AFTER_S, _collect, loop)
+
+
+def _collect(loop: asyncio.AbstractEventLoop) -> None:
+    _collecting.discard(loop)
+    gc.collect()
 
 
 def _forget(future: asyncio.Future[Any]) -> None:

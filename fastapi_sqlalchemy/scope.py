@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,9 +33,11 @@ class Scope:
     """
 
     __slots__ = (
+        "__weakref__",
         "_async_side",
         "_ended",
         "_ending",
+        "_inner",
         "_lock",
         "_process",
         "_session_args",
@@ -60,8 +63,13 @@ class Scope:
         self._async_side: AsyncSide | None = None
         self._lock = threading.Lock()
         self._process = forks.process()
+        self._inner: weakref.WeakSet[Scope] | None = None
         self._ending = False
         self._ended = False
+        if outer is not None:
+            if outer._inner is None:
+                outer._inner = weakref.WeakSet()
+            outer._inner.add(self)
 
     def __str__(self) -> str:
         return "async with db():" if self.asynchronous else "with db():"
@@ -118,6 +126,13 @@ class Scope:
     def used(self) -> bool:
         """Whether a session was asked for."""
         return self._sync_side is not None or self._async_side is not None
+
+    @property
+    def holds_connections_inside(self) -> bool:
+        """Whether a scope that was opened inside this one is still open, with a connection."""
+        return self._inner is not None and any(
+            side.connection is not None for scope in list(self._inner) for side in scope._sides()
+        )
 
     @property
     def uncommitted(self) -> bool:

@@ -1,0 +1,373 @@
+"""A scope that is cancelled, at each of its awaits: nothing leaks, and nobody is told a lie."""
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+import anyio
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import select, text
+from starlette.types import Message, Receive, Scope, Send
+
+from fastapi_sqlalchemy import Database, MissingSessionError
+from support.models import User
+from support.stores import Store, at_commit
+from support.waiting import wait_until
+
+Cancel = Callable[[asyncio.Task[Any]], None]
+
+
+class Interrupted:
+    """Runs `work` in a task and cancels it at its n-th suspension, if there are so many."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], nth: int) -> None:
+        self.reached = False
+        self._work = work
+        self._nth = nth
+
+    @types.coroutine
+    def steps(self, cancel: Callable[[], None]) -> Generator[Any, Any, Any]:
+        """`work`, with `cancel` called right after its n-th suspension."""
+        suspensions = 0
+        thrown: BaseException | None = None
+        while True:
+            try:
+                waited_for = self._work.throw(thrown) if thrown else self._work.send(None)
+            except StopIteration as done:
+                return done.value
+            if suspensions == self._nth:
+                self.reached = True
+                asyncio.get_running_loop().call_soon(cancel)
+            suspensions += 1
+            thrown = None
+            try:
+                yield waited_for
+            except BaseException as exc:
+                thrown = exc
+
+
+async def by_task_cancel(interrupted: Interrupted) -> Any:
+    async def main() -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        return await interrupted.steps(task.cancel)
+
+    return await asyncio.create_task(main())
+
+
+async def by_task_cancel_again_and_again(interrupted: Interrupted) -> Any:
+    async def main() -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def cancel() -> None:
+            if not task.done():
+                task.cancel()
+                asyncio.get_running_loop().call_soon(cancel)
+
+        return await interrupted.steps(cancel)
+
+    return await asyncio.create_task(main())
+
+
+async def by_timeout(interrupted: Interrupted) -> Any:
+    try:
+        async with asyncio.timeout(None) as limit:
+            return await interrupted.steps(lambda: limit.reschedule(0))
+    except TimeoutError:
+        raise asyncio.CancelledError from None
+
+
+async def by_task_group(interrupted: Interrupted) -> Any:
+    class Stop(Exception):
+        pass
+
+    failing = asyncio.Event()
+
+    async def fail() -> None:
+        await failing.wait()
+        raise Stop
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            other = group.create_task(fail())
+            result = await interrupted.steps(failing.set)
+            other.cancel()
+        return result
+    except* Stop:
+        pass
+    raise asyncio.CancelledError
+
+
+async def by_anyio_scope(interrupted: Interrupted) -> Any:
+    with anyio.CancelScope() as scope:
+        return await interrupted.steps(scope.cancel)
+    raise asyncio.CancelledError
+
+
+WAYS = [
+    by_task_cancel,
+    by_task_cancel_again_and_again,
+    by_timeout,
+    by_task_group,
+    by_anyio_scope,
+]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
+def cancelled_by(request: pytest.FixtureRequest) -> Callable[[Interrupted], Any]:
+    way: Callable[[Interrupted], Any] = request.param
+    return way
+
+
+async def at_every_await(
+    make: Callable[[int], Coroutine[Any, Any, Any]],
+    cancelled_by: Callable[[Interrupted], Any],
+    check: Callable[[int, bool], None],
+) -> int:
+    """Run what `make(n)` returns, cancelled at its n-th await, n = 0.. until it ends untouched."""
+    loop = asyncio.get_running_loop()
+    report = loop.get_exception_handler() or (lambda loop, context: None)
+
+    def excuse_asyncpg(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # What asyncpg.connect() leaves behind where it is cancelled itself.
+        if "unexpected connection_lost() call" not in str(context.get("exception")):
+            report(loop, context)
+
+    loop.set_exception_handler(excuse_asyncpg)
+    for nth in range(500):
+        interrupted = Interrupted(make(nth), nth)
+        try:
+            await cancelled_by(interrupted)
+        except asyncio.CancelledError:
+            confirmed = False
+        else:
+            confirmed = True
+        check(nth, confirmed)
+        if not interrupted.reached:
+            assert confirmed
+            return nth
+    raise AssertionError("it never ended untouched")
+
+
+async def test_an_async_scope_cancelled_at_any_await_is_whole_or_nothing(
+    async_store: Store, cancelled_by: Callable[[Interrupted], Any]
+) -> None:
+    db = async_store.configure()
+
+    async def write(nth: int) -> None:
+        async with db(commit_on_exit=True):
+            session = db.async_session
+            session.add(User(name=f"{nth} first"))
+            await session.flush()
+            session.add(User(name=f"{nth} second"))
+
+    def check(nth: int, confirmed: bool) -> None:
+        assert async_store.checked_out() == 0, nth
+        rows = [name for name in async_store.users() if name.startswith(f"{nth} ")]
+        assert len(rows) in ((2,) if confirmed else (0, 2)), (nth, rows)
+
+    assert await at_every_await(write, cancelled_by, check) > 3
+    await db.adispose()
+
+
+async def test_both_sessions_cancelled_at_any_await_are_committed_together(
+    async_postgresql_store: Store, cancelled_by: Callable[[Interrupted], Any]
+) -> None:
+    store = async_postgresql_store
+    db = store.configure()
+
+    async def write(nth: int) -> None:
+        async with db(commit_on_exit=True):
+            db.session.add(User(name=f"{nth} sync"))
+            db.async_session.add(User(name=f"{nth} async"))
+
+    def check(nth: int, confirmed: bool) -> None:
+        assert store.checked_out() == 0, nth
+        rows = [name for name in store.users() if name.startswith(f"{nth} ")]
+        assert len(rows) in ((2,) if confirmed else (0, 2)), (nth, rows)
+
+    assert await at_every_await(write, cancelled_by, check) >= 1
+    await db.adispose()
+
+
+async def test_a_scope_that_rolls_back_cancelled_at_any_await_keeps_nothing(
+    async_store: Store, cancelled_by: Callable[[Interrupted], Any]
+) -> None:
+    db = async_store.configure()
+
+    async def read_and_write(nth: int) -> None:
+        async with db():
+            await db.async_session.scalars(select(User))
+            db.async_session.add(User(name=str(nth)))
+            await db.async_session.flush()
+
+    def check(nth: int, confirmed: bool) -> None:
+        assert async_store.checked_out() == 0, nth
+
+    assert await at_every_await(read_and_write, cancelled_by, check) > 3
+    assert async_store.users() == []
+    await db.adispose()
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+async def test_a_request_cancelled_at_any_await_is_committed_or_has_not_answered(
+    async_store: Store, cancelled_by: Callable[[Interrupted], Any], side: str
+) -> None:
+    store, db = async_store, async_store.db
+    app: FastAPI = store.app(commit_on_exit=True)
+
+    @app.post("/{name}")
+    async def route(name: str) -> int:
+        if side == "sync":
+            db.session.add(User(name=name))
+        else:
+            db.async_session.add(User(name=name))
+            await db.async_session.flush()
+        return 1
+
+    answered: set[int] = set()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def post(nth: int) -> None:
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                assert message["status"] == 200
+                answered.add(nth)
+            await asyncio.sleep(0)
+
+        await app(_asgi(f"/n{nth}"), receive, send)
+
+    def check(nth: int, confirmed: bool) -> None:
+        assert store.checked_out() == 0, nth
+        if nth in answered:
+            assert f"n{nth}" in store.users()
+        else:
+            assert not confirmed
+
+    assert await at_every_await(post, cancelled_by, check) >= 2
+    await db.adispose()
+
+
+def _asgi(path: str) -> Scope:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+async def test_a_commit_that_is_under_way_is_waited_for_and_then_the_task_is_cancelled(
+    postgresql_store: Store, side: str
+) -> None:
+    store = postgresql_store
+    at_commit(store.backend, "PERFORM pg_advisory_xact_lock(43)")
+    db = store.configure()
+    waiting = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event = 'advisory' AND query LIKE 'COMMIT%'"
+    )
+
+    async def write() -> None:
+        async with db(commit_on_exit=True):
+            (db.session if side == "sync" else db.async_session).add(User(name="ann"))
+
+    holder = Database("holder")
+    holder.configure(db_url=store.backend.url)
+    with holder():
+        holder.session.execute(text("SELECT pg_advisory_xact_lock(43)"))
+        task = asyncio.create_task(write())
+        await asyncio.to_thread(wait_until, lambda: store.backend.rows(waiting))
+        for _ in range(10):
+            task.cancel()
+            await asyncio.sleep(0)
+        assert not task.done()
+        assert store.backend.rows(waiting)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.users() == ["ann"]
+    assert store.checked_out() == 0
+    holder.dispose()
+    await db.adispose()
+
+
+async def test_a_time_limit_around_a_scope_ends_as_a_time_out(async_store: Store) -> None:
+    """The cancellation that was held back while the scope ended is not lost, and not doubled."""
+    db = async_store.configure()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as limit:
+            async with db():
+                await db.async_session.scalar(text("SELECT 1"))
+                limit.reschedule(0)
+                await asyncio.Event().wait()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    async with db():
+        assert await db.async_session.scalar(text("SELECT 1")) == 1
+    await db.adispose()
+
+
+@pytest.mark.parametrize("times", [10, pytest.param(50, marks=pytest.mark.slow)])
+async def test_a_sync_route_that_is_given_up_leaves_no_connection(
+    postgresql_store: Store, times: int
+) -> None:
+    """Its thread goes on after the scope has ended, in the middle of a query or between two."""
+    store = postgresql_store
+    app = store.app(commit_on_exit=True)
+    db = store.db
+    errors: list[BaseException] = []
+    running = 0
+
+    @app.post("/{name}")
+    def route(name: str) -> None:
+        nonlocal running
+        running += 1
+        try:
+            while True:
+                db.session.execute(text("SELECT 1"))
+                db.session.rollback()
+        except BaseException as exc:
+            errors.append(exc)
+        finally:
+            running -= 1
+
+    async def call(app: Any, receive: Receive, send: Send) -> None:
+        await app(_asgi("/x"), receive, send)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        pass
+
+    for n in range(times):
+        task = asyncio.create_task(call(app, receive, send))
+        while not running:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.0007 * (n % 10))
+        # Not even anyio's shield around the thread stops this one.
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while running:
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(store.assert_settled)
+    assert len(errors) == times
+    assert any(isinstance(error, MissingSessionError) for error in errors), errors
+    await db.adispose()
