@@ -1,8 +1,10 @@
 """README's examples are run as they are written there."""
 
+import json
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from support.processes import Completed, Start, run
 from support.web import ServedProcess
@@ -122,3 +125,37 @@ def test_the_shell_runs_code_and_standard_input(shop: Path) -> None:
 
 def test_health_is_well_and_names_the_database(shop: Path) -> None:
     assert "default" in run_sh(sh("Health"), shop).stdout
+
+
+def test_the_report_runs_outside_of_requests(shop: Path) -> None:
+    done = run(sys.executable, "report.py", cwd=shop)
+    assert (done.stdout, done.returncode) == ("[1, 1]\n", 0), done.stderr
+
+
+def test_events_and_messages_are_committed_one_by_one(
+    shop: Path, serve_process: Callable[..., AbstractContextManager[ServedProcess]]
+) -> None:
+    with serve_process("live:app", cwd=shop) as served:
+        events = httpx.get(f"{served.base_url}/events").text
+        assert events == "data: tea\n\ndata: coffee\n\n"
+        with connect(f"{served.base_url.replace('http', 'ws')}/orders") as websocket:
+            websocket.send("milk")
+            assert json.loads(websocket.recv()) == ["tea", "coffee", "milk"]
+        assert httpx.get(f"{served.base_url}/orders").json() == ["tea", "coffee", "milk"]
+
+
+def test_the_shops_own_test_passes_and_leaves_nothing(shop: Path) -> None:
+    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=shop)
+    assert "1 passed" in done.stdout, done.stdout
+    counted = run_sh("fsa shell -c 'print(session.query(Order).count())'", shop)
+    assert counted.stdout == "0\n"
+
+
+def test_two_databases_are_served_side_by_side(tmp_path: Path) -> None:
+    (block,) = [b for b in blocks() if 'Database("reports")' in b.text and b.language == "python"]
+    (tmp_path / "both.py").write_text(
+        f"{block.text}\n\nfrom fastapi.testclient import TestClient\n\n"
+        'print(*TestClient(app).get("/").json())\n'
+    )
+    done = run(sys.executable, "both.py", cwd=tmp_path)
+    assert done.stdout == "sqlite:///shop.db sqlite:///reports.db\n", done.stderr
