@@ -34,6 +34,10 @@ _FROM_SETTINGS = {"app", "env_file", "database", "env"}
 class FsaCommand(TyperCommand):
     """A command whose help lists the common options apart from its own."""
 
+    def invoke(self, ctx: Any) -> Any:
+        ctx.obj.command = ctx.command_path.partition(" ")[2]
+        return super().invoke(ctx)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _format_options(self, ctx, formatter)
 
@@ -49,6 +53,10 @@ class FsaGroup(TyperGroup):
         if args and args[0] in self.commands and isinstance(self.commands[args[0]], _StandIn):
             self.commands[args[0]] = _load(args[0], COMMANDS[args[0]][0])
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.obj.command = ctx.command_path.partition(" ")[2]
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.format_commands(ctx, formatter)

@@ -1,8 +1,8 @@
 """Read-only, by the database's own word: whatever the SQL says, a write is the server's error.
 
 Nothing here reads SQL. Each connection is told when it leaves its pool, and again when it begins a
-transaction, so that a session that was talked out of it (SQLite's `PRAGMA query_only = OFF`) is read-only again
-in its next one.
+transaction: a session that was talked out of it is read-only again in its next one. SQLite's
+`PRAGMA query_only = OFF` holds for that long; on the others the transaction itself stays read-only.
 """
 
 from __future__ import annotations

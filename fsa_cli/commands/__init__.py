@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fsa_cli import environments
 from fsa_cli.exceptions import UsageError
 from fsa_cli.output import Output
 from fsa_cli.settings import Flags, Settings, read
@@ -19,6 +20,7 @@ from fsa_cli.settings import Flags, Settings, read
 if TYPE_CHECKING:
     import typer
 
+    from fastapi_sqlalchemy import Database
     from fsa_cli.loader import LoadedApp
 
 #: The spellings of the common flags, and the field of `Flags` that each sets.
@@ -47,6 +49,8 @@ class Fsa:
     """One call of `fsa`. Nothing is read or imported before it is asked for."""
 
     def __init__(self, flags: Flags | None = None) -> None:
+        self.command = ""
+        """The words of the command that runs, as `db downgrade`."""
         self._flags = flags or Flags()
         self._output: Output | None = None
         self._settings: Settings | None = None
@@ -92,13 +96,32 @@ class Fsa:
         Raises:
             AppLoadError: It was not found, or failed while it was imported.
             ConfigurationError: A setting is wrong.
+            Refused: The environment prohibits the command.
         """
         if self._loaded is None:
             from fsa_cli import loader
 
-            self._loaded = loader.load(self.settings)
-            self.output.detail(f"app {self._loaded.target}, found by {self._loaded.found}")
+            loaded = loader.load(self.settings)
+            self.output.detail(f"app {loaded.target}, found by {loaded.found}")
+            chosen = loaded.databases.get(self.settings.database)
+            environment = environments.of(self.settings, [chosen] if chosen else [])
+            environment.refuse_prohibited(self.command)
+            self._loaded = loaded
         return self._loaded
+
+    def confirm(self, action: str, database: Database, *, typed: str | None = None) -> None:
+        """Have a person agree to *action* on *database*, which cannot be undone.
+
+        Args:
+            action: What would be done, as `drop the table users`.
+            typed: The value of the command's `--confirm`.
+
+        Raises:
+            Refused: They do not, or there is no terminal to ask at.
+        """
+        environment = environments.of(self.settings, [database])
+        yes = bool(self._flags.yes)
+        environments.confirm(environment, action, database, typed=typed, yes=yes)
 
     def set(self, **flags: Any) -> None:
         """Give flags a new value; what was derived from the old ones is made anew.
