@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -237,9 +237,14 @@ class Database:
             1 if self._sandbox is not None else limit,
         )
 
-    def sandbox(self) -> Sandbox:
-        """A context manager: everything inside, commits included, is rolled back at its end."""
-        return Sandbox(self)
+    def sandbox(self, opened: Callable[[Connection], None] | None = None) -> Sandbox:
+        """A context manager: everything inside, commits included, is rolled back at its end.
+
+        Args:
+            opened: called with each connection that serves the sandbox, before it is used: listen
+                there to see every statement.
+        """
+        return Sandbox(self, opened)
 
     # -- used by the middleware ----------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import asyncio
 import re
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 
 from .exceptions import ConfigurationError, SandboxError
+from .statements import statements
 
 if TYPE_CHECKING:
     from .binding import Binding
@@ -23,10 +26,21 @@ __all__ = ["Sandbox"]
 #: How long a request waits for the one before it, in seconds.
 TURN_TIMEOUT_S = 10.0
 _POLL_S = 0.002
+_LEVEL = "fastapi_sqlalchemy_isolation_level"
 
+# Most statements need no closer look.
+_MAY_END = re.compile(
+    r"\b(commit|end|abort|prepare|rollback|create|alter|drop|truncate|rename|grant|revoke|lock|"
+    r"optimize|analyze|begin|start|autocommit)\b",
+    re.I,
+)
+_ENDS = re.compile(
+    r"(commit|end|abort|prepare\s+transaction|rollback(?!\s+((work|transaction)\s+)?to\b))\b", re.I
+)
 _MYSQL_COMMITS_ON = re.compile(
-    r"\s*(?!create\s+temporary|drop\s+temporary)"
-    r"(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables|optimize|analyze)\b",
+    r"(?!create\s+temporary|drop\s+temporary)"
+    r"(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables|optimize|analyze|begin|"
+    r"start\s+transaction|set\s+((session|local|@@(session\.)?)\s*)?autocommit)\b",
     re.I,
 )
 
@@ -43,13 +57,21 @@ class Sandbox:
     Savepoints end in the reverse order of their beginning, so requests inside a sandbox run one at
     a time; one that waits longer than 10 s fails and names the one that it waited for.
 
-    MySQL and MariaDB commit at CREATE TABLE and its like: in a sandbox these are refused.
+    MySQL and MariaDB commit at CREATE TABLE and its like: in a sandbox these are refused. So is,
+    everywhere, what would end the connection's own transaction: a COMMIT in SQL, or
+    `session.connection().commit()`. What goes over `db.engine` is outside the sandbox.
+
+    Args:
+        opened: Called with each connection that serves the sandbox, before it is used.
 
     https://docs.sqlalchemy.org/en/21/orm/session_transaction.html#joining-a-session-into-an-external-transaction-such-as-for-test-suites
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, opened: Callable[[Connection], None] | None = None
+    ) -> None:
         self._database = database
+        self._opened = opened
         self._lock = threading.Lock()
         self._connections: dict[Binding, Connection] = {}
         self._async_connections: dict[Binding, AsyncConnection] = {}
@@ -81,7 +103,7 @@ class Sandbox:
         binding = self._database._binding()
         if not _has_sync_side(binding):
             connection = await binding.engines.asynchronous.connect()
-            await connection.run_sync(_begin)
+            await connection.run_sync(self._begin)
             self._async_connections[binding] = connection
         return self._database
 
@@ -143,9 +165,14 @@ class Sandbox:
             connection = self._connections.get(binding)
             if connection is None:
                 connection = binding.engines.sync.connect()
-                _begin(connection)
+                self._begin(connection)
                 self._connections[binding] = connection
             return connection
+
+    def _begin(self, connection: Connection) -> None:
+        _begin(connection)
+        if self._opened is not None:
+            self._opened(connection)
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -187,28 +214,47 @@ def _has_sync_side(binding: Binding) -> bool:
 
 
 def _begin(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        # The same level again, but never autocommit, which leaves nothing to roll back.
+        connection.execution_options(isolation_level=connection.get_isolation_level())
     connection.begin()
     if connection.dialect.name == "sqlite":
         # In its legacy mode sqlite3 begins at the first write only, and then a SAVEPOINT before it
         # is the outermost transaction: RELEASE commits.
-        _set_isolation_level(connection, None)
-        connection.exec_driver_sql("BEGIN")
-    elif connection.dialect.name in ("mysql", "mariadb"):
-        event.listen(connection, "before_cursor_execute", _refuse_implicit_commit)
+        connection.info[_LEVEL] = _set_isolation_level(connection, None)
+        driver_connection: Any = connection.connection.driver_connection
+        if not driver_connection.in_transaction:  # the engine's own listener may have begun
+            connection.exec_driver_sql("BEGIN")
+    event.listen(connection, "before_cursor_execute", _refuse_end)
+    for end in ("commit", "rollback"):
+        # The event comes when SQLAlchemy takes the transaction for ended; the method is in time.
+        event.listen(connection, end, _refuse_end_of_connection)
+        setattr(connection, end, partial(_refuse_end_of_connection, connection))
 
 
 def _roll_back(connection: Connection) -> None:
-    connection.rollback()
+    event.remove(connection, "rollback", _refuse_end_of_connection)
+    Connection.rollback(connection)
     if connection.dialect.name == "sqlite" and not connection.invalidated:
-        _set_isolation_level(connection, "")
+        _set_isolation_level(connection, connection.info.pop(_LEVEL))
 
 
-def _set_isolation_level(connection: Connection, level: str | None) -> None:
+def _set_isolation_level(connection: Connection, level: str | None) -> str | None:
+    """Set sqlite3's; the one that it had."""
     dbapi_connection: Any = connection.connection.dbapi_connection
+    before: str | None = dbapi_connection.isolation_level
     dbapi_connection.isolation_level = level
+    return before
 
 
-def _refuse_implicit_commit(
+def _refuse_end_of_connection(connection: Connection) -> None:
+    raise SandboxError(
+        "This would end the transaction that the sandbox rolls back. Call the session's commit() "
+        "or rollback(), not its connection's."
+    )
+
+
+def _refuse_end(
     connection: Connection,
     cursor: Any,
     statement: str,
@@ -216,8 +262,17 @@ def _refuse_implicit_commit(
     context: Any,
     executemany: bool,
 ) -> None:
-    if _MYSQL_COMMITS_ON.match(statement):
-        raise SandboxError(
-            "MySQL and MariaDB commit when they run this, and a sandbox could not undo it: "
-            f"{' '.join(statement.split())[:60]}"
-        )
+    if not _MAY_END.search(statement):
+        return
+    dialect = connection.dialect.name
+    for each in statements(statement, dialect):
+        if _ENDS.match(each):
+            raise SandboxError(
+                "This would end the transaction that the sandbox rolls back. Call the session's "
+                f"commit() or rollback() instead of the statement: {each[:60]}"
+            )
+        if dialect in ("mysql", "mariadb") and _MYSQL_COMMITS_ON.match(each):
+            raise SandboxError(
+                "MySQL and MariaDB commit when they run this, and a sandbox could not undo it: "
+                f"{each[:60]}"
+            )

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from fastapi import FastAPI, WebSocket
 from fastapi.testclient import TestClient
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import Connection, create_engine, event, insert, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware
 from fastapi_sqlalchemy.exceptions import SandboxError
@@ -228,6 +229,77 @@ def test_mariadb_refuses_what_would_commit(mariadb: Backend, tables: Tables, db:
     with db(commit_on_exit=True):  # the connection is out of the sandbox and may do it again
         db.session.execute(text("CREATE TABLE made_outside (id INTEGER)"))
     assert mariadb.rows("SELECT * FROM made_outside") == []
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda session: session.execute(text("COMMIT")),
+        lambda session: session.execute(text("/* now */ commit")),
+        lambda session: session.execute(text("ROLLBACK")),
+        lambda session: session.connection().commit(),
+        lambda session: session.connection().rollback(),
+    ],
+    ids=["COMMIT", "a comment before it", "ROLLBACK", "connection.commit", "connection.rollback"],
+)
+def test_what_would_end_the_connections_transaction_is_refused(
+    stored: Backend, db: Database, end: Callable[[Session], object]
+) -> None:
+    with db.sandbox():
+        with pytest.raises(SandboxError, match="would end the transaction"), db():
+            db.session.add(User(name="gone"))
+            db.session.flush()
+            end(db.session)
+        with db():
+            assert db.session.scalars(select(User.name)).all() == ["ann"]
+            db.session.execute(text("SAVEPOINT mine"))
+            db.session.add(User(name="gone too"))
+            db.session.flush()
+            db.session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+            db.session.commit()
+    assert names(stored) == ["ann"]
+    stored.assert_no_transaction()
+
+
+def test_an_engine_in_autocommit_is_rolled_back_too(stored: Backend, db: Database) -> None:
+    db.configure(stored.url, engine_args={"isolation_level": "AUTOCOMMIT"})
+    with db.sandbox(), db(commit_on_exit=True):
+        db.session.add(User(name="gone"))
+    assert names(stored) == ["ann"]
+    with db():
+        db.session.execute(insert(User), {"name": "stays"})
+    assert names(stored) == ["ann", "stays"]
+
+
+def test_an_engine_whose_own_listener_begins_is_rolled_back_too(
+    sqlite: Backend, tables: Tables, db: Database
+) -> None:
+    engine = create_engine(tables(sqlite).url)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    db.configure(custom_engine=engine)
+    with db.sandbox(), db(commit_on_exit=True):
+        db.session.add(User(name="gone"))
+    assert names(sqlite) == []
+    engine.dispose()
+
+
+def test_who_opens_a_sandbox_is_told_of_its_connections(stored: Backend, db: Database) -> None:
+    seen: list[str] = []
+
+    def listen(connection: Connection) -> None:
+        event.listen(
+            connection, "before_cursor_execute", lambda *args: seen.append(args[2].split()[0])
+        )
+
+    with db.sandbox(listen):
+        with db(commit_on_exit=True):
+            db.session.add(User(name="gone"))
+        with db():
+            db.session.scalars(select(User)).all()
+    assert seen == ["SAVEPOINT", "INSERT", "RELEASE", "SAVEPOINT", "SELECT", "ROLLBACK"]
+    with db():
+        db.session.scalars(select(User)).all()
+    assert len(seen) == 6
 
 
 def test_a_failed_statement_leaves_the_sandbox_usable(stored: Backend, db: Database) -> None:
