@@ -69,17 +69,24 @@ async def wait_out(future: asyncio.Future[Any], timeout_s: float | None = None) 
     cancels again and again. So both: a cancellation that arrives meanwhile is raised afterwards.
     """
     loop = asyncio.get_running_loop()
-    deadline = None if timeout_s is None else loop.time() + timeout_s
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    # Once for however many cancellations come; asyncio.wait() would do it each time, more slowly.
+    future.add_done_callback(wake)
+    timer = None if timeout_s is None else loop.call_later(timeout_s, wake)
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
-        while not future.done():
-            left_s = None if deadline is None else deadline - loop.time()
-            if left_s is not None and left_s <= 0:
-                break
+        while not waiter.done():
             try:
-                await asyncio.wait((future,), timeout=left_s)
+                await asyncio.shield(waiter)
             except asyncio.CancelledError as exc:
                 cancelled = exc
+    if timer is not None:
+        timer.cancel()
     if not future.done():
         # The loop keeps weak references to its tasks only.
         _unfinished.add(future)
