@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from fsa_cli.blame import described
 from fsa_cli.exceptions import DatabaseUnreachable
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Connection
     from sqlalchemy.engine import ExceptionContext
 
     from fastapi_sqlalchemy import Database
+
+T = TypeVar("T")
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 _DRIVERS = {"asyncpg", "psycopg", "psycopg2", "pymysql", "aiomysql", "asyncmy", "sqlite3"}
 _MARK = "_fsa_could_not_connect"
 _PING_TIMEOUT_S = 5.0
+
+
+def connected(db: Database, work: Callable[[Connection], T]) -> T:
+    """What *work* returns, given a connection; what it does not commit is rolled back.
+
+    It is the sync engine's, or the async one's where only that has a driver.
+    """
+    from fastapi_sqlalchemy.exceptions import ConfigurationError
+
+    try:
+        engine = db.engine
+    except ConfigurationError:
+        return asyncio.run(_aconnected(db, work))
+    with engine.connect() as connection:
+        return work(connection)
 
 
 def watch() -> None:
@@ -74,6 +92,11 @@ def address(url: URL | None) -> str:
 def driver_says(error: BaseException) -> str:
     """The driver's own words: SQLAlchemy's wrapping and link left out."""
     return described(getattr(error, "orig", None) or error)
+
+
+async def _aconnected(db: Database, work: Callable[[Connection], T]) -> T:
+    async with db.async_engine.connect() as connection:
+        return await connection.run_sync(work)
 
 
 def _mark(context: ExceptionContext) -> None:

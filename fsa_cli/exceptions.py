@@ -4,6 +4,8 @@ FsaError                    1
 ├── TaskFailed              1    the task raised
 ├── ScriptFailed            1    what `fsa shell` was given to run raised
 ├── CheckFailed             1    a check of `fsa health` failed
+├── StatementFailed         1    the database refused a statement
+├── MigrationFailed         1    a migration raised, or Alembic refused
 ├── UsageError              2    the command line is wrong
 │   ├── TaskNotFound        2
 │   └── ArgumentError       2    a task's argument is wrong
@@ -64,6 +66,14 @@ class ScriptFailed(FsaError):
 
 class CheckFailed(FsaError):
     """A health check failed."""
+
+
+class StatementFailed(FsaError):
+    """The database refused a statement."""
+
+
+class MigrationFailed(FsaError):
+    """A migration raised, or Alembic refused."""
 
 
 class UsageError(FsaError):

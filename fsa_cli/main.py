@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "shell": ("fsa_cli.commands.shell:app", "An interactive session: app, db, session, models."),
     "scheduler": ("fsa_cli.commands.scheduler:app", "Host the schedule, or look at it."),
     "health": ("fsa_cli.commands.health:app", "Is it well? With exit codes for probes."),
+    "db": ("fsa_cli.commands.db:app", "The database: tables, SQL, schema, migrations."),
     "config": ("fsa_cli.commands.config:app", "Every setting, and where it came from."),
 }
 _CLOSED_PIPE = 141

@@ -1,0 +1,44 @@
+"""`fsa db`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import typer
+
+from fsa_cli.commands import db_migrations, db_read, db_schema
+
+app = typer.Typer()
+
+_COMMANDS: Mapping[str, Callable[..., Any]] = {
+    "show": db_read.show,
+    "table": db_read.table,
+    "query": db_read.query,
+    "shell": db_read.shell,
+    "create": db_schema.create,
+    "check": db_schema.check,
+    "revision": db_migrations.revision,
+    "upgrade": db_migrations.upgrade,
+    "downgrade": db_migrations.downgrade,
+    "current": db_migrations.current,
+    "history": db_migrations.history,
+    "stamp": db_migrations.stamp,
+}
+# `-1` is a revision, not an option.
+_RELATIVE = {"downgrade"}
+
+for name, function in _COMMANDS.items():
+    settings = {"ignore_unknown_options": True} if name in _RELATIVE else None
+    app.command(name, context_settings=settings)(function)
+
+
+@app.callback()
+def db() -> None:
+    """The app's database: what is in it, SQL on it, its schema and its migrations.
+
+    \b
+      fsa db show
+      fsa db query "select count(*) from users"
+      fsa db upgrade
+    """

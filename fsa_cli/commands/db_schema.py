@@ -1,0 +1,125 @@
+"""`fsa db create | check`: the models' tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fsa_cli.commands import Fsa
+from fsa_cli.commands.db_options import agree, confirm_option
+from fsa_cli.exceptions import SchemaBehind
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
+
+    from fsa_cli.migrations import State
+
+
+def create(
+    context: typer.Context,
+    confirm: Annotated[str | None, confirm_option("create")] = None,
+) -> None:
+    """Create the models' tables that the database has not. What is there is left as it is.
+
+    \b
+      fsa db create
+      fsa db create --json
+      fsa db create --confirm shop
+    """
+    from fsa_cli import schema
+    from fsa_cli.commands.db_read import refusals
+    from fsa_cli.connections import connected
+    from fsa_cli.migrations.scripts import find
+
+    fsa = Fsa.of(context)
+    database = fsa.load().database(fsa.settings.database)
+    wanted = _metadata(fsa)
+    missing = connected(database, lambda connection: schema.missing(connection, wanted))
+    names = [table.fullname for table in missing]
+    if missing:
+        agree(fsa, f"create {', '.join(names)}", confirm)
+        with refusals(fsa):
+            connected(database, lambda connection: schema.create(connection, missing))
+    if fsa.output.json:
+        fsa.output.document({"created": names})
+        return
+    for name in names:
+        fsa.output.line(name)
+    made = f"created {len(names)} table{'' if len(names) == 1 else 's'}"
+    fsa.output.say(made if names else "every table is there already")
+    if names and find(fsa.settings).exist:
+        fsa.output.warn(
+            "this project has migrations, which do not know of these tables: fsa db stamp head"
+            " says that they were applied"
+        )
+
+
+def check(context: typer.Context) -> None:
+    """The models against the database: missing tables and columns, migrations to apply.
+
+    Exits 0 if the database can serve the models, 5 if it differs.
+
+    \b
+      fsa db check
+      fsa db check --json
+    """
+    from fsa_cli import schema
+    from fsa_cli.connections import connected
+
+    fsa = Fsa.of(context)
+    database = fsa.load().database(fsa.settings.database)
+    wanted = _metadata(fsa)
+    found = connected(database, lambda connection: schema.differences(connection, wanted))
+    state = _state(fsa)
+    behind = state is not None and not state.at_head
+    if fsa.output.json:
+        fsa.output.document(
+            {
+                "ok": not found and not behind,
+                "differences": [asdict(each) for each in found],
+                "migrations": asdict(state) | {"at_head": state.at_head} if state else None,
+            }
+        )
+    elif found:
+        fsa.output.table(
+            [asdict(each) for each in found],
+            {"what": "what", "table": "table", "column": "column", "detail": "detail"},
+        )
+    if found:
+        count = f"{len(found)} difference{'' if len(found) == 1 else 's'}"
+        raise SchemaBehind(
+            f"the database differs from the models: {count}",
+            details=[f"its schema is {state}"] if state else [],
+            hint="fsa db upgrade" if behind else _cure(state),
+        )
+    if state is not None and behind:
+        raise state.behind()
+    tables = sum(len(metadata.tables) for metadata in wanted)
+    fsa.output.say(f"the database has the {tables} tables of the models, with all their columns")
+
+
+def _metadata(fsa: Fsa) -> list[MetaData]:
+    from fsa_cli.inspection import metadata_of
+
+    return metadata_of(fsa.settings.metadata, fsa.settings.sources["metadata"])
+
+
+def _state(fsa: Fsa) -> State | None:
+    """Where the migrations stand; None where there are none, or Alembic is not installed."""
+    from fsa_cli.exceptions import ConfigurationError
+    from fsa_cli.migrations import is_at_head
+    from fsa_cli.migrations.scripts import require_alembic
+
+    try:
+        require_alembic()
+    except ConfigurationError:
+        return None
+    return is_at_head(fsa.load(), fsa.settings)
+
+
+def _cure(state: State | None) -> str:
+    if state is not None:
+        return 'fsa db revision --autogenerate -m "what changed", then fsa db upgrade'
+    return "fsa db create makes missing tables; Alembic changes those that are there"

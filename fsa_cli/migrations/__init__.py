@@ -1,0 +1,270 @@
+"""Alembic, with the app's URL and its models: with an alembic.ini, or without one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsa_cli.blame import described, place
+from fsa_cli.exceptions import FsaError, MigrationFailed, SchemaBehind, UsageError
+from fsa_cli.inspection import metadata_of
+from fsa_cli.loader import LoadedApp
+from fsa_cli.migrations.scripts import Scripts, find, require_alembic
+from fsa_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.script import Script
+
+    from fsa_cli.migrations.environment import Setup
+
+__all__ = ["Migrations", "Revision", "State", "Step", "is_at_head"]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One migration script."""
+
+    revision: str
+    down: tuple[str, ...]
+    message: str
+    file: str
+    is_head: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One migration that was applied: `upgrade`, `downgrade` or `stamp`."""
+
+    direction: str
+    revision: str
+    message: str
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a database stands. `pending` is what an upgrade would apply, in its order."""
+
+    current: tuple[str, ...]
+    heads: tuple[str, ...]
+    pending: tuple[Revision, ...]
+
+    @property
+    def at_head(self) -> bool:
+        return set(self.current) == set(self.heads)
+
+    def __str__(self) -> str:
+        have = ", ".join(self.current) or "no revision"
+        if self.at_head:
+            return f"at head: {have}"
+        more = f", {len(self.pending)} to apply" if self.pending else ""
+        return f"not at head: has {have}, head is {', '.join(self.heads) or 'none'}{more}"
+
+    def behind(self) -> SchemaBehind:
+        """What to say, with exit code 5, of a database that is not at head."""
+        return SchemaBehind(
+            f"the schema is {self}",
+            details=[f"{each.revision}  {each.message}" for each in self.pending[:4]],
+            hint="fsa db upgrade",
+        )
+
+
+def is_at_head(loaded: LoadedApp, settings: Settings) -> State | None:
+    """Where the database stands whose migrations the settings name; None where there are none.
+
+    Raises:
+        MigrationFailed: It cannot be told.
+    """
+    if not find(settings).exist:
+        return None
+    return Migrations(loaded, settings).state()
+
+
+class Migrations:
+    """The migrations of one database of the app.
+
+    Raises:
+        ConfigurationError: Alembic is not installed.
+    """
+
+    def __init__(self, loaded: LoadedApp, settings: Settings) -> None:
+        require_alembic()
+        self.loaded = loaded
+        self.settings = settings
+        self.database = loaded.database(settings.database)
+        self.scripts: Scripts = find(settings)
+
+    def upgrade(self, revision: str = "head", *, tell: Callable[[Step], None]) -> None:
+        """Apply what is missing, up to *revision*; *tell* hears of each migration."""
+        from alembic import command
+
+        self._need_scripts()
+        self._run(lambda config: command.upgrade(config, revision), tell)
+
+    def downgrade(self, revision: str, *, tell: Callable[[Step], None]) -> None:
+        """Take migrations back, down to *revision*: `-1`, `base`, or one's id."""
+        from alembic import command
+
+        self._need_scripts()
+        self._run(lambda config: command.downgrade(config, revision), tell)
+
+    def stamp(self, revision: str, *, purge: bool = False, tell: Callable[[Step], None]) -> None:
+        """Note that the database is at *revision*, without migrating it."""
+        from alembic import command
+
+        self._need_scripts()
+        self._run(lambda config: command.stamp(config, revision, purge=purge), tell)
+
+    def sql(self, revision: str, output: Any, *, down: bool = False) -> None:
+        """Write what an upgrade (or downgrade) would do to *output*, as SQL. Nothing connects."""
+        from alembic import command
+
+        self._need_scripts()
+        migrate = command.downgrade if down else command.upgrade
+        self._run(lambda config: migrate(config, revision, sql=True), output=output)
+
+    def revision(
+        self, message: str | None, *, autogenerate: bool = False
+    ) -> tuple[Revision | None, list[str]]:
+        """Write a new migration script. Returns it, and the changes that were found for it.
+
+        None if nothing has changed: then nothing is written.
+
+        Raises:
+            SchemaBehind: Changes cannot be told from a database that is not at head.
+        """
+        from alembic import command
+
+        changes: list[str] = []
+
+        def keep_what_changes(context: Any, revision: Any, directives: list[Any]) -> None:
+            changes.extend(map(_change, directives[0].upgrade_ops.as_diffs()))
+            if not changes:
+                directives.clear()
+
+        if autogenerate and self.scripts.exist and not (state := self.state()).at_head:
+            raise state.behind()
+        made = self._run(
+            lambda config: command.revision(
+                config,
+                message,
+                autogenerate=autogenerate,
+                process_revision_directives=keep_what_changes if autogenerate else None,
+            )
+        )
+        return _revision(made) if made and not isinstance(made, list) else None, changes
+
+    def state(self) -> State:
+        """Where the database stands."""
+        self._need_scripts()
+
+        def look(setup: Setup, config: Any) -> State:
+            current, script = setup.look(config)
+            # In the order of an upgrade: the base first.
+            missing = script.iterate_revisions("heads", current or "base", implicit_base=True)
+            applied = set(current)
+            pending = [_revision(each) for each in missing if each.revision not in applied]
+            return State(current, tuple(script.get_heads()), tuple(reversed(pending)))
+
+        state: State = self._run_setup(look)
+        return state
+
+    def history(self) -> list[Revision]:
+        """Every migration script, the newest first. Nothing connects."""
+        from alembic.script import ScriptDirectory
+
+        self._need_scripts()
+        with self._told():
+            script = ScriptDirectory.from_config(self.scripts.config({}))
+            return [_revision(each) for each in script.walk_revisions()]
+
+    def _run(
+        self,
+        work: Callable[[Any], Any],
+        tell: Callable[[Step], None] | None = None,
+        output: Any = None,
+    ) -> Any:
+        return self._run_setup(lambda setup, config: work(config), tell, output)
+
+    def _run_setup(
+        self,
+        work: Callable[[Setup, Any], Any],
+        tell: Callable[[Step], None] | None = None,
+        output: Any = None,
+    ) -> Any:
+        from fsa_cli.migrations.environment import Setup
+
+        setup = Setup(self.scripts, self.database, self._metadata, output=output)
+        if tell is not None:
+            setup.on_step = lambda info: tell(_step(info))
+        with self._told():
+            return setup.run(lambda config: work(setup, config))
+
+    def _metadata(self) -> list[Any]:
+        return metadata_of(self.settings.metadata, self.settings.sources["metadata"])
+
+    def _need_scripts(self) -> None:
+        if not self.scripts.exist:
+            raise UsageError(
+                "this project has no migrations",
+                details=[f"there is no alembic.ini, no [tool.alembic], no {self.scripts.folder}"],
+                hint='fsa db revision --autogenerate -m "first" begins them',
+            )
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell what goes wrong as the user's own: their migration, their env.py."""
+        from alembic.util.exc import CommandError
+
+        try:
+            yield
+        except FsaError:
+            raise
+        except CommandError as exc:
+            raise MigrationFailed(f"Alembic: {exc}", hint="fsa db history") from exc
+        except Exception as exc:
+            where = place(exc)
+            if self.loaded.unreachable(exc) is not None:
+                raise
+            raise MigrationFailed(
+                f"the migration failed: {described(getattr(exc, 'orig', None) or exc)}",
+                details=where.lines() if where else [],
+                hint="--traceback shows where it comes from",
+            ) from exc
+
+
+def _revision(script: Script) -> Revision:
+    down = script.down_revision or ()
+    return Revision(
+        revision=script.revision,
+        down=(down,) if isinstance(down, str) else tuple(down),
+        message=script.doc,
+        file=script.path,
+        is_head=script.is_head,
+    )
+
+
+def _step(info: Any) -> Step:
+    if info.is_stamp:
+        return Step("stamp", ", ".join(info.destination_revision_ids) or "base", "")
+    if info.is_upgrade:
+        return Step("upgrade", info.up_revision_id, info.up_revision.doc)
+    return Step("downgrade", info.up_revision_id, info.up_revision.doc)
+
+
+def _change(diff: Any) -> str:
+    """One change that autogenerate found, as `add column orders.item`."""
+    if isinstance(diff, list):  # several changes of one column
+        return ", ".join(dict.fromkeys(map(_change, diff)))
+    kind, *rest = diff
+    what = kind.replace("_", " ")
+    if kind.startswith("modify_"):
+        return f"{what.replace('modify', 'change')} of {rest[1]}.{rest[2]}"
+    if kind.endswith("_column"):
+        return f"{what} {rest[1]}.{rest[2].name}"
+    item = rest[0]
+    name = getattr(item, "fullname", None) or getattr(item, "name", None) or ""
+    table = getattr(item, "table", None)
+    on = f" on {table.fullname}" if table is not None and table is not item else ""
+    return f"{what} {name}{on}".rstrip()

@@ -1,0 +1,194 @@
+"""What every env.py is given: the app's URL, its models, and what it is not to touch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
+
+from fastapi_sqlalchemy import Database
+from fsa_cli.connections import address
+from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.migrations.scripts import Scripts
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import MetaData
+
+#: Tables of fsa itself, which no migration of the app may touch.
+OWN_TABLES = "fsa_"
+_LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1", None: "127.0.0.1"}
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+
+@dataclass
+class Setup:
+    """One use of Alembic on one database.
+
+    Attributes:
+        metadata: Asked for the models where an env.py names none.
+        on_step: Called with each migration that was applied.
+        configured: Whether an env.py has come to its `context.configure`.
+    """
+
+    scripts: Scripts
+    database: Database
+    metadata: Callable[[], list[MetaData]]
+    on_step: Callable[[Any], None] = lambda step: None
+    output: Any = None
+    configured: bool = field(default=False, init=False)
+
+    def run(self, work: Callable[[Config], Any]) -> Any:
+        """Do *work*, which uses Alembic's commands or `look`.
+
+        A project's env.py makes an engine from the URL, a sync or an async one. It is given the
+        app's URL as it is; and, if its engine is of the other kind, that of the other kind.
+        """
+        urls = self._urls() if self.scripts.has_environment else [None]
+        for url in urls:
+            config = self._config(url)
+            try:
+                with contextlib.redirect_stdout(sys.stderr), self._sharing(config), self._ours():
+                    return work(config)
+            except (MissingGreenlet, InvalidRequestError):
+                if self.configured or url is urls[-1]:
+                    raise
+        raise AssertionError("there is always a URL")
+
+    def look(self, config: Config) -> tuple[tuple[str, ...], ScriptDirectory]:
+        """The revisions that the database has, and the scripts."""
+        script = ScriptDirectory.from_config(config)
+        current: tuple[str, ...] = ()
+
+        def note(revisions: tuple[str, ...], context: Any) -> list[Any]:
+            nonlocal current
+            current = tuple(revisions)
+            return []
+
+        with _environment(self, config, script, fn=note, dont_mutate=True):
+            script.run_env()
+        return current, script
+
+    def _config(self, url: URL | None) -> Config:
+        config = self.scripts.config({"database": self.database}, output=self.output)
+        if url is not None:
+            text = url.render_as_string(hide_password=False)
+            config.set_main_option("sqlalchemy.url", text.replace("%", "%%"))
+        return config
+
+    def _urls(self) -> list[URL | None]:
+        """The app's URL, and that of its other side where there is one."""
+        from fastapi_sqlalchemy.exceptions import ConfigurationError as NoSuchSide
+        from fastapi_sqlalchemy.urls import serves, url_for
+
+        given = self.database.url
+        assert given is not None
+        found: list[URL | None] = [given]
+        with contextlib.suppress(NoSuchSide):
+            found.append(url_for(given, "async" if serves(given, "sync") else "sync")[0])
+        return found
+
+    @contextlib.contextmanager
+    def _sharing(self, config: Config) -> Iterator[None]:
+        """Offer a connection as `config.attributes["connection"]`, where Alembic's cookbook has it.
+
+        https://alembic.sqlalchemy.org/en/latest/cookbook.html#connection-sharing
+        """
+        from fastapi_sqlalchemy.exceptions import ConfigurationError as NoSuchSide
+
+        if not self.scripts.has_environment or self.output is not None:
+            yield
+            return
+        try:
+            engine = self.database.engine
+        except NoSuchSide:
+            yield
+            return
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            yield
+
+    @contextlib.contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Have Alembic's commands use `_environment`.
+
+        They leave no other way to add to what a project's env.py configures.
+        """
+        theirs = getattr(command, "EnvironmentContext")  # noqa: B009
+        setattr(command, "EnvironmentContext", partial(_environment, self))  # noqa: B010
+        try:
+            yield
+        finally:
+            setattr(command, "EnvironmentContext", theirs)  # noqa: B010
+
+
+def _environment(setup: Setup, *args: Any, **kwargs: Any) -> EnvironmentContext:
+    """Alembic's environment, whose `configure` also heeds *setup*: the models where an env.py names
+    none, fsa's tables left alone, each step reported.
+
+    No subclass: `alembic.context` hands calls on to instances of Alembic's own class only.
+    """
+    environment = EnvironmentContext(*args, **kwargs)
+    theirs = environment.configure
+    names = signature(theirs)
+
+    def configure(*args: Any, **kwargs: Any) -> None:
+        given = dict(names.bind(*args, **kwargs).arguments)
+        given.update(given.pop("kw", {}))
+        setup.configured = True
+        # Told by `on_step`; an alembic.ini would have it said twice.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        if given.get("connection") is not None:
+            _same_database(given["connection"], setup.database)
+        if given.get("target_metadata") is None:
+            given["target_metadata"] = setup.metadata()
+        given["include_object"] = _but_ours(given.get("include_object"))
+        hears = given.get("on_version_apply") or ()
+        own = hears if isinstance(hears, tuple) else (hears,)
+        given["on_version_apply"] = (*own, lambda *, step, **_: setup.on_step(step))
+        theirs(**given)
+
+    setattr(environment, "configure", configure)  # noqa: B010
+    return environment
+
+
+def _but_ours(theirs: Callable[..., bool] | None) -> Callable[..., bool]:
+    def include(each: Any, name: str | None, kind: str, *more: Any) -> bool:
+        if kind == "table" and (name or "").startswith(OWN_TABLES):
+            return False
+        return theirs is None or theirs(each, name, kind, *more)
+
+    return include
+
+
+def _same_database(connection: Connection, database: Database) -> None:
+    """Refuse an env.py that goes its own way: what was confirmed is about the app's database."""
+    here, there = database.url, connection.engine.url
+    if here is None or _identity(here) == _identity(there):
+        return
+    raise ConfigurationError(
+        "the env.py of the migrations connects to another database than the app",
+        details=[f"env.py  {address(there)}", f"app     {address(here)}"],
+        hint='take the URL from config.get_main_option("sqlalchemy.url"): it is the app\'s there',
+    )
+
+
+def _identity(url: URL) -> tuple[object, ...]:
+    kind = url.get_backend_name().replace("mariadb", "mysql")
+    if kind == "sqlite":
+        name = (url.database or ":memory:").removeprefix("file:").partition("?")[0]
+        return kind, name if name == ":memory:" else os.path.realpath(name)
+    host = url.query.get("host") or url.host
+    return kind, _LOCAL.get(url.host, host), url.port or _PORTS.get(kind), url.database

@@ -1,0 +1,134 @@
+"""Where a project's migrations are, and Alembic's configuration for them.
+
+An `alembic.ini` (the nearest, or what ALEMBIC_CONFIG names) or `[tool.alembic]` of pyproject.toml
+says where; else it is `migrations`, or `alembic`, in the project. A folder without an env.py has
+the one of this package.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_DEFAULT = Path(__file__).parent / "default"
+_FOLDERS = ("migrations", "alembic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripts:
+    """Where the migrations of one database are.
+
+    Attributes:
+        found: The alembic.ini or pyproject.toml that says so; None if their folder was found.
+        folder: Where they are, if no file says so; it may not be there yet.
+    """
+
+    database: str
+    found: Path | None = None
+    folder: Path | None = None
+
+    @property
+    def exist(self) -> bool:
+        """Whether the project uses Alembic."""
+        return self.found is not None or (self.folder is not None and self.folder.is_dir())
+
+    @property
+    def has_environment(self) -> bool:
+        """Whether the project has an env.py of its own."""
+        return self.folder is None or (self.folder / "env.py").is_file()
+
+    def config(self, attributes: Mapping[str, Any], *, output: Any = None) -> Config:
+        """Alembic's configuration, without a URL.
+
+        Raises:
+            ConfigurationError: Alembic is not installed.
+        """
+        require_alembic()
+        from alembic.config import Config
+
+        more: dict[str, Any] = {
+            "attributes": dict(attributes),
+            "output_buffer": output,
+            "cmd_opts": Namespace(quiet=True, x=None, verbose=False),
+        }
+        if self.folder is not None:
+            config = Config(**more)
+            own = self.has_environment
+            _set(config, "script_location", str(self.folder if own else _DEFAULT))
+            _set(config, "version_locations", str(self.folder / "versions"))
+            for name in ("path_separator", "version_path_separator"):  # 1.16, and before
+                _set(config, name, "os")
+        elif self.found is not None and self.found.suffix == ".toml":
+            config = Config(toml_file=self.found, **more)
+        else:
+            assert self.found is not None
+            section = self.database if _has_section(self.found, self.database) else "alembic"
+            config = Config(self.found, ini_section=section, **more)
+        self._anchor(config)
+        return config
+
+    def _anchor(self, config: Config) -> None:
+        """A folder that is written as `alembic` is beside its file, wherever fsa was started."""
+        location = config.get_main_option("script_location")
+        if self.found is None or not location or ":" in location or Path(location).is_absolute():
+            return
+        _set(config, "script_location", str(self.found.absolute().parent / location))
+
+
+def find(settings: Settings) -> Scripts:
+    """Where the migrations of the chosen database are, or would be."""
+    database = settings.database
+    named = os.environ.get("ALEMBIC_CONFIG")
+    if named and (settings.directory / named).is_file():
+        return Scripts(database=database, found=settings.directory / named)
+    for directory in (settings.directory, *settings.directory.parents):
+        if (directory / "alembic.ini").is_file():
+            return Scripts(database=database, found=directory / "alembic.ini")
+        if directory == settings.project:
+            break
+    pyproject = settings.project / "pyproject.toml"
+    if _has_table(pyproject):
+        return Scripts(database=database, found=pyproject)
+    suffix = "" if database == "default" else f"_{database}"
+    folders = [settings.project / (name + suffix) for name in _FOLDERS]
+    there = [each for each in folders if (each / "versions").is_dir()]
+    return Scripts(database=database, folder=[*there, *folders][0])
+
+
+def require_alembic() -> None:
+    """Raises ConfigurationError if Alembic is not installed."""
+    if find_spec("alembic.config" if find_spec("alembic") else "alembic") is None:
+        raise ConfigurationError(
+            "Alembic is not installed", hint="pip install 'fastapi-sqlalchemy[alembic]'"
+        )
+
+
+def _set(config: Config, name: str, value: str) -> None:
+    config.set_main_option(name, value.replace("%", "%%"))
+
+
+def _has_section(ini: Path, name: str) -> bool:
+    from configparser import RawConfigParser
+
+    parser = RawConfigParser()
+    parser.read(ini, encoding="utf-8")
+    return parser.has_section(name)
+
+
+def _has_table(pyproject: Path) -> bool:
+    if not pyproject.is_file():
+        return False
+    with pyproject.open("rb") as file:
+        return "alembic" in tomllib.load(file).get("tool", {})
