@@ -15,6 +15,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 
 from .exceptions import ConfigurationError, SandboxError
+from .savepoints import forgive
 from .statements import statements
 
 if TYPE_CHECKING:
@@ -226,6 +227,7 @@ def _begin(connection: Connection) -> None:
         if not driver_connection.in_transaction:  # the engine's own listener may have begun
             connection.exec_driver_sql("BEGIN")
     event.listen(connection, "before_cursor_execute", _refuse_end)
+    forgive(connection)
     for end in ("commit", "rollback"):
         # The event comes when SQLAlchemy takes the transaction for ended; the method is in time.
         event.listen(connection, end, _refuse_end_of_connection)
