@@ -79,8 +79,9 @@ class Activity:
 class _Watched(Session):
     """What is mixed into a session class so that its sessions keep an `Activity`.
 
-    Its two methods are the ones through which every statement and every connection goes, in
-    SQLAlchemy 2.0 and 2.1; a session event for each statement would cost four times as much.
+    Its methods are the ones through which every statement and every connection goes, in SQLAlchemy
+    2.0 and 2.1 (a flush takes its connection by itself). A session event for each statement would
+    cost four times as much.
     """
 
     fsa_activity: Activity
@@ -93,11 +94,19 @@ class _Watched(Session):
         return super()._execute_internal(statement, *args, **kwargs)
 
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
-        if self.fsa_activity.connection is not None:
-            return super()._connection_for_bind(engine, *args, **kwargs)
         if self.fsa_activity.ended:
             raise MissingSessionError(ENDED)
+        if self.fsa_activity.connection is not None:
+            return super()._connection_for_bind(engine, *args, **kwargs)
         return take_turn(engine, super()._connection_for_bind, engine, *args, **kwargs)
+
+    def _flush(self, objects: Sequence[Any] | None = None) -> None:
+        if self.fsa_activity.ended:
+            raise MissingSessionError(ENDED)
+        if self.fsa_activity.connection is not None:
+            super()._flush(objects)
+        else:
+            take_turn(self.bind, super()._flush, objects)
 
 
 class _WatchedInTask(_Watched):
@@ -131,11 +140,6 @@ class _WatchedInTask(_Watched):
             super().flush(objects)
         finally:
             self._task = None
-
-    def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
-        if self.fsa_activity.connection is None and self.fsa_activity.ended:
-            raise MissingSessionError(ENDED)
-        return Session._connection_for_bind(self, engine, *args, **kwargs)
 
     def _check(self, task: asyncio.Task[Any] | None) -> None:
         if self._task is not task:
@@ -171,6 +175,7 @@ def _on_begin(session: _Watched, transaction: SessionTransaction, connection: Co
     if activity.ended:
         # The scope ended while this connection was being opened: nobody else would give it back.
         if connection is not session.bind:  # a sandbox's
+            transaction._connections.clear()
             connection.close()
         raise MissingSessionError(ENDED)
     activity.connection = connection

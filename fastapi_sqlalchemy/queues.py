@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import anyio.from_thread
 import anyio.to_thread
 from sqlalchemy import Engine
-from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
 
 __all__ = ["take_turn"]
 
@@ -41,7 +41,9 @@ _queues: weakref.WeakKeyDictionary[Pool, _Queue] = weakref.WeakKeyDictionary()
 def take_turn(bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call `connect`, which takes a connection from the pool of `bind` if that is an engine."""
     pool = bind.pool if isinstance(bind, Engine) else None
-    if not isinstance(pool, QueuePool) or pool._max_overflow < 0 or not pool.size():
+    if not isinstance(pool, QueuePool) or isinstance(pool, AsyncAdaptedQueuePool):
+        return connect(*args, **kwargs)
+    if pool._max_overflow < 0 or not pool.size():  # it has no end
         return connect(*args, **kwargs)
     queue = _queues.get(pool)
     if queue is None:

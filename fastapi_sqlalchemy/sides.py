@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
 from .activity import Activity
 from .endings import in_default_thread, in_thread, wait_out
@@ -142,7 +143,7 @@ class AsyncSide(Activity):
                 self._given_up = True
                 _log_given_up(who)
                 task.cancel()
-                _discard(connection)
+                await _adiscard(connection)
 
     async def _finish(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
         connection = self.connection
@@ -151,7 +152,7 @@ class AsyncSide(Activity):
         except Exception as exc:
             if not self._given_up:
                 _log_failure(who, exc)
-            _discard(connection)
+            await _adiscard(connection)
 
 
 def _log_failure(who: object, exc: Exception) -> None:
@@ -178,6 +179,18 @@ def _discard(connection: Connection | None) -> None:
             connection.invalidate()
         except Exception:
             logger.error("A connection could not be closed", exc_info=True)
+
+
+async def _adiscard(connection: Connection | None) -> None:
+    """As `_discard`, for an async driver, without waiting for the server.
+
+    Outside of a greenlet SQLAlchemy cuts a connection without a goodbye. psycopg's is closed
+    without one anyway, but only in a greenlet.
+    """
+    if connection is None or connection.dialect.has_terminate:
+        _discard(connection)
+    else:
+        await greenlet_spawn(_discard, connection, _require_await=False)
 
 
 def _hang_up(connection: Connection) -> None:

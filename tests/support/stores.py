@@ -131,6 +131,14 @@ def postgresql_store(db: Database, emptied: Callable[[str], Backend]) -> Iterato
         yield store
 
 
+@pytest.fixture
+def sqlite_store(db: Database, emptied: Callable[[str], Backend]) -> Iterator[Store]:
+    """A SQLite file."""
+    backend = emptied("sqlite")
+    with opened(db, backend, backend.url) as store:
+        yield store
+
+
 @pytest.fixture(params=DRIVERS)
 def async_store(
     request: pytest.FixtureRequest, db: Database, emptied: Callable[[str], Backend]

@@ -1,0 +1,277 @@
+"""Streams and server-sent events: what they may do with the session, and when it is committed."""
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse
+from sqlalchemy import event, insert, select
+
+from support.models import Membership, User
+from support.stores import Store
+from support.web import Serve, client_of
+
+ROWS = 500
+
+
+@pytest.fixture
+def full_store(store: Store) -> Store:
+    with store.configure()(commit_on_exit=True):
+        store.db.session.execute(insert(User), [{"name": f"u{n}"} for n in range(ROWS)])
+    return store
+
+
+def test_a_cursor_opened_in_the_route_streams_to_its_end(serve: Serve, full_store: Store) -> None:
+    """Without commit_on_exit: a commit ends server-side cursors."""
+    db = full_store.db
+    app = full_store.app()
+
+    @app.get("/")
+    def route() -> StreamingResponse:
+        names = db.session.scalars(select(User.name).execution_options(yield_per=10))
+        return StreamingResponse(f"{name}\n" for name in names)
+
+    with client_of(serve, app) as client:
+        assert len(client.get("/").text.splitlines()) == ROWS
+
+
+def test_an_async_cursor_opened_in_the_route_streams_to_its_end(
+    serve: Serve, async_store: Store
+) -> None:
+    db = async_store.db
+    with async_store.configure()(commit_on_exit=True):
+        db.session.execute(insert(User), [{"name": f"u{n}"} for n in range(ROWS)])
+    app = async_store.app()
+
+    @app.get("/")
+    async def route() -> StreamingResponse:
+        names = await db.async_session.stream_scalars(
+            select(User.name).execution_options(yield_per=10)
+        )
+
+        async def lines() -> AsyncIterator[str]:
+            async for name in names:
+                yield f"{name}\n"
+
+        return StreamingResponse(lines())
+
+    with client_of(serve, app) as client:
+        assert len(client.get("/").text.splitlines()) == ROWS
+
+
+def test_with_commit_on_exit_a_stream_opens_a_scope_for_its_cursor(
+    serve: Serve, full_store: Store
+) -> None:
+    db = full_store.db
+    app = full_store.app(commit_on_exit=True)
+
+    @app.get("/")
+    def route() -> StreamingResponse:
+        db.session.add(User(name="route"))
+
+        def lines() -> Iterator[str]:
+            with db():
+                for name in db.session.scalars(select(User.name).execution_options(yield_per=10)):
+                    yield f"{name}\n"
+
+        return StreamingResponse(lines())
+
+    with client_of(serve, app) as client:
+        assert len(client.get("/").text.splitlines()) == ROWS + 1
+
+
+def test_a_stream_reads_loaded_objects_without_a_further_select(serve: Serve, store: Store) -> None:
+    db = store.db
+    store.backend.execute("INSERT INTO users (id, name) VALUES (1, 'ann')")
+    statements: list[str] = []
+    app = store.app()
+
+    @app.get("/")
+    def route() -> StreamingResponse:
+        user = db.session.scalars(select(User)).one()
+
+        def count(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+            statements.append(statement)
+
+        event.listen(db.engine, "before_cursor_execute", count)
+        return StreamingResponse(user.name for _ in range(3))
+
+    with client_of(serve, app) as client:
+        assert client.get("/").text == "annannann"
+    assert statements == []
+
+
+@pytest.mark.parametrize("commit_on_exit", [False, True])
+def test_an_exception_after_the_first_chunk_keeps_only_what_was_committed_before(
+    serve: Serve, store: Store, commit_on_exit: bool
+) -> None:
+    db = store.db
+    app = store.app(commit_on_exit=commit_on_exit)
+
+    @app.get("/sync")
+    def sync_route() -> StreamingResponse:
+        db.session.add(User(name="before"))
+
+        def chunks() -> Iterator[str]:
+            yield "first"
+            db.session.add(User(name="during"))
+            db.session.flush()
+            raise LookupError
+
+        return StreamingResponse(chunks())
+
+    @app.get("/async")
+    async def async_route() -> StreamingResponse:
+        db.async_session.add(User(name="before"))
+
+        async def chunks() -> AsyncIterator[str]:
+            yield "first"
+            db.async_session.add(User(name="during"))
+            await db.async_session.flush()
+            raise LookupError
+
+        return StreamingResponse(chunks())
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async"):
+            with pytest.raises(httpx.RemoteProtocolError):
+                client.get(path)
+            store.assert_settled()
+    assert store.users() == (["before", "before"] if commit_on_exit else [])
+
+
+def test_what_a_stream_writes_after_the_commit_is_rolled_back_with_a_warning(
+    serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    db = store.db
+    app = store.app(commit_on_exit=True)
+
+    @app.get("/lines/{n}")
+    def route(n: int) -> StreamingResponse:
+        def chunks() -> Iterator[str]:
+            yield "first"
+            db.session.add(User(name="late"))
+            db.session.flush()
+
+        return StreamingResponse(chunks())
+
+    with client_of(serve, app) as client:
+        assert client.get("/lines/1").text == "first"
+    assert store.users() == []
+    assert "GET /lines/{n} wrote to the database without a commit" in caplog.text
+
+
+def test_server_sent_events_that_write_are_committed_at_their_end(
+    serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FastAPI's producer runs before and during what would be the commit."""
+    db = store.db
+    app = store.app(commit_on_exit=True)
+
+    @app.get("/sync", response_class=EventSourceResponse)
+    def sync_events() -> Iterator[int]:
+        for n in range(3):
+            db.session.add(User(name=f"sync {n}"))
+            db.session.flush()
+            yield n
+
+    @app.get("/async", response_class=EventSourceResponse)
+    async def async_events() -> AsyncIterator[int]:
+        for n in range(3):
+            db.async_session.add(User(name=f"async {n}"))
+            await db.async_session.flush()
+            yield n
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async"):
+            assert client.get(path).text.count("data: ") == 3
+            store.assert_settled()
+    assert store.users() == [f"{side} {n}" for side in ("sync", "async") for n in range(3)]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream", "text/event-stream; charset=utf-8"])
+def test_an_event_stream_that_first_uses_the_session_after_its_start_is_committed_too(
+    serve: Serve, store: Store, media_type: str
+) -> None:
+    db = store.db
+    app = store.app(commit_on_exit=True)
+
+    @app.get("/")
+    async def route() -> StreamingResponse:
+        def events() -> Iterator[str]:
+            yield "data: 0\n\n"
+            db.session.add(User(name="ann"))
+            yield "data: 1\n\n"
+
+        return StreamingResponse(events(), media_type=media_type)
+
+    with client_of(serve, app) as client:
+        assert client.get("/").text == "data: 0\n\ndata: 1\n\n"
+    assert store.users() == ["ann"]
+
+
+def test_an_event_stream_that_fails_is_rolled_back(serve: Serve, store: Store) -> None:
+    db = store.db
+    app = store.app(commit_on_exit=True)
+
+    @app.get("/", response_class=EventSourceResponse)
+    def events() -> Iterator[int]:
+        db.session.add(User(name="ann"))
+        db.session.flush()
+        yield 1
+        raise LookupError
+
+    with client_of(serve, app) as client:
+        client.get("/")  # FastAPI raises the generator's exception after a whole response
+        store.assert_settled()
+    assert store.users() == []
+
+
+def test_a_commit_that_fails_at_the_end_of_an_event_stream_is_logged_as_an_error(
+    serve: Serve, postgresql_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    db = postgresql_store.db
+    app = postgresql_store.app(commit_on_exit=True)
+
+    @app.get("/events", response_class=EventSourceResponse)
+    def events() -> Iterator[int]:
+        db.session.add(Membership(user_id=4711))
+        db.session.flush()
+        yield 1
+
+    with client_of(serve, app) as client:
+        assert client.get("/events").status_code == 200
+        postgresql_store.assert_settled()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "GET /events: the commit at the end of the stream failed" in caplog.text
+
+
+def test_each_event_can_be_committed_in_a_scope_of_its_own(serve: Serve, store: Store) -> None:
+    db = store.db
+    committed: list[list[str]] = []
+    app = store.app(commit_on_exit=True)
+
+    @app.get("/sync", response_class=EventSourceResponse)
+    def sync_events() -> Iterator[int]:
+        for n in range(2):
+            with db(commit_on_exit=True):
+                db.session.add(User(name=f"sync {n}"))
+            committed.append(store.users())
+            yield n
+
+    @app.get("/async", response_class=EventSourceResponse)
+    async def async_events() -> AsyncIterator[int]:
+        for n in range(2):
+            async with db(commit_on_exit=True):
+                db.async_session.add(User(name=f"async {n}"))
+            committed.append(store.users())
+            yield n
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async"):
+            assert client.get(path).text.count("data: ") == 2
+    assert [users[-1] for users in committed] == ["sync 0", "sync 1", "async 0", "async 1"]
