@@ -513,6 +513,7 @@ def test_background_tasks_read_loaded_objects_without_a_further_select(
 
     with client_of(serve, app) as client:
         assert client.get("/").status_code == 200
+        store.assert_settled()
     assert names == ["ann"]
     assert statements == []
 

@@ -1,0 +1,319 @@
+"""`DBSessionMiddleware`: what it lets through, what it warns about, what it costs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
+from fastapi.middleware.gzip import GZipMiddleware
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from sqlalchemy import insert, select, text
+
+from fastapi_sqlalchemy import Database, DBSessionMiddleware, MissingSessionError
+from support.models import User
+from support.stores import Store
+from support.waiting import wait_until
+from support.web import Serve, client_of
+
+
+def add_nothing(app: FastAPI) -> None:
+    pass
+
+
+def add_gzip(app: FastAPI) -> None:
+    app.add_middleware(GZipMiddleware, minimum_size=0)
+
+
+def add_http_middleware(app: FastAPI) -> None:
+    @app.middleware("http")
+    async def pass_on(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+
+@pytest.fixture(params=[add_nothing, add_gzip, add_http_middleware], ids=lambda f: f.__name__)
+def around(request: pytest.FixtureRequest) -> Callable[[FastAPI], None]:
+    added: Callable[[FastAPI], None] = request.param
+    return added
+
+
+@pytest.fixture(params=["inside", "outside"])
+def app(
+    request: pytest.FixtureRequest,
+    around: Callable[[FastAPI], None],
+    postgresql_store: Store,
+    tmp_path: Path,
+) -> FastAPI:
+    """Every kind of response, each with a row written, and the other middleware on either side."""
+    store, db = postgresql_store, postgresql_store.db
+    if request.param == "outside":
+        app = store.app(commit_on_exit=True, outside=around)
+    else:
+        app = FastAPI()
+        around(app)
+        app.user_middleware[:0] = store.app(commit_on_exit=True).user_middleware
+    (tmp_path / "file.txt").write_text("of the file " * 100)
+
+    def write(request: Request) -> None:
+        db.session.add(User(name=f"{request.method} {request.url.path}"))
+
+    async def awrite(request: Request) -> None:
+        db.async_session.add(User(name=f"{request.method} {request.url.path}"))
+        await db.async_session.flush()
+
+    @app.api_route("/json", methods=["GET", "HEAD"], dependencies=[Depends(write)])
+    def json_route() -> dict[str, str]:
+        return {"of": "json"}
+
+    @app.get("/async_json", dependencies=[Depends(awrite)])
+    async def async_json_route() -> dict[str, str]:
+        return {"of": "json"}
+
+    @app.get("/stream", dependencies=[Depends(write)])
+    def stream_route() -> StreamingResponse:
+        return StreamingResponse(f"{n}\n" for n in range(100))
+
+    @app.api_route("/file", methods=["GET", "HEAD"], dependencies=[Depends(awrite)])
+    async def file_route() -> FileResponse:
+        return FileResponse(tmp_path / "file.txt")
+
+    @app.get("/not_modified", dependencies=[Depends(write)])
+    def not_modified_route() -> Response:
+        return Response(status_code=304)
+
+    return app
+
+
+def test_every_kind_of_response_is_whole_and_committed(
+    serve: Serve, postgresql_store: Store, app: FastAPI
+) -> None:
+    with client_of(serve, app) as client:
+        assert client.get("/json").json() == {"of": "json"}
+        assert client.get("/async_json").json() == {"of": "json"}
+        assert client.get("/stream").text == "".join(f"{n}\n" for n in range(100))
+        assert client.get("/file").text == "of the file " * 100
+        head = client.head("/json")
+        assert (head.status_code, head.text) == (200, "")
+        head = client.head("/file")
+        assert (head.status_code, head.text) == (200, "")
+        assert client.get("/not_modified").status_code == 304
+        assert postgresql_store.users() == [
+            "GET /json",
+            "GET /async_json",
+            "GET /stream",
+            "GET /file",
+            "HEAD /json",
+            "HEAD /file",
+            "GET /not_modified",
+        ]
+        assert client.get("/missing").status_code == 404
+        postgresql_store.assert_settled()
+
+
+def test_a_request_that_uses_no_database_opens_nothing(
+    serve: Serve, postgresql_store: Store
+) -> None:
+    app = postgresql_store.app(commit_on_exit=True)
+
+    @app.get("/")
+    async def route() -> bool:
+        return bool(postgresql_store.db._scope.get())
+
+    with client_of(serve, app) as client:
+        assert client.get("/").json() is True
+        assert postgresql_store.db.pool_status() == {}
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+@pytest.mark.parametrize("pending", ["added", "flushed", "executed", "text"])
+def test_what_a_request_leaves_uncommitted_is_rolled_back_with_a_warning(
+    serve: Serve,
+    store: Store,
+    caplog: pytest.LogCaptureFixture,
+    side: str,
+    pending: str,
+) -> None:
+    db = store.db
+    app = store.app()
+
+    def write(session: Any) -> None:
+        if pending == "executed":
+            session.execute(insert(User).values(name="lost"))
+        elif pending == "text":
+            session.execute(text("INSERT INTO users (name) VALUES ('lost')"))
+        else:
+            session.add(User(name="lost"))
+            if pending == "flushed":
+                session.flush()
+
+    @app.post("/sync/{n}")
+    def sync_route(n: int) -> int:
+        write(db.session)
+        return n
+
+    @app.post("/async/{n}")
+    async def async_route(n: int) -> int:
+        await db.async_session.run_sync(write)
+        return n
+
+    with client_of(serve, app) as client:
+        assert client.post(f"/{side}/1").status_code == 200
+        store.assert_settled()
+    assert store.users() == []
+    assert f"POST /{side}/{{n}} wrote to the database without a commit" in caplog.text
+
+
+def test_nothing_is_warned_about_where_nothing_was_lost(
+    serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    db = store.db
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    app = store.app()
+
+    @app.get("/read")
+    def read() -> list[str]:
+        db.session.execute(text("SELECT 1"))
+        return list(db.session.scalars(select(User.name)))
+
+    @app.get("/async_read")
+    async def async_read() -> list[str]:
+        return list(await db.async_session.scalars(select(User.name)))
+
+    @app.post("/committed")
+    def committed() -> int:
+        db.session.add(User(name="bob"))
+        db.session.commit()
+        return len(db.session.scalars(select(User)).all())
+
+    @app.post("/rolled_back")
+    def rolled_back() -> int:
+        db.session.add(User(name="eve"))
+        db.session.flush()
+        db.session.rollback()
+        return 1
+
+    @app.post("/refused")
+    def refused() -> None:
+        db.session.add(User(name="eve"))
+        db.session.flush()
+        raise HTTPException(409)
+
+    @app.post("/background")
+    def background(tasks: BackgroundTasks) -> int:
+        def work() -> None:
+            with db(commit_on_exit=True):
+                db.session.add(User(name="background"))
+
+        tasks.add_task(work)
+        return 1
+
+    with client_of(serve, app) as client:
+        for path in ("/read", "/async_read"):
+            assert client.get(path).json() == ["ann"]
+        for path in ("/committed", "/rolled_back", "/refused", "/background"):
+            client.post(path)
+        store.assert_settled()
+    assert store.users() == ["ann", "bob", "background"]
+    assert caplog.text == ""
+
+
+def test_the_sync_session_on_the_loops_thread_is_warned_about_once_per_route(
+    serve: Serve, sqlite_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    db = sqlite_store.db
+    app = sqlite_store.app()
+
+    @app.get("/blocks/{n}")
+    async def blocks(n: int) -> int:
+        return len(db.session.scalars(select(User)).all())
+
+    @app.get("/blocks_too")
+    async def blocks_too() -> int:
+        return len(db.session.scalars(select(User)).all())
+
+    @app.get("/only_looks")
+    async def only_looks() -> bool:
+        return db.session.is_active
+
+    @app.get("/in_a_thread")
+    def in_a_thread() -> int:
+        return len(db.session.scalars(select(User)).all())
+
+    @app.get("/awaits")
+    async def awaits() -> int:
+        return len((await db.async_session.scalars(select(User))).all())
+
+    with client_of(serve, app) as client:
+        for path in ("/blocks/1", "/blocks/2", "/only_looks", "/in_a_thread", "/awaits"):
+            assert client.get(path).status_code == 200
+        warned = [record.getMessage() for record in caplog.records]
+        assert len(warned) == 1
+        assert warned[0].startswith("GET /blocks/{n} uses db.session on the event loop's thread")
+        client.get("/blocks_too")
+    assert len(caplog.records) == 2
+
+
+def test_a_request_has_one_session_for_all_that_it_runs(serve: Serve, sqlite_store: Store) -> None:
+    db = sqlite_store.db
+    app = sqlite_store.app()
+    seen: list[int] = []
+
+    def sync_dependency() -> None:
+        seen.append(id(db.session))
+
+    async def async_dependency() -> None:
+        seen.append(id(db.session))
+
+    @app.get("/", dependencies=[Depends(sync_dependency), Depends(async_dependency)])
+    def route(tasks: BackgroundTasks) -> int:
+        tasks.add_task(sync_dependency)
+        tasks.add_task(async_dependency)
+        seen.append(id(db.session))
+        return 1
+
+    with client_of(serve, app) as client:
+        client.get("/")
+        wait_until(lambda: len(seen) == 5, "the background tasks have run")
+        assert len(set(seen)) == 1
+    with pytest.raises(MissingSessionError):
+        _ = db.session
+
+
+def test_two_middlewares_serve_two_databases(
+    serve: Serve, sqlite_store: Store, tmp_path: Path
+) -> None:
+    db, reports = sqlite_store.db, Database("reports")
+    app = sqlite_store.app(commit_on_exit=True)
+    app.add_middleware(
+        DBSessionMiddleware, db_url=sqlite_store.url, db=reports, commit_on_exit=True
+    )
+
+    @app.post("/{name}")
+    def route(name: str) -> bool:
+        (db if name == "db" else reports).session.add(User(name=name))
+        return db.session is not reports.session
+
+    with client_of(serve, app) as client:
+        assert client.post("/db").json() is True
+        assert client.post("/reports").json() is True
+    assert sqlite_store.users() == ["db", "reports"]
+    reports.dispose()
+
+
+def test_the_pools_are_empty_when_the_server_has_stopped(
+    serve: Serve, async_server_store: Store
+) -> None:
+    store, db = async_server_store, async_server_store.db
+    store.backend.assert_released()
+    app = store.app()
+
+    @app.get("/")
+    async def route() -> int:
+        db.session.scalars(select(User)).all()
+        await db.async_session.scalars(select(User))
+        return 1
+
+    with client_of(serve, app) as client:
+        assert client.get("/").status_code == 200
+        assert store.backend.connections() == 2
+    store.backend.assert_released()
