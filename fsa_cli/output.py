@@ -90,6 +90,10 @@ class Output:
         if not self.quiet and not self.json:
             self._write(sys.stderr, text)
 
+    def tell(self, text: str) -> None:
+        """Put on stderr what was asked for with a flag of its own, also with `-q` and `--json`."""
+        self._write(sys.stderr, text)
+
     def detail(self, text: str) -> None:
         """Tell it only with `-v`."""
         if self.verbose:

@@ -71,6 +71,7 @@ def _history(name: str) -> str:
 
 
 def _ipython(shell: Shell, whole: bool) -> None:
+    from IPython.terminal import prompts as terminal_prompts
     from IPython.terminal.ipapp import TerminalIPythonApp
     from sqlalchemy.exc import SQLAlchemyError
     from traitlets.config import Config
@@ -82,6 +83,15 @@ def _ipython(shell: Shell, whole: bool) -> None:
     config.TerminalInteractiveShell.enable_tip = False
     config.TerminalInteractiveShell.confirm_exit = False
     config.HistoryManager.hist_file = _history("ipython.sqlite")
+
+    words: Any = terminal_prompts
+
+    class Labelled(words.Prompts):  # type: ignore[misc]
+        def in_prompt_tokens(self) -> list[Any]:
+            return [(words.Token.Prompt, f"{shell.label} "), *super().in_prompt_tokens()]
+
+    if shell.label:
+        config.TerminalInteractiveShell.prompts_class = Labelled
 
     def show(ipython: Any, kind: Any, error: BaseException, tb: Any, tb_offset: Any = None) -> None:
         sys.stderr.write(_traceback(error, whole))
@@ -105,7 +115,13 @@ def _ipython(shell: Shell, whole: bool) -> None:
 
 
 def _ptpython(shell: Shell, whole: bool) -> None:
+    from ptpython.prompt_style import ClassicPrompt
     from ptpython.repl import PythonRepl
+
+    class Labelled(ClassicPrompt):
+        def in_prompt(self) -> Any:
+            inherited: Any = super().in_prompt()
+            return [("class:prompt", f"{shell.label} "), *inherited]
 
     class Repl(PythonRepl):
         def eval(self, line: str) -> object:
@@ -136,6 +152,9 @@ def _ptpython(shell: Shell, whole: bool) -> None:
         history_filename=_history("ptpython"),
     )
     repl.confirm_exit = False
+    if shell.label:
+        repl.all_prompt_styles["fsa"] = Labelled()
+        repl.prompt_style = "fsa"
     repl.run()
 
 
@@ -163,6 +182,7 @@ def _plain(shell: Shell, whole: bool) -> None:
         with contextlib.suppress(ImportError):
             stack.callback(_edit_lines(shell))
         console = _Console(shell, whole)
+        sys.ps1 = f"{shell.label} >>> " if shell.label else ">>> "
         console.interact(banner=f"Python {_version()}\n\n{shell.banner}\n", exitmsg="")
 
 

@@ -12,21 +12,26 @@ import inspect
 import linecache
 import sys
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, copy_context
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from fsa_cli import inspection
-from fsa_cli.exceptions import TaskNotFound
+from fsa_cli import inspection, readonly
+from fsa_cli.environments import Environment, ShellMode
 from fsa_cli.loader import LoadedApp
+from fsa_cli.output import Output
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
-    from fsa_cli.tasks import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_MODES = {
+    "sandbox": "sandbox: everything is rolled back at the end, commits included",
+    "read-only": "read-only: the database refuses to write",
+}
 
 
 class Shell:
@@ -35,11 +40,26 @@ class Shell:
     Args:
         loaded: The app.
         database: The name of the database that `db` and `session` are of.
+        mode: `sandbox` rolls everything back at the end, commits included; in `read-only` the
+            databases refuse to write.
+        environment: What is told at the prompt.
+        output: Where `sql()` prints.
     """
 
-    def __init__(self, loaded: LoadedApp, database: str = "default") -> None:
+    def __init__(
+        self,
+        loaded: LoadedApp,
+        database: str = "default",
+        *,
+        mode: ShellMode = "open",
+        environment: Environment | None = None,
+        output: Output | None = None,
+    ) -> None:
         self.loaded = loaded
         self.db = loaded.database(database)
+        self.mode: ShellMode = mode
+        self.environment = environment or Environment()
+        self.output = output or Output()
         self.names: dict[str, Any] = {}
         self.notes: list[str] = []
         self.banner = ""
@@ -48,6 +68,8 @@ class Shell:
         self._scopes = contextlib.AsyncExitStack()
 
     def __enter__(self) -> Shell:
+        if self.mode == "read-only":
+            readonly.enforce()
         self._runner.run(self._open(), context=self._context)
         self._context.run(self._name)
         return self
@@ -117,12 +139,22 @@ class Shell:
         return lost
 
     @property
+    def label(self) -> str:
+        """What the prompt says of where it is: `production sandbox`; empty for an open shell."""
+        mode = "" if self.mode == "open" else self.mode
+        return " ".join(part for part in (self.environment.name, mode) if part)
+
+    @property
     def uncommitted(self) -> bool:
         """Whether there are changes that leaving rolls back. Ask it `inside`."""
         return any(database.uncommitted for database in self.loaded.databases.values())
 
     async def _open(self) -> None:
-        for database in self.loaded.databases.values():
+        databases = list(self.loaded.databases.values())
+        if self.mode == "sandbox":
+            for database in databases:
+                await self._scopes.enter_async_context(database.sandbox())
+        for database in databases:
             await self._scopes.enter_async_context(database())
 
     async def _roll_back(self) -> None:
@@ -138,6 +170,7 @@ class Shell:
         """Fill `names`. The models come first, so that none of them hides a name of ours."""
         from sqlalchemy import func, select, text
 
+        from fsa_cli.at_hand import Client, Runner, Sql
         from fsa_cli.tasks import registry
 
         models, self.notes = inspection.model_names(inspection.mapped_classes())
@@ -152,7 +185,9 @@ class Shell:
             func=func,
             text=text,
             tasks={task.name: task for task in registry},
-            run=self._run,
+            run=Runner(self.loaded),
+            sql=Sql(self._sql, self.output),
+            client=Client(self.loaded),
         )
         self.banner = self._banner(inspection.counted(models), len(registry))
 
@@ -165,47 +200,29 @@ class Shell:
         except ConfigurationError:
             return self.wait_for(_async_session(self.db))
 
-    def _run(self, task: str | Task | Callable[..., Any], *args: Any, **arguments: Any) -> Any:
-        """Run a task as `fsa run-task` does, in a scope and a transaction of its own.
-
-            run("count_users", active=False)
-
-        Returns what it returns, and raises what it raises.
-        """
-        from fsa_cli import runner
-        from fsa_cli.signatures import signature_of
-        from fsa_cli.tasks import Task, registry
-
-        found = task if isinstance(task, Task) else getattr(task, "task", None)
-        if isinstance(task, str):
-            found = registry.get(task)
-        if not isinstance(found, Task):
-            known = ", ".join(each.name for each in registry) or "none"
-            raise TaskNotFound(f"there is no task {task!r}", hint=f"there are {known}")
-        injected = signature_of(found.function).injected
-        free = [
-            name for name in inspect.signature(found.function).parameters if name not in injected
-        ]
-        result = runner.run(
-            found,
-            {**dict(zip(free, args, strict=False)), **arguments},
-            app=self.loaded.app,
-            database=self.loaded.database(found.database or "default"),
-        )
-        if result.error is not None:
-            raise result.error
-        return result.value
+    def _sql(self, statement: Any, values: dict[str, Any]) -> Any:
+        session = self._session()
+        result = session.execute(statement, values)
+        return self.wait_for(result) if inspect.iscoroutine(result) else result
 
     def _banner(self, models: str, tasks: int) -> str:
+        return "\n".join(f"{head:<8} {text}" for head, text in self._facts(models, tasks))
+
+    def _facts(self, models: str, tasks: int) -> Iterator[tuple[str, str]]:
         from fsa_cli.connections import address
 
-        lines = [
-            f"app      {self.loaded.target}",
-            f"db       {address(self.db.url)}",
-            f"names    app, db, session, select, func, text, run, tasks ({tasks}), {models}",
-        ]
-        lines += [f"note     {note}" for note in self.notes]
-        return "\n".join(lines)
+        yield "app", self.loaded.target
+        yield "db", address(self.db.url)
+        if self.environment.name:
+            protected = ", protected" if self.environment.protected else ""
+            by = f" (chosen by {self.environment.chosen_by})"
+            yield "env", self.environment.name + protected + by
+        if self.mode != "open":
+            yield "mode", _MODES[self.mode]
+        names = "app, db, session, select, func, text, sql, run, client"
+        yield "names", f"{names}, tasks ({tasks}), {models}"
+        for note in self.notes:
+            yield "note", note
 
 
 async def _async_session(db: Database) -> Any:

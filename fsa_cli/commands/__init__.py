@@ -109,6 +109,16 @@ class Fsa:
             self._loaded = loaded
         return self._loaded
 
+    def environment(self) -> environments.Environment:
+        """The environment of all the app's databases; the chosen one decides first.
+
+        Raises:
+            Refused: One was named, and a database is that of another one, which is protected.
+        """
+        loaded, chosen = self.load(), self.settings.database
+        ordered = sorted(loaded.databases.items(), key=lambda item: item[0] != chosen)
+        return environments.of(self.settings, [database for _, database in ordered])
+
     def confirm(self, action: str, database: Database, *, typed: str | None = None) -> None:
         """Have a person agree to *action* on *database*, which cannot be undone.
 

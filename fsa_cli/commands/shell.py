@@ -10,7 +10,8 @@ import typer
 
 from fsa_cli.blame import described, place
 from fsa_cli.commands import Fsa
-from fsa_cli.exceptions import ScriptFailed, UsageError
+from fsa_cli.environments import ShellMode
+from fsa_cli.exceptions import FsaError, ScriptFailed, UsageError
 
 app = typer.Typer()
 
@@ -36,37 +37,94 @@ def shell(
             metavar="CODE",
         ),
     ] = None,
+    sandbox: Annotated[
+        bool | None,
+        typer.Option(
+            "--sandbox/--no-sandbox",
+            help="Roll everything back at the end, commits included.",
+            envvar="FSA_SHELL_SANDBOX",
+            show_envvar=True,
+            show_default=False,
+        ),
+    ] = None,
+    read_only: Annotated[
+        bool | None,
+        typer.Option(
+            "--read-only/--no-read-only",
+            help="Have the databases refuse to write.",
+            envvar="FSA_SHELL_READ_ONLY",
+            show_envvar=True,
+            show_default=False,
+        ),
+    ] = None,
+    echo: Annotated[
+        bool,
+        typer.Option(
+            "--echo",
+            help="Show the SQL that is sent, on stderr.",
+            envvar="FSA_SHELL_ECHO",
+            show_envvar=True,
+        ),
+    ] = False,
 ) -> None:
-    """An interactive session: app, db, session, every model, select, func, text, tasks, run.
+    """A session with app, db, session, every model, select, func, text, sql, run, client, tasks.
 
     \b
       fsa shell
+      fsa shell --sandbox
       fsa shell -c "print(session.query(User).count())"
-      fsa shell report.py --year 2026
-      echo "print(await db.async_session.get(User, 1))" | fsa shell
+      fsa shell --read-only report.py --year 2026
+      echo "sql('select * from users')" | fsa shell
 
     `await` works at the prompt. What is not committed is rolled back at the end.
+    sql("select ...") prints a table, run("task", ...) runs a task, client.get("/")
+    makes a request to the app.
+
     The prompt is IPython, ptpython or Python, the first that is installed; FSA_SHELL
-    or [tool.fsa] shell choose one.
+    or [tool.fsa] shell choose one. In a [tool.fsa.env.NAME] that is protected the
+    shell is a sandbox, or what its own shell = says ("sandbox", "read-only", "open").
     """
-    from fsa_cli import prompts
+    from fsa_cli import prompts, readonly
+    from fsa_cli.echo import start as start_echo
     from fsa_cli.shell import Shell
 
     fsa = Fsa.of(context)
     program = _program(code, words or [])
     prompt = None if program else prompts.choose(fsa.settings.shell)
-    with Shell(fsa.load(), fsa.settings.database) as opened:
+    if read_only:
+        readonly.enforce()  # also of what the app does while it is imported
+    loaded = fsa.load()
+    environment = fsa.environment()
+    mode = _mode(sandbox, read_only, environment.shell)
+    if echo:
+        start_echo(fsa.output)
+    with Shell(
+        loaded, fsa.settings.database, mode=mode, environment=environment, output=fsa.output
+    ) as opened:
         try:
             if program:
                 opened.script(*program)
             elif prompt:
                 prompts.interact(opened, prompt, whole_tracebacks=fsa.output.traceback)
         except Exception as exc:
-            raise _failure(exc, fsa) from exc
+            failure = _failure(exc, fsa)
+            raise failure from (exc if failure is not exc else exc.__cause__)
         finally:
-            if opened.inside(lambda: opened.uncommitted):
+            if mode == "sandbox":
+                fsa.output.say("sandbox: everything was rolled back")
+            elif opened.inside(lambda: opened.uncommitted):
                 fsa.output.warn("changes that were not committed are rolled back")
         sys.stdout.flush()
+
+
+def _mode(sandbox: bool | None, read_only: bool | None, default: ShellMode) -> ShellMode:
+    """What the flags say, else what the environment says."""
+    if read_only:
+        return "read-only"
+    if sandbox:
+        return "sandbox"
+    unwanted = {"sandbox" if sandbox is False else "", "read-only" if read_only is False else ""}
+    return "open" if default in unwanted else default
 
 
 def _program(code: str | None, words: list[str]) -> tuple[str, str, list[str]] | None:
@@ -84,6 +142,8 @@ def _program(code: str | None, words: list[str]) -> tuple[str, str, list[str]] |
 
 
 def _failure(error: Exception, fsa: Fsa) -> Exception:
+    if isinstance(error, FsaError):
+        return error
     where = place(error)
     return fsa.load().unreachable(error) or ScriptFailed(
         described(error), details=where.lines() if where else []
