@@ -8,14 +8,15 @@ A required parameter is an argument, one with a default or keyword-only is an `-
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fsa_cli.exceptions import ArgumentError
-from fsa_cli.signatures import Signature
+from fsa_cli.signatures import Parameter, Signature
 from fsa_cli.values import Source, did_you_mean, quote, read_value, validate
 
 __all__ = ["bind", "parse", "split"]
@@ -57,16 +58,23 @@ def split(
 
 
 def parse(
-    signature: Signature, words: Sequence[str], read_stdin: Callable[[], bytes] | None = None
+    signature: Signature,
+    words: Sequence[str],
+    read_stdin: Callable[[], bytes] | None = None,
+    *,
+    args_json: str | None = None,
 ) -> dict[str, Any]:
     """The values of *words*, by parameter name; what was not given is left to its default.
+
+    Args:
+        args_json: A JSON object with values by name, or `@file`, or `-`; a word goes before it.
 
     Raises:
         ArgumentError: it names the argument, the value and what was expected.
     """
-    given = _sort(signature, words)
     source = Source(read_stdin or sys.stdin.buffer.read)
-    values: dict[str, Any] = {}
+    values = _by_name(signature, args_json, source) if args_json is not None else {}
+    given = _sort(signature, words, values)
     for parameter in signature.parameters:
         if parameter.name in given.flags:
             values[parameter.name] = given.flags[parameter.name]
@@ -81,19 +89,42 @@ def bind(signature: Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArgumentError: an unknown name, a missing one, or a value of the wrong type.
     """
+    values = {
+        parameter.name: validate(parameter, value, repr(value), parameter.name)
+        for parameter, value in _named(signature, arguments)
+    }
+    missing = [p.name for p in signature.parameters if p.required and p.name not in arguments]
+    if missing:
+        raise ArgumentError(f"missing {', '.join(missing)}")
+    return values
+
+
+def _named(signature: Signature, arguments: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:
     parameters = {parameter.name: parameter for parameter in signature.parameters}
-    for name in arguments:
+    for name, value in arguments.items():
         if name not in parameters:
             raise ArgumentError(
                 f"the task has no parameter {name!r}", hint=did_you_mean(name, list(parameters))
             )
-    missing = [p.name for p in signature.parameters if p.required and p.name not in arguments]
-    if missing:
-        raise ArgumentError(f"missing {', '.join(missing)}")
-    return {
-        name: validate(parameters[name], value, repr(value), name)
-        for name, value in arguments.items()
-    }
+        yield parameters[name], value
+
+
+def _by_name(signature: Signature, args_json: str, source: Source) -> dict[str, Any]:
+    """The values that `--args-json` gives."""
+    content = source.content("--args-json", args_json)
+    try:
+        arguments = json.loads(args_json if content is None else content)
+    except ValueError as exc:
+        raise ArgumentError(f"--args-json {quote(args_json)}: not JSON: {exc}") from None
+    if not isinstance(arguments, dict):
+        raise ArgumentError(
+            f'--args-json {quote(args_json)}: expected an object like {{"name": "value"}}'
+        )
+    values = {}
+    for parameter, value in _named(signature, arguments):
+        shown = value if isinstance(value, str) else json.dumps(value)
+        values[parameter.name] = validate(parameter, value, shown, f"--args-json {parameter.name}")
+    return values
 
 
 @dataclass
@@ -113,7 +144,7 @@ def _is_value(word: str) -> bool:
     return not word.startswith("--")
 
 
-def _sort(signature: Signature, words: Sequence[str]) -> _Given:
+def _sort(signature: Signature, words: Sequence[str], known: Collection[str]) -> _Given:
     options = signature.options()
     given = _Given()
     positional: list[str] = []
@@ -152,6 +183,7 @@ def _sort(signature: Signature, words: Sequence[str]) -> _Given:
         if parameter.required
         and parameter.name not in given.words
         and parameter.name not in given.flags
+        and parameter.name not in known
     ]
     if missing:
         raise ArgumentError(f"missing {', '.join(missing)}")

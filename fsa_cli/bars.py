@@ -23,12 +23,20 @@ class Bars:
         self._output = output
         self._display: Display | None = None
         self._shown: dict[int, TaskID] = {}
+        # Kept, so that no other one has the same id.
+        self._seen: dict[int, Progress] = {}
 
     @property
     def wanted(self) -> bool:
         return sys.stderr.isatty() and not self._output.json and not self._output.quiet
 
+    @property
+    def seen(self) -> list[Progress]:
+        """Whatever was counted on, in the order in which it began."""
+        return list(self._seen.values())
+
     def __call__(self, progress: Progress) -> None:
+        self._seen[id(progress)] = progress
         if not self.wanted:
             return
         if self._display is None:

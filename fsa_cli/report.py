@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
+from fastapi_sqlalchemy.exceptions import SandboxError
 from fsa_cli.blame import Place, described, place
-from fsa_cli.exceptions import FsaError, TaskFailed, TimedOut
+from fsa_cli.context import Progress
+from fsa_cli.exceptions import FsaError, Refused, TaskFailed, TimedOut
 from fsa_cli.loader import LoadedApp
 from fsa_cli.output import dumps
 from fsa_cli.runner import RunResult
 
-__all__ = ["culprit", "document", "failure", "shown", "took"]
+if TYPE_CHECKING:
+    from fsa_cli.rehearsal import Rehearsal
+
+__all__ = ["brief", "culprit", "document", "failure", "shown", "took"]
 
 
-def document(result: RunResult) -> dict[str, object]:
+def document(
+    result: RunResult, progress: Sequence[Progress] = (), rehearsal: Rehearsal | None = None
+) -> dict[str, object]:
     """A run as JSON has it."""
     error: dict[str, object] | None = None
     if result.error is not None:
@@ -38,6 +47,10 @@ def document(result: RunResult) -> dict[str, object]:
         "duration_ms": result.duration_ms,
         "result": jsonable(result.value),
         "error": error,
+        "progress": [
+            {"text": each.text, "done": each.done, "total": each.total} for each in progress
+        ],
+        "dry_run": asdict(rehearsal) if rehearsal is not None else None,
     }
 
 
@@ -64,6 +77,15 @@ def took(duration_ms: float) -> str:
     return f"{minutes} min {seconds} s"
 
 
+def brief(result: RunResult) -> str:
+    """How a run failed, in a few words: `failed after 23 ms: LookupError: no such user`."""
+    assert result.error is not None
+    if isinstance(result.error, TimedOut):
+        return f"timed out after {took(result.duration_ms)}"
+    what = "could not be committed" if result.at_commit else "failed"
+    return f"{what} after {took(result.duration_ms)}: {described(culprit(result.error))}"
+
+
 def failure(result: RunResult, loaded: LoadedApp) -> FsaError:
     """What to say of a run that did not succeed."""
     error = result.error
@@ -84,6 +106,15 @@ def failure(result: RunResult, loaded: LoadedApp) -> FsaError:
         )
     if isinstance(error, FsaError):
         return error
+    if isinstance(culprit(error), SandboxError):
+        leaf = culprit(error)
+        return _with_cause(
+            Refused(
+                f"{name} cannot be run dry: {_one_line(leaf)}",
+                details=[*_lines(place(leaf)), "what it wrote was rolled back"],
+            ),
+            error,
+        )
     gone = loaded.unreachable(error)
     if gone is not None:
         return gone
@@ -94,9 +125,10 @@ def failure(result: RunResult, loaded: LoadedApp) -> FsaError:
     else:
         summary = described(leaf)
     what = "could not be committed" if result.at_commit else "failed"
+    attempts = f" in attempt {result.attempt}" if result.attempt > 1 else ""
     return _with_cause(
         TaskFailed(
-            f"{name} {what} after {took(result.duration_ms)}: {summary}",
+            f"{name} {what}{attempts} after {took(result.duration_ms)}: {summary}",
             details=[*_lines(where), "what it wrote was rolled back"],
             hint="--traceback shows where it comes from",
         ),
@@ -113,6 +145,10 @@ def culprit(error: BaseException) -> BaseException:
 
 def _lines(where: Place | None) -> list[str]:
     return where.lines() if where else []
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _with_cause(failed: FsaError, cause: BaseException | None) -> FsaError:

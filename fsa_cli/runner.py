@@ -43,6 +43,7 @@ class Run:
         app: Given to a parameter annotated `FastAPI`.
         database: Whose scope the task runs in; None is the global `db`.
         timeout_s: None is the task's own.
+        dry_run: What the context's `dry_run` says; the sandbox is the caller's to open.
         stop: Set from outside, it makes the context's `cancelled` true.
         report: Told of the task's progress.
     """
@@ -55,6 +56,7 @@ class Run:
     attempt: int = 1
     scheduled_at: datetime | None = None
     timeout_s: float | None = None
+    dry_run: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     report: Callable[[Progress], None] | None = None
 
@@ -169,6 +171,7 @@ class _Attempt:
             run_id=run.run_id,
             attempt=run.attempt,
             scheduled_at=run.scheduled_at,
+            dry_run=run.dry_run,
             deadline=self.started_at + timedelta(seconds=limit) if limit is not None else None,
             logger=logging.getLogger(f"fsa.task.{run.task.name}"),
             _deadline_s=self._deadline_s,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ from fsa_cli.exceptions import TaskDefinitionError
 __all__ = ["Injected", "Parameter", "Signature", "signature_of"]
 
 _SHORT = 36
+_SECRET = re.compile(r"pass(word|wd|phrase)|pwd|secret|token|api_?key|credential", re.I)
 
 Kind = Literal["argument", "option", "flag"]
 Injected = Literal["session", "async_session", "context", "app"]
@@ -88,6 +90,9 @@ class Parameter:
 
     @property
     def is_secret(self) -> bool:
+        """Whether its value is never to be shown: by its type, or text by its name."""
+        if self.item in (str, bytes) and _SECRET.search(self.name):
+            return True
         return isinstance(self.item, type) and issubclass(self.item, (SecretStr, SecretBytes))
 
     @property

@@ -31,11 +31,13 @@ class Source:
 
     def read(self, parameter: Parameter, word: str) -> list[str | bytes]:
         """The values that *word* stands for."""
-        if parameter.is_path or (word != "-" and not word.startswith("@")):
+        if parameter.is_path:
             return [word]
         if word.startswith("@@"):
             return [word[1:]]
-        content = self._stdin(parameter) if word == "-" else self._file(parameter, word)
+        content = self.content(parameter.label, word)
+        if content is None:
+            return [word]
         if parameter.item is bytes:
             return [content]
         try:
@@ -46,20 +48,24 @@ class Source:
             return [line for line in text.splitlines() if line.strip()]
         return [text.removesuffix("\n").removesuffix("\r")]
 
-    def _stdin(self, parameter: Parameter) -> bytes:
+    def content(self, label: str, word: str) -> bytes | None:
+        """What `@file` or `-` holds; None if *word* is neither."""
+        if word == "-":
+            return self._stdin(label)
+        return self._file(label, word) if word.startswith("@") else None
+
+    def _stdin(self, label: str) -> bytes:
         if self._taken_by is not None:
-            raise ArgumentError(
-                f"{parameter.label} -: standard input was already read for {self._taken_by}"
-            )
-        self._taken_by = parameter.label
+            raise ArgumentError(f"{label} -: standard input was already read for {self._taken_by}")
+        self._taken_by = label
         return self._read_stdin()
 
-    def _file(self, parameter: Parameter, word: str) -> bytes:
+    def _file(self, label: str, word: str) -> bytes:
         try:
             return Path(word[1:]).read_bytes()
         except OSError as exc:
             raise ArgumentError(
-                f"{parameter.label} {quote(word)}: cannot read {word[1:]}: {exc.strerror}",
+                f"{label} {quote(word)}: cannot read {word[1:]}: {exc.strerror}",
                 hint="a value that begins with @ is a file's name; write @@ for an @",
             ) from None
 

@@ -6,10 +6,10 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,20 +19,35 @@ from fsa_cli.commands import SPELLINGS, Fsa, split_flags
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
 from fsa_cli.finding import database_for, find
 from fsa_cli.loader import LoadedApp
+from fsa_cli.retrying import Retries
 from fsa_cli.runner import Run, RunResult, execute
 from fsa_cli.settings import Flags
 from fsa_cli.signatures import signature_of
 from fsa_cli.tasks import Task
 
+if TYPE_CHECKING:
+    from fsa_cli.rehearsal import Rehearsal
+
 app = typer.Typer()
 
+
+def _option(spelling: str, **more: Any) -> Any:
+    variable = "FSA_RUN_TASK_" + spelling.lstrip("-").replace("-", "_").upper()
+    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+
+
 _LOADING = {"app", "env_file", "env"}
-_FLAGS = {
-    **{word: field in {*_LOADING, "database"} for word, field in SPELLINGS.items()},
+#: run-task's own options, which may also stand after NAME, and whether each takes a value.
+_OWN = {
+    "--dry-run": False,
     "--timeout": True,
+    "--retries": True,
+    "--backoff": True,
+    "--args-json": True,
     "--help": False,
     "-h": False,
 }
+_FLAGS = {word: field in {*_LOADING, "database"} for word, field in SPELLINGS.items()} | _OWN
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -45,39 +60,57 @@ def run_task(
         list[str] | None,
         typer.Argument(metavar="[ARGS]...", help="The task's own: fsa run-task NAME --help."),
     ] = None,
-    timeout_s: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            help="Seconds that it may take, instead of the task's own limit.",
-            envvar="FSA_RUN_TASK_TIMEOUT",
-            show_envvar=True,
-            metavar="S",
-        ),
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Run it, say what it changes, and roll all of it back."),
+    ] = False,
+    args_json: Annotated[
+        str | None,
+        _option("--args-json", help="Its arguments as a JSON object, @FILE or -.", metavar="JSON"),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        _option("--timeout", help="Seconds an attempt may take; else the task's own.", metavar="S"),
+    ] = None,
+    retries: Annotated[
+        str | None,
+        _option("--retries", help="How often to try again if it fails; else never.", metavar="N"),
+    ] = None,
+    backoff: Annotated[
+        str | None,
+        _option("--backoff", help="Seconds before a retry, doubled each time; 1.", metavar="S"),
     ] = None,
 ) -> None:
     """Run one task now, here, in a session of its own, and commit.
 
     \b
       fsa run-task count_users
-      fsa run-task count_users --no-active --since 2026-01-01
-      fsa run-task app.jobs:rebuild_index --timeout 60 --json
+      fsa run-task count_users --no-active --since 2026-01-01 --dry-run
+      fsa run-task app.jobs:rebuild_index --timeout 60 --retries 3 --json
     """
     fsa = Fsa.of(context)
-    call = _read(fsa, name, words or [], timeout_s)
+    given = {
+        "--dry-run": "" if dry_run else None,
+        "--args-json": args_json,
+        "--timeout": timeout,
+        "--retries": retries,
+        "--backoff": backoff,
+    }
+    call = _read(fsa, name, words or [], {k: v for k, v in given.items() if v is not None})
     if call.help:
         from fsa_cli import manual
 
         for line in manual.page(call.task, fsa.settings.timezone):
             fsa.output.line(line)
         return
-    result = _run(fsa, call)
+    bars = Bars(fsa.output)
+    result, rehearsal = _run(fsa, call, bars)
     if fsa.output.json:
-        fsa.output.document(report.document(result))
+        fsa.output.document(report.document(result, bars.seen, rehearsal))
     if not result.succeeded:
         raise report.failure(result, call.loaded)
     if not fsa.output.json:
-        _tell(fsa, result)
+        _tell(fsa, result, rehearsal)
 
 
 @dataclass(frozen=True)
@@ -87,11 +120,29 @@ class _Call:
     loaded: LoadedApp
     task: Task
     words: list[str]
-    timeout_s: float | None
-    help: bool
+    options: dict[str, str]
+
+    @property
+    def help(self) -> bool:
+        return "--help" in self.options or "-h" in self.options
+
+    def number(self, option: str, *, least: float = 0, whole: bool = False) -> float | None:
+        """The value of *option*; None if it was not given."""
+        text = self.options.get(option)
+        if text is None:
+            return None
+        try:
+            number = int(text) if whole else float(text)
+        except ValueError:
+            number = -1
+        if not least <= number < float("inf") or (option == "--timeout" and number == 0):
+            kind = "a whole number" if whole else "seconds"
+            more = "more than 0" if option == "--timeout" else "0 or more"
+            raise UsageError(f'{option} "{text}": expected {kind}, {more}')
+        return number
 
 
-def _read(fsa: Fsa, name: str, words: Sequence[str], timeout_s: float | None) -> _Call:
+def _read(fsa: Fsa, name: str, words: Sequence[str], given: Mapping[str, str]) -> _Call:
     # Which words are the task's is known only when the app is loaded, and these say which app.
     early, _ = split_flags(words, but={field.name for field in fields(Flags)} - _LOADING)
     _apply(fsa, early)
@@ -102,14 +153,15 @@ def _read(fsa: Fsa, name: str, words: Sequence[str], timeout_s: float | None) ->
     ours, theirs = arguments.split(signature, words, _FLAGS)
     late, rest = split_flags(ours)
     _apply(fsa, late)
-    help_asked = False
+    options = dict(given)
     while rest:
         word, equals, value = rest.pop(0).partition("=")
-        if word == "--timeout":
-            timeout_s = _seconds(value if equals else rest.pop(0) if rest else "")
-        else:
-            help_asked = True
-    return _Call(loaded, task, theirs, timeout_s, help_asked)
+        if _OWN[word] and not equals:
+            if not rest:
+                raise UsageError(f"{word} needs a value")
+            value = rest.pop(0)
+        options[word] = value
+    return _Call(loaded, task, theirs, options)
 
 
 def _apply(fsa: Fsa, flags: Flags) -> None:
@@ -128,49 +180,73 @@ def _refuse_ambiguous(name: str, early: Flags, options: Collection[str]) -> None
             )
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise UsageError(f'--timeout "{text}": expected seconds, more than 0')
-    return seconds
-
-
-def _run(fsa: Fsa, call: _Call) -> RunResult:
+def _run(fsa: Fsa, call: _Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]:
     task = call.task
-    values = arguments.parse(signature_of(task.function), call.words)
+    timeout_s = call.number("--timeout")
+    retries = int(call.number("--retries", whole=True) or 0)
+    backoff_s = call.number("--backoff")
+    values = arguments.parse(
+        signature_of(task.function), call.words, args_json=call.options.get("--args-json")
+    )
     database = database_for(task, call.loaded, fsa.settings)
-    if call.timeout_s is not None and not call.timeout_s > 0:
-        raise UsageError(f"--timeout {call.timeout_s:g}: expected seconds, more than 0")
     fsa.output.detail(f"running {task.name} ({task.place}) in {database!r}")
-    bars = Bars(fsa.output)
+    rehearsal: Rehearsal | None = None
+
+    def make(run: Run) -> RunResult:
+        nonlocal rehearsal
+        if not run.dry_run:
+            return execute(run)
+        from fsa_cli.rehearsal import rehearse
+
+        result, rehearsal = rehearse(run, call.loaded.databases)
+        return result
+
+    def failed(result: RunResult, pause_s: float) -> None:
+        fsa.output.say(
+            f"attempt {result.attempt} of {retries + 1} {report.brief(result)}; "
+            f"the next one in {pause_s:g} s"
+        )
+
     order = Run(
         task=task,
         arguments=values,
         app=call.loaded.app,
         database=database,
-        timeout_s=call.timeout_s,
+        timeout_s=timeout_s,
+        dry_run="--dry-run" in call.options,
         report=bars,
     )
     redirected = _prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
     try:
         with _terminable(), redirected, bars:
-            return execute(order)
+            policy = Retries(retries, 1.0 if backoff_s is None else backoff_s)
+            return policy.make(order, make, failed), rehearsal
     except _Terminate:
         raise Terminated(f"{task.name} was terminated and rolled back") from None
     except KeyboardInterrupt:
         raise Interrupted(f"{task.name} was interrupted and rolled back") from None
 
 
-def _tell(fsa: Fsa, result: RunResult) -> None:
+def _tell(fsa: Fsa, result: RunResult, rehearsal: Rehearsal | None) -> None:
+    output = fsa.output
     if result.value is not None:
-        fsa.output.line(report.shown(result.value))
-    committed = "committed" if result.task.commit else "not committed: the task says commit=False"
-    fsa.output.say(
-        f"{result.task.name} succeeded in {report.took(result.duration_ms)}, {committed}"
-    )
+        output.line(report.shown(result.value))
+    ended = f"{result.task.name} succeeded in {report.took(result.duration_ms)}"
+    if rehearsal is None:
+        committed = result.task.commit or "not committed: the task says commit=False"
+        output.say(f"{ended}, {'committed' if committed is True else committed}")
+        return
+    if rehearsal.tables:
+        output.table(rehearsal.tables, rehearsal.columns)
+    for heading, statements in (
+        ("schema", rehearsal.schema),
+        ("rows not counted", rehearsal.uncounted),
+    ):
+        if statements:
+            output.table([{"statement": each} for each in statements], {"statement": heading})
+    nothing = "" if rehearsal.changes_something else " it would change nothing:"
+    output.say(f"{ended}; a dry run:{nothing} all of it was rolled back")
+    output.say(f"not undone: {'; '.join(rehearsal.kept)}")
 
 
 class _Terminate(KeyboardInterrupt):

@@ -1,0 +1,143 @@
+"""`--dry-run`: a task really runs, in a sandbox of every database, and is rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import greenlet_spawn
+
+from fsa_cli.changes import Changes, effects
+from fsa_cli.exceptions import Refused
+from fsa_cli.runner import Run, RunResult, execute, execute_async
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Rehearsal", "rehearse"]
+
+_COLUMNS = {
+    "inserted": "inserted",
+    "updated": "updated",
+    "deleted": "deleted",
+    "inserted_or_updated": "inserted or updated",
+}
+
+
+@dataclass
+class Rehearsal:
+    """What a run has done, all of it rolled back.
+
+    Attributes:
+        tables: For each table whose rows it changed how many were inserted, updated, deleted.
+        schema: The statements that changed the schema.
+        uncounted: Statements that changed rows of which the database says no number.
+        kept: What no rollback undoes.
+    """
+
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    schema: list[str] = field(default_factory=list)
+    uncounted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The headings of the table that shows `tables`."""
+        several = len({row["database"] for row in self.tables}) > 1
+        columns = {"database": "database"} if several else {}
+        columns["table"] = "table"
+        for key, heading in _COLUMNS.items():
+            if key != "inserted_or_updated" or any(row[key] for row in self.tables):
+                columns[key] = heading
+        return columns
+
+    @property
+    def changes_something(self) -> bool:
+        return bool(self.tables or self.schema or self.uncounted)
+
+    def add(self, changes: Changes) -> None:
+        counted = changes.rows()
+        for table, counts in sorted(counted.items()):
+            numbers = {key: counts[kind] for key, kind in _COLUMNS.items()}  # type: ignore[index]
+            self.tables.append({"database": changes.database, "table": table, **numbers})
+        self.schema += changes.said("schema")
+        self.uncounted += changes.said("uncounted")
+        counters = {
+            "postgresql": "the numbers that were taken from sequences",
+            "mysql": "the numbers that were taken from AUTO_INCREMENT",
+            "mariadb": "the numbers that were taken from AUTO_INCREMENT",
+        }
+        kept = counters.get(changes.dialect)
+        if kept and kept not in self.kept and any(c["inserted"] for c in counted.values()):
+            self.kept.append(kept)
+
+
+def rehearse(run: Run, databases: Mapping[str, Database]) -> tuple[RunResult, Rehearsal]:
+    """Make *run* in a sandbox of each of *databases*, and roll all of it back.
+
+    A write over a connection outside the sandboxes (`db.engine`, an engine of the task's own)
+    raises `Refused`. On PostgreSQL deferred constraints are checked where a commit would do it.
+    """
+    watched: list[Changes] = []
+
+    def watch(name: str, connection: Connection) -> None:
+        watched.append(Changes(connection, name))
+
+    sandboxes = [db.sandbox(partial(watch, name)) for name, db in databases.items()]
+    told = Rehearsal()
+
+    async def inside() -> RunResult:
+        async with contextlib.AsyncExitStack() as stack:
+            for sandbox in sandboxes:
+                await stack.enter_async_context(sandbox)
+            result = await execute_async(run)
+            return await greenlet_spawn(_finish, result, watched, told)
+
+    with _nothing_outside(watched):
+        if run.task.is_async:
+            return asyncio.run(inside()), told
+        with contextlib.ExitStack() as stack:
+            for sandbox in sandboxes:
+                stack.enter_context(sandbox)
+            return _finish(execute(run), watched, told), told
+
+
+def _finish(result: RunResult, watched: list[Changes], told: Rehearsal) -> RunResult:
+    if not result.succeeded:
+        return result
+    for changes in watched:
+        told.add(changes)
+        if changes.dialect == "postgresql":
+            try:
+                changes.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+            except DBAPIError as exc:
+                return replace(result, status="failed", value=None, error=exc, at_commit=True)
+    told.kept.append("what the task did outside the app's databases")
+    return result
+
+
+@contextlib.contextmanager
+def _nothing_outside(watched: list[Changes]) -> Iterator[None]:
+    """Refuse to write over any connection that is in no sandbox."""
+
+    def refuse(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if any(changes.connection is connection for changes in watched):
+            return
+        if effects(statement, connection.dialect.name):
+            raise Refused(
+                "a dry run covers db's own sessions, and this would have been written for good: "
+                f"{' '.join(statement.split())[:60]}",
+                hint="write through db.session, not over db.engine or another engine",
+            )
+
+    event.listen(Engine, "before_cursor_execute", refuse)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", refuse)
