@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
+from typer.models import DefaultPlaceholder
 
+from fsa_cli import environments
 from fsa_cli.commands import Fsa
 from fsa_cli.exceptions import FsaError, Interrupted, UsageError
 from fsa_cli.version import VERSION
+
+if TYPE_CHECKING:
+    from fsa_cli.own_commands import OwnCommand
+    from fsa_cli.settings import Settings
 
 #: Each command: the module and attribute of its function or Typer app, and its line in the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -36,7 +43,13 @@ class FsaCommand(TyperCommand):
     """A command whose help lists the common options apart from its own."""
 
     def invoke(self, ctx: Any) -> Any:
-        ctx.obj.command = ctx.command_path.partition(" ")[2]
+        fsa: Fsa = ctx.obj
+        fsa.command = ctx.command_path.partition(" ")[2]
+        own: OwnCommand | None = ctx.find_root().command.own
+        if own is not None:
+            environments.of(fsa.settings).refuse_prohibited(fsa.command)
+            if not own.is_plugin:
+                fsa.load()  # so that `db` is the app's, and the environment is known
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -50,22 +63,67 @@ class FsaGroup(TyperGroup):
     did-you-mean; `resolve_command` puts the real one in the place of the one that is called.
     """
 
+    own: OwnCommand | None = None
+    """The user's own command that is called."""
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] in self.commands and isinstance(self.commands[args[0]], _StandIn):
-            self.commands[args[0]] = _load(args[0], COMMANDS[args[0]][0])
+        if args and ctx.parent is None:
+            name = args[0]
+            completing = ctx.obj is None
+            fsa = ctx.obj or Fsa()
+            if name not in self.commands:
+                self.add_own(fsa, complain=not completing)
+            stand_in = self.commands.get(name)
+            if isinstance(stand_in, _StandIn):
+                self.own = stand_in.own
+                with contextlib.suppress(FsaError) if completing else contextlib.nullcontext():
+                    self.commands[name] = _load(name, stand_in, fsa)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        if ctx.parent is None:
+            self.add_own(Fsa())
+        completions: list[Any] = super().shell_complete(ctx, incomplete)
+        return completions
+
+    def add_own(self, fsa: Fsa, *, complain: bool = False) -> None:
+        """Add stand-ins for the user's own commands, without those that are named wrongly.
+
+        Args:
+            complain: Say which those are, and raise where the settings cannot be read.
+        """
+        from fsa_cli import own_commands
+
+        settings: Settings | None = None
+        try:
+            settings = fsa.settings
+        except FsaError:  # `--help` works with a broken pyproject.toml
+            if complain:
+                raise
+        warn = fsa.output.warn if complain else fsa.output.detail
+        for found in own_commands.found(settings, warn):
+            if found.name not in self.commands:
+                stand_in = _StandIn(
+                    found.name, help=own_commands.summary(found, settings), rich_markup_mode=None
+                )
+                stand_in.own = found
+                self.add_command(stand_in)
 
     def invoke(self, ctx: Any) -> Any:
         ctx.obj.command = ctx.command_path.partition(" ")[2]
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        if ctx.parent is None:
+            self.add_own(ctx.obj)
         self.format_commands(ctx, formatter)
         _format_options(self, ctx, formatter)
 
 
 class _StandIn(TyperCommand):
     """A command that has not been imported."""
+
+    own: OwnCommand | None = None
 
 
 def _note(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
@@ -168,21 +226,31 @@ def _common() -> list[Any]:
     return [param for param in command().params if param.name in names]
 
 
-def _load(name: str, target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    found = getattr(import_module(module), attribute)
+def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -> Any:
+    own = stand_in.own if stand_in else None
+    if own is not None and fsa is not None:
+        from fsa_cli import own_commands
+
+        found: Any = own_commands.load(own, fsa.settings)
+    else:
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        found = getattr(import_module(module), attribute)
     if not isinstance(found, typer.Typer):
         found, function = typer.Typer(), found
         found.command()(function)
     found.rich_markup_mode = None
     found._add_completion = False
-    found.info.cls = FsaGroup
+    if isinstance(found.info.cls, DefaultPlaceholder):
+        found.info.cls = FsaGroup
     for info in found.registered_commands:
-        info.cls = FsaCommand
+        if info.cls in (None, TyperCommand):
+            info.cls = FsaCommand
     loaded = typer.main.get_command(found)
     loaded.name = name
+    common = _common()
     for each in (loaded, *getattr(loaded, "commands", {}).values()):
-        each.params.extend(_common())
+        taken = {word for param in each.params for word in (param.name, *param.opts)}
+        each.params.extend(p for p in common if taken.isdisjoint((p.name, *p.opts)))
     return loaded
 
 
@@ -197,7 +265,8 @@ def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
             name = record[0].removesuffix(" <list[str]>").removesuffix(" <str>")
             sections["Arguments"].append((name, record[1]))
         else:
-            sections[_HELP if param.name in common else "Options"].append(record)
+            ours = param.name in common and not param.expose_value  # a user's -v is the user's
+            sections[_HELP if ours else "Options"].append(record)
     for title, records in sections.items():
         if records:
             with formatter.section(title):

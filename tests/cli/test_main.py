@@ -93,7 +93,7 @@ def test_help_and_version_work_with_a_broken_app(fsa, write_app, tmp_path) -> No
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_begins_with_examples_and_names_the_variables(name: str, fsa) -> None:
-    group = _load(name, COMMANDS[name][0])
+    group = _load(name)
     paths = [[name], *([name, each] for each in getattr(group, "commands", {}))]
     for path in paths:
         done = fsa(*path, "-h", env={"COLUMNS": "100"})
@@ -106,7 +106,7 @@ def test_every_help_begins_with_examples_and_names_the_variables(name: str, fsa)
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_but_yes_has_a_variable_and_help(name: str) -> None:
-    group = _load(name, COMMANDS[name][0])
+    group = _load(name)
     for each in (group, *getattr(group, "commands", {}).values()):
         for param in each.params:
             assert param.help, (name, param.name)
