@@ -1,43 +1,95 @@
-"""Is it well? Each check with its latency."""
+"""Is it well? Each check with its latency.
+
+[tool.fsa.health]                  # checks of the app's own: a function raises or returns False
+payments = "shop.checks:payments"  # where it fails, and may return text to show
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from fastapi_sqlalchemy import Database
-from fastapi_sqlalchemy.health import ping
+from fastapi_sqlalchemy.health import Check, ping, run
 from fsa_cli.connections import address, driver_says
+from fsa_cli.exceptions import ConfigurationError, FsaError, TaskNotFound
+from fsa_cli.finding import find
 from fsa_cli.loader import LoadedApp
+from fsa_cli.migrations import is_at_head
+from fsa_cli.settings import Settings
+
+__all__ = ["Check", "checks", "own_checks"]
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check and its outcome. `latency_ms` is None where nothing was measured."""
+def checks(
+    loaded: LoadedApp,
+    settings: Settings,
+    own: Mapping[str, Callable[[], object]],
+    *,
+    timeout_s: float = 5.0,
+) -> Iterator[Check]:
+    """Each check of the app, as it is done: databases and pools, the schema, the app's own.
 
-    check: str
-    ok: bool
-    latency_ms: float | None
-    detail: str
+    Args:
+        own: What `own_checks` has found.
+        timeout_s: How long each may take.
+    """
+    well = True
+    for name, db in loaded.databases.items():
+        reached = _measured(f"database {name}", partial(_reach, db, timeout_s), db)
+        yield reached
+        if reached.ok:
+            yield _pool(name, db)
+            continue
+        db.dispose()  # an attempt that goes on in vain must not hold a place of the next one's
+        if name == settings.database:
+            well = False
+    if well and (schema := _schema(loaded, settings, timeout_s)) is not None:
+        yield schema
+    default = next(iter(loaded.databases.values()), None)
+    default = loaded.databases.get("default", default)
+    for name, check in own.items():
+        yield _measured(name, partial(run, check, default, timeout_s=timeout_s))
 
 
-def checks(loaded: LoadedApp, *, timeout_s: float = 5.0) -> Iterator[Check]:
-    """Each check of the app's databases, as it is done.
+def own_checks(loaded: LoadedApp, settings: Settings) -> dict[str, Callable[[], object]]:
+    """The functions that `[tool.fsa.health]` names.
 
     Raises:
-        ConfigurationError: The app has no database.
+        ConfigurationError: One is not there; or there is neither a database nor a check.
     """
-    if not loaded.databases:
-        loaded.database()
-    for name, db in loaded.databases.items():
+    found: dict[str, Callable[[], object]] = {}
+    for name, place in settings.health.items():
+        where = f"[tool.fsa.health] {name}"
+        if not isinstance(place, str) or ":" not in place:
+            raise ConfigurationError(
+                f"{where} must be 'module:function', not {place!r}",
+                details=[f"in {settings.project / 'pyproject.toml'}"],
+            )
         try:
-            latency_ms = ping(db, timeout_s=timeout_s)
-        except Exception as exc:
-            detail = f"{address(db.url)}: {driver_says(exc)}"
-            yield Check(f"database {name}", False, None, detail)
-            continue
-        yield Check(f"database {name}", True, round(latency_ms, 2), address(db.url))
-        yield _pool(name, db)
+            found[name] = find(place).function
+        except TaskNotFound as exc:
+            raise ConfigurationError(f"{where} is {place!r}: {exc.message}", hint=exc.hint) from exc
+    if not loaded.databases and not found:
+        loaded.database()
+    return found
+
+
+def _measured(name: str, work: Callable[[], str], db: Database | None = None) -> Check:
+    started = time.perf_counter()
+    try:
+        detail = work()
+    except Exception as exc:
+        said = exc.message if isinstance(exc, FsaError) else driver_says(exc)
+        return Check(name, False, None, f"{address(db.url)}: {said}" if db is not None else said)
+    latency_ms = (time.perf_counter() - started) * 1000
+    return Check(name, True, round(latency_ms, 2), detail)
+
+
+def _reach(db: Database, timeout_s: float) -> str:
+    ping(db, timeout_s=timeout_s)
+    return address(db.url)
 
 
 def _pool(name: str, db: Database) -> Check:
@@ -47,3 +99,16 @@ def _pool(name: str, db: Database) -> Check:
         taken += pool["checked_out"]
         parts.append(f"{side}: {pool['checked_out']} of {pool['size']} in use")
     return Check(f"pool {name}", taken == 0, None, "; ".join(parts) or "does not queue")
+
+
+def _schema(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Check | None:
+    """Whether the schema is at Alembic's head; None where the project has no migrations."""
+
+    def stands() -> str:
+        state = is_at_head(loaded, settings)
+        if state is not None and not state.at_head:
+            raise state.behind()
+        return str(state or "")
+
+    check = _measured("schema", partial(run, stands, timeout_s=timeout_s))
+    return check if check.detail else None

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from fsa_cli.cron import Cron
 from fsa_cli.exceptions import ScheduleError
 
-__all__ = ["Schedule", "parse", "parse_timezone", "upcoming", "zone_name"]
+__all__ = ["Schedule", "duration_s", "parse", "parse_timezone", "upcoming", "zone_name"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -29,8 +29,9 @@ _UNITS = {
     **dict.fromkeys(("h", "hour", "hours"), 3600),
     **dict.fromkeys(("d", "day", "days"), 86400),
 }
-_EVERY = re.compile(r"every\s+((?:\d+\s*[a-z]+\s*)+)", re.IGNORECASE)
-_EVERY_PART = re.compile(r"(\d+)\s*([a-z]+)", re.IGNORECASE)
+_EVERY = re.compile(r"every\s+(\S.*)", re.IGNORECASE)
+_DURATION = re.compile(r"(?:\d+\s*[a-z]+\s*)+", re.IGNORECASE)
+_DURATION_PART = re.compile(r"(\d+)\s*([a-z]+)", re.IGNORECASE)
 
 
 class Schedule(Protocol):
@@ -178,18 +179,31 @@ def _parse_text(text: str, zone: tzinfo) -> Schedule:
     return Cron.parse(text, zone)
 
 
+def duration_s(text: str, written: str = "") -> int | None:
+    """The seconds of `90s`, `15m`, `1h30m`; None if *text* is no such thing, or nothing.
+
+    Args:
+        written: What an error calls it, if not *text*.
+
+    Raises:
+        ScheduleError: It has a unit that is none.
+    """
+    if not _DURATION.fullmatch(text):
+        return None
+    seconds = 0
+    for number, unit in _DURATION_PART.findall(text):
+        if unit.lower() not in _UNITS:
+            raise ScheduleError(f'"{written or text}": "{unit}" is no unit', hint="s, m, h or d")
+        seconds += int(number) * _UNITS[unit.lower()]
+    return seconds or None
+
+
 def _parse_every(text: str, zone: tzinfo) -> Every:
     match = _EVERY.fullmatch(text)
-    parts = _EVERY_PART.findall(match[1]) if match else []
-    seconds = 0
-    for number, unit in parts:
-        if unit.lower() not in _UNITS:
-            raise ScheduleError(f'"{text}": "{unit}" is no unit', hint="s, m, h or d")
-        seconds += int(number) * _UNITS[unit.lower()]
-    if seconds < 1:
+    seconds = duration_s(match[1], text) if match else None
+    if seconds is None:
         raise ScheduleError(
-            f'"{text}" is not understood',
-            hint='"every 10s", "every 15m", "every 1h30m"',
+            f'"{text}" is not understood', hint='"every 10s", "every 15m", "every 1h30m"'
         )
     return Every(text=text, timezone=zone, seconds=seconds)
 

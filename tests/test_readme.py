@@ -91,6 +91,7 @@ def test_the_route_stores_and_lists_orders(
         created = httpx.post(f"{served.base_url}/orders", json={"item": "tea"})
         assert (created.status_code, created.json()) == (201, 1)
         assert httpx.get(f"{served.base_url}/orders").json() == ["tea"]
+        assert httpx.get(f"{served.base_url}/readyz").json()["ok"] is True
 
 
 def test_the_task_ships_five_of_six_orders(shop: Path) -> None:

@@ -2,14 +2,19 @@
 
 import json
 import os
+import signal
+import socket
 import time
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.health import aping, ping
 from fsa_cli import heartbeat
+from support.proxy import proxy_to
+from support.waiting import wait_until
 
 APP = """
     from fastapi import FastAPI
@@ -55,6 +60,127 @@ def test_one_database_that_is_not_there_makes_it_exit_1(fsa, write_app, tmp_path
     assert "s3cret" not in done.stdout + done.stderr
     document = json.loads(fsa(*command, "--json", env=env).stdout)
     assert document["ok"] is False
+
+
+OWN = """
+    from fastapi_sqlalchemy import db
+    from sqlalchemy import text
+
+    def disk():
+        return "12 GB free"
+
+    async def queue():
+        return str(await db.async_session.scalar(text("select 7")))
+
+    def licence():
+        return db.session.scalar(text("select 1")) == 2
+
+    def broken():
+        raise LookupError("no such bucket")
+
+    def slow():
+        import threading
+        threading.Event().wait()
+"""
+
+
+def test_checks_of_the_apps_own_are_run_in_its_session(fsa, write_app, tmp_path) -> None:
+    names = ("disk", "queue", "licence", "broken", "slow")
+    settings = "\n".join(f'{name} = "own:{name}"' for name in names)
+    write_app(tmp_path, {"pyproject.toml": f"[tool.fsa.health]\n{settings}\n"}, main=APP, own=OWN)
+
+    done = fsa("health", "--json", "--timeout", "5")
+
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    checks = {check["check"]: check for check in document["checks"]}
+    said = {name: (checks[name]["ok"], checks[name]["detail"]) for name in names}
+    assert said == {
+        "disk": (True, "12 GB free"),
+        "queue": (True, "7"),
+        "licence": (False, "RuntimeError: it returned False"),
+        "broken": (False, "LookupError: no such bucket"),
+        "slow": (False, "TimeoutError: no answer within 5 s"),
+    }
+    assert checks["queue"]["latency_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('"own:disc"', ["[tool.fsa.health] x is 'own:disc'", "did you mean own:disk?"]),
+        ('"own"', ["[tool.fsa.health] x must be 'module:function', not 'own'"]),
+        ('"nowhere:x"', ["there is no module 'nowhere'"]),
+    ],
+)
+def test_a_check_that_is_not_there_is_a_wrong_setting(
+    fsa, write_app, tmp_path, value, says
+) -> None:
+    write_app(tmp_path, {"pyproject.toml": f"[tool.fsa.health]\nx = {value}\n"}, main=APP, own=OWN)
+
+    done = fsa("health")
+
+    assert done.returncode == 3
+    for text in says:
+        assert text in done.stderr
+
+
+def test_wait_ends_when_the_database_has_come_up(
+    fsa_process, write_app, postgresql, tmp_path
+) -> None:
+    write_app(tmp_path, main=APP)
+    with proxy_to(postgresql.url) as proxy:
+        proxy.silent.set()
+        env = {"FSA_DB_URL_REPORTS": proxy.url(postgresql.url)}
+        waiting = fsa_process("health", "--wait", "5m", "--timeout", "1", env=env)
+        waiting.wait_for("waiting for database reports")
+        proxy.silent.clear()
+        done = waiting.wait()
+
+    assert done.returncode == 0, done.stderr
+    assert "database reports\tok\t" in done.stdout
+    assert done.stdout.count("check\t") == 1
+
+
+def test_wait_gives_up_with_exit_1_and_says_what_fails(fsa, write_app, tmp_path) -> None:
+    write_app(tmp_path, main=APP)
+
+    env = {"FSA_DB_URL_REPORTS": "postgresql+psycopg://me@127.0.0.1:1/x"}
+    done = fsa("health", "ready", "--wait", "2s", env=env)
+
+    assert done.returncode == 1
+    assert "database reports\tFAILED" in done.stdout
+    assert done.stderr.count("waiting for database reports") == 1
+    for words in (["--wait", "soon"], ["--wait", "3 fortnights"], ["--timeout", "0"]):
+        assert fsa("health", *words).returncode == 2, words
+
+
+def test_watch_checks_again_until_it_is_interrupted(fsa_process, write_app, tmp_path) -> None:
+    write_app(tmp_path, main=APP)
+
+    watching = fsa_process("health", "--watch", "--json")
+    wait_until(lambda: watching.stdout.count("\n") >= 2)
+    done = watching.stop(signal.SIGINT)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    rounds = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(each["ok"] for each in rounds)
+    assert rounds[0]["at"] < rounds[1]["at"]
+
+
+def test_watch_on_a_terminal_redraws_one_screen(terminal, write_app, tmp_path) -> None:
+    write_app(tmp_path, main=APP)
+
+    screen = terminal("fsa", "health", "--watch")
+    for _ in range(2):
+        screen.expect("database reports +ok")
+        screen.expect("again every 2 s")
+    screen.sendintr()
+    screen.expect_exact(pexpect.EOF)
+    screen.close()
+
+    assert screen.exitstatus == 0
 
 
 def test_live_is_told_from_the_heartbeat_without_importing_the_app(
@@ -137,8 +263,6 @@ def test_ping_of_a_server_that_does_not_answer_ends_in_time(silent_port: int) ->
 @pytest.fixture
 def silent_port():
     """A port that accepts connections and never says a word."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
