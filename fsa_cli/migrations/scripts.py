@@ -70,12 +70,17 @@ class Scripts:
             _set(config, "version_locations", str(self.folder / "versions"))
             for name in ("path_separator", "version_path_separator"):  # 1.16, and before
                 _set(config, name, "os")
-        elif self.found is not None and self.found.suffix == ".toml":
-            config = Config(toml_file=self.found, **more)
+        elif self.found is not None:
+            beside = self.found.with_name("pyproject.toml")
+            if _has_table(beside):  # it and alembic.ini may share the settings
+                more["toml_file"] = beside
+            if self.found != beside:
+                named = _has_section(self.found, self.database)
+                more["ini_section"] = self.database if named else "alembic"
+                more["file_"] = self.found
+            config = Config(**more)
         else:
-            assert self.found is not None
-            section = self.database if _has_section(self.found, self.database) else "alembic"
-            config = Config(self.found, ini_section=section, **more)
+            raise AssertionError("either a file or a folder")
         self._anchor(config)
         return config
 
