@@ -30,7 +30,7 @@ class Place:
     def lines(self) -> list[str]:
         """For a person: the file as it is seen from here, the line, and what it says."""
         inside = f", in {self.function}" if self.function not in ("", "<module>") else ""
-        head = f"{_from_here(self.file)}, line {self.line}{inside}"
+        head = f"{from_here(self.file)}, line {self.line}{inside}"
         return [head, f"  {self.source}"] if self.source else [head]
 
 
@@ -66,7 +66,8 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _from_here(file: str) -> str:
+def from_here(file: str) -> str:
+    """*file* as it is seen from the current directory, where it is below that."""
     if file.startswith("<"):
         return file
     relative = os.path.relpath(file)

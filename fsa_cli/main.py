@@ -32,7 +32,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "scheduler": ("fsa_cli.commands.scheduler:app", "Host the schedule, or look at it."),
     "health": ("fsa_cli.commands.health:app", "Is it well? With exit codes for probes."),
     "db": ("fsa_cli.commands.db:app", "The database: tables, SQL, schema, migrations."),
+    "routes": ("fsa_cli.commands.routes:app", "The app's routes, and where each is written."),
     "config": ("fsa_cli.commands.config:app", "Every setting, and where it came from."),
+    "doctor": ("fsa_cli.commands.doctor:app", "One page for a bug report."),
 }
 _CLOSED_PIPE = 141
 _HELP = "Common options, before or after the command"

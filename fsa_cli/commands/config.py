@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
 import typer
 
+from fsa_cli import environments
 from fsa_cli.commands import Fsa
+from fsa_cli.heartbeat import state_dir
 from fsa_cli.secrets import mask
+from fsa_cli.settings import Settings
 
 app = typer.Typer()
-_NOT_SETTINGS = {"directory", "project", "app_base", "database_urls", "sources", "variables"}
+
+_PLACES = {"directory": "the current directory", "project": "the nearest pyproject.toml"}
+_ELSEWHERE = {*_PLACES, "app_base", "database_urls", "sources", "variables"}
 
 
 @app.command()
@@ -24,18 +32,58 @@ def config(context: typer.Context) -> None:
     """
     fsa = Fsa.of(context)
     settings = fsa.settings
-    rows: list[dict[str, object]] = [
-        {"setting": each.name, "value": getattr(settings, each.name)}
-        for each in fields(settings)
-        if each.name not in _NOT_SETTINGS
+    environments.of(settings)  # what is wrong in [tool.fsa.env.NAME] is told here too
+    rows = [
+        {"setting": name, "value": value, "source": source}
+        for name, value, source in [*_settings(settings), *_flags(fsa), *_others(settings)]
     ]
-    rows += [
-        {"setting": f"database_urls.{name}", "value": mask(url)}
-        for name, url in settings.database_urls.items()
-    ]
-    for row in rows:
-        name = str(row["setting"])
-        row["source"] = settings.sources.get(
-            name, "default" if not row["value"] else "pyproject.toml"
-        )
+    if not fsa.output.json:
+        here = f"{settings.project}{os.sep}"
+        rows = [{**row, "source": str(row["source"]).replace(here, "")} for row in rows]
     fsa.output.table(rows, {"setting": "setting", "value": "value", "source": "from"})
+
+
+def _settings(settings: Settings) -> Iterator[tuple[str, object, str]]:
+    pyproject = str(settings.project / "pyproject.toml")
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if each.name in _ELSEWHERE:
+            continue
+        if isinstance(value, Mapping):
+            name = "env" if each.name == "environments" else each.name
+            for key, inner in _leaves(value, name):
+                yield key, inner, f"[tool.fsa] in {pyproject}"
+        else:
+            yield each.name, _masked(value), settings.sources.get(each.name, "default")
+    for name, url in settings.database_urls.items():
+        yield f"database_urls.{name}", mask(url), settings.sources[f"database_urls.{name}"]
+
+
+def _flags(fsa: Fsa) -> Iterator[tuple[str, object, str]]:
+    """The common flags that are not settings of the project."""
+    for name in ("verbose", "quiet", "json", "no_color", "traceback"):
+        value = getattr(fsa.flags, name)
+        variable = f"FSA_{name.upper()}"
+        source = variable if os.environ.get(variable) else f"--{name.replace('_', '-')}"
+        yield name, value or False, source if value else "default"
+
+
+def _others(settings: Settings) -> Iterator[tuple[str, object, str]]:
+    for name, source in _PLACES.items():
+        yield name, getattr(settings, name), source
+    named = "FSA_STATE_DIR" if os.environ.get("FSA_STATE_DIR") else "default"
+    yield "state_dir", state_dir(), named
+    if settings.env_file is not None:
+        yield "env_file.variables", sorted(settings.variables), str(settings.env_file)
+
+
+def _leaves(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, object]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}", _masked(value)
+
+
+def _masked(value: object) -> object:
+    return mask(value) if isinstance(value, str) else value

@@ -1,0 +1,39 @@
+"""`fsa doctor`."""
+
+from __future__ import annotations
+
+import typer
+
+from fsa_cli.commands import Fsa
+
+app = typer.Typer()
+
+
+@app.command()
+def doctor(context: typer.Context) -> None:
+    """One page for a bug report: versions, drivers, settings, app, databases, terminal, problems.
+
+    \b
+      fsa doctor
+      fsa doctor --json
+
+    No passwords are on it. Exits with 1 if there is a problem. The app is imported, and each
+    database is asked whether it is there.
+    """
+    from fsa_cli.doctor import examine
+
+    fsa = Fsa.of(context)
+    report = examine(lambda: fsa.settings, fsa.load)
+    if fsa.output.json:
+        fsa.output.document(report)
+    else:
+        for title, facts in report.sections.items():
+            if facts:
+                fsa.output.line(title)
+                for name, value in facts.items():
+                    fsa.output.line(f"  {name:<20} {value}")
+        fsa.output.line("problems")
+        for problem in report.problems or ["none"]:
+            fsa.output.line(f"  {problem}")
+    if report.problems:
+        raise typer.Exit(1)
