@@ -230,7 +230,7 @@ class Migrations:
             raise MigrationFailed(
                 f"the migration failed: {described(getattr(exc, 'orig', None) or exc)}",
                 details=where.lines() if where else [],
-                hint="--traceback shows where it comes from",
+                hint="fsa db current says where the schema stands; --traceback shows more",
             ) from exc
 
 

@@ -86,7 +86,8 @@ class Scripts:
 
     def _anchor(self, config: Config) -> None:
         """A folder that is written as `alembic` is beside its file, wherever fsa was started."""
-        location = config.get_main_option("script_location")
+        section = config.config_ini_section
+        location = config.file_config.get(section, "script_location", fallback=None)
         if self.found is None or not location or ":" in location or Path(location).is_absolute():
             return
         _set(config, "script_location", str(self.found.absolute().parent / location))

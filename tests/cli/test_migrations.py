@@ -1,0 +1,276 @@
+"""Alembic through `fsa db`: with and without an alembic.ini, on sync and async drivers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+APP = """
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import DBSessionMiddleware
+    from sqlalchemy import String
+    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+    class Base(DeclarativeBase): ...
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(String(80))
+
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db")
+"""
+HIDE = "import sys\nfor name in {names}: sys.modules[name] = None\n"
+SYNC_DRIVERS = {
+    "postgresql": ("psycopg", "psycopg2", "pg8000"),
+    "mariadb": ("pymysql", "MySQLdb", "mariadb", "mysql"),
+    "sqlite": (),
+}
+ASYNC_DRIVER = {"postgresql": "asyncpg", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
+MIGRATION = '''
+"""{message}"""
+import sqlalchemy as sa
+from alembic import op
+
+revision = {revision!r}
+down_revision = {down!r}
+
+
+def upgrade():
+    {up}
+
+
+def downgrade():
+    {down_sql}
+'''
+
+
+def add_column(project: Path) -> None:
+    main = project / "main.py"
+    name = "    name: Mapped[str] = mapped_column(String(80))\n"
+    more = "    note: Mapped[str | None] = mapped_column(String(20))\n"
+    main.write_text(main.read_text().replace(name, name + more))
+
+
+def write_migration(
+    folder: Path,
+    revision: str,
+    down: str | None = None,
+    *,
+    up: str = "pass",
+    down_sql: str = "pass",
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = MIGRATION.format(
+        message=f"the {revision} one", revision=revision, down=down, up=up, down_sql=down_sql
+    )
+    (folder / f"{revision}.py").write_text(text)
+
+
+@pytest.fixture
+def project(write_app, tmp_path: Path) -> Path:
+    return write_app(tmp_path, main=APP)
+
+
+@pytest.fixture
+def alembic_init(project: Path):
+    """`alembic init`, as its users run it."""
+
+    def init(template: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "alembic", "init", "-t", template, "scripts"],
+            cwd=project,
+            check=True,
+            capture_output=True,
+        )
+
+    return init
+
+
+def columns(backend, table: str = "users") -> set[str]:
+    if backend.name == "sqlite":
+        return {row[1] for row in backend.rows(f"PRAGMA table_info({table})")}
+    schema = "public" if backend.name == "postgresql" else backend.location.database
+    return {
+        name
+        for (name,) in backend.rows(
+            "SELECT column_name FROM information_schema.columns"
+            f" WHERE table_schema = '{schema}' AND table_name = '{table}'"
+        )
+    }
+
+
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_without_an_ini_it_writes_applies_and_takes_back(fsa, project, backend, driver) -> None:
+    url = backend.url
+    if driver == "async":
+        source = HIDE.format(names=SYNC_DRIVERS[backend.name]) + (project / "main.py").read_text()
+        (project / "main.py").write_text(source)
+        url = backend.with_driver(ASYNC_DRIVER[backend.name])
+    env = {"FSA_DB_URL": url}
+    backend.execute("CREATE TABLE fsa_runs (id integer)")
+
+    written = fsa("db", "revision", "--autogenerate", "-m", "first", env=env)
+    assert written.returncode == 0, written.stderr
+    assert "add table users" in written.stderr
+    first = project / written.stdout.strip()
+    assert first.parent == project / "migrations" / "versions"
+    assert "fsa_runs" not in first.read_text()
+
+    upgraded = json.loads(fsa("db", "upgrade", "--json", env=env).stdout)
+    assert [step["direction"] for step in upgraded["steps"]] == ["upgrade"]
+    assert upgraded["at_head"] is True
+    assert columns(backend) == {"id", "name"}
+    assert columns(backend, "fsa_runs") == {"id"}
+
+    if driver == "async":
+        backend.assert_released()
+        return
+    add_column(project)
+    again = json.loads(
+        fsa("db", "revision", "--autogenerate", "-m", "add note", "--json", env=env).stdout
+    )
+    assert again["changes"] == ["add column users.note"]
+
+    behind = fsa("db", "current", "--json", env=env)
+    assert behind.returncode == 5
+    state = json.loads(behind.stdout)
+    assert state["current"] == upgraded["current"]
+    assert [each["message"] for each in state["pending"]] == ["add note"]
+    assert json.loads(behind.stderr)["error"] == "schema_behind"
+
+    assert fsa("db", "upgrade", "-q", env=env).returncode == 0
+    assert columns(backend) == {"id", "name", "note"}
+    nothing = fsa("db", "revision", "--autogenerate", "--json", env=env)
+    assert json.loads(nothing.stdout) == {"revision": None, "changes": []}
+
+    back = fsa("db", "downgrade", "-1", "--yes", env=env)
+    assert (back.returncode, columns(backend)) == (0, {"id", "name"}), back.stderr
+    stamped = fsa("db", "stamp", "head", env=env)
+    assert (stamped.returncode, columns(backend)) == (0, {"id", "name"})
+    wrong = fsa("db", "check", env=env)
+    assert wrong.returncode == 5
+    assert "missing column\tusers\tnote" in wrong.stdout
+    backend.assert_released()
+
+
+def test_history_and_current_tell_what_is_applied(fsa, project, sqlite) -> None:
+    folder = project / "migrations" / "versions"
+    write_migration(folder, "aaa1")
+    write_migration(folder, "bbb2", "aaa1")
+    write_migration(folder, "ccc3", "bbb2")
+    env = {"FSA_DB_URL": sqlite.url}
+    assert fsa("db", "upgrade", "bbb2", env=env).returncode == 0
+
+    assert fsa("db", "history", env=env).stdout.splitlines() == [
+        "revision\tafter\tmessage\tstate",
+        "ccc3\tbbb2\tthe ccc3 one\tto apply",
+        "bbb2\taaa1\tthe bbb2 one\tcurrent",
+        "aaa1\t\tthe aaa1 one\tapplied",
+    ]
+    current = fsa("db", "current", env=env)
+    assert current.returncode == 5
+    assert current.stdout.splitlines()[1:] == [
+        "bbb2\tthe bbb2 one\tcurrent",
+        "ccc3\tthe ccc3 one\tto apply",
+    ]
+    refused = fsa("db", "revision", "--autogenerate", env=env)
+    assert (refused.returncode, len(list(folder.glob("*.py")))) == (5, 3)
+    unreachable = {"FSA_DB_URL": "postgresql+psycopg://me:sesame@127.0.0.1:1/x"}
+    listed = fsa("db", "history", "--json", env=unreachable)
+    assert [each["state"] for each in json.loads(listed.stdout)] == [None, None, None]
+    assert fsa("db", "current", env=unreachable).returncode == 4
+
+
+@pytest.mark.parametrize("template", ["generic", "async", "pyproject"])
+def test_what_alembic_init_made_works_as_it_is(
+    fsa, project, alembic_init, postgresql, template
+) -> None:
+    """Their env.py names neither a URL nor models, and has a sync or an async engine."""
+    (project / "pyproject.toml").touch()
+    alembic_init(template)
+    (project / "deep").mkdir()
+    driver = "psycopg2" if template == "async" else "psycopg"
+    env = {"FSA_DB_URL": postgresql.with_driver(driver), "FSA_APP": str(project / "main.py")}
+
+    written = fsa("db", "revision", "--autogenerate", "-m", "first", env=env)
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith("scripts/versions/")
+    done = fsa("db", "upgrade", cwd=project / "deep", env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("upgrade ") == 1, done.stderr
+    assert columns(postgresql) == {"id", "name"}
+
+
+def test_an_env_py_of_another_database_is_refused(fsa, project, alembic_init, sqlite) -> None:
+    alembic_init("generic")
+    environment = project / "scripts" / "env.py"
+    theirs = 'config = context.config\nconfig.set_main_option("sqlalchemy.url", "sqlite:///o.db")'
+    environment.write_text(environment.read_text().replace("config = context.config", theirs))
+
+    done = fsa("db", "current", env={"FSA_DB_URL": sqlite.url})
+
+    assert done.returncode == 3
+    assert "connects to another database than the app" in done.stderr
+
+
+def test_a_migration_that_raises_is_told_with_its_line(fsa, project, postgresql) -> None:
+    folder = project / "migrations" / "versions"
+    write_migration(folder, "aaa1", up="op.execute('create table one (id integer)')")
+    write_migration(folder, "bbb2", "aaa1", up="op.execute('create tabel two (id integer)')")
+
+    done = fsa("db", "upgrade", env={"FSA_DB_URL": postgresql.url})
+
+    assert done.returncode == 1
+    assert "migrations/versions/bbb2.py, line 11, in upgrade" in done.stderr
+    assert "SyntaxError" in done.stderr
+    assert len(done.stderr.splitlines()) <= 8
+    assert postgresql.rows("SELECT to_regclass('one')") == [(None,)]
+
+
+def test_sql_is_printed_and_nothing_connects(fsa, project) -> None:
+    write_migration(
+        project / "migrations" / "versions",
+        "aaa1",
+        up="op.create_table('one', sa.Column('id', sa.Integer))",
+    )
+
+    done = fsa("db", "upgrade", "--sql", env={"FSA_DB_URL": "postgresql+psycopg://127.0.0.1:1/x"})
+
+    assert done.returncode == 0, done.stderr
+    assert "CREATE TABLE one" in done.stdout
+
+
+def test_a_downgrade_asks_and_a_protected_one_wants_the_name(
+    fsa, terminal, write_app, tmp_path
+) -> None:
+    write_app(
+        tmp_path, {"pyproject.toml": "[tool.fsa.env.production]\nprotected = true\n"}, main=APP
+    )
+    write_migration(tmp_path / "migrations" / "versions", "aaa1")
+    assert fsa("db", "upgrade").returncode == 0
+
+    assert fsa("db", "downgrade").returncode == 6
+    protected = {"FSA_ENV": "production"}
+    assert fsa("db", "downgrade", "--yes", env=protected).returncode == 6
+    child = terminal("fsa", "db", "downgrade", "base", env=protected)
+    child.expect(r"take every migration back.*\(shop.db\)")
+    child.sendline("shop.db")
+    child.expect("downgrade aaa1")
+    child.expect("has no revision")
+    assert fsa("db", "upgrade", "--confirm", "shop.db", env=protected).returncode == 0
+
+
+def test_without_migrations_or_alembic_it_says_what_to_do(fsa, project) -> None:
+    none = fsa("db", "upgrade")
+    assert none.returncode == 2
+    assert "this project has no migrations" in none.stderr
+
+    hidden = "import sys\nsys.modules['alembic'] = None\n"
+    (project / "main.py").write_text(hidden + (project / "main.py").read_text())
+    missing = fsa("db", "upgrade")
+    assert missing.returncode == 3
+    assert "hint: pip install 'fastapi-sqlalchemy[alembic]'" in missing.stderr
