@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
-from fastapi_sqlalchemy import Database
 from fsa_cli.blame import described, place
 from fsa_cli.exceptions import AppLoadError, TaskNotFound
-from fsa_cli.loader import LoadedApp
-from fsa_cli.settings import Settings
 from fsa_cli.tasks import Task, registry
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+    from fsa_cli.loader import LoadedApp
+    from fsa_cli.settings import Settings
 
 __all__ = ["database_for", "find"]
 

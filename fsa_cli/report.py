@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
-from fastapi_sqlalchemy.exceptions import SandboxError
 from fsa_cli.blame import Place, described, place
 from fsa_cli.context import Progress
 from fsa_cli.exceptions import FsaError, Refused, TaskFailed, TimedOut
@@ -88,6 +87,8 @@ def brief(result: RunResult) -> str:
 
 def failure(result: RunResult, loaded: LoadedApp) -> FsaError:
     """What to say of a run that did not succeed."""
+    from fastapi_sqlalchemy.exceptions import SandboxError
+
     error = result.error
     assert error is not None
     name = result.task.name

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.exceptions import FsaError, TimedOut
 from fsa_cli.runner import Run, RunResult
 
@@ -48,6 +47,8 @@ class Retries:
 
 def _may_succeed(result: RunResult) -> bool:
     """Whether another attempt may end otherwise: not if the task or its use of db is wrong."""
+    from fastapi_sqlalchemy.exceptions import DBSessionError
+
     error = result.error
     if isinstance(error, FsaError | DBSessionError):
         return isinstance(error, TimedOut)

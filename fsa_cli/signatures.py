@@ -13,15 +13,9 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import PurePath
-from typing import Any, Literal
-
-from fastapi import FastAPI
-from pydantic import SecretBytes, SecretStr, TypeAdapter
-from pydantic.errors import PydanticUserError
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from typing import TYPE_CHECKING, Any, Literal
 
 from fsa_cli.annotations import (
     SIMPLE,
@@ -36,6 +30,9 @@ from fsa_cli.context import TaskContext
 from fsa_cli.docstrings import documented_parameters
 from fsa_cli.exceptions import TaskDefinitionError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 __all__ = ["Injected", "Parameter", "Signature", "signature_of"]
 
 _SHORT = 36
@@ -43,15 +40,6 @@ _SECRET = re.compile(r"pass(word|wd|phrase)|pwd|secret|token|api_?key|credential
 
 Kind = Literal["argument", "option", "flag"]
 Injected = Literal["session", "async_session", "context", "app"]
-
-_INJECTABLE: dict[Injected, type] = {
-    "session": Session,
-    "async_session": AsyncSession,
-    "context": TaskContext,
-    "app": FastAPI,
-}
-# Often imported under `if TYPE_CHECKING:` only, where a text annotation could not be resolved.
-_KNOWN_NAMES = {injectable.__name__: injectable for injectable in _INJECTABLE.values()}
 
 
 @dataclass(frozen=True)
@@ -93,6 +81,8 @@ class Parameter:
         """Whether its value is never to be shown: by its type, or text by its name."""
         if self.item in (str, bytes) and _SECRET.search(self.name):
             return True
+        from pydantic import SecretBytes, SecretStr
+
         return isinstance(self.item, type) and issubclass(self.item, (SecretStr, SecretBytes))
 
     @property
@@ -123,6 +113,8 @@ class Parameter:
 
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
+        from pydantic import TypeAdapter
+
         return TypeAdapter(self.annotation)
 
 
@@ -212,6 +204,21 @@ def signature_of(function: Callable[..., Any]) -> Signature:
     return Signature(tuple(parameters), types.MappingProxyType(injected), inspected)
 
 
+@cache
+def _injectable() -> dict[Injected, type]:
+    """What a task is given. The frameworks are imported with the app, not for a `--help`."""
+    from fastapi import FastAPI
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+    return {
+        "session": Session,
+        "async_session": AsyncSession,
+        "context": TaskContext,
+        "app": FastAPI,
+    }
+
+
 def _wrong(
     function: Callable[..., Any],
     name: str,
@@ -229,7 +236,9 @@ def _resolve(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
         default = parameter.default
         known = isinstance(default, (*SIMPLE, enum.Enum, PurePath))
         return type(default) if known else str
-    namespace = {**_KNOWN_NAMES, **getattr(inspect.unwrap(function), "__globals__", {})}
+    # Often imported under `if TYPE_CHECKING:` only, where a text annotation could not be resolved.
+    known_names = {injectable.__name__: injectable for injectable in _injectable().values()}
+    namespace = {**known_names, **getattr(inspect.unwrap(function), "__globals__", {})}
     holder = types.SimpleNamespace(__annotations__={parameter.name: annotation})
     try:
         return typing.get_type_hints(holder, namespace, include_extras=True)[parameter.name]
@@ -245,7 +254,7 @@ def _resolve(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
 def _injected_kind(annotation: Any) -> Injected | None:
     base, _ = unwrap(annotation)
     if isinstance(base, type):
-        for kind, injectable in _INJECTABLE.items():
+        for kind, injectable in _injectable().items():
             if issubclass(base, injectable):
                 return kind
     return None
@@ -285,6 +294,8 @@ def _read_parameter(
         help=described or documented,
     )
     if not (isinstance(item, type) and item in SIMPLE):
+        from pydantic.errors import PydanticUserError
+
         try:
             made.adapter  # noqa: B018
         except (PydanticUserError, TypeError, NameError) as exc:
