@@ -20,7 +20,15 @@ from support.web import ServedProcess
 ROOT = Path(__file__).parents[1]
 
 RUN_BY_CI = {"Running the tests"}  # it is what runs this file
-RUN_HERE = {"Quick start", "A task", "A schedule", "The shell", "Health"}
+RUN_HERE = {
+    "Quick start",
+    "A task",
+    "A schedule",
+    "The shell",
+    "The database",
+    "Migrations",
+    "Health",
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,20 @@ def test_the_shell_runs_code_and_standard_input(shop: Path) -> None:
     assert run_sh(sh("The shell"), shop).stdout.splitlines()[0] == "0"
     counted = run_sh("fsa shell -c 'print(session.query(Order).count())'", shop)
     assert counted.stdout == "1\n"
+
+
+def test_the_database_is_shown_and_serves_the_models(shop: Path) -> None:
+    shown = run_sh("exec 2>&1\n" + sh("The database"), shop).stdout
+    assert "orders\t0\texact" in shown
+    assert "shipped\tboolean\tno" in shown
+    assert "the database has every table and column of the models" in shown
+
+
+def test_migrations_begin_without_an_ini_and_reach_head(shop: Path) -> None:
+    (shop / "shop.db").unlink()
+    done = run_sh(sh("Migrations"), shop).stdout
+    assert done.startswith("migrations/versions/")
+    assert "current, head" in done
 
 
 def test_health_is_well_and_names_the_database(shop: Path) -> None:
