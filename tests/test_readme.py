@@ -28,6 +28,7 @@ RUN_HERE = {
     "The database",
     "Migrations",
     "Health",
+    "When something is wrong",
 }
 
 
@@ -144,6 +145,13 @@ def test_migrations_begin_without_an_ini_and_reach_head(shop: Path) -> None:
     done = run_sh(sh("Migrations"), shop).stdout
     assert done.startswith("migrations/versions/")
     assert "current, head" in done
+
+
+def test_what_is_wrong_is_shown_on_three_pages(shop: Path) -> None:
+    shown = run_sh(sh("When something is wrong"), shop).stdout
+    assert "[tool.fsa] tasks in pyproject.toml" in shown
+    assert "POST\t/orders\tcreate_order\tmain.py:" in shown
+    assert shown.endswith("problems\n  none\n")
 
 
 def test_health_is_well_and_names_the_database(shop: Path) -> None:
