@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, event
@@ -101,7 +104,8 @@ def rehearse(run: Run, databases: Mapping[str, Database]) -> tuple[RunResult, Re
 
     with _nothing_outside(watched):
         if run.task.is_async:
-            return asyncio.run(inside()), told
+            with _at_once():
+                return asyncio.run(inside()), told
         with contextlib.ExitStack() as stack:
             for sandbox in sandboxes:
                 stack.enter_context(sandbox)
@@ -120,6 +124,26 @@ def _finish(result: RunResult, watched: list[Changes], told: Rehearsal) -> RunRe
                 return replace(result, status="failed", value=None, error=exc, at_commit=True)
     told.kept.append("what the task did outside the app's databases")
     return result
+
+
+@contextlib.contextmanager
+def _at_once() -> Iterator[None]:
+    """Ctrl-C interrupts a coroutine that blocks its loop, as a sandbox's sync connection does.
+
+    With a handler that is not Python's own, asyncio.run installs none that only cancels.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

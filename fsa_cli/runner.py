@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fsa_cli.context import Progress, TaskContext
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
+from fsa_cli.interruption import Statements
 from fsa_cli.signatures import Injected, signature_of
 from fsa_cli.tasks import Task
 
@@ -121,7 +122,12 @@ def execute(run: Run) -> RunResult:
         return asyncio.run(execute_async(run))
     attempt = _Attempt(run)
     try:
-        with attempt.scope, _alarm(attempt.timeout_s):
+        with (
+            Statements() as statements,
+            attempt.scope,
+            statements.ended_by_signals(),
+            _alarm(attempt.timeout_s),
+        ):
             value = attempt.call()
             attempt.check(value)
     except (Exception, SystemExit, _TimeIsUp) as exc:
@@ -137,10 +143,12 @@ async def execute_async(run: Run) -> RunResult:
     """
     attempt = _Attempt(run)
     try:
-        async with attempt.scope:
-            async with asyncio.timeout(attempt.timeout_s):
-                value = await attempt.call()
-            attempt.check(value)
+        with Statements() as statements:
+            async with attempt.scope:
+                with statements.ended_by_signals():
+                    async with asyncio.timeout(attempt.timeout_s):
+                        value = await statements.ended_by_cancelling(attempt.await_call())
+                attempt.check(value)
     except (Exception, SystemExit, _TimeIsUp) as exc:
         return attempt.failed(exc)
     except asyncio.CancelledError as exc:
@@ -188,6 +196,9 @@ class _Attempt:
         positional, named = signature.call(values)
         return self.run.task.function(*positional, **named)
 
+    async def await_call(self) -> Any:
+        return await self.call()
+
     def _inject(self, name: str, kind: Injected) -> object:
         match kind:
             case "session":
@@ -226,7 +237,8 @@ class _Attempt:
     def failed(self, error: BaseException) -> RunResult:
         if isinstance(error, _TimeIsUp) or (self._late and not self._returned):
             late = TimedOut(f"{self.run.task.name} took longer than {self.timeout_s:g} s")
-            late.__cause__ = None if isinstance(error, _TimeIsUp) else error
+            told = isinstance(error, _TimeIsUp) or (type(error) is TimeoutError and not str(error))
+            late.__cause__ = None if told else error
             return self._result("timed_out", error=late)
         return self._result("failed", error=error, at_commit=self._returned)
 

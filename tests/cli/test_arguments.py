@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -495,6 +496,69 @@ def test_a_flag_that_the_task_has_too_is_the_tasks() -> None:
     words = ["--json", "x", "--timeout", "3", "-q"]
 
     assert split(signature_of(task), words, FLAGS) == (["-q"], words[:4])
+
+
+def test_json_gives_values_by_name_and_words_go_before_it() -> None:
+    signature = signature_of(optional)
+
+    assert parse(signature, [], args_json='{"name": "ann"}') == {"name": "ann"}
+    given = '{"name": "ann", "greeting": "hi"}'
+    assert parse(signature, ["bob"], args_json=given) == {"name": "bob", "greeting": "hi"}
+    since = parse(signature_of(keyword), [], args_json='{"since": "2026-11-22"}')
+    assert since == {"since": date(2026, 11, 22)}
+    assert parse(signature_of(mapping), [], lambda: b'{"options": {"a": 1}}', args_json="-") == {
+        "options": {"a": 1}
+    }
+
+
+@pytest.mark.parametrize(
+    ("function", "args_json", "message"),
+    [
+        (optional, "{", '--args-json "{": not JSON: '),
+        (optional, "[1]", '--args-json "[1]": expected an object like {"name": "value"}'),
+        (optional, '{"nam": "x"}', "the task has no parameter 'nam'"),
+        (optional, "{}", "missing NAME (text)"),
+        (keyword, '{"since": "soon"}', '--args-json since "soon": expected a date like 2026'),
+        (integer, '{"user_id": [1]}', '--args-json user_id "[1]": expected a whole number'),
+        (optional, "@none", '--args-json "@none": cannot read none: No such file'),
+    ],
+)
+def test_wrong_json_is_named_with_what_was_expected(
+    function: Callable[..., Any], args_json: str, message: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        parse(signature_of(function), [], no_stdin, args_json=args_json)
+
+    assert caught.value.message.startswith(message)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("function", "line", "values"), GOOD, ids=[f"{f.__name__} {w}" for f, w, _ in GOOD]
+)
+def test_typed_values_reach_the_function(
+    function: Callable[..., Any], line: str, values: dict[str, Any]
+) -> None:
+    """From the words to the call: the function is called as its signature wants it."""
+    signature = signature_of(function)
+    positional, named = signature.call(parse(signature, line.split(), no_stdin))
+
+    bound = inspect.signature(function).bind_partial(*positional, **named)
+
+    received = {name: bound.arguments[name] for name in values}
+    assert received == values | {n: tuple(values[n]) for n in {"others"} & values.keys()}
+
+
+def test_text_with_a_secrets_name_is_not_repeated_either() -> None:
+    def task(password: Annotated[str, Field(min_length=20)]) -> None: ...
+
+    task.__annotations__["password"] = Annotated[str, Field(min_length=20)]
+    with pytest.raises(ArgumentError) as caught:
+        parse(signature_of(task), ["hunter2"], no_stdin)
+
+    assert caught.value.message == (
+        "PASSWORD (a secret): string should have at least 20 characters"
+    )
 
 
 def test_values_by_name_are_checked_as_words_are() -> None:

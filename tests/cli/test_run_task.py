@@ -65,6 +65,31 @@ MAIN = """
         print("waiting", flush=True)
         await asyncio.sleep(600)
 
+    LONG = text(
+        "SELECT pg_sleep(600)"
+        if {url!r}.startswith("postgresql")
+        else "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n"
+    )
+
+    @task
+    def query(session: Session):
+        session.execute(INSERT, dict(n=1))
+        print("waiting", flush=True)
+        session.execute(LONG)
+
+    @task
+    async def query_async(session: AsyncSession):
+        await session.execute(INSERT, dict(n=1))
+        print("waiting", flush=True)
+        await session.execute(LONG)
+
+    @task
+    def third(context: TaskContext, session: Session) -> int:
+        session.execute(INSERT, dict(n=context.attempt))
+        if context.attempt < 3:
+            raise LookupError("not yet")
+        return context.attempt
+
     @task
     def noisy() -> str:
         print("printed")
@@ -201,6 +226,24 @@ def test_a_signal_rolls_back(
     backend.assert_released()
 
 
+@pytest.mark.parametrize("words", [["query"], ["query_async"], ["query_async", "--dry-run"]])
+def test_ctrl_c_ends_the_statement_that_a_task_waits_for(
+    words: list[str],
+    fsa_process: Start,
+    project: Written,
+    backend: Backend,
+) -> None:
+    process = fsa_process("run-task", *words)
+    process.wait_for("waiting")
+
+    done = process.stop(signal.SIGINT)
+
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == f"error: {words[0]} was interrupted and rolled back"
+    assert project() == []
+    backend.assert_released()
+
+
 def test_ctrl_c_at_a_terminal_exits_130(terminal: OpenTerminal, small: Path) -> None:
     child = terminal("fsa", "run-task", "wait")
     child.expect("waiting")
@@ -221,6 +264,58 @@ def test_a_time_out_rolls_back_and_exits_124(words: list[str], fsa: Run, project
     assert done.returncode == 124
     assert f"error: {words[0]} took longer than 0.3 s" in done.stderr
     assert project() == []
+
+
+def test_a_dry_run_reports_rows_by_table_and_leaves_none(fsa: Run, project: Written) -> None:
+    done = fsa("run-task", "write", "--dry-run", "--n", "7")
+
+    assert (done.returncode, done.stdout) == (
+        0,
+        "7\ntable\tinserted\tupdated\tdeleted\nwritten\t1\t0\t0\n",
+    )
+    told, kept = done.stderr.splitlines()
+    assert told.endswith("; a dry run: all of it was rolled back")
+    assert kept.startswith("not undone: ")
+    assert project() == []
+
+    again = fsa("run-task", "--dry-run", "write_async", "--json")
+    table = {"database": "default", "table": "written", "inserted": 1, "updated": 0, "deleted": 0}
+    assert json.loads(again.stdout)["dry_run"]["tables"] == [table | {"inserted_or_updated": 0}]
+    assert project() == []
+
+
+def test_a_dry_run_of_a_task_that_fails_exits_1(fsa: Run, small: Path) -> None:
+    done = fsa("run-task", "fail", "--dry-run")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "LookupError: no such user" in done.stderr
+
+
+def test_retries_are_made_with_a_growing_pause(fsa: Run, project: Written) -> None:
+    done = fsa("run-task", "third", "--retries", "2", "--backoff=0.01")
+
+    assert (done.returncode, done.stdout) == (0, "3\n")
+    first, second, last = done.stderr.splitlines()
+    assert first.startswith("attempt 1 of 3 failed after ")
+    assert first.endswith(": LookupError: not yet; the next one in 0.01 s")
+    assert second.endswith("; the next one in 0.02 s")
+    assert last.startswith("third succeeded")
+    assert project() == [3]
+
+
+def test_retries_end(fsa: Run, small: Path) -> None:
+    done = fsa("run-task", "third", env={"FSA_RUN_TASK_RETRIES": "1", "FSA_RUN_TASK_BACKOFF": "0"})
+
+    assert done.returncode == 1
+    assert "error: third failed in attempt 2 after " in done.stderr
+
+
+def test_arguments_are_taken_from_json(fsa: Run, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text('{"n": 5, "since": "2026-01-01"}')
+
+    assert fsa("run-task", "write", "--args-json", '{"n": 4}').stdout == "4\n"
+    assert fsa("run-task", "write", "--args-json=@args.json").stdout == "5\n"
+    assert fsa("run-task", "write", "--args-json", "-", "--n=7", input='{"n": 6}').stdout == "7\n"
 
 
 def test_commit_false_is_said(fsa: Run, project: Written) -> None:
@@ -254,6 +349,10 @@ def test_a_function_that_is_not_registered_is_run_by_module_and_name(
         (["write", "--timeout", "0"], '--timeout "0": expected seconds, more than 0'),
         (["--timeout", "-1", "write"], '--timeout "-1": expected seconds, more than 0'),
         (["main:plain"], "missing N (a whole number)"),
+        (["write", "--retries", "x"], '--retries "x": expected a whole number, 0 or more'),
+        (["write", "--timeout"], "--timeout needs a value"),
+        (["write", "--args-json", "n=1"], '--args-json "n=1": not JSON: '),
+        (["write", "--args-json", '{"n": "x"}'], '--args-json n "x": expected a whole number'),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -288,6 +387,7 @@ def test_json_has_the_run_and_prints_go_to_stderr(fsa: Run, small: Path) -> None
     run = json.loads(done.stdout)
     assert (run["task"], run["status"], run["result"]) == ("noisy", "succeeded", "returned")
     assert run["error"] is None
+    assert (run["progress"], run["dry_run"]) == ([], None)
     assert run["started_at"].endswith("Z")
     assert run["duration_ms"] > 0
     assert done.stderr.splitlines() == ["printed", "echoed"]
@@ -356,6 +456,12 @@ def test_help_before_the_name_is_fsas(fsa: Run, tmp_path: Path) -> None:
 
     assert done.returncode == 0
     assert "Run one task now, here" in done.stdout
+
+
+def test_progress_is_a_field_of_the_run_in_json(fsa: Run, small: Path) -> None:
+    run = json.loads(fsa("run-task", "count", "--json").stdout)
+
+    assert run["progress"] == [{"text": "rows", "done": 2, "total": 2}]
 
 
 def test_progress_is_a_bar_on_a_terminal_and_nothing_elsewhere(

@@ -205,6 +205,34 @@ def test_a_statement_that_psycopg_waits_for_is_cancelled_at_the_time_out(
     wait_until(lambda: postgresql.rows(active + "AND state = 'active'") == [(0,)])
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_statement_that_sqlite_works_on_ends_at_the_time_out(
+    asynchronous: bool, sqlite: Backend
+) -> None:
+    """And so does the run's whole transaction; the connection can be used again."""
+    sqlite.execute("CREATE TABLE written (n INTEGER)")
+    database = Database("tests")
+    database.configure(db_url=sqlite.url)
+    long = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT max(i) FROM n")
+
+    def slow(session: Session) -> None:
+        session.execute(INSERT)
+        session.execute(long)
+
+    async def slow_async(session: AsyncSession) -> None:
+        await session.execute(INSERT)
+        await session.execute(long)
+
+    result = run(task(slow_async if asynchronous else slow), database=database, timeout_s=0.3)
+
+    assert result.status == "timed_out"
+    assert rows(sqlite) == 0
+    assert run(task(write), database=database).succeeded
+    assert rows(sqlite) == 1
+    assert signal.set_wakeup_fd(-1) == -1
+    database.dispose()
+
+
 def in_thread(work: Callable[[], RunResult]) -> RunResult:
     results: list[RunResult] = []
     thread = threading.Thread(target=lambda: results.append(work()))
