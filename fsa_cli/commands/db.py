@@ -7,15 +7,15 @@ from typing import Any
 
 import typer
 
-from fsa_cli.commands import db_migrations, db_read, db_schema
+from fsa_cli.commands import db_migrations, db_query, db_read, db_schema
 
 app = typer.Typer()
 
 _COMMANDS: Mapping[str, Callable[..., Any]] = {
     "show": db_read.show,
     "table": db_read.table,
-    "query": db_read.query,
-    "shell": db_read.shell,
+    "query": db_query.query,
+    "shell": db_query.shell,
     "create": db_schema.create,
     "check": db_schema.check,
     "revision": db_migrations.revision,

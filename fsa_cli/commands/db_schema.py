@@ -29,7 +29,7 @@ def create(
       fsa db create --confirm shop
     """
     from fsa_cli import schema
-    from fsa_cli.commands.db_read import refusals
+    from fsa_cli.commands.db_query import refusals
     from fsa_cli.connections import connected
     from fsa_cli.migrations.scripts import find
 

@@ -4,70 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.blame import described, place
-from fsa_cli.exceptions import FsaError, MigrationFailed, SchemaBehind, UsageError
+from fsa_cli.exceptions import FsaError, MigrationFailed, UsageError
 from fsa_cli.inspection import metadata_of
 from fsa_cli.loader import LoadedApp
 from fsa_cli.migrations.scripts import Scripts, find, require_alembic
+from fsa_cli.migrations.state import Revision, State, Step, change_of, revision_of, step_of
 from fsa_cli.settings import Settings
 
 if TYPE_CHECKING:
-    from alembic.script import Script
-
     from fsa_cli.migrations.environment import Setup
 
 __all__ = ["Migrations", "Revision", "State", "Step", "is_at_head"]
-
-
-@dataclass(frozen=True)
-class Revision:
-    """One migration script."""
-
-    revision: str
-    down: tuple[str, ...]
-    message: str
-    file: str
-    is_head: bool
-
-
-@dataclass(frozen=True)
-class Step:
-    """One migration that was applied: `upgrade`, `downgrade` or `stamp`."""
-
-    direction: str
-    revision: str
-    message: str
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a database stands. `pending` is what an upgrade would apply, in its order."""
-
-    current: tuple[str, ...]
-    heads: tuple[str, ...]
-    pending: tuple[Revision, ...]
-
-    @property
-    def at_head(self) -> bool:
-        return set(self.current) == set(self.heads)
-
-    def __str__(self) -> str:
-        have = ", ".join(self.current) or "no revision"
-        if self.at_head:
-            return f"at head: {have}"
-        more = f", {len(self.pending)} to apply" if self.pending else ""
-        return f"not at head: has {have}, head is {', '.join(self.heads) or 'none'}{more}"
-
-    def behind(self) -> SchemaBehind:
-        """What to say, with exit code 5, of a database that is not at head."""
-        return SchemaBehind(
-            f"the schema is {self}",
-            details=[f"{each.revision}  {each.message}" for each in self.pending[:4]],
-            hint="fsa db upgrade",
-        )
 
 
 def is_at_head(loaded: LoadedApp, settings: Settings) -> State | None:
@@ -139,7 +89,7 @@ class Migrations:
         changes: list[str] = []
 
         def keep_what_changes(context: Any, revision: Any, directives: list[Any]) -> None:
-            changes.extend(map(_change, directives[0].upgrade_ops.as_diffs()))
+            changes.extend(map(change_of, directives[0].upgrade_ops.as_diffs()))
             if not changes:
                 directives.clear()
 
@@ -153,7 +103,7 @@ class Migrations:
                 process_revision_directives=keep_what_changes if autogenerate else None,
             )
         )
-        return _revision(made) if made and not isinstance(made, list) else None, changes
+        return revision_of(made) if made and not isinstance(made, list) else None, changes
 
     def state(self) -> State:
         """Where the database stands."""
@@ -164,7 +114,7 @@ class Migrations:
             # In the order of an upgrade: the base first.
             missing = script.iterate_revisions("heads", current or "base", implicit_base=True)
             applied = set(current)
-            pending = [_revision(each) for each in missing if each.revision not in applied]
+            pending = [revision_of(each) for each in missing if each.revision not in applied]
             return State(current, tuple(script.get_heads()), tuple(reversed(pending)))
 
         state: State = self._run_setup(look)
@@ -177,7 +127,7 @@ class Migrations:
         self._need_scripts()
         with self._told():
             script = ScriptDirectory.from_config(self.scripts.config({}))
-            return [_revision(each) for each in script.walk_revisions()]
+            return [revision_of(each) for each in script.walk_revisions()]
 
     def _run(
         self,
@@ -197,7 +147,7 @@ class Migrations:
 
         setup = Setup(self.scripts, self.database, self._metadata, output=output)
         if tell is not None:
-            setup.on_step = lambda info: tell(_step(info))
+            setup.on_step = lambda info: tell(step_of(info))
         with self._told():
             return setup.run(lambda config: work(setup, config))
 
@@ -232,39 +182,3 @@ class Migrations:
                 details=where.lines() if where else [],
                 hint="fsa db current says where the schema stands; --traceback shows more",
             ) from exc
-
-
-def _revision(script: Script) -> Revision:
-    down = script.down_revision or ()
-    return Revision(
-        revision=script.revision,
-        down=(down,) if isinstance(down, str) else tuple(down),
-        message=script.doc,
-        file=script.path,
-        is_head=script.is_head,
-    )
-
-
-def _step(info: Any) -> Step:
-    if info.is_stamp:
-        return Step("stamp", ", ".join(info.destination_revision_ids) or "base", "")
-    if info.is_upgrade:
-        return Step("upgrade", info.up_revision_id, info.up_revision.doc)
-    return Step("downgrade", info.up_revision_id, info.up_revision.doc)
-
-
-def _change(diff: Any) -> str:
-    """One change that autogenerate found, as `add column orders.item`."""
-    if isinstance(diff, list):  # several changes of one column
-        return ", ".join(dict.fromkeys(map(_change, diff)))
-    kind, *rest = diff
-    what = kind.replace("_", " ")
-    if kind.startswith("modify_"):
-        return f"{what.replace('modify', 'change')} of {rest[1]}.{rest[2]}"
-    if kind.endswith("_column"):
-        return f"{what} {rest[1]}.{rest[2].name}"
-    item = rest[0]
-    name = getattr(item, "fullname", None) or getattr(item, "name", None) or ""
-    table = getattr(item, "table", None)
-    on = f" on {table.fullname}" if table is not None and table is not item else ""
-    return f"{what} {name}{on}".rstrip()

@@ -1,0 +1,156 @@
+"""`fsa db query | shell`: SQL on the database."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fsa_cli.commands import Fsa
+from fsa_cli.commands.db_options import option
+from fsa_cli.exceptions import FsaError, StatementFailed, UsageError
+
+if TYPE_CHECKING:
+    from fsa_cli.query import Rows
+
+_ON_A_TERMINAL = 500
+_BATCH = 500
+_HINTS = {
+    "multi-query|one statement at a time": "one statement at a time",
+    "(?i)read-?only|read only|as cursor": "fsa db query only reads; fsa db shell can write",
+}
+
+
+def query(
+    context: typer.Context,
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="A statement; @FILE reads one, - reads stdin.")
+    ],
+    as_csv: Annotated[
+        bool, option("query", "--csv", help="Comma-separated values, with a header.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        option(
+            "query",
+            "--limit",
+            help=f"Show that many rows at most; 0 is all. On a terminal {_ON_A_TERMINAL}.",
+            min=0,
+            metavar="N",
+        ),
+    ] = None,
+) -> None:
+    """Run one SQL statement that reads, and show its rows. The database itself refuses to write.
+
+    \b
+      fsa db query "select name, count(*) from users group by name"
+      fsa db query @report.sql --csv > report.csv
+      echo "select 1 as one" | fsa db query - --json
+    """
+    from fsa_cli import query
+
+    fsa = Fsa.of(context)
+    if as_csv and fsa.output.json:
+        raise UsageError("--csv and --json do not go together")
+    statement = _statement(sql)
+    database = fsa.load().database(fsa.settings.database)
+    if limit is None:
+        limit = _ON_A_TERMINAL if _is_read_by_a_person(fsa, as_csv) else 0
+
+    def receive(columns: list[str], rows: Rows) -> None:
+        cells = ([query.value(cell) for cell in row] for row in rows)
+        first = itertools.islice(cells, limit or None)
+        if as_csv:
+            _write_csv(fsa, columns, first)
+        else:
+            fsa.output.table(
+                [dict(zip(columns, _told(fsa, row), strict=True)) for row in first],
+                {name: name for name in columns},
+            )
+        if limit and next(cells, None) is not None:
+            fsa.output.say(f"the first {limit} rows: --limit N shows more, --limit 0 all")
+
+    with refusals(fsa):
+        query.run(database, statement, receive)
+
+
+def shell(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="Arguments for the client, after --."),
+    ] = None,
+) -> None:
+    """The database's own client: psql, mariadb or sqlite3, with the app's URL.
+
+    \b
+      fsa db shell
+      fsa db shell -- -c "select now()"
+      fsa -d reports db shell < report.sql
+
+    The password is never among the client's arguments.
+    """
+    from fsa_cli import clients
+
+    fsa = Fsa.of(context)
+    url = fsa.load().database(fsa.settings.database).url
+    assert url is not None
+    raise typer.Exit(clients.run(url, words or []))
+
+
+@contextmanager
+def refusals(fsa: Fsa) -> Iterator[None]:
+    """Tell what the database says of a statement, in its driver's own words."""
+    from fsa_cli.connections import driver_says
+
+    try:
+        yield
+    except (FsaError, OSError):
+        raise
+    except Exception as exc:
+        if fsa.load().unreachable(exc) is not None:
+            raise
+        said = driver_says(exc)
+        more = str(getattr(exc, "orig", exc)).splitlines()[1:]
+        pointed = itertools.takewhile(lambda line: not line.startswith(("QUERY", "CONTEXT")), more)
+        hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, said)), None)
+        raise StatementFailed(said, details=list(pointed), hint=hint) from exc
+
+
+def _statement(sql: str) -> str:
+    try:
+        if sql == "-":
+            return sys.stdin.read()
+        if sql.startswith("@"):
+            return Path(sql[1:]).read_text(encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"{sql[1:]} cannot be read: {exc.strerror}") from exc
+    return sql
+
+
+def _is_read_by_a_person(fsa: Fsa, as_csv: bool) -> bool:
+    return sys.stdout.isatty() and not fsa.output.json and not as_csv
+
+
+def _told(fsa: Fsa, row: list[Any]) -> list[Any]:
+    """For a table: a number with all its digits, as the database has it."""
+    if fsa.output.json:
+        return row
+    return [repr(cell) if isinstance(cell, float) else cell for cell in row]
+
+
+def _write_csv(fsa: Fsa, columns: list[str], rows: Iterator[list[Any]]) -> None:
+    batch: list[list[Any]] = [columns]
+    while batch:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(batch)
+        fsa.output.line(text.getvalue().removesuffix("\n"))
+        batch = list(itertools.islice(rows, _BATCH))
