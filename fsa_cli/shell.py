@@ -14,6 +14,7 @@ import sys
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, copy_context
+from functools import partial
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -202,8 +203,12 @@ class Shell:
 
     def _sql(self, statement: Any, values: dict[str, Any]) -> Any:
         session = self._session()
-        result = session.execute(statement, values)
-        return self.wait_for(result) if inspect.iscoroutine(result) else result
+        # SQLAlchemy 2.0 flushes before a select(), but not before a text().
+        for step in (session.flush, partial(session.execute, statement, values)):
+            result = step()
+            if inspect.iscoroutine(result):
+                result = self.wait_for(result)
+        return result
 
     def _banner(self, models: str, tasks: int) -> str:
         return "\n".join(f"{head:<8} {text}" for head, text in self._facts(models, tasks))
