@@ -274,3 +274,20 @@ def test_without_migrations_or_alembic_it_says_what_to_do(fsa, project) -> None:
     missing = fsa("db", "upgrade")
     assert missing.returncode == 3
     assert "hint: pip install 'fastapi-sqlalchemy[alembic]'" in missing.stderr
+
+
+def test_health_fails_where_the_schema_is_behind(fsa, project, sqlite) -> None:
+    write_migration(project / "migrations" / "versions", "aaa1")
+    env = {"FSA_DB_URL": sqlite.url}
+
+    behind = fsa("health", "--json", env=env)
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    well = fsa("health", "--json", env=env)
+
+    schema = [
+        next(each for each in json.loads(done.stdout)["checks"] if each["check"] == "schema")
+        for done in (behind, well)
+    ]
+    assert [each["ok"] for each in schema] == [False, True]
+    assert "not at head" in schema[0]["detail"]
+    assert (behind.returncode, well.returncode) == (1, 0)
