@@ -3,9 +3,12 @@
 In an app: `from fsa_cli import task, TaskContext`. The tool itself is the command `fsa`.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # typing's own costs as much as all else that `fsa --version` imports
 if TYPE_CHECKING:
+    from typing import Any
+
     from fsa_cli.context import Progress, TaskContext
     from fsa_cli.tasks import Task, task
 

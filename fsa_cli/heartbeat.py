@@ -6,11 +6,16 @@ would cost more than all the rest.
 
 # ruff: noqa: PTH103, PTH109, PTH110, PTH116, PTH118, PTH119, PTH120, PTH123
 
+from __future__ import annotations
+
 import os
 import sys
 import time
-from collections.abc import Mapping
 from zlib import crc32
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: A heartbeat that is older than this is no life. Whoever writes it does so every few seconds.
 STALE_S = 30.0
