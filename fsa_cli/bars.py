@@ -69,9 +69,16 @@ class Bars:
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
         display = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(
+                    no_wrap=True, overflow="ellipsis", max_width=self._output.narration.width // 3
+                ),
+            ),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from fsa_cli.tasks import Task
 
 __all__ = ["page", "soon", "spoken"]
 
-_WIDTH = 100
+_WIDEST = 100
 _NEXT = 3
 
 
@@ -68,10 +69,15 @@ def _has_seconds(schedule: schedules.Schedule) -> bool:
     return any(instant.second for instant in instants)
 
 
+def _width() -> int:
+    """The terminal's width, where it is narrower than a page is wide."""
+    return min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
+
+
 def _usage(command: str, pieces: list[str]) -> list[str]:
     lines = [command]
     for piece in pieces:
-        if len(lines[-1]) + 1 + len(piece) > _WIDTH:
+        if len(lines[-1]) + 1 + len(piece) > _width():
             lines.append("   ")
         lines[-1] += f" {piece}"
     return lines
@@ -151,7 +157,7 @@ def _section(heading: str, rows: list[tuple[str, str]]) -> list[str]:
     width = min(max(len(head) for head, _ in rows), 36)
     lines = [f"{heading}:"]
     for head, text in rows:
-        body = textwrap.wrap(text, _WIDTH - width - 4) or [""]
+        body = textwrap.wrap(text, max(_width() - width - 4, 20)) or [""]
         if len(head) > width:
             lines.append(f"  {head}")
             head = ""

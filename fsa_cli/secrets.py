@@ -12,7 +12,7 @@ _PAIR = re.compile(
     (?P<head>
         (?<![a-z]) [\w-]* (?:password|passwd|pwd|secret|token|api_?key) [\w-]* ['"]? \s*[=:]\s*
     )
-    (?: '[^']*' | "[^"]*" | [^\s&;,'"()\[\]{}]+ )
+    (?: '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\s&;,'"()\[\]{}]+ )
     """,
     re.IGNORECASE | re.VERBOSE,
 )

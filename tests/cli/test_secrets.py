@@ -1,0 +1,171 @@
+"""No password in any output: of the error printer whatever the password, of every command."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import make_url
+
+from fsa_cli.exceptions import FsaError
+from fsa_cli.main import COMMANDS
+from fsa_cli.output import Output
+from fsa_cli.secrets import mask
+from support.backends import Backend
+from support.processes import Run, write_files
+
+# Long enough not to be in the text around it by chance.
+PASSWORDS = st.text(
+    st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=8, max_size=30
+)
+
+
+def spellings(password: str) -> set[str]:
+    """How a password stands in texts: as it is where that can be told, else encoded or quoted."""
+    return {quote(password, safe=""), quote_plus(password), password}
+
+
+def texts(password: str) -> list[str]:
+    """What drivers, SQLAlchemy and people write."""
+    encoded = quote(password, safe="")
+    return [
+        f"cannot connect to postgresql+psycopg://me:{encoded}@db.example:5432/shop?sslmode=require",
+        f"Could not parse mysql://:{encoded}@db/shop",
+        f"postgresql://db/shop?user=me&password={encoded}&sslmode=require",
+        f"sqlite+pysqlcipher:///shop.db?PASSWORD={encoded}",
+        f"postgresql://me@db/shop?sslpassword={encoded}",
+        f"mssql+pyodbc://db/shop?authentication_token={encoded}",
+        f"connect(**{ {'host': 'db', 'password': password}!r})",
+        f"connect(host='db', password={password!r})",
+        json.dumps({"host": "db", "password": password}),
+        json.dumps({"url": f"postgresql://me:{encoded}@db/shop"}),
+        f"the variable DB_PASSWORD={encoded} is set",
+        repr(make_url("postgresql://me@db/shop").set(password=password)),
+    ]
+
+
+@given(PASSWORDS)
+def test_no_password_is_left_in_a_text(password: str) -> None:
+    for text in texts(password):
+        shown = mask(text)
+        for spelling in {*spellings(password), json.dumps(password)[1:-1], repr(password)[1:-1]}:
+            assert spelling not in shown, text
+
+
+@given(PASSWORDS, st.booleans(), st.booleans())
+def test_the_error_printer_shows_no_password(password: str, as_json: bool, whole: bool) -> None:
+    for text in texts(password):
+        error = FsaError(f"it failed: {text}", details=[text, f"  {text}"], hint=f"not {text}")
+        cause = RuntimeError(text)
+        error.__cause__ = cause
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            output = Output(json=as_json, traceback=whole)
+            output.error(error)
+            output.say(text)
+            output.warn(text)
+            output.line(text)
+            output.table([{"text": text}], {"text": "text"})
+            output.record({"text": text})
+            output.document({"text": [text]})
+        for spelling in spellings(password):
+            assert spelling not in told.getvalue()
+
+
+SECRET = "hunter2/sec%ret"
+
+MAIN = """
+    import os
+    from fastapi import FastAPI
+    from sqlalchemy import text
+    from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+    from fastapi_sqlalchemy import DBSessionMiddleware, db
+    from fsa_cli import task
+
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+
+    class Base(DeclarativeBase): ...
+
+    class Note(Base):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    @task(schedule="@daily")
+    def fail(session: Session):
+        session.execute(text("SELECT 1"))
+        raise RuntimeError(f"cannot use {db.url.render_as_string(hide_password=False)}")
+
+    @app.get("/")
+    def index(): ...
+"""
+
+#: Each command, in words that end by themselves.
+LINES = [
+    "run-task fail",
+    "run-task fail --dry-run",
+    "run-task fail --args-json {url}",
+    "run-task {url}",
+    "tasks fail",
+    "scheduler list",
+    "shell -c session.execute(text('SELECT_1'))",
+    "health",
+    "health live",
+    "config",
+    "doctor",
+    "routes",
+    "db show",
+    "db query SELECT_1",
+    "db check",
+    "db current",
+    "--app {url} health",
+]
+
+
+def test_every_command_is_among_them() -> None:
+    assert set(COMMANDS) <= {line.split()[0] for line in LINES}
+
+
+@pytest.fixture(scope="module")
+def laid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("secrets"), main=MAIN)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_no_command_shows_the_databases_password(
+    line: str, laid: Path, postgresql: Backend, fsa: Run
+) -> None:
+    """With a database that answers, and with one that does not."""
+    url = make_url(postgresql.url).set(password=SECRET)
+    working = url.render_as_string(hide_password=False)
+    failing = (
+        f"postgresql+psycopg://me:{quote(SECRET, safe='')}@127.0.0.1:1/shop"
+        f"?sslpassword={quote_plus(SECRET)}"
+    )
+    for used, flags in ((working, ["-v"]), (failing, ["--json", "--traceback", "-v"])):
+        words = [word.replace("_", " ").format(url=used) for word in line.split()]
+
+        done = fsa(*flags, *words, cwd=laid, env={"FSA_DB_URL": used})
+
+        assert "hunter2" not in done.stdout + done.stderr
+        assert done.stdout + done.stderr or line == "health live"
+
+
+def test_a_password_in_the_env_file_is_not_shown(
+    laid: Path, fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    url = f"mysql+pymysql://me:{quote(SECRET, safe='')}@127.0.0.1:1/shop"
+    write_app(tmp_path, {"main.py": (laid / "main.py").read_text(), ".env": f"FSA_DB_URL={url}\n"})
+
+    for words in (["config", "--json"], ["health"], ["run-task", "fail", "--traceback"]):
+        done = fsa(*words)
+
+        assert "127.0.0.1" in done.stdout + done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
