@@ -31,30 +31,38 @@ def split(
 
     Args:
         signature: The task's; an option of the task is the task's, whatever fsa calls its own.
-        words: All that follows the task's name. The first `--` ends fsa's flags and is dropped.
+        words: All that follows the task's name. `--` ends fsa's flags: what follows is the task's,
+            its options, and anything else as an argument. A second `--` ends its options too.
         flags: fsa's flags, and whether each takes a value.
     """
     options = signature.options()
     ours: list[str] = []
     theirs: list[str] = []
+    plain: list[str] = []
+    ended = False
     rest = list(words)
     while rest:
         word = rest.pop(0)
         spelling, equals, _ = word.partition("=")
-        if word == "--":
-            return ours, theirs + rest
         option = options.get(_spelled(spelling))
-        if option is not None:
+        if word == "--":
+            if ended:
+                plain += rest
+                break
+            ended = True
+        elif option is not None:
             theirs.append(word)
             if option[0].kind == "option" and not equals and rest and _is_value(rest[0]):
                 theirs.append(rest.pop(0))
+        elif ended:
+            plain.append(word)
         elif spelling in flags:
             ours.append(word)
             if flags[spelling] and not equals and rest:
                 ours.append(rest.pop(0))
         else:
             theirs.append(word)
-    return ours, theirs
+    return ours, [*theirs, "--", *plain] if plain else theirs
 
 
 def parse(

@@ -15,7 +15,9 @@ from support.waiting import wait_until
 
 MAIN = """
     import asyncio, subprocess, sys, time
-    from datetime import date
+    from dataclasses import dataclass
+    from datetime import date, datetime
+    from typing import Literal
     from fastapi import FastAPI
     from sqlalchemy import text
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -121,6 +123,23 @@ MAIN = """
     def count(context: TaskContext):
         with context.progress(2, "rows") as progress:
             progress.advance(2)
+
+    @dataclass
+    class Point:
+        x: int
+        y: int = 0
+
+    @task
+    def typed(
+        user_id: int,
+        *names: str,
+        mode: Literal["fast", "slow"] = "fast",
+        ids: list[int] = [],
+        active: bool = True,
+        point: Point | None = None,
+        at: datetime | None = None,
+    ) -> list:
+        return [user_id, names, mode, ids, active, point and [point.x, point.y], at]
 
     def plain(n: int) -> int:
         '''Not registered.'''
@@ -360,6 +379,55 @@ def test_a_wrong_word_exits_2_in_one_line(
     words: list[str], message: str, fsa: Run, small: Path
 ) -> None:
     done = fsa("run-task", *words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "returned"),
+    [
+        ("7", "", [7, [], "fast", [], True, None, None]),
+        (
+            "7 ann bob --mode slow --no-active",
+            "",
+            [7, ["ann", "bob"], "slow", [], False, None, None],
+        ),
+        ("-7 --ids 1 --ids=2", "", [-7, [], "fast", [1, 2], True, None, None]),
+        ("7 --ids -", "3\n4\n", [7, [], "fast", [3, 4], True, None, None]),
+        ('7 --point {"x":1}', "", [7, [], "fast", [], True, [1, 0], None]),
+        ("7 --point @point.json", "", [7, [], "fast", [], True, [2, 3], None]),
+        ("7 --at 2026-01-02T03:04", "", [7, [], "fast", [], True, None, "2026-01-02T03:04:00"]),
+        ("7 -- -x --ids 1 -y", "", [7, ["-x", "-y"], "fast", [1], True, None, None]),
+        ("7 -- -- --ids", "", [7, ["--ids"], "fast", [], True, None, None]),
+    ],
+)
+def test_words_arrive_in_the_task_as_what_it_says(
+    line: str, given: str, returned: list[object], fsa: Run, small: Path
+) -> None:
+    (small / "point.json").write_text('{"x": 2, "y": 3}')
+
+    done = fsa("run-task", "typed", *line.split(), input=given)
+
+    assert (done.returncode, json.loads(done.stdout)) == (0, returned)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seven", 'USER_ID "seven": expected a whole number'),
+        ("7 --mode fsat", '--mode "fsat": expected one of fast, slow\nhint: did you mean fast?'),
+        ("7 --ids x", '--ids "x": expected a whole number'),
+        ('7 --point {"y":1}', '--point "{"y":1}": x: '),
+        ("7 --point @none", '--point "@none": cannot read none: No such file'),
+        ("7 --at soon", '--at "soon": expected a date and time like 2026-11-22T15:30'),
+    ],
+)
+def test_words_that_do_not_fit_are_refused_in_a_line(
+    line: str, message: str, fsa: Run, small: Path
+) -> None:
+    done = fsa("run-task", "typed", *line.split())
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {message}")
