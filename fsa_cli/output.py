@@ -54,7 +54,7 @@ class Output:
 
     def document(self, value: object) -> None:
         """Print *value* as one JSON document."""
-        self._write(sys.stdout, dumps(value, indent=2 if _is_terminal(sys.stdout) else None))
+        self._json(sys.stdout, value, indent=2 if _is_terminal(sys.stdout) else None)
 
     def line(self, text: str) -> None:
         """Print one line of data, as it is."""
@@ -106,7 +106,7 @@ class Output:
     def error(self, error: FsaError) -> None:
         """Print *error* on stderr: at most eight lines, or one JSON object."""
         if self.json:
-            self._write(sys.stderr, dumps(_error_document(error)))
+            self._json(sys.stderr, _error_document(error))
             return
         if self.traceback and error.__cause__ is not None:
             self._write(sys.stderr, traceback_text(error.__cause__))
@@ -146,6 +146,14 @@ class Output:
     def _colors(self, stream: TextIO) -> bool:
         plain = self.color is False or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
         return not plain and _is_terminal(stream)
+
+    def _json(self, stream: TextIO | None, value: object, *, indent: int | None = None) -> None:
+        text = dumps(value, indent=indent)
+        try:
+            text.encode(getattr(stream, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:  # JSON has escapes of its own for what the locale cannot show
+            text = json.dumps(json.loads(text), indent=indent)
+        self._write(stream, text)
 
     def _write(self, stream: TextIO | None, text: str) -> None:
         if stream is None:  # started with that descriptor closed

@@ -1,0 +1,140 @@
+"""Every command that shows something: as JSON, in a pipe, on a narrow and on a dumb terminal."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from support.processes import SCRIPTS, Completed, environment, run, write_files
+
+FSA = str(Path(SCRIPTS, "fsa"))
+LONG = "a summary that is much longer than twenty columns and has a größe in it"
+FILES = {
+    "pyproject.toml": '[tool.fsa.health]\ndisk = "tasks:disk"\n',
+    "main.py": """
+        from fastapi import FastAPI
+        from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+        from fastapi_sqlalchemy import DBSessionMiddleware
+
+        class Base(DeclarativeBase):
+            pass
+
+        class Order(Base):
+            __tablename__ = "orders"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            item: Mapped[str]
+
+        app = FastAPI()
+        app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db")
+
+        @app.get("/orders")
+        def orders() -> list[str]: ...
+    """,
+    "tasks.py": f"""
+        from fsa_cli import task
+
+        def disk():
+            return "12 GB free"
+
+        @task(schedule="0 3 * * *")
+        def ship(item: str = "tea", *, limit: int = 10) -> dict:
+            '''{LONG}.'''
+            return {{"item": item, "limit": limit}}
+    """,
+}
+READING = [
+    ["tasks"],
+    ["tasks", "ship"],
+    ["run-task", "ship"],
+    ["scheduler", "list"],
+    ["health"],
+    ["routes"],
+    ["config"],
+    ["doctor"],
+    ["db", "show"],
+    ["db", "table", "orders"],
+    ["db", "query", "select id, item from orders"],
+    ["db", "check"],
+]
+ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose database has its one table, with a row."""
+    directory = write_files(tmp_path_factory.mktemp("shop"), FILES)
+    code = "Base.metadata.create_all(session.connection())\nsession.add(Order(item='größe'))\n"
+    done = run(FSA, "shell", "-c", f"from main import Base\n{code}session.commit()", cwd=directory)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+@pytest.fixture(params=READING, ids=" ".join)
+def words(request: pytest.FixtureRequest) -> list[str]:
+    found: list[str] = request.param
+    return found
+
+
+def test_json_is_one_document_in_an_ascii_locale_with_stderr_closed(
+    shop: Path, words: list[str]
+) -> None:
+    # The shell closes descriptor 2 before fsa begins.
+    done: Completed = run(
+        "/bin/sh", "-c", '"$@" 2>&-', "sh", FSA, *words, "--json", cwd=shop, env=ASCII
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.isascii()
+    assert json.loads(done.stdout) is not None
+    if words in (["tasks", "ship"], READING[-2]):
+        assert "größe" in str(json.loads(done.stdout))
+
+
+def test_a_reader_that_has_gone_ends_it_without_a_word(shop: Path, words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [FSA, *words, "-q"],
+            cwd=shop,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(write)
+
+    silent = words == ["db", "check"]  # with -q there is nothing to write
+    assert done.returncode == (0 if silent else 141), done.stderr
+    assert done.stderr == ""
+
+
+def test_a_dumb_terminal_of_twenty_columns_shows_all_of_it_without_colors(
+    shop: Path, words: list[str]
+) -> None:
+    piped = run(FSA, *words, "-q", cwd=shop)
+    screen = pexpect.spawn(
+        FSA,
+        [*words, "-q"],
+        cwd=str(shop),
+        env=environment({"TERM": "dumb"}),  # type: ignore[arg-type]
+        dimensions=(40, 20),
+        encoding="utf-8",
+        timeout=60,
+    )
+    shown = screen.read()
+    screen.close()
+
+    assert screen.exitstatus == piped.returncode == 0, shown
+    assert "\x1b" not in shown
+    assert "…" not in shown
+    if words == ["tasks"]:
+        whole = re.sub(r"\s", "", shown)
+        assert all(letters in whole for letters in re.findall(r"\w{4}", piped.stdout)), shown
