@@ -16,6 +16,7 @@ import typer
 from fsa_cli import arguments, report
 from fsa_cli.bars import Bars
 from fsa_cli.commands import SPELLINGS, Fsa, split_flags
+from fsa_cli.completion import task_names
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
 from fsa_cli.finding import database_for, find
 from fsa_cli.loader import LoadedApp
@@ -54,7 +55,13 @@ _FLAGS = {word: field in {*_LOADING, "database"} for word, field in SPELLINGS.it
 def run_task(
     context: typer.Context,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A task, or MODULE:FUNCTION.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A task, or MODULE:FUNCTION.",
+            show_default=False,
+            autocompletion=task_names,
+        ),
     ],
     words: Annotated[
         list[str] | None,

@@ -9,6 +9,7 @@ import typer
 
 from fsa_cli import manual, schedules
 from fsa_cli.commands import Fsa
+from fsa_cli.completion import task_names
 from fsa_cli.exceptions import FsaError
 from fsa_cli.finding import find
 from fsa_cli.signatures import Parameter, signature_of
@@ -21,7 +22,13 @@ app = typer.Typer()
 def tasks(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One task in full.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="One task in full.",
+            show_default=False,
+            autocompletion=task_names,
+        ),
     ] = None,
 ) -> None:
     """The registered tasks: what they take, when they run; one task in full.
