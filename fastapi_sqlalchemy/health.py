@@ -248,8 +248,11 @@ def _measure(db: Database) -> float:
     started = time.perf_counter()
     try:
         engine = db.engine
-    except ConfigurationError:
-        return asyncio.run(_ameasure(db))
+    except ConfigurationError as no_sync_side:
+        try:
+            return asyncio.run(_ameasure(db))
+        except ConfigurationError:
+            raise no_sync_side from None
     with engine.connect() as connection:
         connection.execute(select(1))
     return _ms_since(started)

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Side = Literal["sync", "async"]
+_A = {"sync": "a sync", "async": "an async"}
 
 _SECRET = re.compile(r"pass|pwd|secret|token|credential|odbc_connect", re.I)
 
@@ -141,7 +142,7 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
             ("db_url", "db.session") if side == "sync" else ("async_db_url", "db.async_session")
         )
         raise ConfigurationError(
-            f"{attribute} needs a {side} driver, and none is known that goes with "
+            f"{attribute} needs {_A[side]} driver, and none is known that goes with "
             f"{url.drivername!r}. Name one: {argument}=..."
         )
     for name, driver in candidates.items():
@@ -168,8 +169,8 @@ def missing_driver(url: URL, side: Side) -> MissingDriverError:
     package = named.package if named else url.get_driver_name()
     attribute = "db.session" if side == "sync" else "db.async_session"
     return MissingDriverError(
-        f"{attribute} needs a {side} driver for {url.drivername!r} that is not installed. "
-        f"Install it:\n\n    pip install {shlex.quote(package)}"
+        f"{attribute} needs {_A[side]} driver for {url.drivername!r} that is not installed. "
+        f"Install it: pip install {shlex.quote(package)}"
     )
 
 

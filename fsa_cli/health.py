@@ -36,7 +36,10 @@ def checks(
         timeout_s: How long each may take.
     """
     well = True
-    for name, db in loaded.databases.items():
+    databases = dict(loaded.databases)
+    if settings.sources["database"] != "default":  # one was asked for
+        databases = {settings.database: loaded.database(settings.database)}
+    for name, db in databases.items():
         reached = _measured(f"database {name}", partial(_reach, db, timeout_s), db)
         yield reached
         if reached.ok:

@@ -24,6 +24,10 @@ _MAX_ERROR_LINES = 8
 _BREAKS = re.compile(r"\s*[\t\n\r\v\f]\s*")
 
 
+# How the cells of a column `state` are shown on a terminal.
+_STATES = {"ok": "green", "FAILED": "bold red"}
+
+
 @dataclass(frozen=True)
 class Output:
     """Where a command puts what it has to say.
@@ -137,7 +141,11 @@ class Output:
             numeric = bool(values) and all(isinstance(v, int | float) for v in values)
             table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(mask(_plain(row.get(key)))) for key in columns))
+            cells = [Text(mask(_plain(row.get(key)))) for key in columns]
+            for key, cell in zip(columns, cells, strict=True):
+                if key == "state":
+                    cell.stylize(_STATES.get(cell.plain, ""))
+            table.add_row(*cells)
         self.console.print(table)
 
     def _styled(self, text: str, code: str, stream: TextIO) -> str:

@@ -26,6 +26,7 @@ class Broken:
     app: str | None = None
     exit_code: int = 3
     never: list[str] = field(default_factory=list)
+    latin_1: dict[str, str] = field(default_factory=dict)
 
 
 BROKEN = [
@@ -193,6 +194,33 @@ BROKEN = [
         {"main.py": WELL, "pyproject.toml": "[tool.fsa\n"},
         ["pyproject.toml cannot be read"],
     ),
+    Broken(
+        "endless recursion",
+        {"main.py": "def app():\n    return app()\n\napp()\n"},
+        ["main.py, line 2, in app", "RecursionError"],
+    ),
+    Broken(
+        "a file that is not UTF-8",
+        {"main.py": ""},
+        ["main.py, line 1", "SyntaxError", "utf-8"],
+        latin_1={"main.py": "caf\u00e9 = 1\n"},
+    ),
+    Broken(
+        "two databases, and neither is the one that was asked for",
+        {
+            "main.py": """
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import Database, DBSessionMiddleware
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite://", db=Database("reports"))
+""",
+            "pyproject.toml": '[tool.fsa]\napp = "main:app"\n',
+            ".env": "FSA_DATABASE=repots\n",
+        },
+        ["has no database 'repots'", "it has reports, default"],
+        exit_code=2,
+    ),
 ]
 
 
@@ -201,6 +229,8 @@ def test_a_broken_app_is_told_in_at_most_eight_lines(
     broken: Broken, fsa, write_app: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_app(tmp_path, {"x/.git/HEAD": "", **broken.files})
+    for name, text in broken.latin_1.items():
+        (tmp_path / name).write_text(text, encoding="latin-1")
     flags = ["--app", broken.app] if broken.app else []
 
     done = fsa(*flags, "health")

@@ -44,6 +44,27 @@ def test_every_configured_database_is_checked_with_its_latency(
     assert checks["database default"]["detail"] == "sqlite shop.db"
 
 
+def test_only_the_database_that_is_asked_for_is_checked(fsa, write_app, tmp_path) -> None:
+    write_app(tmp_path, main=APP)
+
+    done = fsa("health", "-d", "reports", "--json")
+
+    assert [check["check"] for check in json.loads(done.stdout)["checks"]] == [
+        "database reports",
+        "pool reports",
+    ]
+
+
+def test_a_missing_driver_is_told_with_the_line_that_installs_it(fsa, write_app, tmp_path) -> None:
+    write_app(tmp_path, main=APP)
+
+    done = fsa("health", env={"FSA_DB_URL": "mssql+pyodbc://me:s3cret@127.0.0.1:1/x"})
+
+    assert done.returncode == 1
+    assert "db.session needs a sync driver for 'mssql+pyodbc'" in done.stdout
+    assert "pip install pyodbc" in done.stdout
+
+
 @pytest.mark.parametrize("command", [["health"], ["health", "ready"]])
 def test_one_database_that_is_not_there_makes_it_exit_1(fsa, write_app, tmp_path, command) -> None:
     write_app(tmp_path, main=APP)

@@ -138,3 +138,23 @@ def test_a_dumb_terminal_of_twenty_columns_shows_all_of_it_without_colors(
     if words == ["tasks"]:
         whole = re.sub(r"\s", "", shown)
         assert all(letters in whole for letters in re.findall(r"\w{4}", piped.stdout)), shown
+
+
+def test_a_terminal_has_colors_unless_no_color_is_set(shop: Path) -> None:
+    shown = {}
+    for value in (None, "1"):
+        screen = pexpect.spawn(
+            FSA,
+            ["health"],
+            cwd=str(shop),
+            env=environment({"TERM": "xterm-256color", "NO_COLOR": value}),  # type: ignore[arg-type]
+            dimensions=(40, 100),
+            encoding="utf-8",
+            timeout=60,
+        )
+        shown[value] = screen.read()
+        screen.close()
+
+    styled = re.compile(r"\x1b\[[0-9;]*[34][0-9]m")
+    assert styled.search(shown[None]), shown[None]
+    assert not styled.search(shown["1"]), shown["1"]
