@@ -81,6 +81,5 @@ def _route(methods: tuple[str, ...], path: str, name: str | None, endpoint: Any)
         line = inspect.getsourcelines(named)[1]
     except (OSError, TypeError):
         file, line = None, None
-    return Route(
-        methods, path, name or None, f"{named.__module__}.{named.__qualname__}", file, line
-    )
+    qualified = f"{named.__module__}.{named.__qualname__}".replace(".<locals>", "")
+    return Route(methods, path, name or None, qualified, file, line)

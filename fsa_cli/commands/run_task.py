@@ -65,7 +65,7 @@ def run_task(
     ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARGS]...", help="The task's own: fsa run-task NAME --help."),
+        typer.Argument(metavar="ARGS", help="The task's own: fsa run-task NAME --help."),
     ] = None,
     dry_run: Annotated[
         bool,
