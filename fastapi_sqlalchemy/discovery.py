@@ -31,6 +31,7 @@ class DatabaseMiddleware(Protocol):
         cls, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Database, Options | None]:
         """The database, and its options if the arguments say which."""
+        raise NotImplementedError
 
 
 def find_unbuilt(database: Database) -> Options:
