@@ -54,8 +54,8 @@ class Activity:
     @property
     def pending(self) -> bool:
         """Whether a commit would flush something."""
-        session = self.session
-        return bool(session.new or session.dirty or session.deleted)
+        # `new`, `dirty` and `deleted` would each build a set.
+        return not self.session._is_clean()
 
     @property
     def uncommitted(self) -> bool:
