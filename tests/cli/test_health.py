@@ -195,7 +195,7 @@ def test_watch_on_a_terminal_redraws_one_screen(terminal, write_app, tmp_path) -
 
     screen = terminal("fsa", "health", "--watch")
     for _ in range(2):
-        screen.expect("database reports +ok")
+        screen.expect(r"database reports +\x1b\[32mok")
         screen.expect("again every 2 s")
     screen.sendintr()
     screen.expect_exact(pexpect.EOF)
