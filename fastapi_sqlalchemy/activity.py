@@ -20,7 +20,7 @@ from .queues import take_turn
 if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
-__all__ = ["ENDED", "Activity", "watched"]
+__all__ = ["ENDED", "Activity", "Watched", "watched"]
 
 _READING = re.compile(r"\s*(select|show|set|pragma|explain|values|table|desc|describe)\b", re.I)
 _WRITING_CTE = re.compile(r"\b(insert|update|delete|merge)\b", re.I)
@@ -37,46 +37,27 @@ class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
     Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
-    begins in a thread that runs an event loop.
+    begins in a thread that runs an event loop; `task` is the one that an async session is serving.
     """
 
-    __slots__ = ("connection", "ended", "on_loop_thread", "session", "wrote")
+    # Nothing here leads back to the session: a cycle would keep what it has loaded, and everything
+    # around it, until the garbage collector comes.
+    __slots__ = ("connection", "ended", "on_loop_thread", "task", "wrote")
 
-    def __init__(self, session: Session, on_loop_thread: Callable[[], None] | None = None) -> None:
-        assert isinstance(session, _Watched)
-        self.session: Session = session
+    def __init__(self, on_loop_thread: Callable[[], None] | None = None) -> None:
         self.connection: Connection | None = None
         self.wrote = False
         self.ended = False
         self.on_loop_thread = on_loop_thread
-        session.fsa_activity = self
+        self.task: asyncio.Task[Any] | None = None
 
-    @property
-    def pending(self) -> bool:
-        """Whether a commit would flush something."""
-        # `new`, `dirty` and `deleted` would each build a set.
-        return not self.session._is_clean()
-
-    @property
-    def uncommitted(self) -> bool:
-        """Whether something was written, or is waiting to be, that a rollback would lose."""
-        return self.wrote or (self.session.in_transaction() and self.pending)
-
-    @property
-    def in_own_block(self) -> bool:
-        """Whether a `with session.begin():` that is still open owns the transaction.
-
-        An open savepoint owns nothing. Never read off `transaction.origin`, which says BEGIN also
-        after a finished `begin_nested()`.
-        """
-        root = self.session.get_transaction()
-        block = self.session._trans_context_manager
-        while block is not None and block is not root:
-            block = block._outer_trans_ctx
-        return block is not None
+    def end(self) -> None:
+        """Let the session begin nothing any more; what it has begun can still be ended."""
+        self.ended = True
+        self.on_loop_thread = None
 
 
-class _Watched(Session):
+class Watched(Session):
     """What is mixed into a session class so that its sessions keep an `Activity`.
 
     Its methods are the ones through which every statement and every connection goes, in SQLAlchemy
@@ -86,11 +67,18 @@ class _Watched(Session):
 
     fsa_activity: Activity
 
-    def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def _notice(self, statement: Any) -> None:
         if not (getattr(statement, "is_select", False) or self.fsa_activity.wrote):
             self.fsa_activity.wrote = not (
                 isinstance(statement, TextClause) and reads_only(statement.text)
             )
+
+
+class _WatchedInThread(Watched):
+    """A `Session` whose threads may have to wait for a connection."""
+
+    def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        self._notice(statement)
         return super()._execute_internal(statement, *args, **kwargs)
 
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
@@ -109,41 +97,41 @@ class _Watched(Session):
             take_turn(self.bind, super()._flush, objects)
 
 
-class _WatchedInTask(_Watched):
-    """The same for the `Session` inside an `AsyncSession`, which serves one task at a time.
+class _WatchedInTask(Watched):
+    """The `Session` inside an `AsyncSession`, which serves one task at a time.
 
     The drivers do not say so: once connected, they let two tasks take turns between the statements
     of each other's unit of work.
     """
 
-    _task: asyncio.Task[Any] | None = None
-
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        task = asyncio.current_task()
-        if self._task is not None:
-            self._check(task)
-            return super()._execute_internal(statement, *args, **kwargs)
-        self._task = task
+        activity = self.fsa_activity
+        is_inner = _begin_serving(activity)
+        self._notice(statement)
         try:
             return super()._execute_internal(statement, *args, **kwargs)
         finally:
-            self._task = None
+            if not is_inner:
+                activity.task = None
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
-        task = asyncio.current_task()
-        if self._task is not None:
-            self._check(task)
-            super().flush(objects)
-            return
-        self._task = task
+        activity = self.fsa_activity
+        is_inner = _begin_serving(activity)
         try:
             super().flush(objects)
         finally:
-            self._task = None
+            if not is_inner:
+                activity.task = None
 
-    def _check(self, task: asyncio.Task[Any] | None) -> None:
-        if self._task is not task:
-            raise ConcurrentUseError
+    def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
+        if self.fsa_activity.ended:
+            raise MissingSessionError(ENDED)
+        return super()._connection_for_bind(engine, *args, **kwargs)
+
+    def _flush(self, objects: Sequence[Any] | None = None) -> None:
+        if self.fsa_activity.ended:
+            raise MissingSessionError(ENDED)
+        super()._flush(objects)
 
 
 def watched(session_class: type[Session], *, in_task: bool = False) -> type[Session]:
@@ -151,12 +139,23 @@ def watched(session_class: type[Session], *, in_task: bool = False) -> type[Sess
 
     `in_task`: they are the inner ones of an `AsyncSession`.
     """
-    base = _WatchedInTask if in_task else _Watched
+    base = _WatchedInTask if in_task else _WatchedInThread
     made: type[Session] = type(session_class.__name__, (base, session_class), {})
     event.listen(made, "after_flush", _on_flush)
     event.listen(made, "after_begin", _on_begin)
     event.listen(made, "after_transaction_end", _on_end)
     return made
+
+
+def _begin_serving(activity: Activity) -> bool:
+    """Have the session serve this task; True if it does so already."""
+    task = asyncio.current_task()
+    if activity.task is None:
+        activity.task = task
+        return False
+    if activity.task is not task:
+        raise ConcurrentUseError
+    return True
 
 
 def reads_only(sql: str) -> bool:
@@ -166,11 +165,11 @@ def reads_only(sql: str) -> bool:
     return sql.lstrip()[:4].lower() == "with" and not _WRITING_CTE.search(sql)
 
 
-def _on_flush(session: _Watched, context: UOWTransaction) -> None:
+def _on_flush(session: Watched, context: UOWTransaction) -> None:
     session.fsa_activity.wrote = True
 
 
-def _on_begin(session: _Watched, transaction: SessionTransaction, connection: Connection) -> None:
+def _on_begin(session: Watched, transaction: SessionTransaction, connection: Connection) -> None:
     activity = session.fsa_activity
     if activity.ended:
         # The scope ended while this connection was being opened: nobody else would give it back.
@@ -179,11 +178,13 @@ def _on_begin(session: _Watched, transaction: SessionTransaction, connection: Co
             connection.close()
         raise MissingSessionError(ENDED)
     activity.connection = connection
-    if activity.on_loop_thread is not None and asyncio._get_running_loop() is not None:
-        activity.on_loop_thread()
+    on_loop_thread = activity.on_loop_thread  # another thread may be ending the scope
+    if on_loop_thread is not None and asyncio._get_running_loop() is not None:
+        on_loop_thread()
 
 
-def _on_end(session: _Watched, transaction: SessionTransaction) -> None:
+def _on_end(session: Watched, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        session.fsa_activity.connection = None
-        session.fsa_activity.wrote = False
+        activity = session.fsa_activity
+        activity.connection = None
+        activity.wrote = False

@@ -124,8 +124,8 @@ class Binding:
 
     def open_session(self, session_args: Mapping[str, Any]) -> Session:
         """A new `Session`. It connects when it is first used; its user gives it an `Activity`."""
-        own, _ = _split(session_args)
         maker = self.sync_maker
+        own: dict[str, Any] = _split(session_args)[0] if session_args else {}
         if "class_" in own:
             maker = sessionmaker(class_=self._watched(own.pop("class_")), **maker.kw)
         if self.sandbox is not None:
@@ -136,8 +136,8 @@ class Binding:
 
     def open_async_session(self, session_args: Mapping[str, Any]) -> AsyncSession:
         """A new `AsyncSession`; as `open_session`."""
-        _, own = _split(session_args)
         maker = self.async_maker
+        own: dict[str, Any] = _split(session_args)[1] if session_args else {}
         if "class_" in own:
             maker = async_sessionmaker(class_=own.pop("class_"), **maker.kw)
         if "sync_session_class" in own:
@@ -204,8 +204,6 @@ def _split(session_args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     the side whose engines they are.
     """
     own, other = dict(session_args), dict(session_args)
-    if not session_args:
-        return own, other
     for name in ("class_", "bind", "binds", "sync_session_class"):
         value = session_args.get(name)
         if value is not None:

@@ -70,8 +70,11 @@ async def wait_out(future: asyncio.Future[Any], timeout_s: float | None = None) 
     """
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
+    woken = False
 
     def wake(_: object = None) -> None:
+        nonlocal woken
+        woken = True
         if not waiter.done():
             waiter.set_result(None)
 
@@ -79,12 +82,18 @@ async def wait_out(future: asyncio.Future[Any], timeout_s: float | None = None) 
     future.add_done_callback(wake)
     timer = None if timeout_s is None else loop.call_later(timeout_s, wake)
     cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not waiter.done():
-            try:
-                await asyncio.shield(waiter)
-            except asyncio.CancelledError as exc:
-                cancelled = exc
+    try:
+        await waiter
+    except asyncio.CancelledError as exc:
+        cancelled = exc
+        if not woken:
+            waiter = loop.create_future()
+            with anyio.CancelScope(shield=True):
+                while not waiter.done():
+                    try:
+                        await asyncio.shield(waiter)
+                    except asyncio.CancelledError as again:
+                        cancelled = again
     if timer is not None:
         timer.cancel()
     if not future.done():

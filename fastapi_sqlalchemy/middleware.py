@@ -137,7 +137,7 @@ class DBSessionMiddleware:
     async def _serve_request(
         self, request: RequestScope, asgi: ASGIScope, receive: Receive, send: Send
     ) -> None:
-        handlers = Handlers(asgi.get("app"), asgi.get(HANDLERS))
+        app, outer_handlers = asgi.get("app"), asgi.get(HANDLERS)
         failure: Exception | None = None
         started: Message | None = None
         completed = returned = False
@@ -171,7 +171,7 @@ class DBSessionMiddleware:
                     raise
             if failure is not None and started is None:
                 await request.settle(commit=False)
-                await handlers.answer(failure, asgi, receive, send)
+                await Handlers(app, outer_handlers).answer(failure, asgi, receive, send)
             returned = True
         finally:
             if not request.end_unused():

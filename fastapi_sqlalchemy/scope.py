@@ -137,7 +137,10 @@ class Scope:
     @property
     def uncommitted(self) -> bool:
         """Whether something was written, or is waiting to be, that the end would roll back."""
-        return any(side.uncommitted for side in self._sides())
+        sync_side, async_side = self._sync_side, self._async_side
+        return (sync_side is not None and sync_side.uncommitted) or (
+            async_side is not None and async_side.uncommitted
+        )
 
     def end_unused(self) -> bool:
         """End it if no session was asked for; else False, and it is still open."""
@@ -243,8 +246,10 @@ class Scope:
     def _let_nobody_in(self) -> None:
         with self._lock:
             self._ended = True
-        for side in self._sides():
-            side.ended = True
+        if self._sync_side is not None:
+            self._sync_side.activity.end()
+        if self._async_side is not None:
+            self._async_side.activity.end()
 
     async def _commit(self, begun: Sequence[SyncSide | AsyncSide]) -> None:
         if len(begun) == 2:
@@ -257,7 +262,7 @@ class Scope:
         """Flush both before either is committed, so that what can fail early does."""
         await first.flush()
         await second.flush()
-        first_wrote = first.wrote
+        first_wrote = first.activity.wrote
         await first.commit()
         try:
             await second.commit()

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from .activity import Activity
+from .activity import Activity, Watched
 from .endings import in_default_thread, in_thread, wait_out
 
 __all__ = ["AsyncSide", "SyncSide"]
@@ -31,17 +31,58 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 ROLLBACK_TIMEOUT_S = 5.0
 
 
-class SyncSide(Activity):
-    """The `Session` of a scope. In messages the scope is called `who`."""
+class _Side:
+    """A session and its `activity`. In messages the scope is called `who`."""
 
-    __slots__ = ("_given_up", "_is_sqlite")
+    __slots__ = ("_given_up", "activity", "session")
+
+    def __init__(self, session: Session, activity: Activity) -> None:
+        assert isinstance(session, Watched)
+        session.fsa_activity = activity
+        self.session: Session = session
+        self.activity = activity
+        self._given_up = False
+
+    @property
+    def connection(self) -> Connection | None:
+        """What its transaction holds, until that has ended."""
+        return self.activity.connection
+
+    @property
+    def pending(self) -> bool:
+        """Whether a commit would flush something."""
+        # `new`, `dirty` and `deleted` would each build a set.
+        return not self.session._is_clean()
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether something was written, or is waiting to be, that a rollback would lose."""
+        return self.activity.wrote or (self.session.in_transaction() and self.pending)
+
+    @property
+    def in_own_block(self) -> bool:
+        """Whether a `with session.begin():` that is still open owns the transaction.
+
+        An open savepoint owns nothing. Never read off `transaction.origin`, which says BEGIN also
+        after a finished `begin_nested()`.
+        """
+        root = self.session.get_transaction()
+        block = self.session._trans_context_manager
+        while block is not None and block is not root:
+            block = block._outer_trans_ctx
+        return block is not None
+
+
+class SyncSide(_Side):
+    """The `Session` of a scope."""
+
+    __slots__ = ("_is_sqlite",)
 
     def __init__(
         self, session: Session, is_sqlite: bool, on_loop_thread: Callable[[], None]
     ) -> None:
-        super().__init__(session, on_loop_thread)
+        super().__init__(session, Activity(on_loop_thread))
         self._is_sqlite = is_sqlite
-        self._given_up = False
 
     async def flush(self) -> None:
         await self._run(self.session.flush)
@@ -66,7 +107,7 @@ class SyncSide(Activity):
                 work()
             else:
                 await wait_out(in_default_thread(work))
-        elif self._is_sqlite and not self.wrote and not flushes:
+        elif self._is_sqlite and not self.activity.wrote and not flushes:
             work()
         else:
             await wait_out(in_thread(work))
@@ -75,7 +116,7 @@ class SyncSide(Activity):
         if self._given_up:
             return
         connection = self.connection
-        if connection is None or (self._is_sqlite and not self.wrote):
+        if connection is None or (self._is_sqlite and not self.activity.wrote):
             self._finish(work, who)
             return
         future = in_thread(lambda: self._finish(work, who))
@@ -98,15 +139,14 @@ class SyncSide(Activity):
             _discard(connection)
 
 
-class AsyncSide(Activity):
+class AsyncSide(_Side):
     """The `AsyncSession` of a scope."""
 
-    __slots__ = ("_given_up", "async_session")
+    __slots__ = ("async_session",)
 
     def __init__(self, async_session: AsyncSession) -> None:
-        super().__init__(async_session.sync_session)
+        super().__init__(async_session.sync_session, Activity())
         self.async_session = async_session
-        self._given_up = False
 
     async def flush(self) -> None:
         await self._run(self.async_session.flush)
@@ -118,7 +158,22 @@ class AsyncSide(Activity):
         await self._run_bounded(self.async_session.rollback, who)
 
     async def close(self, who: object) -> None:
-        await self._run_bounded(self.async_session.close, who)
+        if self.session.in_transaction() or self._given_up or not self._closes_alike:
+            await self._run_bounded(self.async_session.close, who)
+            return
+        # It only lets its objects go: a greenlet would take longer than that.
+        try:
+            self.session.close()
+        except Exception as exc:
+            _log_failure(who, exc)
+
+    @property
+    def _closes_alike(self) -> bool:
+        """Whether closing the one session is no more than closing the other."""
+        return (
+            type(self.async_session).close is AsyncSession.close
+            and type(self.session).close is Session.close
+        )
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self.connection is None and not self.pending:

@@ -3,6 +3,7 @@
 import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ from sqlalchemy import select, text
 from starlette.types import Message, Receive, Scope, Send
 
 from fastapi_sqlalchemy import Database, MissingSessionError
+from fastapi_sqlalchemy.endings import wait_out
 from support.models import User
 from support.stores import Store, at_commit
 from support.waiting import wait_until
@@ -303,6 +305,66 @@ async def test_a_commit_that_is_under_way_is_waited_for_and_then_the_task_is_can
     assert store.checked_out() == 0
     holder.dispose()
     await db.adispose()
+
+
+async def test_a_commit_in_a_cancelled_anyio_scope_is_waited_for_without_being_cancelled_on_and_on(
+    postgresql_store: Store,
+) -> None:
+    """anyio cancels in every turn of the loop whoever is not shielded."""
+    store = postgresql_store
+    at_commit(store.backend, "PERFORM pg_advisory_xact_lock(43)")
+    db = store.configure()
+    waiting = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event = 'advisory' AND query LIKE 'COMMIT%'"
+    )
+    scope = anyio.CancelScope()
+
+    async def write() -> None:
+        with scope:
+            async with db(commit_on_exit=True):
+                db.async_session.add(User(name="ann"))
+
+    holder = Database("holder")
+    holder.configure(db_url=store.backend.url)
+    with holder():
+        holder.session.execute(text("SELECT pg_advisory_xact_lock(43)"))
+        task = asyncio.create_task(write())
+        await asyncio.to_thread(wait_until, lambda: store.backend.rows(waiting))
+        scope.cancel()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not task.done()
+        assert task.cancelling() <= 2
+    await task
+    assert scope.cancelled_caught
+    assert store.users() == ["ann"]
+    assert store.checked_out() == 0
+    holder.dispose()
+    await db.adispose()
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.0])
+@pytest.mark.parametrize("turns", range(6))
+async def test_work_that_ends_in_the_turn_of_a_cancellation_is_not_waited_for_for_ever(
+    cancelled_by: Callable[[Interrupted], Any], turns: int, timeout_s: float | None
+) -> None:
+    """If it were, this test would never end either."""
+
+    async def take(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def wait(work: asyncio.Future[None], late: int) -> None:
+        await take(late)
+        await wait_out(work, timeout_s)
+
+    for late in range(turns + 3):
+        for nth in (late, late + 1):
+            work = asyncio.create_task(take(turns))
+            with suppress(asyncio.CancelledError):
+                await cancelled_by(Interrupted(wait(work, late), nth))
+            assert work.done() or timeout_s is not None
 
 
 async def test_a_time_limit_around_a_scope_ends_as_a_time_out(async_store: Store) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,6 +35,29 @@ async def test_the_two_sessions_have_exactly_two_names(async_store: Store) -> No
         assert db.async_session is db.async_session
         assert isinstance(db.session, Session)
         assert db.async_session.sync_session is not db.session
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+async def test_an_ended_scope_leaves_nothing_to_the_garbage_collector(
+    async_store: Store, side: str
+) -> None:
+    """What a session has loaded would stay in memory until then."""
+    db = async_store.configure()
+    async with db():  # some drivers' connecting leaves a cycle
+        await db.async_session.execute(text("SELECT 1"))
+    gc.disable()
+    try:
+        async with db(commit_on_exit=True):
+            session = db.session if side == "sync" else db.async_session.sync_session
+            session.add(User(name="ann"))
+            gone = weakref.ref(session)
+            del session
+        async with asyncio.timeout(5):  # its thread may not have forgotten it yet
+            while gone() is not None:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+    await db.adispose()
 
 
 def test_the_async_session_is_not_to_be_had_in_a_plain_with(sqlite_store: Store) -> None:

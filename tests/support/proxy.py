@@ -1,6 +1,7 @@
 """A TCP proxy in front of a database: it can fall silent, and it can drop every connection."""
 
 import contextlib
+import random
 import selectors
 import socket
 import threading
@@ -14,6 +15,8 @@ class Proxy:
     """Forwards to `target`, until `silent` is set: then it keeps what it gets.
 
     `silent_from` may be bytes: it falls silent by itself when a client sends them.
+    `lose_answer_to` may be bytes too: when a client sends them, the server gets them, and the
+    connection is gone before its answer comes; this happens once.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -22,6 +25,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.silent = threading.Event()
         self.silent_from: bytes | None = None
+        self.lose_answer_to: bytes | None = None
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -34,11 +38,18 @@ class Proxy:
 
     def drop_all(self) -> None:
         """Reset every connection there is; new ones are served."""
-        pairs, self._pairs = self._pairs, []
-        for pair in pairs:
+        self.drop_some(1.0)
+
+    def drop_some(self, share: float) -> int:
+        """Reset each connection with this probability; how many were."""
+        open_pairs = [pair for pair in self._pairs if pair[0].fileno() != -1]
+        dropped = [pair for pair in open_pairs if random.random() < share]
+        self._pairs = [pair for pair in open_pairs if pair not in dropped]
+        for pair in dropped:
             for end in pair:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+        return len(dropped)
 
     def close(self) -> None:
         self._ended.set()
@@ -55,7 +66,11 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:  # the server is away
+                client.close()
+                continue
             self._pairs.append((client, server))
             thread = threading.Thread(target=self._forward, args=(client, server), daemon=True)
             self._threads.append(thread)
@@ -75,6 +90,11 @@ class Proxy:
                             return
                         if not self.silent.is_set():
                             key.data.sendall(data)
+                        lost = self.lose_answer_to
+                        if key.data is server and lost is not None and lost in data:
+                            self.lose_answer_to = None
+                            server.recv(65536)
+                            return
                     except OSError:
                         return
 
