@@ -1,0 +1,82 @@
+"""A ledger that is there already: what reads it and steers it begins here, and makes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from fsa_cli import connections
+from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable
+from fsa_cli.ledger.location import ledger_of
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from fsa_cli.loader import LoadedApp
+
+__all__ = ["existing", "person", "reached", "require"]
+
+
+@contextlib.contextmanager
+def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
+    """The app's ledger, while inside; what goes wrong with it there is said as `reached` does.
+
+    Raises:
+        LedgerUnusable: There is none yet.
+    """
+    ledger = ledger_of(loaded, settings)
+    try:
+        with reached(ledger):
+            require(ledger)
+            yield ledger
+    finally:
+        ledger.engine.dispose()
+
+
+def require(ledger: Ledger) -> None:
+    """Raises LedgerUnusable if *ledger* is not there."""
+    if not ledger.exists():
+        raise LedgerUnusable(
+            "there is no ledger of runs yet",
+            details=[f"looked for at {ledger.where}"],
+            hint="fsa scheduler start makes it, or fsa scheduler init",
+        )
+
+
+@contextlib.contextmanager
+def reached(ledger: Ledger) -> Iterator[None]:
+    """Say what a database's error inside means.
+
+    Raises:
+        DatabaseUnreachable: The ledger's database is away.
+        LedgerUnusable: It refuses, as one does that is read-only.
+    """
+    try:
+        yield
+    except SQLAlchemyError as exc:
+        details = [ledger.where, connections.driver_says(exc)]
+        if not connections.is_away(exc):
+            raise LedgerUnusable(
+                "the ledger's database refuses",
+                details=details,
+                hint="may this user read and write the tables fsa_*?",
+            ) from exc
+        raise DatabaseUnreachable(
+            "the ledger cannot be reached",
+            details=details,
+            hint="ledger_url in [tool.fsa] puts it elsewhere",
+        ) from exc
+
+
+def person() -> str:
+    """Who asks, as the ledger keeps it: `ann@web1`."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        name = "somebody"
+    return f"{name}@{socket.gethostname()}"[:255]

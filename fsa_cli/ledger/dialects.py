@@ -1,0 +1,175 @@
+"""The few lines in which PostgreSQL, MySQL, MariaDB and SQLite differ."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Dialect, TextClause, bindparam, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import String, TypeEngine
+
+__all__ = [
+    "STATEMENT_S",
+    "SUPPORTED",
+    "Words",
+    "begin",
+    "prepare",
+    "transient",
+    "typed",
+    "words_of",
+]
+
+#: How long a statement of the ledger's may take. A claim takes a millisecond.
+STATEMENT_S = 15
+
+_POSTGRESQL_AGAIN = {"40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53300"}
+_MYSQL_AGAIN = {1020, 1040, 1053, 1205, 1213, 1317, 1927, 1969, 2006, 2013, 3024}
+
+
+@dataclass(frozen=True)
+class Words:
+    """How one kind of database says it.
+
+    Attributes:
+        now_ms: The database's clock, as it is at this moment and not at the transaction's begin.
+        rows: What follows FROM, of the JSON array in `:rows`.
+        ignore: What makes an INSERT leave a row alone that is there already.
+        returns: Whether an INSERT can say which rows it has made.
+    """
+
+    now_ms: str
+    rows: str
+    cell: str
+    ignore: str
+    returns: bool
+
+    def from_rows(self, columns: Mapping[str, str]) -> str:
+        """FROM of a SELECT over the JSON array of objects in `:rows`; each row is called `v`.
+
+        Args:
+            columns: Each column's name, and `text` or `bigint`.
+        """
+        kinds = {"text": "TEXT", "bigint": "BIGINT"}
+        long = {"text": "LONGTEXT", "bigint": "BIGINT"}
+        cells = ", ".join(
+            self.cell.format(name=name, kind=kinds[kind], long=long[kind])
+            for name, kind in columns.items()
+        )
+        return self.rows.format(cells=cells)
+
+
+SUPPORTED: Mapping[str, Words] = {
+    "postgresql": Words(
+        now_ms="CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+        rows="json_to_recordset(CAST(:rows AS JSON)) AS v({cells})",
+        cell="{name} {kind}",
+        ignore="ON CONFLICT DO NOTHING",
+        returns=True,
+    ),
+    "mysql": Words(
+        # Ledger connections are in UTC: in another zone an hour comes twice in autumn.
+        now_ms="CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)",
+        rows="JSON_TABLE(:rows, '$[*]' COLUMNS ({cells})) AS v",
+        cell="{name} {long} PATH '$.{name}'",
+        # IGNORE would also swallow NULLs and names that are too long.
+        ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
+        returns=False,
+    ),
+    "sqlite": Words(
+        now_ms="CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)",
+        rows="(SELECT {cells} FROM json_each(:rows)) AS v",
+        cell="json_extract(value, '$.{name}') AS {name}",
+        ignore="ON CONFLICT DO NOTHING",
+        returns=sqlite3.sqlite_version_info >= (3, 35),
+    ),
+}
+
+
+def words_of(dialect: Dialect) -> Words:
+    """The words of *dialect*; KeyError where the ledger cannot live on it."""
+    return SUPPORTED["mysql" if dialect.name == "mariadb" else dialect.name]
+
+
+def typed(sql: str, **types: TypeEngine[Any] | type[TypeEngine[Any]]) -> TextClause:
+    """`text(sql)`, whose parameters are BIGINT where their name ends in `_ms`, else text.
+
+    psycopg refuses a parameter without a type that is used twice.
+    """
+    clause = text(sql)
+    for name in clause._bindparams:
+        default = BigInteger if name.endswith("_ms") or name == "number" else String
+        clause = clause.bindparams(bindparam(name, type_=types.get(name, default)))
+    return clause
+
+
+def prepare(dialect: str, connection: Any) -> None:
+    """Make a new DBAPI connection the ledger's: its clock, its limits."""
+    cursor = connection.cursor()
+    if dialect == "sqlite":
+        connection.isolation_level = None  # `begin` begins
+        for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = NORMAL"):
+            cursor.execute(f"PRAGMA {pragma}").fetchall()
+        cursor.close()
+        return
+    if dialect == "postgresql":
+        cursor.execute(f"SET statement_timeout = {STATEMENT_S * 1000}")
+        cursor.execute(f"SET lock_timeout = {STATEMENT_S * 1000}")
+        connection.commit()
+    else:
+        cursor.execute("SET time_zone = '+00:00'")
+        cursor.execute(f"SET innodb_lock_wait_timeout = {STATEMENT_S}")
+        with contextlib.suppress(Exception):  # MariaDB has it, MySQL has not
+            cursor.execute(f"SET max_statement_time = {STATEMENT_S}")
+    cursor.close()
+    _bound_silence(connection)
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the same transaction may succeed when it is tried again, on a new connection too."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    original: Any = error.orig
+    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if code is not None:
+        return code in _POSTGRESQL_AGAIN or code[:2] == "08"
+    arguments = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int):
+        return arguments[0] in _MYSQL_AGAIN
+    said = str(original).lower()
+    return "locked" in said or "connect" in said or "closed" in said
+
+
+def _bound_silence(connection: Any) -> None:
+    """Notice within seconds that the other end is gone: by itself TCP takes two hours."""
+    try:
+        shown = connection if hasattr(connection, "fileno") else connection._sock
+        with socket.socket(fileno=os.dup(shown.fileno())) as duplicate:
+            if duplicate.family not in (socket.AF_INET, socket.AF_INET6):
+                return
+            for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2)):
+                if hasattr(socket, name):
+                    duplicate.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                duplicate.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STATEMENT_S * 1000
+                )
+    except (AttributeError, OSError):  # a driver that does not show its socket
+        return
+
+
+def begin(connection: Connection) -> None:
+    """Begin a transaction of SQLite's. One that will write takes its lock now, or waits for it.
+
+    A transaction that begins by reading cannot wait for a writer: it fails.
+    """
+    reading = connection.get_execution_options().get("fsa_reading")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -1,0 +1,205 @@
+"""What a run commits counts only while the run is ours.
+
+A task that leaves the COMMIT to the runner takes effect exactly once: its rows and the row that
+says it has succeeded are one transaction. Where the ledger is in another database, the task's
+transaction leaves the run's id in `fsa_effect`, beside its rows: a second attempt that has the same
+id cannot commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, event, insert, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import literal_column
+from sqlalchemy.util import await_only
+
+from fsa_cli.exceptions import Fenced
+from fsa_cli.ledger import dialects
+from fsa_cli.ledger.location import shares
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import effect, effects, run
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Fence", "applied", "prepare"]
+
+T = TypeVar("T")
+
+_current: ContextVar[Fence | None] = ContextVar("fsa_fence", default=None)
+
+
+class Fence:
+    """A context manager, for the run's own context: every commit of a `db` session inside is ours.
+
+    Args:
+        database: The run's own; its COMMIT at the end is what takes effect once.
+        encoded: Makes the JSON of what the task returned.
+        trusted: Whether this process's lease holds, by its own clock: then nobody can have taken
+            the run away, and where the ledger is in another database it need not be asked.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        run_id: str,
+        token: str,
+        database: Database,
+        encoded: Callable[[object], str | None],
+        trusted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.recorded = False
+        """Whether the run's success is written, in the transaction of its effects."""
+        self.result: str | None = None
+        """What the task returned, as JSON; None before it has."""
+        self._ledger = ledger
+        self._run_id = run_id
+        self._token = token
+        self._shares = shares(ledger, database.url)
+        self._encoded = encoded
+        self._trusted = trusted
+        self._returned = False
+        self._sent = False
+        self._url = database.url
+        self._context: Token[Fence | None] | None = None
+
+    def __enter__(self) -> Fence:
+        if not event.contains(Session, "before_commit", _before_commit):
+            event.listen(Session, "before_commit", _before_commit)
+        self._context = _current.set(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        assert self._context is not None
+        _current.reset(self._context)
+        self.recorded = self._sent and (kind is None or self._is_recorded())
+
+    def returned(self, value: object) -> None:
+        """The task has returned: what commits now is the runner."""
+        self.result = self._encoded(value)
+        self._returned = True
+
+    def guard(self, session: Session, connection: Connection, wrote: bool) -> None:
+        """Look whether the run is ours, as the last thing before COMMIT.
+
+        Raises:
+            Fenced: It is not.
+        """
+        final = self._returned and not self._sent
+        if shares(self._ledger, connection.engine.url):
+            values = self._succeeded() if final else {"commits": run.c.commits + 1}
+            self._check(connection.execute(self._mine().values(**values)).rowcount)
+            self._sent = self._sent or final
+        elif wrote:
+            leaves_mark = final and not self._shares
+            if leaves_mark:
+                if not self._trusted():
+                    self._check(_off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
+                self._leave_mark(connection)
+            else:
+                self._check(_off_the_loop(lambda: self._ledger.write(self._counted)))
+
+    def _leave_mark(self, connection: Connection) -> None:
+        words = dialects.words_of(connection.dialect)
+        try:
+            connection.execute(
+                insert(effect).values(run_id=self._run_id, applied_ms=literal_column(words.now_ms))
+            )
+        except IntegrityError as exc:
+            raise Fenced("an earlier attempt of this run has taken effect already") from exc
+
+    def _succeeded(self) -> dict[str, Any]:
+        return {
+            "status": "succeeded",
+            "finished_ms": literal_column(self._ledger.words.now_ms),
+            "result": self.result,
+            "lock_key": None,
+            "error_type": None,
+            "error": None,
+            "traceback": None,
+        }
+
+    def _counted(self, connection: Connection) -> int:
+        return connection.execute(self._mine().values(commits=run.c.commits + 1)).rowcount
+
+    def _counted_as_mine(self, connection: Connection) -> int:
+        mine = run.c.id == self._run_id, run.c.claim == self._token, run.c.status == "running"
+        return 1 if connection.scalar(select(run.c.id).where(*mine)) else 0
+
+    def _mine(self) -> Any:
+        statement = update(run).where(run.c.id == self._run_id, run.c.claim == self._token)
+        return statement if self._sent else statement.where(run.c.status == "running")
+
+    def _check(self, rows: int) -> None:
+        if not rows:
+            raise Fenced("this run is no longer this process's: nothing is committed")
+
+    def _is_recorded(self) -> bool:
+        """Whether a COMMIT that failed for this process has happened for the database."""
+        try:
+            row = self._ledger.read(
+                lambda connection: connection.execute(
+                    select(run.c.status, run.c.claim).where(run.c.id == self._run_id)
+                ).one_or_none()
+            )
+        except SQLAlchemyError:
+            return False
+        return row is not None and row.status == "succeeded" and row.claim == self._token
+
+
+def prepare(ledger: Ledger, database: Database) -> bool:
+    """Make `fsa_effect` in *database*, where the ledger is elsewhere.
+
+    Returns:
+        Whether what is committed there can be fenced.
+
+    Raises:
+        SQLAlchemyError: The database refused, or is away.
+    """
+    if shares(ledger, database.url):
+        return True
+    if database.url is None:
+        return False
+    if database.url.get_backend_name().replace("mariadb", "mysql") not in dialects.SUPPORTED:
+        return False
+    effects.create_all(database.engine)
+    return True
+
+
+def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[str]:
+    """Which of these runs have taken effect in *database*, by what they left there.
+
+    Raises:
+        SQLAlchemyError: The database is away.
+    """
+    if not run_ids or database.url is None or shares(ledger, database.url):
+        return set()
+    with database.engine.connect() as connection:
+        if not connection.dialect.has_table(connection, effect.name):
+            return set()
+        return set(connection.scalars(select(effect.c.run_id).where(effect.c.run_id.in_(run_ids))))
+
+
+def _before_commit(session: Session) -> None:
+    fence = _current.get()
+    activity = getattr(session, "fsa_activity", None)
+    if fence is None or activity is None or session.in_nested_transaction():
+        return
+    session.flush()
+    if activity.connection is not None:
+        fence.guard(session, activity.connection, activity.wrote)
+
+
+def _off_the_loop(work: Callable[[], T]) -> T:
+    """*work*, in a thread where this is an event loop's: the ledger's I/O waits for no loop."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    return await_only(loop.run_in_executor(None, work))

@@ -1,0 +1,118 @@
+"""Where the ledger is: in the app's own database, beside it, or where `ledger_url` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from fastapi_sqlalchemy import urls
+from fastapi_sqlalchemy.exceptions import DBSessionError
+from fsa_cli import heartbeat
+from fsa_cli.connections import address
+from fsa_cli.exceptions import ConfigurationError, LedgerUnusable
+from fsa_cli.ledger import dialects
+from fsa_cli.ledger.store import POOL_SIZE, Ledger
+from fsa_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+    from fsa_cli.loader import LoadedApp
+
+__all__ = ["ledger_of", "shares"]
+
+
+def ledger_of(loaded: LoadedApp, settings: Settings) -> Ledger:
+    """The ledger of the app; nothing is connected or made yet.
+
+    PostgreSQL, MySQL and MariaDB hold it in the app's own database. A SQLite app has it in a file
+    beside its own, because a task that writes holds the whole file. Everything else, and an app
+    without a database, has a file in the project's folder for state.
+
+    Raises:
+        ConfigurationError: `ledger_url` cannot be one.
+        LedgerUnusable: There is no driver for it.
+    """
+    url, creator = _place(loaded, settings)
+    try:
+        url, connect_args = urls.url_for(url, "sync")
+        arguments: dict[str, Any] = {"creator": creator} if creator else {}
+        if url.get_backend_name() == "sqlite":
+            connect_args = {**connect_args, "check_same_thread": False, "timeout": 10}
+        else:
+            arguments["isolation_level"] = "READ COMMITTED"
+            arguments["pool_pre_ping"] = False
+        engine = sqlalchemy.create_engine(
+            url,
+            connect_args={} if creator else connect_args,
+            poolclass=QueuePool,
+            pool_size=POOL_SIZE,
+            max_overflow=2,
+            pool_timeout=dialects.STATEMENT_S,
+            hide_parameters=True,
+            **arguments,
+        )
+    except (DBSessionError, SQLAlchemyError, ImportError) as exc:
+        raise LedgerUnusable(
+            "the ledger's database cannot be opened", details=[address(url), str(exc)]
+        ) from exc
+    return Ledger(engine, settings.namespace, address(url))
+
+
+def shares(ledger: Ledger, url: URL | None) -> bool:
+    """Whether what is committed at *url* and the ledger's rows can be one transaction."""
+    mine = ledger.engine.url
+    return url is not None and not ledger.is_sqlite and _server(mine) == _server(url)
+
+
+def _server(url: URL) -> tuple[object, ...]:
+    kind = url.get_backend_name().replace("mariadb", "mysql")
+    host = "localhost" if url.host in ("127.0.0.1", "::1") else url.host
+    return kind, host, url.port, url.database
+
+
+def _place(loaded: LoadedApp, settings: Settings) -> tuple[URL, Callable[..., Any] | None]:
+    """Its URL, and what opens a connection where the app has a way of its own."""
+    if settings.ledger_url:
+        try:
+            url = urls.parse(settings.ledger_url)
+        except DBSessionError as exc:
+            raise ConfigurationError(
+                str(exc), details=[f"ledger_url, from {settings.sources['ledger_url']}"]
+            ) from exc
+        if url.get_backend_name() not in (*dialects.SUPPORTED, "mariadb"):
+            raise ConfigurationError(
+                f"the ledger cannot be on {url.get_backend_name()}",
+                details=[f"ledger_url, from {settings.sources['ledger_url']}"],
+                hint="PostgreSQL, MySQL, MariaDB or SQLite",
+            )
+        return url, None
+    database = loaded.databases.get("default", next(iter(loaded.databases.values()), None))
+    if database is not None and database.url is not None:
+        url = database.url
+        kind = url.get_backend_name()
+        if kind in ("postgresql", "mysql", "mariadb"):
+            return url, _creator(database)
+        if kind == "sqlite" and _is_file(url):
+            file = Path(url.database or "")
+            beside = file.with_name(f"{file.stem}-ledger{file.suffix or '.db'}")
+            return URL.create("sqlite", database=str(beside)), None
+    return URL.create("sqlite", database=str(Path(heartbeat.state_dir(), "ledger.db"))), None
+
+
+def _creator(database: Database) -> Callable[..., Any] | None:
+    """How the app's own engine connects: its `connect_args`, its `creator`, its `do_connect`."""
+    try:
+        engine = database.engine
+    except DBSessionError:  # only an async driver: another one is taken for the same URL
+        return None
+    return lambda: engine.pool._creator()  # type: ignore[call-arg]
+
+
+def _is_file(url: URL) -> bool:
+    return bool(url.database) and url.database != ":memory:" and "mode=memory" not in str(url)

@@ -1,0 +1,197 @@
+"""`Ledger`: the database in which the runs are, and transactions that are tried again."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, event, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.sql import literal_column
+
+from fsa_cli.exceptions import LedgerUnusable
+from fsa_cli.ledger import dialects, tables
+from fsa_cli.secrets import mask
+
+__all__ = ["POOL_SIZE", "Ledger"]
+
+T = TypeVar("T")
+
+_ATTEMPTS = 6
+_PAUSE_S = 0.02
+# Of one process: a claim, a sweep, a finish and a heartbeat may each be at it.
+POOL_SIZE = 4
+
+
+class Ledger:
+    """The runs of one namespace.
+
+    Args:
+        engine: Made by `fsa_cli.ledger.location`; nobody else uses it.
+        namespace: Services that share a database do not take each other's runs.
+        where: What messages call it; no password.
+    """
+
+    def __init__(self, engine: Engine, namespace: str, where: str) -> None:
+        self.engine = engine
+        self.namespace = namespace
+        self.where = where
+        self.words = dialects.words_of(engine.dialect)
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        # SQLite's own waiting sleeps up to 100 ms at a time: threads of a process take turns.
+        self._turn = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        event.listen(engine, "connect", self._on_connect)
+        if self.is_sqlite:
+            event.listen(engine, "begin", dialects.begin)
+
+    def __repr__(self) -> str:
+        return f"<Ledger {self.namespace!r}: {self.where}>"
+
+    def write(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
+        """What *work* returns, committed.
+
+        It is done again after a deadlock, and on a new connection where one was lost. Whether a
+        COMMIT that was sent has happened is then unknown: *work* must give the same when it is done
+        twice.
+
+        Raises:
+            SQLAlchemyError: The database refused, or was away each time.
+        """
+        for attempt in range(1, attempts + 1):
+            try:
+                with self._turn, self.engine.begin() as connection:
+                    return work(connection)
+            except DBAPIError as exc:
+                if attempt == attempts or not dialects.transient(exc):
+                    raise
+                time.sleep(_PAUSE_S * (attempt - 1))
+        raise AssertionError("unreachable")
+
+    def at_once(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
+        """As `write`, for a single statement: that is a transaction of its own."""
+        if self.is_sqlite:  # its driver does not go back from AUTOCOMMIT to what `begin` needs
+            return self.write(work, attempts=attempts)
+        for attempt in range(1, attempts + 1):
+            try:
+                with self._turn, self._single.connect() as connection:
+                    return work(connection)
+            except DBAPIError as exc:
+                if attempt == attempts or not dialects.transient(exc):
+                    raise
+                time.sleep(_PAUSE_S * (attempt - 1))
+        raise AssertionError("unreachable")
+
+    def read(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
+        """As `write`, without a commit."""
+        for attempt in range(1, attempts + 1):
+            try:
+                with self._reading() as connection:
+                    return work(connection)
+            except DBAPIError as exc:
+                if attempt == attempts or not dialects.transient(exc):
+                    raise
+                time.sleep(_PAUSE_S * (attempt - 1))
+        raise AssertionError("unreachable")
+
+    def now_ms(self, connection: Connection) -> int:
+        """The database's clock."""
+        return int(connection.scalar(select(literal_column(self.words.now_ms))) or 0)
+
+    # -- the tables ----------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether the tables are there, all of them.
+
+        Raises:
+            LedgerUnusable: A table has not the columns of this version.
+        """
+        if self.is_sqlite and not self._file.is_file():
+            return False
+        found = self.read(self._columns)
+        for table in tables.metadata.sorted_tables:
+            if table.name not in found:
+                continue  # another process may be making them at this moment
+            missing = {column.name for column in table.columns} - found[table.name]
+            if missing:
+                raise LedgerUnusable(
+                    f"the ledger's table {table.name} has no column {', '.join(sorted(missing))}",
+                    details=[self.where, "another version of fsa made it"],
+                    hint="fsa scheduler init --sql shows the tables of this version",
+                )
+        return len(found) == len(tables.metadata.sorted_tables)
+
+    def create(self) -> bool:
+        """Make the tables, whoever else does so at the same time; False if they were there.
+
+        Raises:
+            LedgerUnusable: They cannot be made here.
+        """
+        if self.exists():
+            return False
+        if self.is_sqlite:
+            self._make_folder()
+        try:
+            self._create()
+        except SQLAlchemyError as exc:
+            raise LedgerUnusable(
+                "the ledger's tables cannot be made",
+                details=[self.where, mask(str(getattr(exc, "orig", exc)).splitlines()[0])],
+                hint="fsa scheduler init --sql prints them for whoever may make them",
+            ) from exc
+        return True
+
+    def _create(self) -> None:
+        for attempt in range(1, 11):
+            try:
+                # One at a time: SQLAlchemy looks, then makes; ten processes may look at once.
+                with self._turn, self.engine.connect() as connection:
+                    for table in tables.metadata.sorted_tables:
+                        table.create(connection, checkfirst=True)
+                        connection.commit()
+                return
+            except DBAPIError:
+                if attempt == 10:
+                    raise
+                time.sleep(0.05 * attempt)
+
+    def _columns(self, connection: Connection) -> dict[str, set[str]]:
+        from sqlalchemy import inspect
+
+        inspector = inspect(connection)
+        names = [table.name for table in tables.metadata.sorted_tables]
+        present = set(inspector.get_table_names()) & set(names)
+        return {
+            name: {column["name"] for column in inspector.get_columns(name)} for name in present
+        }
+
+    @property
+    def _file(self) -> Path:
+        return Path((self.engine.url.database or "").removeprefix("file:"))
+
+    def _make_folder(self) -> None:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise LedgerUnusable(
+                "there is no place for the ledger",
+                details=[str(exc)],
+                hint="ledger_url in [tool.fsa], FSA_LEDGER_URL, or FSA_STATE_DIR",
+            ) from exc
+
+    # -- connections ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        # SQLite's readers wait for nobody, and must not begin as writers do.
+        with self.engine.connect() as connection:
+            if self.is_sqlite:
+                connection = connection.execution_options(fsa_reading=True)
+            yield connection
+
+    def _on_connect(self, connection: Any, record: object) -> None:
+        dialects.prepare(self.engine.dialect.name, connection)

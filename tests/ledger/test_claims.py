@@ -1,0 +1,223 @@
+"""Claims: who runs an instant, on each backend and from many threads at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Connection
+
+from fsa_cli.ledger import claims, history
+from fsa_cli.ledger.claims import Due, claim, claim_queued, unclaim
+from fsa_cli.ledger.finishes import Finish, finish
+from fsa_cli.ledger.store import Ledger
+from support.ledgers import make_node, now_ms, open_ledger, runs_of
+
+WINDOW_MS = 5000
+
+
+def due_now(ledger: Ledger, name: str = "report", *, lock: bool = True, waits: bool = False) -> Due:
+    key = f"{ledger.namespace}/{name}" if lock else None
+    return Due(name, now_ms(ledger), key, waits, '{"n": 1}')
+
+
+def test_an_instant_is_claimed_once_and_its_row_says_by_whom(ledger: Ledger) -> None:
+    first, second = make_node(ledger), make_node(ledger)
+    due = due_now(ledger)
+
+    mine = claim(ledger, first.id, [due], window_ms=WINDOW_MS)
+    theirs = claim(ledger, second.id, [due], window_ms=WINDOW_MS)
+
+    assert [(c.task, c.scheduled_ms, c.attempt) for c in mine.mine] == [("report", *due.key[1:], 1)]
+    assert theirs.mine == []
+    assert theirs.others == [due]
+    (row,) = runs_of(ledger)
+    assert (row.id, row.claim, row.node) == (mine.mine[0].run_id, mine.mine[0].token, first.id)
+    assert (row.status, row.arguments, row.lock_key) == ("running", '{"n": 1}', due.lock_key)
+    assert abs(row.started_ms - due.scheduled_ms) < 5000
+
+
+def test_of_many_replicas_at_once_exactly_one_gets_each_instant(ledger: Ledger) -> None:
+    at_ms = now_ms(ledger)
+    due = [Due(f"task{n}", at_ms + k, f"{ledger.namespace}/{n}") for n in range(10) for k in (0, 1)]
+    url = ledger.engine.url.render_as_string(hide_password=False)
+    replicas = [open_ledger(url, ledger.namespace) for _ in range(4)]
+    ready = threading.Barrier(len(replicas))
+
+    def take(replica: Ledger) -> list[tuple[str, int]]:
+        node = make_node(replica)
+        ready.wait()
+        outcome = claim(replica, node.id, due, window_ms=WINDOW_MS)
+        return [(c.task, c.scheduled_ms) for c in outcome.mine]
+
+    with ThreadPoolExecutor(len(replicas)) as threads:
+        taken = [key for mine in threads.map(take, replicas) for key in mine]
+    for replica in replicas:
+        replica.engine.dispose()
+
+    assert max(Counter(taken).values()) == 1
+    assert max(Counter(task for task, _ in taken).values()) == 1, "two runs of a task at a time"
+    rows = runs_of(ledger)
+    assert {(row.task, row.scheduled_ms) for row in rows} == {each.key for each in due}
+    assert Counter(row.status for row in rows) == {"running": 10, "skipped": 10}
+
+
+def test_while_the_run_before_goes_on_an_instant_is_skipped_or_waits(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    for name, waits, status in (("skips", False, "skipped"), ("waits", True, "queued")):
+        first = due_now(ledger, name, waits=waits)
+        second = Due(name, first.scheduled_ms + 1, first.lock_key, waits)
+        claim(ledger, node.id, [first], window_ms=WINDOW_MS)
+
+        outcome = claim(ledger, node.id, [second], window_ms=WINDOW_MS)
+
+        assert outcome.mine == []
+        assert (outcome.queued if waits else outcome.skipped) == [second]
+        row = runs_of(ledger)[-1]
+        assert (row.task, row.status, row.lock_key) == (name, status, None)
+        assert (row.finished_ms is None) is waits
+
+
+def test_without_a_lock_runs_overlap(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    first = due_now(ledger, lock=False)
+    second = Due("report", first.scheduled_ms + 1)
+
+    assert len(claim(ledger, node.id, [first, second], window_ms=WINDOW_MS).mine) == 2
+
+
+def test_what_is_early_old_or_paused_is_not_claimed(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    at_ms = now_ms(ledger)
+    history.pause(ledger, ["paused"], "ann")
+    early, old = Due("early", at_ms + 60_000), Due("old", at_ms - WINDOW_MS - 1000)
+    paused = Due("paused", at_ms)
+
+    outcome = claim(ledger, node.id, [early, old, paused], window_ms=WINDOW_MS)
+
+    assert outcome.mine == []
+    assert outcome.early == [early]
+    assert set(outcome.left) == {old, paused}
+    assert runs_of(ledger) == []
+
+
+def test_a_name_is_taken_letter_by_letter(ledger: Ledger) -> None:
+    node, at_ms = make_node(ledger), now_ms(ledger)
+
+    outcome = claim(
+        ledger, node.id, [Due("Report", at_ms), Due("report", at_ms)], window_ms=WINDOW_MS
+    )
+
+    assert len(outcome.mine) == 2
+
+
+def test_a_claim_whose_answer_was_lost_is_found_by_its_token(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The COMMIT happens, and the connection is gone before the answer."""
+    node, due = make_node(ledger), due_now(ledger)
+    at_once = Ledger.at_once
+
+    def without_answer(self: Ledger, work: Callable[[Connection], object]) -> set[str]:
+        at_once(self, work)
+        return set()
+
+    monkeypatch.setattr(Ledger, "at_once", without_answer)
+
+    outcome = claim(ledger, node.id, [due], window_ms=WINDOW_MS)
+
+    assert len(outcome.mine) == 1
+    assert [row.claim for row in runs_of(ledger)] == [outcome.mine[0].token]
+
+
+def test_queued_runs_are_taken_in_order_and_once(ledger: Ledger) -> None:
+    first, second = make_node(ledger), make_node(ledger)
+    wanted = [history.enqueue(ledger, f"task{n}", "{}") for n in range(6)]
+    locks = {f"task{n}": f"{ledger.namespace}/task{n}" for n in range(6)}
+
+    one, more = claim_queued(ledger, first.id, locks, most=4)
+    two, _ = claim_queued(ledger, second.id, locks, most=4)
+
+    assert (len(one), len(two)) == (4, 2)
+    assert more
+    assert {c.run_id for c in (*one, *two)} == set(wanted)
+    assert {(row.status, row.node) for row in runs_of(ledger)} == {
+        ("running", first.id),
+        ("running", second.id),
+    }
+
+
+def test_of_many_replicas_at_once_exactly_one_gets_each_queued_run(ledger: Ledger) -> None:
+    for n in range(30):
+        history.enqueue(ledger, f"task{n % 10}", "{}")
+    locks = {f"task{n}": f"{ledger.namespace}/task{n}" for n in range(10)}
+    url = ledger.engine.url.render_as_string(hide_password=False)
+    replicas = [open_ledger(url, ledger.namespace) for _ in range(3)]
+    ready = threading.Barrier(len(replicas))
+
+    def take(replica: Ledger) -> list[tuple[str, str]]:
+        node = make_node(replica)
+        ready.wait()
+        taken = []
+        for _ in range(3):
+            found, _ = claim_queued(replica, node.id, locks, most=5)
+            taken += [(c.run_id, c.task) for c in found]
+        return taken
+
+    with ThreadPoolExecutor(len(replicas)) as threads:
+        taken = [each for mine in threads.map(take, replicas) for each in mine]
+    for replica in replicas:
+        replica.engine.dispose()
+
+    assert max(Counter(run_id for run_id, _ in taken).values()) == 1
+    assert max(Counter(task for _, task in taken).values()) == 1, "the lock of a task was held"
+
+
+def test_a_queued_run_waits_for_its_lock_and_its_time(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    lock = f"{ledger.namespace}/report"
+    (running,) = claim(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
+    waiting = history.enqueue(ledger, "report", "{}")
+
+    assert claim_queued(ledger, node.id, {"report": lock}, most=5)[0] == []
+
+    at_ms = now_ms(ledger)
+    finish(ledger, [ended(running, at_ms, retry_in_ms=60_000)])
+    (taken,), _ = claim_queued(ledger, node.id, {"report": lock}, most=5)
+    assert taken.run_id == waiting  # the other one is to be made again in a minute
+
+
+def test_tasks_that_this_process_does_not_know_are_left_to_others(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    history.enqueue(ledger, "new_here_soon", "{}")
+
+    assert claim_queued(ledger, node.id, {"report": None}, most=5)[0] == []
+
+
+def test_what_was_claimed_and_not_begun_can_be_given_back(ledger: Ledger) -> None:
+    node, other = make_node(ledger), make_node(ledger)
+    (claimed,) = claim(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
+
+    unclaim(ledger, [claimed])
+
+    (row,) = runs_of(ledger)
+    assert (row.status, row.claim, row.lock_key, row.attempt) == ("queued", None, None, 1)
+    (again,), _ = claim_queued(ledger, other.id, {"report": claimed.lock_key}, most=5)
+    assert again.run_id == claimed.run_id
+    unclaim(ledger, [claimed])  # a token of before gives nothing back
+    assert runs_of(ledger)[0].status == "running"
+
+
+def ended(claimed: claims.Claimed, at_ms: int, **more: object) -> Finish:
+    values: dict[str, object] = {"status": "failed", "error": "no", **more}
+    return Finish(
+        run_id=claimed.run_id,
+        token=claimed.token,
+        task=claimed.task,
+        started_ms=at_ms,
+        finished_ms=at_ms,
+        **values,  # type: ignore[arg-type]
+    )

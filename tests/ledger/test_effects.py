@@ -1,0 +1,247 @@
+"""The fence: what a run commits counts only while the run is ours, and takes effect once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from fastapi_sqlalchemy import Database
+from fsa_cli.exceptions import Fenced
+from fsa_cli.ledger import effects, nodes
+from fsa_cli.ledger.claims import Claimed, Due, claim
+from fsa_cli.ledger.effects import Fence
+from fsa_cli.ledger.finishes import Finish, finish
+from fsa_cli.ledger.location import shares
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.runner import Run, RunResult, execute
+from fsa_cli.scheduler.recorder import encoded
+from fsa_cli.tasks import Task
+from support.backends import Backend
+from support.ledgers import end_lease, make_node, now_ms, open_ledger, runs_of
+
+INSERT = text("INSERT INTO written (n) VALUES (:n)")
+PLACES = ["postgresql", "mariadb", "sqlite", "postgresql, ledger elsewhere"]
+
+
+class Stage:
+    """A database with a table `written`, its ledger, and a run that is claimed."""
+
+    def __init__(self, backend: Backend, ledger: Ledger, db: Database) -> None:
+        self.backend, self.ledger, self.db = backend, ledger, db
+        self.node = make_node(ledger)
+
+    def claim(self) -> Claimed:
+        due = Due("report", now_ms(self.ledger), f"{self.ledger.namespace}/report")
+        (claimed,) = claim(self.ledger, self.node.id, [due], window_ms=5000).mine
+        return claimed
+
+    def run(self, claimed: Claimed, function: Callable[..., Any], **options: Any) -> RunResult:
+        fence = Fence(self.ledger, claimed.run_id, claimed.token, self.db, encoded)
+        self.fence = fence
+        task = Task(name="report", function=function, **options)
+        return execute(Run(task=task, database=self.db, run_id=claimed.run_id, fence=fence))
+
+    def die(self) -> None:
+        """Everybody else takes this process for dead."""
+        end_lease(self.ledger, self.node.id)
+        nodes.reap(self.ledger, [self.node.id])
+
+    def written(self) -> list[int]:
+        return [n for (n,) in self.backend.rows("SELECT n FROM written ORDER BY n")]
+
+    @property
+    def row(self) -> Any:
+        """The first run."""
+        return runs_of(self.ledger)[0]
+
+    @property
+    def together(self) -> bool:
+        return shares(self.ledger, self.db.url)
+
+
+@pytest.fixture(params=PLACES)
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    name, _, elsewhere = request.param.partition(",")
+    backend: Backend = request.getfixturevalue(name)
+    backend.execute("CREATE TABLE written (n INTEGER)")
+    beside = elsewhere or name == "sqlite"
+    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}" if beside else backend.url)
+    ledger.create()
+    db = Database("of the task")
+    db.configure(db_url=backend.url)
+    effects.prepare(ledger, db)
+    yield Stage(backend, ledger, db)
+    db.dispose()
+    ledger.engine.dispose()
+
+
+def test_the_rows_and_the_success_are_one_transaction(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    def task() -> dict[str, int]:
+        stage.db.session.execute(INSERT, {"n": 1})
+        assert stage.written() == []
+        return {"rows": 1}
+
+    assert stage.run(claimed, task).succeeded
+
+    assert stage.written() == [1]
+    assert stage.fence.recorded is stage.together
+    if stage.together:
+        assert (stage.row.status, stage.row.result) == ("succeeded", '{"rows": 1}')
+        assert stage.row.lock_key is None
+    else:
+        assert stage.row.status == "running"  # the recorder's to write
+        assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
+
+
+def test_a_run_that_was_declared_dead_commits_nothing(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    def task() -> None:
+        stage.db.session.execute(INSERT, {"n": 1})
+        stage.die()
+
+    result = stage.run(claimed, task)
+
+    assert isinstance(result.error, Fenced)
+    assert result.at_commit
+    assert stage.written() == []
+    assert stage.row.status == "interrupted"
+
+
+def test_its_own_commits_and_nested_scopes_commit_nothing_either(stage: Stage) -> None:
+    claimed = stage.claim()
+    refused = []
+
+    def task() -> None:
+        stage.die()
+        with stage.db(commit_on_exit=True):
+            stage.db.session.execute(INSERT, {"n": 1})
+
+    def commits() -> None:
+        stage.db.session.execute(INSERT, {"n": 2})
+        stage.db.session.commit()
+
+    for each in (task, commits):
+        refused.append(stage.run(claimed, each).error)
+
+    assert [type(error) for error in refused] == [Fenced, Fenced]
+    assert stage.written() == []
+
+
+def test_commits_before_the_end_are_counted(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    def task() -> None:
+        for n in (1, 2):
+            stage.db.session.execute(INSERT, {"n": n})
+            stage.db.session.commit()
+        with stage.db(commit_on_exit=True):
+            stage.db.session.execute(INSERT, {"n": 3})
+        raise LookupError("after three commits")
+
+    stage.run(claimed, task)
+
+    assert stage.written() == [1, 2, 3]
+    assert stage.row.commits == 3
+    assert stage.row.status == "running"
+
+
+def test_savepoints_are_no_commits(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    def task() -> None:
+        with stage.db.session.begin_nested():
+            stage.db.session.execute(INSERT, {"n": 1})
+
+    assert stage.run(claimed, task).succeeded
+    assert stage.written() == [1]
+    assert stage.row.commits <= 1
+
+
+def test_a_task_that_only_reads_may_do_so_when_it_is_over(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    assert stage.run(claimed, lambda: stage.db.session.scalar(text("SELECT 1"))).succeeded
+    assert not stage.backend.idle_in_transaction()
+
+
+def test_a_task_that_says_commit_false_is_not_committed_and_not_recorded(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    result = stage.run(
+        claimed, lambda: stage.db.session.execute(INSERT, {"n": 1}) and None, commit=False
+    )
+
+    assert result.succeeded
+    assert not stage.fence.recorded
+    assert stage.written() == []
+
+
+def test_a_second_attempt_of_what_has_taken_effect_commits_nothing(stage: Stage) -> None:
+    """Where ledger and data are two databases, a crash between the two commits leads to one."""
+    claimed = stage.claim()
+
+    def task() -> None:
+        stage.db.session.execute(INSERT, {"n": 1})
+
+    assert stage.run(claimed, task).succeeded
+    second = stage.run(claimed, task)
+
+    assert isinstance(second.error, Fenced)
+    assert stage.written() == [1]
+
+
+def test_an_async_task_is_fenced_as_a_sync_one(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    async def task() -> int:
+        await stage.db.async_session.execute(INSERT, {"n": 1})
+        return 7
+
+    assert stage.run(claimed, task).value == 7
+    assert stage.written() == [1]
+    assert stage.fence.recorded is stage.together
+
+    async def dies() -> None:
+        await stage.db.async_session.execute(INSERT, {"n": 2})
+        await asyncio.to_thread(stage.die)
+
+    stage.node = make_node(stage.ledger)
+    _end(stage, claimed)
+    again = stage.claim()
+    assert isinstance(stage.run(again, dies).error, Fenced)
+    assert stage.written() == [1]
+
+
+def test_outside_of_a_run_nothing_is_fenced(stage: Stage) -> None:
+    claimed = stage.claim()
+    stage.run(claimed, lambda: None)
+
+    with stage.db(commit_on_exit=True):
+        stage.db.session.execute(INSERT, {"n": 1})
+
+    assert stage.written() == [1]
+
+
+def _end(stage: Stage, claimed: Claimed) -> None:
+    at = now_ms(stage.ledger)
+    finish(
+        stage.ledger,
+        [
+            Finish(
+                run_id=claimed.run_id,
+                token=claimed.token,
+                task="report",
+                status="succeeded",
+                started_ms=at,
+                finished_ms=at,
+            )
+        ],
+    )

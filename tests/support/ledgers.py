@@ -1,0 +1,96 @@
+"""`ledger`: an empty ledger, a namespace of its own, on each of the three backends."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Engine, Row, select
+
+from fsa_cli.ledger import nodes, tables
+from fsa_cli.ledger.store import Ledger
+from support.databases import MariaDBServer, PostgreSQLServer
+
+LEASE_MS = 20_000
+
+
+def open_ledger(url: str, namespace: str | None = None) -> Ledger:
+    """A ledger on its own engine, as another process would have it."""
+    options: dict[str, Any] = {"connect_args": {"check_same_thread": False}}
+    if not url.startswith("sqlite"):
+        options = {"isolation_level": "READ COMMITTED"}
+    engine = sqlalchemy.create_engine(url, pool_size=8, **options)
+    return Ledger(engine, namespace or uuid.uuid4().hex, "here")
+
+
+def create_tables(url: str) -> None:
+    ledger = open_ledger(url)
+    ledger.create()
+    ledger.engine.dispose()
+
+
+def runs_of(ledger: Ledger) -> list[Row[Any]]:
+    """Every run of its namespace, by task and instant."""
+    return ledger.read(
+        lambda connection: list(
+            connection.execute(
+                select(tables.run)
+                .where(tables.run.c.namespace == ledger.namespace)
+                .order_by(tables.run.c.task, tables.run.c.scheduled_ms)
+            )
+        )
+    )
+
+
+def now_ms(ledger: Ledger) -> int:
+    return ledger.read(ledger.now_ms)
+
+
+def make_node(ledger: Ledger, *tasks: str, lease_ms: int = LEASE_MS) -> nodes.Node:
+    return nodes.register(ledger, "scheduler", lease_ms, dict.fromkeys(tasks, "hash"))
+
+
+def end_lease(ledger: Ledger, node_id: str) -> None:
+    """Have a node's lease end a second ago, as if it had died before."""
+
+    def work(connection: sqlalchemy.Connection) -> None:
+        connection.execute(
+            sqlalchemy.update(tables.node)
+            .where(tables.node.c.id == node_id)
+            .values(lease_until_ms=ledger.now_ms(connection) - 1000)
+        )
+
+    ledger.write(work)
+
+
+@pytest.fixture(scope="session")
+def _ledger_on_postgresql(postgresql_server: PostgreSQLServer) -> Iterator[str]:
+    with postgresql_server.database() as backend:
+        create_tables(backend.url)
+        yield backend.url
+
+
+@pytest.fixture(scope="session")
+def _ledger_on_mariadb(mariadb_server: MariaDBServer) -> Iterator[str]:
+    with mariadb_server.database() as backend:
+        create_tables(backend.url)
+        yield backend.url
+
+
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    """Each of the three backends; the namespace is the test's own."""
+    if request.param == "sqlite":
+        made = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+        made.create()
+    else:
+        made = open_ledger(request.getfixturevalue(f"_ledger_on_{request.param}"))
+    yield made
+    dispose(made.engine)
+
+
+def dispose(engine: Engine) -> None:
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
