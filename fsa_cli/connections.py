@@ -46,6 +46,14 @@ def watch() -> None:
         event.listen(Engine, "handle_error", _mark)
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether a connection could not be opened, or was lost; else the database has answered."""
+    return any(
+        getattr(each, _MARK, None) is not None or getattr(each, "connection_invalidated", False)
+        for each in _chain(error)
+    )
+
+
 def unreachable(
     error: BaseException,
     databases: Mapping[str, Database],

@@ -58,6 +58,8 @@ class TaskContext:
         run_id: Of this run; an attempt that is repeated keeps it.
         attempt: 1 for the first.
         scheduled_at: The instant that this run is for, in UTC; None if a person started it.
+        idempotency_key: The same for each attempt of this run: what to give an outside service, so
+            that it acts once.
         dry_run: Whether everything is rolled back at the end.
         deadline: When the run's time is over, in UTC; None without a time limit.
         logger: `fsa.task.NAME`; the app's logging configuration decides where it goes.
@@ -73,6 +75,12 @@ class TaskContext:
     _deadline_s: float | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _report: Callable[[Progress], None] | None = None
+
+    @property
+    def idempotency_key(self) -> str:
+        if self.scheduled_at is None:
+            return f"{self.task}:{self.run_id}"
+        return f"{self.task}:{round(self.scheduled_at.timestamp() * 1000)}"
 
     @property
     def cancelled(self) -> bool:

@@ -2,6 +2,7 @@
 
 FsaError                    1
 ├── TaskFailed              1    the task raised
+├── Fenced                  1    a run that another process has taken over commits nothing
 ├── ScriptFailed            1    what `fsa shell` was given to run raised
 ├── CheckFailed             1    a check of `fsa health` failed
 ├── StatementFailed         1    the database refused a statement
@@ -13,7 +14,8 @@ FsaError                    1
 │   ├── AppLoadError        3    the app was not found, or failed while it was imported
 │   ├── TaskDefinitionError 3    a function cannot be a task as it is written
 │   │   └── DuplicateTask   3
-│   └── ScheduleError       3    a schedule or a time zone cannot be read
+│   ├── ScheduleError       3    a schedule or a time zone cannot be read
+│   └── LedgerUnusable      3    the ledger's tables are missing, old or cannot be made
 ├── DatabaseUnreachable     4    a connection that cannot be opened
 ├── SchemaBehind            5    the schema is not at Alembic's head
 ├── Refused                 6    a protected environment, or nobody to confirm
@@ -58,6 +60,10 @@ class FsaError(Exception):
 
 class TaskFailed(FsaError):
     """The task raised, or its commit failed."""
+
+
+class Fenced(FsaError):
+    """The run is no longer this process's: it was declared dead, or cancelled."""
 
 
 class ScriptFailed(FsaError):
@@ -106,6 +112,10 @@ class DuplicateTask(TaskDefinitionError):
 
 class ScheduleError(ConfigurationError):
     """A schedule or a time zone cannot be read."""
+
+
+class LedgerUnusable(ConfigurationError):
+    """The ledger's tables are missing, of another version, or cannot be made."""
 
 
 class AppLoadError(ConfigurationError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from fastapi_sqlalchemy import Database
@@ -18,6 +19,7 @@ from fsa_cli.finding import find
 from fsa_cli.loader import LoadedApp
 from fsa_cli.migrations import is_at_head
 from fsa_cli.settings import Settings
+from fsa_cli.tasks import registry
 
 __all__ = ["Check", "checks", "own_checks"]
 
@@ -28,12 +30,14 @@ def checks(
     own: Mapping[str, Callable[[], object]],
     *,
     timeout_s: float = 5.0,
+    scheduler: bool = True,
 ) -> Iterator[Check]:
     """Each check of the app, as it is done: databases and pools, the schema, the app's own.
 
     Args:
         own: What `own_checks` has found.
         timeout_s: How long each may take.
+        scheduler: Whether the schedule is kept, too, where there is one.
     """
     well = True
     databases = dict(loaded.databases)
@@ -50,6 +54,8 @@ def checks(
             well = False
     if well and (schema := _schema(loaded, settings, timeout_s)) is not None:
         yield schema
+    if scheduler:
+        yield from _scheduler(loaded, settings, timeout_s)
     default = next(iter(loaded.databases.values()), None)
     default = loaded.databases.get("default", default)
     for name, check in own.items():
@@ -115,3 +121,24 @@ def _schema(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Check | 
 
     check = _measured("schema", partial(run, stands, timeout_s=timeout_s))
     return check if check.detail else None
+
+
+def _scheduler(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Iterator[Check]:
+    """Whether a scheduler lives, and what was missed; nothing where nothing is scheduled."""
+    names = {task.name for task in registry if task.schedule is not None}
+    if not names:
+        return
+    from fsa_cli.ledger.history import Vitals
+    from fsa_cli.scheduler import checks as of_scheduler
+
+    seen: list[Vitals] = []
+
+    def look() -> str:
+        seen.append(of_scheduler.vitals(loaded, settings))
+        return of_scheduler.alive(seen[0])
+
+    yield _measured("scheduler", partial(run, look, timeout_s=timeout_s))
+    if seen:
+        yield replace(
+            _measured("missed", lambda: of_scheduler.kept(seen[0], names)), latency_ms=None
+        )

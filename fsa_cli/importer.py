@@ -161,7 +161,7 @@ def _failure(error: BaseException, message: str, target: Target, module: str = "
         return unreachable
     where = place(error)
     details = [*(where.lines() if where else []), described(error), f"found by {target.found}"]
-    hint: str | None = None
+    hint = error.hint if isinstance(error, FsaError) else None
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if isinstance(error, SystemExit):
         details[-2] = f"it called sys.exit({error.code!r}) while it was imported"

@@ -35,6 +35,7 @@ class Statements:
     def __init__(self) -> None:
         self._connections: dict[int, Any] = {}
         self._aiosqlite: dict[int, Any] = {}
+        self._waiting_in_python: dict[int, Any] = {}
         self._rollbacks: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Statements:
@@ -57,16 +58,28 @@ class Statements:
             self._connections[id(record)] = raw
             if raw is not driver_connection:
                 self._aiosqlite[id(record)] = driver_connection
+        else:
+            self._waiting_in_python[id(record)] = raw
 
     def remove(self, record: object) -> None:
-        self._connections.pop(id(record), None)
-        self._aiosqlite.pop(id(record), None)
+        for known in (self._connections, self._aiosqlite, self._waiting_in_python):
+            known.pop(id(record), None)
 
     def end(self) -> None:
         """End whatever statement runs on them; where none does, nothing happens."""
         for connection in list(self._connections.values()):
             with contextlib.suppress(Exception):  # closed meanwhile
                 getattr(connection, _ENDING[type(connection).__module__.partition(".")[0]])()
+
+    def end_of_thread(self) -> None:
+        """End them for a run in another thread, which no signal reaches."""
+        self.end()
+        for connection in list(self._waiting_in_python.values()):
+            with contextlib.suppress(Exception):  # closed meanwhile
+                if hasattr(connection, "cancel"):  # psycopg: it tells the server
+                    connection.cancel()
+                else:  # pymysql knows no way: its thread gets an error instead of an answer
+                    connection._sock.shutdown(socket.SHUT_RDWR)
 
     def cancel(self) -> None:
         """End them, on the loop of a run that is being cancelled.

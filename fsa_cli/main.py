@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run-task": ("fsa_cli.commands.run_task:app", "Run one task now, here, in its own session."),
     "tasks": ("fsa_cli.commands.tasks:app", "The registered tasks; one task in full."),
+    "runs": ("fsa_cli.commands.runs:app", "What ran: status, duration, error or result."),
     "shell": ("fsa_cli.commands.shell:app", "An interactive session: app, db, session, models."),
     "scheduler": ("fsa_cli.commands.scheduler:app", "Host the schedule, or look at it."),
     "health": ("fsa_cli.commands.health:app", "Is it well? With exit codes for probes."),
@@ -67,6 +68,21 @@ class FsaGroup(TyperGroup):
 
     own: OwnCommand | None = None
     """The user's own command that is called."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Click does, but a command is not taken for the group's argument, as in `runs show`."""
+        every = self.params
+        without = [each for each in every if each.param_type_name != "argument"]
+        if len(without) < len(every) and not ctx.resilient_parsing:
+            self.params = without
+            try:
+                _, words, _ = self.make_parser(ctx).parse_args(args=list(args))
+                if words and words[0] in self.commands:
+                    return super().parse_args(ctx, args)
+            finally:
+                self.params = every
+            ctx.allow_interspersed_args = True
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and ctx.parent is None:

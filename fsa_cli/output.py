@@ -24,8 +24,14 @@ _MAX_ERROR_LINES = 8
 _BREAKS = re.compile(r"\s*[\t\n\r\v\f]\s*")
 
 
-# How the cells of a column `state` are shown on a terminal.
-_STATES = {"ok": "green", "FAILED": "bold red"}
+# How the cells of the columns `state` and `status` are shown on a terminal.
+_STATES = {
+    **dict.fromkeys(("ok", "succeeded", "alive"), "green"),
+    **dict.fromkeys(("FAILED", "failed", "timed_out", "dead"), "bold red"),
+    **dict.fromkeys(("running", "queued", "handed_off"), "cyan"),
+    **dict.fromkeys(("interrupted", "missed", "paused", "draining"), "yellow"),
+    **dict.fromkeys(("skipped", "cancelled", "stopped"), "dim"),
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Output:
         for row in rows:
             cells = [Text(mask(_plain(row.get(key)))) for key in columns]
             for key, cell in zip(columns, cells, strict=True):
-                if key == "state":
+                if key in ("state", "status"):
                     cell.stylize(_STATES.get(cell.plain, ""))
             table.add_row(*cells)
         self.console.print(table)

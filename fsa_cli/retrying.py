@@ -9,21 +9,20 @@ from dataclasses import dataclass, replace
 from fsa_cli.exceptions import FsaError, TimedOut
 from fsa_cli.runner import Run, RunResult
 
-__all__ = ["Retries"]
-
-_LONGEST_S = 60.0
+__all__ = ["Retries", "may_succeed"]
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often, and how long to wait: *backoff_s*, doubled each time, at most a minute."""
+    """How often, and how long to wait: *backoff_s*, doubled each time, at most *longest_s*."""
 
     retries: int = 0
     backoff_s: float = 1.0
+    longest_s: float = 60.0
 
     def pause_s(self, attempt: int) -> float:
         """How long to wait after *attempt*."""
-        return min(self.backoff_s * 2.0 ** (attempt - 1), _LONGEST_S)
+        return min(self.backoff_s * 2.0 ** min(attempt - 1, 60), self.longest_s)
 
     def make(
         self,
@@ -37,7 +36,7 @@ class Retries:
             failed: Told of each attempt that is followed by another, and of the pause.
         """
         result = execute(run)
-        while result.attempt <= self.retries and _may_succeed(result):
+        while result.attempt <= self.retries and may_succeed(result):
             pause_s = self.pause_s(result.attempt)
             failed(result, pause_s)
             time.sleep(pause_s)
@@ -45,7 +44,7 @@ class Retries:
         return result
 
 
-def _may_succeed(result: RunResult) -> bool:
+def may_succeed(result: RunResult) -> bool:
     """Whether another attempt may end otherwise: not if the task or its use of db is wrong."""
     from fastapi_sqlalchemy.exceptions import DBSessionError
 

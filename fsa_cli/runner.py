@@ -29,6 +29,7 @@ from fsa_cli.tasks import Task
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
+    from fsa_cli.ledger.effects import Fence
 
 __all__ = ["Run", "RunResult", "execute", "execute_async", "run"]
 
@@ -47,6 +48,9 @@ class Run:
         dry_run: What the context's `dry_run` says; the sandbox is the caller's to open.
         stop: Set from outside, it makes the context's `cancelled` true.
         report: Told of the task's progress.
+        fence: Keeps what it commits to the time in which the run is this process's.
+        isolated: Makes it elsewhere, in `execute`'s place.
+        statements: What it waits for in a database, for whoever has to end that.
     """
 
     task: Task
@@ -60,6 +64,9 @@ class Run:
     dry_run: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     report: Callable[[Progress], None] | None = None
+    fence: Fence | None = None
+    statements: Statements = field(default_factory=Statements)
+    isolated: Callable[[Run], RunResult] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +130,8 @@ def execute(run: Run) -> RunResult:
     attempt = _Attempt(run)
     try:
         with (
-            Statements() as statements,
+            run.statements as statements,
+            run.fence or contextlib.nullcontext(),
             attempt.scope,
             statements.ended_by_signals(),
             _alarm(attempt.timeout_s),
@@ -143,7 +151,7 @@ async def execute_async(run: Run) -> RunResult:
     """
     attempt = _Attempt(run)
     try:
-        with Statements() as statements:
+        with run.statements as statements, run.fence or contextlib.nullcontext():
             async with attempt.scope:
                 with statements.ended_by_signals():
                     async with asyncio.timeout(attempt.timeout_s):
@@ -172,6 +180,7 @@ class _Attempt:
         self.started_at = datetime.now(UTC)
         self._began_s = time.monotonic()
         self._returned = False
+        self._value: object = None
         limit = self.timeout_s
         self._deadline_s = self._began_s + limit if limit is not None else None
         self._context = TaskContext(
@@ -226,6 +235,9 @@ class _Attempt:
         if self._late:
             raise _TimeIsUp
         self._returned = True
+        self._value = value
+        if self.run.fence is not None:
+            self.run.fence.returned(value)
 
     @property
     def _late(self) -> bool:
@@ -235,6 +247,9 @@ class _Attempt:
         return self._result("succeeded", value=value)
 
     def failed(self, error: BaseException) -> RunResult:
+        if self.run.fence is not None and self.run.fence.recorded:
+            # The answer to COMMIT was lost on its way, and the database says that it has happened.
+            return self.succeeded(self._value)
         if isinstance(error, _TimeIsUp) or (self._late and not self._returned):
             late = TimedOut(f"{self.run.task.name} took longer than {self.timeout_s:g} s")
             told = isinstance(error, _TimeIsUp) or (type(error) is TimeoutError and not str(error))

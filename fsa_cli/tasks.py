@@ -14,9 +14,22 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    get_args,
+    overload,
+)
 
 from fsa_cli.exceptions import DuplicateTask, TaskDefinitionError
+
+if TYPE_CHECKING:
+    from fsa_cli.runner import RunResult
 
 __all__ = ["Registry", "Task", "TaskFunction", "registry", "task"]
 
@@ -24,8 +37,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-# `fsa runs show` and `fsa runs retry` take a run, `fsa runs NAME` a task.
-_RESERVED = frozenset({"show", "retry"})
+Overlap = Literal["skip", "queue", "allow"]
+CatchUp = Literal["latest", "all", "none"]
+OnCrash = Literal["mark", "retry"]
+Isolation = Literal["process"]
+
+_CHOICES = {"overlap": Overlap, "catch_up": CatchUp, "on_crash": OnCrash}
+
+# `fsa runs show`, `retry` and `cancel` take a run, `fsa runs NAME` a task.
+_RESERVED = frozenset({"show", "retry", "cancel"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,189}")
 
 
@@ -42,6 +62,24 @@ class Task:
         args: The arguments of scheduled runs.
         timeout_s: How long a run may take. An async task is cancelled then; what happens to a sync
             one is told in `fsa_cli.runner`. None: for ever.
+        retries: How often a run that failed or took too long is made again, by the scheduler.
+        backoff_s: The pause before the first of them, doubled each time, at most an hour.
+        overlap: What becomes of an instant while the run before it goes on: "skip" (it is recorded
+            as skipped), "queue" (it waits), "allow" (both run).
+        group: Tasks of one group never run at the same time, on any machine; None: a group of its
+            own.
+        catch_up: Of the instants at which no scheduler ran: the "latest" is made up for, "all", or
+            "none".
+        catch_up_window_s: How far back that goes.
+        start_within_s: How late a run may still start; None is the catch-up window.
+        on_crash: What becomes of a run whose process died: "mark" (it is recorded as interrupted:
+            at most once) or "retry" (it is made again: at least once).
+        jitter_s: Runs start up to so much after their instant; how much follows from task and
+            instant, so that it is the same on each machine.
+        isolation: "process" runs it in a process of its own, which a time-out kills.
+        on_failure: Called with the `RunResult` of each run that failed for good, after it.
+        ping: A URL that is called when a run starts (`/start`), succeeds, and fails (`/fail`), as
+            healthchecks.io has it.
         commit: Whether a run that returns normally commits. False leaves it to the function.
         database: The name of the `Database` whose scope a run is given; None is the app's `db`.
         tags: Words to choose tasks by.
@@ -53,6 +91,18 @@ class Task:
     timezone: object = None
     args: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float | None = None
+    retries: int = 0
+    backoff_s: float = 1.0
+    overlap: Overlap = "skip"
+    group: str | None = None
+    catch_up: CatchUp = "latest"
+    catch_up_window_s: float = 3600.0
+    start_within_s: float | None = None
+    on_crash: OnCrash = "mark"
+    jitter_s: float = 0.0
+    isolation: Isolation | None = None
+    on_failure: tuple[Callable[[Any], object], ...] = ()
+    ping: str | None = None
     commit: bool = True
     database: str | None = None
     tags: frozenset[str] = frozenset()
@@ -175,6 +225,18 @@ def task(
     timezone: object = None,
     args: Mapping[str, Any] | None = None,
     timeout_s: float | None = None,
+    retries: int = 0,
+    backoff_s: float = 1.0,
+    overlap: Overlap = "skip",
+    group: str | None = None,
+    catch_up: CatchUp = "latest",
+    catch_up_window_s: float = 3600.0,
+    start_within_s: float | None = None,
+    on_crash: OnCrash = "mark",
+    jitter_s: float = 0.0,
+    isolation: Isolation | None = None,
+    on_failure: Callable[[RunResult], object] | Sequence[Callable[[RunResult], object]] = (),
+    ping: str | None = None,
     commit: bool = True,
     database: str | None = None,
     tags: Sequence[str] = (),
@@ -188,6 +250,7 @@ def task(
     name: str | None = None,
     args: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
+    on_failure: Callable[[Any], object] | Sequence[Callable[[Any], object]] = (),
     **options: Any,
 ) -> Any:
     """Register a function as a task and return it, with its Task as `.task`.
@@ -206,6 +269,7 @@ def task(
             function=function,
             args=dict(args or {}),
             tags=frozenset([tags] if isinstance(tags, str) else tags),
+            on_failure=(on_failure,) if callable(on_failure) else tuple(on_failure),
             **options,
         )
         _check(made)
@@ -239,3 +303,20 @@ def _check(task: Task) -> None:
         raise wrong("is a generator function: calling it runs nothing", "return instead of yield")
     if task.timeout_s is not None and not task.timeout_s > 0:
         raise wrong(f"has timeout_s={task.timeout_s}", "seconds, more than 0; None for no limit")
+    for option, choices in _CHOICES.items():
+        if getattr(task, option) not in get_args(choices):
+            known = ", ".join(f'"{choice}"' for choice in get_args(choices))
+            raise wrong(f"has {option}={getattr(task, option)!r}", f"it is one of {known}")
+    if task.isolation not in (None, "process"):
+        raise wrong(f"has isolation={task.isolation!r}", '"process", or None for a thread')
+    if not isinstance(task.retries, int) or task.retries < 0:
+        raise wrong(f"has retries={task.retries!r}", "a whole number, 0 or more")
+    for option in ("backoff_s", "catch_up_window_s", "jitter_s", "start_within_s"):
+        value = getattr(task, option)
+        if value is not None and not 0 <= value < float("inf"):
+            raise wrong(f"has {option}={value!r}", "seconds, 0 or more")
+    if task.ping is not None and not task.ping.startswith(("http://", "https://")):
+        raise wrong(f"has ping={task.ping!r}", "a URL: https://hc-ping.com/...")
+    for hook in task.on_failure:
+        if not callable(hook):
+            raise wrong(f"has on_failure={hook!r}", "a function of one argument, the RunResult")

@@ -2,8 +2,10 @@
 
 pytest_plugins = [
     "support.databases",
+    "support.ledgers",
     "support.models",
     "support.processes",
+    "support.shops",
     "support.stores",
     "support.web",
 ]

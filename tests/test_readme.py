@@ -124,6 +124,10 @@ def test_the_schedule_is_listed_and_hosted_until_it_is_told_to_stop(
     assert hosting == "fsa scheduler start"
     process = fsa_process("scheduler", "start", cwd=shop)
     process.wait_for("count_open_orders")
+    history = [b for b in blocks() if b.heading == "A schedule" and b.language == "sh"][1].text
+    looked = run_sh(history, shop).stdout
+    assert re.search(r"\tcount_open_orders\tsucceeded\t", looked)
+    assert re.search(r"\tscheduler\talive\t", looked)
     assert process.stop(signal.SIGTERM).returncode == 0, process
 
 
@@ -154,8 +158,12 @@ def test_what_is_wrong_is_shown_on_three_pages(shop: Path) -> None:
     assert shown.endswith("problems\n  none\n")
 
 
-def test_health_is_well_and_names_the_database(shop: Path) -> None:
-    assert "default" in run_sh(sh("Health"), shop).stdout
+def test_health_is_well_and_names_the_database(shop: Path, fsa_process: Start) -> None:
+    process = fsa_process("scheduler", "start", cwd=shop)
+    process.wait_for("count_open_orders")
+    shown = run_sh(sh("Health"), shop).stdout
+    assert "default" in shown
+    assert "scheduler\tok" in shown
 
 
 def test_the_report_runs_outside_of_requests(shop: Path) -> None:

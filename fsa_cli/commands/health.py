@@ -54,11 +54,11 @@ def health(
 
     \b
       fsa health
-      fsa health --wait 60s        in an init container
+      fsa health ready --wait 60s  in an init container
       fsa health live              for a liveness probe
     """
     if context.invoked_subcommand is None:
-        _check(Fsa.of(context), timeout, wait, watch)
+        _check(Fsa.of(context), timeout, wait, watch, scheduler=True)
 
 
 @app.command()
@@ -78,7 +78,8 @@ def ready(
     source = context.get_parameter_source("timeout")
     if source is not None and source.name == "DEFAULT":
         timeout = before.get("timeout", timeout)
-    _check(Fsa.of(context), timeout, wait or before.get("wait"), watch or before.get("watch"))
+    wait, watch = wait or before.get("wait"), watch or bool(before.get("watch"))
+    _check(Fsa.of(context), timeout, wait, watch, scheduler=False)
 
 
 @app.command()
@@ -100,7 +101,7 @@ def live(context: typer.Context) -> None:
     raise typer.Exit(0 if alive else 1)
 
 
-def _check(fsa: Fsa, timeout_s: float, wait: str | None, watch: bool | None) -> None:
+def _check(fsa: Fsa, timeout_s: float, wait: str | None, watch: bool, *, scheduler: bool) -> None:
     wait_s = None if wait is None else _seconds(wait)
     if timeout_s <= 0:
         raise UsageError(f"--timeout {timeout_s:g}: expected more than nothing")
@@ -110,7 +111,8 @@ def _check(fsa: Fsa, timeout_s: float, wait: str | None, watch: bool | None) -> 
     own = own_checks(loaded, fsa.settings)
 
     def look() -> list[Check]:
-        return list(checks(loaded, fsa.settings, own, timeout_s=timeout_s))
+        found = checks(loaded, fsa.settings, own, timeout_s=timeout_s, scheduler=scheduler)
+        return list(found)
 
     if watch:
         _watch(fsa, look)

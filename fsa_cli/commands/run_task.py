@@ -6,28 +6,29 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli import arguments, report
+from fsa_cli import report
 from fsa_cli.bars import Bars
-from fsa_cli.commands import SPELLINGS, Fsa, split_flags
+from fsa_cli.commands import Fsa
+from fsa_cli.commands.calls import Call, read
 from fsa_cli.completion import task_names
+from fsa_cli.context import Progress
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
-from fsa_cli.finding import database_for, find
-from fsa_cli.loader import LoadedApp
+from fsa_cli.finding import database_for
 from fsa_cli.retrying import Retries
 from fsa_cli.runner import Run, RunResult, execute
-from fsa_cli.settings import Flags
-from fsa_cli.signatures import signature_of
-from fsa_cli.tasks import Task
+from fsa_cli.tasks import Task, registry
 
 if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
     from fsa_cli.rehearsal import Rehearsal
+    from fsa_cli.scheduler.record import Record
 
 app = typer.Typer()
 
@@ -37,7 +38,6 @@ def _option(spelling: str, **more: Any) -> Any:
     return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
 
 
-_LOADING = {"app", "env_file", "env"}
 #: run-task's own options, which may also stand after NAME, and whether each takes a value.
 _OWN = {
     "--dry-run": False,
@@ -45,10 +45,11 @@ _OWN = {
     "--retries": True,
     "--backoff": True,
     "--args-json": True,
+    "--lock": False,
+    "--no-record": False,
     "--help": False,
     "-h": False,
 }
-_FLAGS = {word: field in {*_LOADING, "database"} for word, field in SPELLINGS.items()} | _OWN
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -87,8 +88,16 @@ def run_task(
         str | None,
         _option("--backoff", help="Seconds before a retry, doubled each time; 1.", metavar="S"),
     ] = None,
+    lock: Annotated[
+        bool, _option("--lock", help="Not while the scheduler or somebody else runs it: exit 75.")
+    ] = False,
+    no_record: Annotated[
+        bool, _option("--no-record", help="Leave the run out of `fsa runs`.")
+    ] = False,
 ) -> None:
     """Run one task now, here, in a session of its own, and commit.
+
+    Where there is a ledger of runs, it is recorded there: fsa runs.
 
     \b
       fsa run-task count_users
@@ -102,8 +111,10 @@ def run_task(
         "--timeout": timeout,
         "--retries": retries,
         "--backoff": backoff,
+        "--lock": "" if lock else None,
+        "--no-record": "" if no_record else None,
     }
-    call = _read(fsa, name, words or [], {k: v for k, v in given.items() if v is not None})
+    call = read(fsa, name, words or [], given, _OWN)
     if call.help:
         from fsa_cli import manual
 
@@ -120,89 +131,21 @@ def run_task(
         _tell(fsa, result, rehearsal)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What the words after NAME mean."""
-
-    loaded: LoadedApp
-    task: Task
-    words: list[str]
-    options: dict[str, str]
-
-    @property
-    def help(self) -> bool:
-        return "--help" in self.options or "-h" in self.options
-
-    def number(self, option: str, *, least: float = 0, whole: bool = False) -> float | None:
-        """The value of *option*; None if it was not given."""
-        text = self.options.get(option)
-        if text is None:
-            return None
-        try:
-            number = int(text) if whole else float(text)
-        except ValueError:
-            number = -1
-        if not least <= number < float("inf") or (option == "--timeout" and number == 0):
-            kind = "a whole number" if whole else "seconds"
-            more = "more than 0" if option == "--timeout" else "0 or more"
-            raise UsageError(f'{option} "{text}": expected {kind}, {more}')
-        return number
-
-
-def _read(fsa: Fsa, name: str, words: Sequence[str], given: Mapping[str, str]) -> _Call:
-    # Which words are the task's is known only when the app is loaded, and these say which app.
-    early, _ = split_flags(words, but={field.name for field in fields(Flags)} - _LOADING)
-    _apply(fsa, early)
-    loaded = fsa.load()
-    task = find(name)
-    signature = signature_of(task.function)
-    _refuse_ambiguous(name, early, signature.options())
-    ours, theirs = arguments.split(signature, words, _FLAGS)
-    late, rest = split_flags(ours)
-    _apply(fsa, late)
-    options = dict(given)
-    while rest:
-        word, equals, value = rest.pop(0).partition("=")
-        if _OWN[word] and not equals:
-            if not rest:
-                raise UsageError(f"{word} needs a value")
-            value = rest.pop(0)
-        options[word] = value
-    return _Call(loaded, task, theirs, options)
-
-
-def _apply(fsa: Fsa, flags: Flags) -> None:
-    given = {f.name: getattr(flags, f.name) for f in fields(flags)}
-    changed = {name: value for name, value in given.items() if value is not None}
-    if any(getattr(fsa.flags, name) != value for name, value in changed.items()):
-        fsa.set(**changed)
-
-
-def _refuse_ambiguous(name: str, early: Flags, options: Collection[str]) -> None:
-    for word, field in SPELLINGS.items():
-        if getattr(early, field) is not None and word in options:
-            raise UsageError(
-                f"{word} after {name!r} may be fsa's, and the task has a parameter of that name",
-                hint=f"fsa's goes before the name, the task's after --: {name} -- {word} ...",
-            )
-
-
-def _run(fsa: Fsa, call: _Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]:
+def _run(fsa: Fsa, call: Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]:
     task = call.task
     timeout_s = call.number("--timeout")
     retries = int(call.number("--retries", whole=True) or 0)
     backoff_s = call.number("--backoff")
-    values = arguments.parse(
-        signature_of(task.function), call.words, args_json=call.options.get("--args-json")
-    )
+    values = call.values()
     database = database_for(task, call.loaded, fsa.settings)
     fsa.output.detail(f"running {task.name} ({task.place}) in {database!r}")
+    record: Record | None = None
     rehearsal: Rehearsal | None = None
 
     def make(run: Run) -> RunResult:
         nonlocal rehearsal
         if not run.dry_run:
-            return execute(run)
+            return execute(record.attempt(run) if record else run)
         from fsa_cli.rehearsal import rehearse
 
         result, rehearsal = rehearse(run, call.loaded.databases)
@@ -214,6 +157,11 @@ def _run(fsa: Fsa, call: _Call, bars: Bars) -> tuple[RunResult, Rehearsal | None
             f"the next one in {pause_s:g} s"
         )
 
+    def tell(progress: Progress) -> None:
+        bars(progress)
+        if record is not None:
+            record.progress(progress)
+
     order = Run(
         task=task,
         arguments=values,
@@ -221,17 +169,53 @@ def _run(fsa: Fsa, call: _Call, bars: Bars) -> tuple[RunResult, Rehearsal | None
         database=database,
         timeout_s=timeout_s,
         dry_run="--dry-run" in call.options,
-        report=bars,
+        report=tell,
     )
     redirected = _prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
+    policy = Retries(retries, 1.0 if backoff_s is None else backoff_s)
     try:
         with _terminable(), redirected, bars:
-            policy = Retries(retries, 1.0 if backoff_s is None else backoff_s)
-            return policy.make(order, make, failed), rehearsal
+            record = _begin(fsa, call, values, database)
+            if record is not None:
+                order = replace(order, run_id=record.run_id, stop=record.stop)
+            result = policy.make(order, make, failed)
+            if record is not None:
+                record.ended(result)
+            return result, rehearsal
     except _Terminate:
-        raise Terminated(f"{task.name} was terminated and rolled back") from None
+        raise Terminated(_stopped(task, "terminated", "SIGTERM", record)) from None
     except KeyboardInterrupt:
-        raise Interrupted(f"{task.name} was interrupted and rolled back") from None
+        raise Interrupted(_stopped(task, "interrupted", "Ctrl-C", record)) from None
+
+
+def _begin(fsa: Fsa, call: Call, values: Mapping[str, Any], database: Database) -> Record | None:
+    """The run's record; None where it has none."""
+    locks = "--lock" in call.options
+    for option in ("--no-record", "--dry-run"):
+        if option in call.options:
+            if locks:
+                raise UsageError(f"--lock records the run, and {option} does not")
+            return None
+    from fsa_cli.scheduler import recording
+
+    order = recording.Order(
+        call.task.name if registry.get(call.task.name) is call.task else call.name,
+        call.task,
+        values,
+        database,
+        locks,
+    )
+    return recording.begin(call.loaded, fsa.settings, order, fsa.output.warn)
+
+
+def _stopped(task: Task, how: str, by: str, record: Record | None) -> str:
+    """Record that the run was stopped, and say so."""
+    if record is None:
+        return f"{task.name} was {how} and rolled back"
+    record.broken(f"stopped by {by}")
+    if record.committed:
+        return f"{task.name} was {how} after it had committed"
+    return f"{task.name} was {'cancelled' if record.cancelled else how} and rolled back"
 
 
 def _tell(fsa: Fsa, result: RunResult, rehearsal: Rehearsal | None) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
+import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 from fsa_cli.runner import Run, RunResult, execute, execute_async
 
 __all__ = ["LocalExecutor"]
+
+logger = logging.getLogger("fsa.scheduler")
 
 Finished = Callable[[Run, RunResult | None], None]
 
@@ -25,15 +30,23 @@ class LocalExecutor:
         concurrency: How many runs go on at a time.
         finished: Called with each run and its result, in the thread that made it; the result is
             None if the run was cancelled.
+        began: Called with each run as it begins, in the thread that makes it.
     """
 
-    def __init__(self, concurrency: int, finished: Finished) -> None:
+    def __init__(
+        self, concurrency: int, finished: Finished, began: Callable[[Run], None] = lambda run: None
+    ) -> None:
         self.concurrency = concurrency
         self._finished = finished
+        self._began = began
         self._lock = threading.Lock()
         self._waiting: deque[Run] = deque()
         self._running: dict[str, Run] = {}
+        self._begun_s: dict[str, float] = {}
         self._closed = False
+        self._threads = 0
+        self._idle = 0
+        self._work: queue.SimpleQueue[Run] = queue.SimpleQueue()
         self._loop = _LoopThread()
 
     def submit(self, run: Run) -> bool:
@@ -51,10 +64,28 @@ class LocalExecutor:
             return list(self._running.values())
 
     @property
-    def busy(self) -> set[str]:
-        """The names of the tasks that are running or waiting."""
+    def waiting(self) -> int:
+        """How many runs have not begun."""
+        return len(self._waiting)
+
+    @property
+    def load(self) -> int:
+        """How many runs it has: running and waiting."""
         with self._lock:
-            return {run.task.name for run in (*self._running.values(), *self._waiting)}
+            return len(self._running) + len(self._waiting)
+
+    def overdue(self, by_s: float = 0.0) -> list[Run]:
+        """The sync runs whose time is over, by so much. Nothing can interrupt a thread."""
+        now_s = time.monotonic()
+        with self._lock:
+            return [
+                run
+                for run_id, run in self._running.items()
+                if not _on_loop(run)
+                and run.isolated is None
+                and run.timeout_s is not None
+                and now_s >= self._begun_s[run_id] + run.timeout_s + by_s
+            ]
 
     def close(self) -> list[Run]:
         """Start nothing more; the runs that were waiting. What runs goes on."""
@@ -67,8 +98,15 @@ class LocalExecutor:
     def cancel(self) -> None:
         """Cancel the async runs, and tell the sync ones to end (`TaskContext.cancelled`)."""
         for run in self.running:
-            run.stop.set()
+            self.cancel_run(run)
+
+    def cancel_run(self, run: Run) -> None:
+        """Cancel one; a sync one's statement is ended."""
+        run.stop.set()
+        if _on_loop(run):
             self._loop.cancel(run.run_id)
+        else:
+            run.statements.end_of_thread()
 
     def stop(self) -> None:
         """End the event loop, with what the app's async engine holds open on it."""
@@ -81,30 +119,54 @@ class LocalExecutor:
                     return
                 run = self._waiting.popleft()
                 self._running[run.run_id] = run
-            if run.task.is_async:
-                self._loop.start_run(run, self._end)
-            else:
-                threading.Thread(
-                    target=contextvars.Context().run,
-                    args=(self._make, run),
-                    name=f"fsa {run.task.name}",
-                    daemon=True,
-                ).start()
+                self._begun_s[run.run_id] = time.monotonic()
+                needs_thread = False
+                if not _on_loop(run):
+                    needs_thread = self._idle == 0
+                    self._idle -= not needs_thread
+                    self._threads += needs_thread
+            if _on_loop(run):
+                self._loop.start_run(run, self._begin, self._end)
+                continue
+            self._work.put(run)
+            if needs_thread:
+                name = f"fsa run {self._threads}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            run = self._work.get()
+            try:
+                contextvars.Context().run(self._make, run)
+            except Exception:
+                logger.exception("the end of a run of %s could not be told", run.task.name)
+            del run  # what it holds should not wait for the next one
 
     def _make(self, run: Run) -> None:
         result: RunResult | None = None
         try:
-            result = execute(run)
+            self._begin(run)
+            result = (run.isolated or execute)(run)
         except BaseException:  # a task may raise KeyboardInterrupt; it must not cost the slot
             result = None
-        finally:
-            self._end(run, result)
+        with self._lock:
+            self._idle += 1
+        self._end(run, result)
+
+    def _begin(self, run: Run) -> None:
+        self._begun_s[run.run_id] = time.monotonic()
+        self._began(run)
 
     def _end(self, run: Run, result: RunResult | None) -> None:
         with self._lock:
             del self._running[run.run_id]
-        self._finished(run, result)
+            del self._begun_s[run.run_id]
         self._fill()
+        self._finished(run, result)
+
+
+def _on_loop(run: Run) -> bool:
+    return run.task.is_async and run.isolated is None
 
 
 class _LoopThread:
@@ -118,14 +180,14 @@ class _LoopThread:
         self._ready = threading.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start_run(self, run: Run, end: Finished) -> None:
+    def start_run(self, run: Run, begin: Callable[[Run], None], end: Finished) -> None:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="fsa loop", daemon=True)
                 self._thread.start()
         self._ready.wait()
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._spawn, run, end)
+        self._loop.call_soon_threadsafe(self._spawn, run, begin, end)
 
     def cancel(self, run_id: str) -> None:
         def cancel() -> None:
@@ -149,15 +211,16 @@ class _LoopThread:
         self._ready.set()
         await self._closing.wait()
 
-    def _spawn(self, run: Run, end: Finished) -> None:
+    def _spawn(self, run: Run, begin: Callable[[Run], None], end: Finished) -> None:
         task = asyncio.get_running_loop().create_task(
-            self._make(run, end), name=run.task.name, context=contextvars.Context()
+            self._make(run, begin, end), name=run.task.name, context=contextvars.Context()
         )
         self._tasks[run.run_id] = task
 
-    async def _make(self, run: Run, end: Finished) -> None:
+    async def _make(self, run: Run, begin: Callable[[Run], None], end: Finished) -> None:
         result: RunResult | None = None
         try:
+            begin(run)
             result = await execute_async(run)
         except BaseException:  # cancelled; or a KeyboardInterrupt, which would end the loop
             result = None

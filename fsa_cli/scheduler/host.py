@@ -1,13 +1,14 @@
-"""The process behind `fsa scheduler start`: timer, executor, signals, and a clean end."""
+"""The process behind `fsa scheduler start`: it fires, claims, runs, records, and ends cleanly."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import FrameType
@@ -15,24 +16,43 @@ from typing import Protocol
 
 from fsa_cli.exceptions import SchedulerStuck
 from fsa_cli.executors.local import LocalExecutor
+from fsa_cli.ledger import sweep
+from fsa_cli.ledger.finishes import Finish
+from fsa_cli.ledger.nodes import Died
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.sweep import Registered
 from fsa_cli.runner import Run, RunResult
+from fsa_cli.scheduler.chores import Chores, catch_up
+from fsa_cli.scheduler.clock import Clock, instant_of
+from fsa_cli.scheduler.dispatch import Dispatcher, Order
+from fsa_cli.scheduler.hooks import Hooks
+from fsa_cli.scheduler.membership import Membership
 from fsa_cli.scheduler.plan import Scheduled
+from fsa_cli.scheduler.recorder import Recorder, end_of
 from fsa_cli.scheduler.timer import Timer
+from fsa_cli.scheduler.trouble import Trouble
 
-__all__ = ["Host", "Left", "Listener"]
+__all__ = ["Host", "Left", "Listener", "Options"]
 
 _PULSE_S = 5.0
 # A cancelled task has this long for its rollback: Kubernetes kills 30 s after SIGTERM, grace is 25.
 _CANCEL_S = 3.0
 _CANCEL_NOW_S = 0.5
+_STUCK_MS = 5000
+_SKEW_S = 1.0
+# Python's 5 ms is how long a thread that has an answer waits for one that computes.
+_SWITCH_S = 0.001
 
 
 class Listener(Protocol):
     """Who is told what happens; called from several threads."""
 
-    def finished(self, run: Run, result: RunResult) -> None: ...
+    def finished(self, run: Run, result: RunResult, again: bool) -> None: ...
     def cancelled(self, run: Run) -> None: ...
     def skipped(self, name: str, instant: datetime, reason: str) -> None: ...
+    def died(self, died: Died) -> None: ...
+    def lost(self, run_ids: set[str]) -> None: ...
+    def warn(self, text: str) -> None: ...
     def stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None: ...
 
 
@@ -44,99 +64,280 @@ class Left:
     runs: tuple[Run, ...]
 
 
-class Host:
-    """Runs what is planned until a signal comes, then waits for what is running.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a host works.
 
-    Args:
-        order: Makes the run of a task for an instant.
+    Attributes:
         concurrency: How many runs go on at a time.
         grace_s: How long running tasks may go on after SIGTERM or SIGINT.
+        lease_s: How long the other nodes take this one for alive after it was last heard of.
         pulse: Called every few seconds while all is well.
+    """
+
+    concurrency: int
+    grace_s: float
+    lease_s: float = 20.0
+    pulse: Callable[[], None] = lambda: None
+
+
+class Host:
+    """Runs what is planned, and what is queued, until a signal comes.
+
+    Args:
+        planned: What it fires.
+        known: What the ledger is told of each task.
+        locks: Every task that it can run, and what each locks.
+        order: Makes a run of a claim.
+        applied: Which runs have taken effect in databases that are not the ledger's.
     """
 
     def __init__(
         self,
+        ledger: Ledger,
         planned: Sequence[Scheduled],
-        order: Callable[[Scheduled, datetime], Run],
+        known: Sequence[Registered],
+        locks: Mapping[str, str | None],
+        order: Order,
+        applied: Callable[[Sequence[str]], set[str]],
         listener: Listener,
+        options: Options,
         *,
-        concurrency: int,
-        grace_s: float,
-        pulse: Callable[[], None],
+        role: str = "scheduler",
     ) -> None:
-        self._planned = {scheduled.task.name: scheduled for scheduled in planned}
-        self._order = order
+        self._ledger = ledger
+        self._planned = planned
+        self._known = known
+        self._applied = applied
         self._listener = listener
-        self._grace_s = grace_s
-        self._pulse = pulse
+        self._options = options
         # A SimpleQueue: a signal handler may put to it while this very thread waits on it.
         self._inbox: queue.SimpleQueue[signal.Signals | None] = queue.SimpleQueue()
-        self._executor = LocalExecutor(concurrency, self._finished)
-        self._timer = Timer(self._fire)
+        self._hosting = self._stopping = False
+        self.clock = Clock()
+        self._hooks = Hooks()
+        self.trouble = Trouble(listener.warn, ledger.where)
+        self.membership = Membership(
+            ledger,
+            self.clock,
+            self.trouble,
+            role=role,
+            lease_s=options.lease_s,
+            tasks={each.task.name: each.schedule_hash for each in planned},
+            rejoined=lambda: listener.warn("this node was declared dead; it has a new id"),
+        )
+        self.executor = LocalExecutor(options.concurrency, self._finished, self._hooks.began)
+        self._recorder = Recorder(ledger, self.clock, self.trouble, listener.lost)
+        self.dispatcher = Dispatcher(
+            ledger,
+            self.clock,
+            self.membership,
+            self.executor,
+            self._recorder,
+            self.trouble,
+            order,
+            locks=locks,
+            late_ms={each.task.name: _late_ms(each) for each in planned},
+            skipped=lambda name, ms, reason: listener.skipped(name, instant_of(ms), reason),
+        )
+        self.timer = Timer(self.clock, self._fire)
+        self._chores = Chores(
+            ledger,
+            self.clock,
+            self.membership,
+            self.executor,
+            self._recorder,
+            self.dispatcher,
+            self.trouble,
+            fired_until_ms=lambda: self.timer.fired_until_ms,
+            applied=applied,
+            died=listener.died,
+        )
+        self.counts: dict[str, int] = {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether the schedule is kept: else the process should be started anew."""
+        if not self._hosting:
+            return True
+        well = self.timer.failure is None and self.timer.alive
+        return well and self.timer.late_ms <= _STUCK_MS
+
+    @property
+    def unready(self) -> str | None:
+        """Why it starts nothing now; None if it does."""
+        if self._stopping:
+            return "draining"
+        if not self._hosting:
+            return "starting"
+        if not self.membership.trusted:
+            return "the lease could not be renewed: another node may have taken over"
+        return None if self.trouble.over else "the ledger cannot be reached"
+
+    @property
+    def progress(self) -> Callable[..., None]:
+        """What a run's progress is reported to, with the run's id."""
+        return self._recorder.progress
 
     def run(self) -> Left | None:
         """Host the schedule until SIGTERM or SIGINT; None if everything that ran has ended.
 
         Raises:
-            SchedulerStuck: the timer's thread died.
+            SchedulerStuck: the timer has stopped.
+            SQLAlchemyError: the ledger could not be reached when it began.
         """
+        sys.setswitchinterval(_SWITCH_S)
         with self._signals():
-            for name, scheduled in self._planned.items():
-                self._timer.add(name, scheduled.schedule)
-            self._timer.start()
+            self._join()
+            self.timer.start(self._planned, self.membership.started_ms)
+            self.dispatcher.start()
+            self._chores.start()
+            self._hosting = True
             number = self._until_signal()
-            self._timer.stop()
+            self._hosting = False
+            self.timer.stop()
             return self._drain(number)
 
-    def _fire(self, name: str, instants: list[datetime]) -> None:
-        """An instant has come. After a standstill only the latest is run, and the rest is told."""
-        *passed, instant = instants
-        if passed:
-            reason = f"{len(passed)} more instants passed while the process stood still"
-            self._listener.skipped(name, passed[0], reason)
-        if name in self._executor.busy:
-            self._listener.skipped(name, instant, "the run before it has not ended")
-        else:
-            self._executor.submit(self._order(self._planned[name], instant))
+    def tick(self) -> Left | None:
+        """Run what is due, wait for it, and end."""
+        with self._signals():
+            self._join()
+            self.dispatcher.start()
+            self._chores.start()
+            while not self.dispatcher.idle or self._recorder.held:
+                with contextlib.suppress(queue.Empty):
+                    if (number := self._inbox.get(timeout=0.05)) is not None:
+                        return self._drain(number)
+            return self._drain(None)
+
+    def _join(self) -> None:
+        watermarks = sweep.register(self._ledger, self._known)
+        self.membership.join()
+        until_ms = self.membership.started_ms
+        expected = catch_up(self._planned, watermarks, until_ms, self._ledger.namespace)
+        plain = {each.schedule_hash for each in self._planned if not each.jitter_ms}
+        sweep.fill(self._ledger, self.membership.id, expected, until_ms, plain)
+
+    def _fire(self, due: list[tuple[Scheduled, int]]) -> None:
+        self.dispatcher.fire(due)
+        self._chores.expect(due)
 
     def _finished(self, run: Run, result: RunResult | None) -> None:
+        try:
+            self._record(run, result)
+        finally:
+            self.dispatcher.freed()
+            self._inbox.put(None)
+
+    def _record(self, run: Run, result: RunResult | None) -> None:
+        claimed, again = self._recorder.claim_of(run.run_id), False
+        if result is not None and result.status == "failed" and run.stop.is_set():
+            result = None  # it was told to end, and did
+        if self._chores.has_timed_out(run.run_id):
+            self._chores.returned(run.run_id)
+        elif claimed is not None:
+            end = end_of(run, claimed, result, self.clock)
+            if result is None and self._stopping:
+                end = self._interrupted(run, end)
+            elif result is not None and not result.succeeded and self._took_effect(run, result):
+                end = end_of(run, claimed, result, self.clock, took_effect=True)
+            self._recorder.end(end)
+            again = end.retry_in_ms is not None
+            if end.retry_in_ms is not None:
+                self.dispatcher.poll_in(end.retry_in_ms / 1000)
+            if result is not None:
+                self._hooks.ended(run, result, again=again)
+            self._count(end.status)
         if result is None:
             self._listener.cancelled(run)
         else:
-            self._listener.finished(run, result)
-        self._inbox.put(None)
+            self._listener.finished(run, result, again)
+
+    def _took_effect(self, run: Run, result: RunResult) -> bool:
+        """Whether a run that failed here is committed all the same, in another database."""
+        if not (result.at_commit or result.attempt > 1):
+            return False
+        found = self.trouble.met(lambda: self._applied([run.run_id]))
+        return bool(found)
+
+    def _interrupted(self, run: Run, end: Finish) -> Finish:
+        from dataclasses import replace
+
+        if run.task.on_crash == "retry":
+            return replace(end, status="failed", retry_in_ms=0)
+        return replace(
+            end,
+            status="interrupted",
+            error_type="Interrupted",
+            error="the scheduler was stopped before it ended",
+        )
+
+    def _count(self, status: str) -> None:
+        self.counts[status] = self.counts.get(status, 0) + 1
 
     def _until_signal(self) -> signal.Signals:
         while True:
-            self._pulse()
+            self._options.pulse()
             until = time.monotonic() + _PULSE_S
             while (left := until - time.monotonic()) > 0:
                 with contextlib.suppress(queue.Empty):
                     if (number := self._inbox.get(timeout=left)) is not None:
                         return number
-            if not self._timer.alive:
-                raise SchedulerStuck("APScheduler's thread has died: nothing is run any more")
-            self._timer.wake()
+            self._watch()
+            self.timer.wake()
 
-    def _drain(self, number: signal.Signals) -> Left | None:
-        for run in self._executor.close():
-            assert run.scheduled_at is not None
-            self._listener.skipped(run.task.name, run.scheduled_at, "the scheduler was stopped")
-        if self._executor.running:
-            self._listener.stopping(number.name, self._executor.running, self._grace_s)
-        again = self._wait(self._grace_s)
-        left = tuple(self._executor.running)
+    def _watch(self) -> None:
+        """What would keep the schedule from running without anybody noticing."""
+        if self.timer.failure is not None:
+            raise self.timer.failure
+        if not self.timer.alive:
+            raise SchedulerStuck("APScheduler's thread has died: nothing is run any more")
+        if self.timer.late_ms > _STUCK_MS:
+            time.sleep(1)  # after a standstill of the machine it is late, and catches up
+            if self.timer.late_ms > _STUCK_MS:
+                raise SchedulerStuck(f"the timer is {self.timer.late_ms / 1000:.0f} s late")
+        skew_s = self.clock.skew_s
+        if abs(skew_s) > _SKEW_S and not self._skewed:
+            self._listener.warn(
+                f"this machine's clock is {abs(skew_s):.1f} s "
+                f"{'ahead of' if skew_s > 0 else 'behind'} the database's, which counts"
+            )
+        self._skewed = abs(skew_s) > _SKEW_S
+
+    _skewed = False
+
+    def _drain(self, number: signal.Signals | None) -> Left | None:
+        self._stopping = True
+        self.membership.drain()
+        self.dispatcher.close()
+        if number is not None and self.executor.running:
+            self._listener.stopping(number.name, self.executor.running, self._options.grace_s)
+        again = self._wait(self._options.grace_s)
+        left = tuple(self.executor.running)
         if left:
-            self._executor.cancel()
+            self.executor.cancel()
             self._wait(_CANCEL_NOW_S if again else _CANCEL_S)
-            return Left(again or number, left)
-        self._executor.stop()
-        return None
+            self._mark(self.executor.running)
+        else:
+            self.executor.stop()
+        self._chores.stop()
+        self._recorder.close(2.0)
+        self._hooks.close(1.0)
+        self.membership.leave()
+        return Left(again or number or signal.SIGTERM, left) if left else None
+
+    def _mark(self, running: Sequence[Run]) -> None:
+        """Record runs whose threads cannot be ended: the process will end with them."""
+        for run in running:
+            claimed = self._recorder.claim_of(run.run_id)
+            if claimed is not None and not self._chores.has_timed_out(run.run_id):
+                end = end_of(run, claimed, None, self.clock)
+                self._recorder.end(self._interrupted(run, end))
 
     def _wait(self, seconds: float) -> signal.Signals | None:
         """Wait until nothing runs, for so long, or until a signal comes, which is returned."""
         until = time.monotonic() + seconds
-        while self._executor.running and (left := until - time.monotonic()) > 0:
+        while self.executor.running and (left := until - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 if (number := self._inbox.get(timeout=left)) is not None:
                     return number
@@ -158,3 +359,10 @@ class Host:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _late_ms(scheduled: Scheduled) -> int:
+    """How late its runs may start."""
+    within_s = scheduled.task.start_within_s
+    window_ms = scheduled.window_ms if within_s is None else round(within_s * 1000)
+    return window_ms + scheduled.jitter_ms

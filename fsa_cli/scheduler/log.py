@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from fsa_cli import report
 from fsa_cli.blame import described, place
+from fsa_cli.ledger.nodes import Died
 from fsa_cli.loader import LoadedApp
 from fsa_cli.manual import spoken
 from fsa_cli.output import Output, dumps
@@ -29,21 +30,25 @@ class Log:
 
     Args:
         width: Of the longest task's name.
+        json: One JSON object a line, for whatever collects logs.
     """
 
     output: Output
     loaded: LoadedApp
     width: int
+    json: bool = False
 
-    def finished(self, run: Run, result: RunResult) -> None:
-        if self.output.json:
-            self._json(report.document(result))
+    def finished(self, run: Run, result: RunResult, again: bool) -> None:
+        if self.json:
+            self._json({"event": "run", "retried": again, **report.document(result)})
             return
         told = [f"{report.took(result.duration_ms):>8}", self._outcome(result)]
         if run.scheduled_at is not None:
             late_s = (result.started_at - run.scheduled_at).total_seconds()
             if late_s > _LATE_S:
                 told.append(f"(started {late_s:.1f} s late)")
+        if again:
+            told.append(f"(attempt {result.attempt}; it will be made again)")
         status = result.status.replace("_", " ")
         self._line(run.scheduled_at, run.task.name, status, "  ".join(t for t in told if t))
 
@@ -53,9 +58,45 @@ class Log:
     def skipped(self, name: str, instant: datetime, reason: str) -> None:
         self._event(name, instant, "skipped", reason)
 
+    def died(self, died: Died) -> None:
+        told = [
+            f"{len(runs)} {word}"
+            for runs, word in (
+                (died.marked, "interrupted"),
+                (died.queued, "queued again"),
+                (died.succeeded, "succeeded after all"),
+            )
+            if runs
+        ]
+        for node in died.nodes:
+            text = f"node {node[:8]} has died: {', '.join(told) or 'it was running nothing'}"
+            self._say("node_died", text, node=node)
+
+    def lost(self, run_ids: set[str]) -> None:
+        for run_id in sorted(run_ids):
+            text = f"run {run_id} was no longer this node's when it ended: its end does not count"
+            self._say("run_lost", text, run_id=run_id)
+
+    def warn(self, text: str) -> None:
+        self._say("warning", text)
+
+    def say(self, event: str, text: str, **more: object) -> None:
+        """What a person reads as *text*, and whatever collects logs as an event."""
+        if self.json:
+            self._json({"event": event, "at": datetime.now(UTC), "message": text, **more})
+        else:
+            self.output.say(text)
+
     def stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None:
         names = ", ".join(running_for(run) for run in running)
-        self.output.say(f"{signal_name}: waiting up to {grace_s:g} s for {names}")
+        text = f"{signal_name}: waiting up to {grace_s:g} s for {names}"
+        self.say("stopping", text, grace_s=grace_s)
+
+    def _say(self, event: str, text: str, **more: object) -> None:
+        if self.json:
+            self.say(event, text, **more)
+        else:
+            self.output.warn(text)
 
     def _outcome(self, result: RunResult) -> str:
         if result.error is None:
@@ -69,8 +110,16 @@ class Log:
         return f"{at_commit}{described(leaf)}{f' ({where.lines()[0]})' if where else ''}"
 
     def _event(self, name: str, instant: datetime | None, status: str, reason: str) -> None:
-        if self.output.json:
-            self._json({"task": name, "status": status, "scheduled_at": instant, "reason": reason})
+        if self.json:
+            self._json(
+                {
+                    "event": "run",
+                    "task": name,
+                    "status": status,
+                    "scheduled_at": instant,
+                    "reason": reason,
+                }
+            )
         else:
             self._line(instant, name, status, reason)
 

@@ -6,18 +6,24 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
+from fsa_cli import task
+from fsa_cli.scheduler.clock import Clock
+from fsa_cli.scheduler.plan import plan
 from fsa_cli.scheduler.timer import Timer
-from fsa_cli.schedules import parse
+from fsa_cli.tasks import registry
 from support.backends import Backend
 from support.processes import Process, Run, Start
 from support.waiting import wait_until
@@ -82,6 +88,17 @@ def lay(tmp_path: Path) -> Lay:
 
 def written(backend: Backend) -> list[int]:
     return [n for (n,) in backend.rows("SELECT n FROM written")]
+
+
+def ledger_of(directory: Path, where: str = "1 = 1") -> list[tuple[str, str]]:
+    """The task and the status of each run in the ledger of a SQLite app in *directory*."""
+    return ledger_rows(directory, f"SELECT task, status FROM fsa_run WHERE {where}")
+
+
+def ledger_rows(directory: Path, sql: str) -> list[Any]:
+    (file,) = directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(file, timeout=10)) as connection:
+        return connection.execute(sql).fetchall()
 
 
 def started(fsa_process: Start, *options: str) -> Process:
@@ -202,21 +219,26 @@ def test_a_task_that_asks_is_told_to_end(fsa_process: Start, lay: Lay, sqlite: B
     assert done.stdout.endswith("told\n")
 
 
-def test_what_waits_for_its_turn_is_not_started_any_more(
+def test_what_waits_for_its_turn_is_given_back_and_made_by_the_next(
     fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
 ) -> None:
     lay(sqlite, WAIT + WAIT.replace("def wait(", "def other("))
     process = started(fsa_process, "--concurrency", "1")
-    process.wait_for("skipped")  # both are known to be due: one runs, the other waits
+    process.wait_for("begun")
+    wait_until(lambda: len(ledger_of(tmp_path, "status = 'running'")) == 2)
 
     process.send(signal.SIGTERM)
-    process.wait_for("the scheduler was stopped")
+    process.wait_for("SIGTERM: waiting")
     (tmp_path / "go").touch()
     done = process.wait()
 
     assert done.returncode == 0
     assert done.stdout == "begun\n"
     assert written(sqlite) == [1]
+    (waiting,) = {task for task, _ in ledger_of(tmp_path, "status = 'queued'")}
+    again = started(fsa_process)
+    wait_until(lambda: (waiting, "succeeded") in ledger_of(tmp_path))
+    assert again.stop().returncode == 0
 
 
 def test_one_task_does_not_run_twice_at_a_time(
@@ -285,7 +307,7 @@ def test_a_failing_task_is_said_and_runs_again(
     assert written(backend) == []
 
 
-def test_a_database_that_is_away_ends_nothing(
+def test_a_database_that_is_away_at_the_start_is_said(
     fsa_process: Start, sqlite: Backend, lay: Lay, tmp_path: Path
 ) -> None:
     lay(
@@ -294,12 +316,11 @@ def test_a_database_that_is_away_ends_nothing(
     main = tmp_path / "main.py"
     url = "postgresql+psycopg://ann:s3cret@127.0.0.1:1/shop"
     main.write_text(main.read_text().replace(repr(sqlite.url), repr(url)))
-    process = started(fsa_process)
 
-    wait_until(lambda: process.stderr.count("cannot be reached") >= 2)
-    done = process.stop()
+    done = fsa_process("scheduler", "start", env={"FSA_STATE_DIR": "state"}).wait()
 
-    assert done.returncode == 0
+    assert done.returncode == 4
+    assert "the ledger cannot be reached" in done.stderr
     assert "s3cret" not in done.stderr
 
 
@@ -337,33 +358,53 @@ def test_each_run_knows_its_instant_and_has_a_context_of_its_own(
     assert {run[-1] for run in runs} == {"1"}
 
 
-def test_after_a_standstill_the_latest_instant_is_run_and_the_rest_is_told(
-    fsa_process: Start, lay: Lay, sqlite: Backend
-) -> None:
-    lay(
-        sqlite,
-        """
-        @task(schedule="every 1s")
-        def tick(context: TaskContext):
-            print(context.scheduled_at.timestamp(), flush=True)
-        """,
-    )
-    process = started(fsa_process)
-    wait_until(lambda: process.stdout)
+TICK = """
+@task(schedule="every 1s")
+def tick(context: TaskContext):
+    print(context.scheduled_at.timestamp(), flush=True)
+"""
+
+
+def stand_still(process: Process, seconds: float) -> None:
     process.send(signal.SIGSTOP)
     stopped_at = time.time()
-    wait_until(lambda: time.time() > stopped_at + 4)
-    before = process.stdout.count("\n")
+    wait_until(lambda: time.time() > stopped_at + seconds)
     process.send(signal.SIGCONT)
 
-    process.wait_for("instants passed while the process stood still")
-    wait_until(lambda: process.stdout.count("\n") > before + 1)
-    process.stop()
 
-    instants = [float(line) for line in process.stdout.splitlines()]
-    gaps = [int(later - earlier) for earlier, later in pairwise(instants)]
-    assert max(gaps) >= 3
-    assert min(gaps) >= 1
+def test_after_a_short_standstill_one_instant_is_run_and_the_others_are_recorded_as_skipped(
+    fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(sqlite, TICK)
+    process = started(fsa_process)
+    wait_until(lambda: process.stdout)
+    before = process.stdout.count("\n")
+
+    stand_still(process, 4)
+
+    wait_until(lambda: process.stdout.count("\n") >= before + 3)
+    process.stop()
+    instants = [at for (at,) in ledger_rows(tmp_path, "SELECT scheduled_ms FROM fsa_run")]
+    assert {b - a for a, b in pairwise(sorted(instants))} == {1000}, "an instant has no row"
+    assert len(ledger_of(tmp_path, "status = 'skipped'")) >= 2
+    assert set(ledger_of(tmp_path)) == {("tick", "skipped"), ("tick", "succeeded")}
+
+
+def test_what_passed_while_no_scheduler_had_a_lease_is_missed_but_for_the_latest(
+    fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(sqlite, TICK)
+    process = fsa_process("scheduler", "start", env={"FSA_STATE_DIR": "state", "FSA_LEASE_S": "3"})
+    wait_until(lambda: process.stdout)
+
+    stand_still(process, 15)
+
+    wait_until(lambda: ledger_of(tmp_path, "kind = 'catch_up' AND status = 'succeeded'"))
+    process.stop()
+    assert len(ledger_of(tmp_path, "kind = 'catch_up'")) == 1
+    assert ledger_of(tmp_path, "status = 'missed'")
+    instants = [at for (at,) in ledger_rows(tmp_path, "SELECT scheduled_ms FROM fsa_run")]
+    assert {b - a for a, b in pairwise(sorted(instants))} == {1000}, "an instant has no row"
 
 
 def test_runs_as_json_lines(fsa_process: Start, lay: Lay, sqlite: Backend) -> None:
@@ -514,19 +555,50 @@ def test_a_list_of_nothing_says_so(fsa: Run, lay: Lay, sqlite: Backend) -> None:
 
 
 def test_the_timer_hands_on_each_instant() -> None:
-    fired: list[tuple[str, datetime]] = []
-    timer = Timer(lambda name, instants: fired.extend((name, instant) for instant in instants))
-    timer.add("tick", parse("every 1s"))
-    began = datetime.now(UTC)
-    timer.start()
+    @task(schedule="every 1s")
+    def tick() -> None: ...
+
+    fired: list[int] = []
+    clock = Clock()
+    timer = Timer(clock, lambda due: fired.extend(instant for _, instant in due))
+    began = clock.now_ms
+    timer.start(plan([tick.task]), began)
     try:
         wait_until(lambda: len(fired) >= 3)
         assert timer.alive
+        assert timer.fired_until_ms >= fired[2]
     finally:
         timer.stop()
+        registry.clear()
 
-    names, instants = zip(*fired, strict=True)
-    assert set(names) == {"tick"}
-    assert instants[0] > began
-    assert {later - earlier for earlier, later in pairwise(instants)} == {timedelta(seconds=1)}
-    assert all(instant.microsecond == 0 for instant in instants)
+    assert fired[0] > began
+    assert {later - earlier for earlier, later in pairwise(fired)} == {1000}
+    assert all(instant % 1000 == 0 for instant in fired)
+
+
+def test_a_schedule_that_raises_ends_the_scheduler_and_is_named(
+    fsa_process: Start, lay: Lay, sqlite: Backend
+) -> None:
+    lay(
+        sqlite,
+        """
+        from datetime import datetime, timedelta
+
+        class Broken:
+            calls = 0
+
+            def get_next_fire_time(self, previous, now):
+                Broken.calls += 1
+                if Broken.calls > 6:
+                    raise LookupError("no more instants")
+                return now + timedelta(seconds=1)
+
+        @task(schedule=Broken())
+        def tick(): ...
+        """,
+    )
+
+    done = started(fsa_process).wait()
+
+    assert done.returncode == 70
+    assert "the schedule of 'tick' raised LookupError: no more instants" in done.stderr

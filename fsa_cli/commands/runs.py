@@ -1,0 +1,175 @@
+"""`fsa runs`."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from fsa_cli import runs as views
+from fsa_cli import steering
+from fsa_cli.commands import Fsa
+from fsa_cli.completion import task_names
+from fsa_cli.ledger import history
+from fsa_cli.ledger.access import existing
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
+
+    from fsa_cli.ledger.store import Ledger
+
+app = typer.Typer()
+
+_WATCH_EVERY_S = 2.0
+_ID = typer.Argument(metavar="ID", help="The run's id, or the beginning of it.")
+
+
+def _option(spelling: str, **more: Any) -> Any:
+    variable = f"FSA_RUNS_{spelling.lstrip('-').upper()}"
+    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+
+
+@app.callback(invoke_without_command=True)
+def runs(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A task.", show_default=False, autocompletion=task_names
+        ),
+    ] = None,
+    task: Annotated[str | None, _option("--task", help="Only this task's.", metavar="NAME")] = None,
+    status: Annotated[
+        list[views.Status] | None,
+        _option("--status", help="Only those; again for more.", metavar="S"),
+    ] = None,
+    since: Annotated[
+        str | None, _option("--since", help="Only later ones: 2h, 2026-11-22.", metavar="TIME")
+    ] = None,
+    limit: Annotated[int, _option("--limit", help="At most so many.", min=1, metavar="N")] = 20,
+    watch: Annotated[
+        bool, _option("--watch", help="Show them again every 2 s, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """What ran: the latest runs first, with status, duration, and error or result.
+
+    \b
+      fsa runs
+      fsa runs count_users --since 2h
+      fsa runs --status failed --status timed_out
+    """
+    if context.invoked_subcommand is not None:
+        return
+    fsa = Fsa.of(context)
+    filters: dict[str, Any] = {
+        "name": name or task,
+        "statuses": [each.value for each in status or ()],
+        "since_ms": views.since_ms(since, datetime.now(UTC)) if since else None,
+        "limit": limit,
+    }
+    with existing(fsa.load(), fsa.settings) as ledger:
+        if filters["name"]:
+            recorded = [each.name for each in history.tasks(ledger)]
+            if not history.runs(ledger, name=filters["name"], limit=1):
+                steering.known([filters["name"]], recorded)
+        if watch:
+            _watch(fsa, ledger, filters)
+        found = history.runs(ledger, **filters)
+    _show(fsa, found)
+    if not found:
+        fsa.output.say("no run is like that" if status or since else "nothing has run yet")
+
+
+@app.command()
+def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
+    """One run in full, with its traceback.
+
+    \b
+      fsa runs show 3f2a
+      fsa runs show 3f2a --json
+    """
+    fsa = Fsa.of(context)
+    with existing(fsa.load(), fsa.settings) as ledger:
+        found = views.found(ledger, run)
+    if fsa.output.json:
+        fsa.output.document(views.document(found))
+        return
+    fsa.output.record(views.page(found, datetime.now(UTC)))
+    if found.traceback:
+        fsa.output.line(f"\n{found.traceback}")
+
+
+@app.command()
+def retry(context: typer.Context, run: Annotated[str, _ID]) -> None:
+    """Have a scheduler run it again, with the same arguments; prints the new run's id.
+
+    \b
+      fsa runs retry 3f2a
+      fsa runs retry 3f2a --json
+    """
+    fsa = Fsa.of(context)
+    with existing(fsa.load(), fsa.settings) as ledger:
+        made = steering.retry(ledger, run, fsa.output.warn)
+    if fsa.output.json:
+        fsa.output.document(views.document(made))
+    else:
+        fsa.output.line(made.id)
+
+
+@app.command()
+def cancel(context: typer.Context, run: Annotated[str, _ID]) -> None:
+    """Cancel a run: at once where it is queued; where it runs, its process is asked to end it.
+
+    A sync task is not killed: its statement is ended, and `TaskContext.cancelled` becomes true.
+
+    \b
+      fsa runs cancel 3f2a
+      fsa runs cancel 3f2a --json
+    """
+    fsa = Fsa.of(context)
+    with existing(fsa.load(), fsa.settings) as ledger:
+        cancelled, was = steering.cancel(ledger, run)
+    if fsa.output.json:
+        fsa.output.document(views.document(cancelled))
+    elif was == "queued":
+        fsa.output.say(f"cancelled: run {cancelled.id[:8]} of {cancelled.task}")
+    else:
+        fsa.output.say(f"asked to end: run {cancelled.id[:8]} of {cancelled.task}")
+
+
+def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
+    if fsa.output.json:
+        fsa.output.document([views.document(each) for each in found])
+        return
+    now = datetime.now(UTC)
+    rows = [views.row(each, now) for each in found]
+    if fsa.output.console.is_terminal:
+        rows = views.fitted(rows, fsa.output.console.width)
+    fsa.output.table(rows, views.COLUMNS)
+
+
+def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:
+    """Show them again and again: a screen on a terminal, else a line for each that has changed."""
+    shown: dict[str, object] = {}
+    try:
+        while True:
+            found = history.runs(ledger, **filters)
+            if fsa.output.console.is_terminal and not fsa.output.json:
+                fsa.output.console.clear()
+                _show(fsa, found)
+                at = datetime.now(UTC)
+                fsa.output.line(f"\n{at:%H:%M:%S} UTC, again every {_WATCH_EVERY_S:g} s")
+            else:
+                news = [each for each in found if shown.get(each.id) != each.status]
+                for each in reversed(news):
+                    row = views.row(each, datetime.now(UTC))
+                    if fsa.output.json:
+                        fsa.output.document(views.document(each))
+                    else:
+                        fsa.output.line("\t".join(str(row[key]) for key in views.COLUMNS))
+                shown |= {each.id: each.status for each in news}
+            time.sleep(_WATCH_EVERY_S)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

@@ -1,0 +1,153 @@
+"""`fsa scheduler trigger | pause | resume | init`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from fsa_cli.commands import Fsa
+from fsa_cli.commands.calls import read
+from fsa_cli.completion import task_names
+from fsa_cli.exceptions import UsageError
+
+#: The options of `trigger` that may also stand after NAME, and whether each takes a value.
+_OWN = {"--wait": False, "--args-json": True, "--help": False, "-h": False}
+
+
+def _option(command: str, spelling: str, **more: Any) -> Any:
+    variable = f"FSA_SCHEDULER_{command}_{spelling.lstrip('-').replace('-', '_').upper()}"
+    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+
+
+_NAMES = typer.Argument(metavar="NAME", help="A task.", autocompletion=task_names)
+
+
+def trigger(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task.", autocompletion=task_names)],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="The task's own: fsa run-task NAME --help."),
+    ] = None,
+    args_json: Annotated[
+        str | None,
+        _option(
+            "TRIGGER",
+            "--args-json",
+            help="Its arguments as a JSON object, @FILE or -.",
+            metavar="JSON",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, _option("TRIGGER", "--wait", help="Wait for its end, and exit as it ended.")
+    ] = False,
+) -> None:
+    """Have a scheduler run a task soon; prints the run's id. Also where the task is paused.
+
+    \b
+      fsa scheduler trigger count_users
+      fsa scheduler trigger count_users --no-active --since 2026-01-01 --wait
+    """
+    from fsa_cli import manual, steering
+    from fsa_cli.ledger.access import existing
+
+    fsa = Fsa.of(context)
+    given = {"--args-json": args_json, "--wait": "" if wait else None}
+    call = read(fsa, name, words or [], given, _OWN)
+    if call.help:
+        for line in manual.page(call.task, fsa.settings.timezone):
+            fsa.output.line(line)
+        return
+    steering.require_registered(name, call.task)
+    arguments = steering.arguments_of(call.task, call.values())
+    with existing(call.loaded, fsa.settings) as ledger:
+        run_id = steering.trigger(ledger, call.task, arguments, fsa.output.warn)
+        if "--wait" in call.options:
+            steering.wait(ledger, run_id, fsa.output)
+            return
+    if fsa.output.json:
+        shown = {"id": run_id, "task": call.task.name, "arguments": json.loads(arguments)}
+        fsa.output.document(shown)
+    else:
+        fsa.output.line(run_id)
+
+
+def pause(
+    context: typer.Context,
+    names: Annotated[list[str] | None, _NAMES] = None,
+    every: Annotated[
+        bool, _option("PAUSE", "--all", help="Every task that has a schedule.")
+    ] = False,
+) -> None:
+    """Have tasks no longer run by schedule; what comes meanwhile is recorded as skipped.
+
+    \b
+      fsa scheduler pause count_users
+      fsa scheduler pause --all
+    """
+    _steer(Fsa.of(context), names or [], every, paused=True)
+
+
+def resume(
+    context: typer.Context,
+    names: Annotated[list[str] | None, _NAMES] = None,
+    every: Annotated[bool, _option("RESUME", "--all", help="Every task that is paused.")] = False,
+) -> None:
+    """Have paused tasks run by schedule again.
+
+    \b
+      fsa scheduler resume count_users
+      fsa scheduler resume --all
+    """
+    _steer(Fsa.of(context), names or [], every, paused=False)
+
+
+def init(
+    context: typer.Context,
+    sql: Annotated[
+        bool, _option("INIT", "--sql", help="Print the SQL that makes it; connect to nothing.")
+    ] = False,
+) -> None:
+    """Make the tables of the ledger of runs, as `fsa scheduler start` would.
+
+    \b
+      fsa scheduler init
+      fsa scheduler init --sql > ledger.sql
+    """
+    from fsa_cli.ledger import making
+    from fsa_cli.ledger.location import ledger_of
+
+    fsa = Fsa.of(context)
+    loaded = fsa.load()
+    ledger = ledger_of(loaded, fsa.settings)
+    if sql:
+        for statement in making.statements(ledger, loaded.databases.values()):
+            fsa.output.line(statement)
+        return
+    made = making.make(ledger, loaded.databases.values(), fsa.output.warn)
+    if fsa.output.json:
+        fsa.output.document({"ledger": ledger.where, "made": made})
+    else:
+        fsa.output.say(f"{'made' if made else 'it is there already'}: {ledger.where}")
+
+
+def _steer(fsa: Fsa, names: Sequence[str], every: bool, *, paused: bool) -> None:
+    from fsa_cli import steering
+    from fsa_cli.ledger.access import existing
+
+    if bool(names) == every:
+        raise UsageError("which tasks?", hint="their names, or --all")
+    with existing(fsa.load(), fsa.settings) as ledger:
+        change = steering.pause if paused else steering.resume
+        changed = change(ledger, names)
+    if fsa.output.json:
+        fsa.output.document({"paused" if paused else "resumed": changed})
+        return
+    for name in changed:
+        fsa.output.line(name)
+    was = "paused" if paused else "resumed"
+    tasks = "1 task" if len(changed) == 1 else f"{len(changed)} tasks"
+    fsa.output.say(f"{was} {tasks}" if changed else f"nothing was {was}: it is so already")

@@ -1,0 +1,229 @@
+"""What must be done every second so that nothing is lost: the sweep, the dead, the cancelled."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from fsa_cli.executors.local import LocalExecutor
+from fsa_cli.ledger import history, nodes, sweep
+from fsa_cli.ledger.finishes import Finish
+from fsa_cli.ledger.nodes import Died
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.sweep import Expected
+from fsa_cli.scheduler.clock import Clock
+from fsa_cli.scheduler.dispatch import Dispatcher
+from fsa_cli.scheduler.membership import Membership
+from fsa_cli.scheduler.plan import Scheduled
+from fsa_cli.scheduler.recorder import Recorder
+from fsa_cli.scheduler.trouble import Trouble
+
+__all__ = ["Chores", "catch_up"]
+
+_EVERY_S = 1.0
+# An instant younger than that may be on its way to its row.
+_SWEPT_AFTER_MS = 1000
+_RECONCILED_EVERY_S = 5.0
+_RECONCILED_AFTER_MS = 10_000
+_PRUNED_EVERY_S = 600.0
+#: Of the instants that are older than its catch-up window a task has one row; so many are counted.
+_COUNTED = 1000
+
+
+class Chores:
+    """A thread that does them, and goes on whatever one of them meets.
+
+    Args:
+        fired_until_ms: Every instant up to then was fired by this process.
+        applied: Which of these runs have taken effect in a database that is not the ledger's.
+        died: Told of nodes that were found dead.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        membership: Membership,
+        executor: LocalExecutor,
+        recorder: Recorder,
+        dispatcher: Dispatcher,
+        trouble: Trouble,
+        *,
+        fired_until_ms: Callable[[], int],
+        applied: Callable[[Sequence[str]], set[str]],
+        died: Callable[[Died], None],
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._membership = membership
+        self._executor = executor
+        self._recorder = recorder
+        self._dispatcher = dispatcher
+        self._trouble = trouble
+        self._fired_until_ms = fired_until_ms
+        self._applied = applied
+        self._died = died
+        self._lock = threading.Lock()
+        self._fired: list[tuple[int, Scheduled, Expected]] = []
+        self._timed_out: set[str] = set()
+        self._ended = threading.Event()
+        self._reconcile_at_s = time.monotonic() + _RECONCILED_EVERY_S
+        self._prune_at_s = time.monotonic() + _PRUNED_EVERY_S / 2
+        self._thread = threading.Thread(target=self._serve, name="fsa chores", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def expect(self, due: Iterable[tuple[Scheduled, int]]) -> None:
+        """These instants have come: a second later each has a row."""
+        namespace = self._ledger.namespace
+        rows = [
+            (each.start_ms(instant), each, each.expected(instant, namespace))
+            for each, instant in due
+        ]
+        with self._lock:
+            self._fired.extend(rows)
+
+    def has_timed_out(self, run_id: str) -> bool:
+        """Whether the run's end is written already, although its thread went on."""
+        return run_id in self._timed_out
+
+    def returned(self, run_id: str) -> None:
+        """A run that had timed out has returned at last."""
+        self._timed_out.discard(run_id)
+        self._recorder.free(run_id)
+
+    def _serve(self) -> None:
+        while not self._ended.wait(_EVERY_S):
+            self._end_overdue()
+            for chore in (self._sweep, self._reap, self._cancel, self._now_and_then):
+                if self._trouble.met(chore) is None:
+                    break
+
+    def _sweep(self) -> bool:
+        cut_ms = min(self._clock.now_ms - _SWEPT_AFTER_MS, self._fired_until_ms())
+        with self._lock:
+            ripe = [each for each in self._fired if each[0] <= cut_ms]
+            self._fired = [each for each in self._fired if each[0] > cut_ms]
+        if not ripe:
+            return True
+        try:
+            self._fill(ripe, cut_ms)
+        except BaseException:
+            with self._lock:
+                self._fired.extend(ripe)
+            raise
+        return True
+
+    def _fill(self, ripe: Sequence[tuple[int, Scheduled, Expected]], cut_ms: int) -> None:
+        # With jitter, instants up to so much before have not started yet.
+        jitters = {scheduled.jitter_ms for _, scheduled, _ in ripe}
+        queued = 0
+        for jitter_ms in jitters:
+            chosen = [each for each in ripe if each[1].jitter_ms == jitter_ms]
+            counts = sweep.fill(
+                self._ledger,
+                self._membership.id,
+                [expected for _, _, expected in chosen],
+                cut_ms - jitter_ms,
+                {scheduled.schedule_hash for _, scheduled, _ in chosen},
+            )
+            queued += counts.get("queued", 0)
+        self._dispatcher.forget({expected.due.key for _, _, expected in ripe})
+        if queued:
+            self._dispatcher.poll()
+
+    def _reap(self) -> bool:
+        if not self._membership.may_reap:
+            return True
+        dead = [each for each in nodes.expired(self._ledger) if each != self._membership.id]
+        if dead:
+            died = nodes.reap(self._ledger, dead, self._applied(nodes.running(self._ledger, dead)))
+            self._died(died)
+            if died.queued:
+                self._dispatcher.poll()
+        return True
+
+    def _cancel(self) -> bool:
+        held = self._recorder.held
+        if held:
+            wanted = set(history.cancel_requested(self._ledger, self._membership.id))
+            for run in self._executor.running:
+                if run.run_id in wanted:
+                    self._executor.cancel_run(run)
+        return True
+
+    def _end_overdue(self) -> None:
+        """Mark sync runs whose time is over. Their threads keep the slot and the lock."""
+        for run in self._executor.overdue():
+            claimed = self._recorder.claim_of(run.run_id)
+            if run.run_id in self._timed_out or claimed is None:
+                continue
+            run.stop.set()
+            run.statements.end_of_thread()
+            if run in self._executor.overdue(by_s=_EVERY_S):
+                self._timed_out.add(run.run_id)
+                now_ms = self._clock.now_ms
+                self._recorder.end(
+                    Finish(
+                        run_id=run.run_id,
+                        token=claimed.token,
+                        task=run.task.name,
+                        status="timed_out",
+                        started_ms=now_ms - round((run.timeout_s or 0) * 1000),
+                        finished_ms=now_ms,
+                        error_type="TimedOut",
+                        error=f"{run.task.name} took longer than {run.timeout_s:g} s; its thread "
+                        "goes on",
+                        keeps_lock=True,
+                    )
+                )
+
+    def _now_and_then(self) -> bool:
+        self._recorder.write_progress()
+        now_s = time.monotonic()
+        if now_s >= self._reconcile_at_s:
+            self._reconcile_at_s = now_s + _RECONCILED_EVERY_S
+            before_ms = self._clock.now_ms - _RECONCILED_AFTER_MS
+            held = self._recorder.held
+            if history.reconcile(self._ledger, self._membership.id, held, before_ms):
+                self._dispatcher.poll()
+        if now_s >= self._prune_at_s:
+            more = history.prune(self._ledger)
+            self._prune_at_s = now_s + (_EVERY_S if more else _PRUNED_EVERY_S)
+        return True
+
+
+def catch_up(
+    planned: Iterable[Scheduled],
+    watermarks: dict[str, int],
+    until_ms: int,
+    namespace: str,
+) -> list[Expected]:
+    """The instants after each task's watermark that have come: at once, or while nobody ran.
+
+    What is older than a task's catch-up window is one instant that stands for the others.
+    """
+    expected: list[Expected] = []
+    for scheduled in planned:
+        last_ms = until_ms - scheduled.jitter_ms
+        mark_ms = watermarks.get(scheduled.task.name, until_ms)
+        first_ms = max(mark_ms, until_ms - scheduled.window_ms)
+        if mark_ms < first_ms:
+            older, instant = 0, scheduled.next_ms(mark_ms)
+            first = instant
+            while instant is not None and instant <= first_ms and older < _COUNTED:
+                older, instant = older + 1, scheduled.next_ms(instant)
+            if first is not None and older:
+                expected.append(scheduled.expected(first, namespace, passed=older))
+        instant = scheduled.next_ms(first_ms)
+        while instant is not None and instant <= last_ms:
+            expected.append(scheduled.expected(instant, namespace))
+            instant = scheduled.next_ms(instant)
+    return expected

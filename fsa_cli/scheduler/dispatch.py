@@ -1,0 +1,240 @@
+"""From an instant that has come, or a queued run, to a run that is being made."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from fsa_cli.exceptions import FsaError
+from fsa_cli.executors.local import LocalExecutor
+from fsa_cli.ledger import claims
+from fsa_cli.ledger.claims import Claimed, Due
+from fsa_cli.ledger.finishes import Finish
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.runner import Run
+from fsa_cli.scheduler.clock import Clock
+from fsa_cli.scheduler.membership import Membership
+from fsa_cli.scheduler.plan import Scheduled
+from fsa_cli.scheduler.recorder import Recorder
+from fsa_cli.scheduler.trouble import Trouble
+
+__all__ = ["Dispatcher", "Order"]
+
+#: Makes a run of what was claimed. Raises FsaError where it cannot be made.
+Order = Callable[[Claimed], Run]
+
+_POLL_S = 1.0
+# Older instants are left to the sweep, which knows whether somebody stood for them.
+_WINDOW_MS = 5000
+
+
+class Dispatcher:
+    """Claims what this process can start now: its free slots, and as many again.
+
+    What is more waits unclaimed, for another replica to take, or for a slot.
+
+    Args:
+        locks: The tasks that this process can run, and what each locks.
+        late_ms: How late a run of each may start.
+        skipped: Told of instants that were recorded as skipped: the task, the instant, the reason.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        membership: Membership,
+        executor: LocalExecutor,
+        recorder: Recorder,
+        trouble: Trouble,
+        order: Order,
+        *,
+        locks: Mapping[str, str | None],
+        late_ms: Mapping[str, int],
+        skipped: Callable[[str, int, str], None],
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._membership = membership
+        self._executor = executor
+        self._recorder = recorder
+        self._trouble = trouble
+        self._order = order
+        self._locks = locks
+        self._late_ms = late_ms
+        self._skipped = skipped
+        self._backlog: deque[tuple[Scheduled, Due]] = deque()
+        self._wanted = threading.Condition()
+        self._closed = False
+        self._poll_at_s = 0.0
+        self._more_queued = False
+        self._thread = threading.Thread(target=self._serve, name="fsa claims", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def fire(self, due: list[tuple[Scheduled, int]]) -> None:
+        """These instants have come."""
+        namespace = self._ledger.namespace
+        with self._wanted:
+            self._backlog.extend((each, each.due(instant, namespace)) for each, instant in due)
+            self._wanted.notify()
+
+    def poll(self) -> None:
+        """There is something in the queue."""
+        with self._wanted:
+            self._poll_at_s = 0.0
+            self._wanted.notify()
+
+    def poll_in(self, seconds: float) -> None:
+        """There will be something in the queue; within the next second it is worth a look."""
+        if seconds < _POLL_S:
+            timer = threading.Timer(seconds, self.poll)
+            timer.daemon = True
+            timer.start()
+
+    def freed(self) -> None:
+        """A slot is free."""
+        if self._backlog or self._more_queued:
+            with self._wanted:
+                self._wanted.notify()
+
+    def forget(self, swept: set[tuple[str, int]]) -> None:
+        """These instants have a row now: the queue has them."""
+        with self._wanted:
+            left = [each for each in self._backlog if each[1].key not in swept]
+            self._backlog = deque(left)
+
+    def close(self) -> None:
+        """Claim nothing more, and give back what has not begun."""
+        with self._wanted:
+            self._closed = True
+            self._wanted.notify()
+        if self._thread.is_alive():
+            self._thread.join(5)
+        self._give_back(self._executor.close())
+
+    @property
+    def idle(self) -> bool:
+        """Whether there was nothing more to claim, and nothing runs."""
+        asked = self._poll_at_s > 0.0 and not self._more_queued
+        return asked and not self._backlog and self._executor.load == 0
+
+    @property
+    def backlog(self) -> int:
+        """How many instants have come and wait for a slot."""
+        return len(self._backlog)
+
+    def _serve(self) -> None:
+        while True:
+            with self._wanted:
+                while not self._closed and not self._has_work():
+                    pause_s = self._poll_at_s - time.monotonic()
+                    self._wanted.wait(max(pause_s, 0.01) if self._membership.trusted else 0.1)
+                if self._closed:
+                    return
+                due = self._taken() if self._membership.trusted else []
+            if due:
+                outcome = self._trouble.met(lambda: self._claim(due))  # noqa: B023
+                if outcome is None:
+                    self._put_back(due)
+                    time.sleep(0.2)
+                    continue
+            if self._wants_queue():
+                # Not in step with the schedule: a task of each second holds its lock at the same
+                # moment of each, and what is queued would not find it free for a minute.
+                self._poll_at_s = time.monotonic() + _POLL_S * random.uniform(0.6, 1.0)
+                taken = self._trouble.met(self._claim_queued)
+                self._more_queued = bool(taken)
+
+    def _has_work(self) -> bool:
+        if not self._membership.trusted:
+            return False
+        return bool(self._backlog and self._room()) or self._wants_queue()
+
+    def _wants_queue(self) -> bool:
+        return (self._more_queued and self._room() > 0) or time.monotonic() >= self._poll_at_s
+
+    def _room(self) -> int:
+        """How many more runs it may hold. It asks for many at a time, not for one after each."""
+        concurrency, load = self._executor.concurrency, self._executor.load
+        return 2 * concurrency - load if load <= concurrency else 0
+
+    def _taken(self) -> list[tuple[Scheduled, Due]]:
+        room = self._room()
+        return [self._backlog.popleft() for _ in range(min(room, len(self._backlog)))]
+
+    def _put_back(self, due: list[tuple[Scheduled, Due]]) -> None:
+        with self._wanted:
+            self._backlog.extendleft(reversed(due))
+
+    def _claim(self, due: list[tuple[Scheduled, Due]]) -> bool:
+        window_ms = _WINDOW_MS + max(scheduled.jitter_ms for scheduled, _ in due)
+        outcome = claims.claim(
+            self._ledger, self._membership.id, [each for _, each in due], window_ms=window_ms
+        )
+        for claimed in outcome.mine:
+            self._begin(claimed)
+        for each in outcome.skipped:
+            self._skipped(each.task, each.scheduled_ms, "the run before it has not ended")
+        if outcome.queued:
+            self._more_queued = True
+        if outcome.early:
+            early = {each.key for each in outcome.early}
+            self._put_back([each for each in due if each[1].key in early])
+            time.sleep(0.01)
+        return True
+
+    def _claim_queued(self) -> bool:
+        """Whether there may be more that it could take."""
+        room = self._room()
+        if room <= 0 or not self._membership.trusted:
+            return False
+        taken, more = claims.claim_queued(self._ledger, self._membership.id, self._locks, most=room)
+        for claimed in taken:
+            self._begin(claimed)
+        return more and bool(taken)
+
+    def _begin(self, claimed: Claimed) -> None:
+        self._recorder.hold(claimed)
+        late_ms = self._clock.now_ms - claimed.scheduled_ms
+        if claimed.kind != "manual" and claimed.attempt == 1:
+            allowed_ms = self._late_ms.get(claimed.task)
+            if allowed_ms is not None and late_ms > allowed_ms:
+                self._end(claimed, "missed", f"could not start within {allowed_ms / 1000:g} s")
+                self._skipped(claimed.task, claimed.scheduled_ms, "it could not start in time")
+                return
+        try:
+            run = self._order(claimed)
+        except FsaError as exc:
+            self._end(claimed, "failed", exc.message, type(exc).__name__)
+            self._skipped(claimed.task, claimed.scheduled_ms, exc.message)
+            return
+        if not self._executor.submit(run):
+            self._give_back([run])
+
+    def _end(self, claimed: Claimed, status: str, error: str, kind: str | None = None) -> None:
+        now_ms = self._clock.now_ms
+        self._recorder.end(
+            Finish(
+                run_id=claimed.run_id,
+                token=claimed.token,
+                task=claimed.task,
+                status=status,
+                started_ms=now_ms,
+                finished_ms=now_ms,
+                error_type=kind,
+                error=error,
+            )
+        )
+
+    def _give_back(self, runs: list[Run]) -> None:
+        claimed = [c for run in runs if (c := self._recorder.claim_of(run.run_id)) is not None]
+        with contextlib.suppress(Exception):  # then the reaper gives it back, or says so
+            self._trouble.met(lambda: claims.unclaim(self._ledger, claimed))
+        for each in claimed:
+            self._recorder.drop(each.run_id)

@@ -1,0 +1,147 @@
+"""What `fsa scheduler start` and `tick` are made of, put together for one app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy.pool import QueuePool
+
+from fastapi_sqlalchemy.exceptions import DBSessionError
+from fsa_cli.exceptions import UsageError
+from fsa_cli.finding import find
+from fsa_cli.ledger.access import reached
+from fsa_cli.ledger.location import ledger_of
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.loader import LoadedApp
+from fsa_cli.output import Output
+from fsa_cli.scheduler.host import Host, Options
+from fsa_cli.scheduler.log import Log
+from fsa_cli.scheduler.orders import Orders
+from fsa_cli.scheduler.plan import LEASE_S, Scheduled, plan, registered
+from fsa_cli.settings import Settings
+from fsa_cli.tasks import Registry, Task
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Setup"]
+
+_CONCURRENCY = 7
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An app's schedule and its ledger, ready to be hosted."""
+
+    tasks: list[Task]
+    planned: list[Scheduled]
+    ledger: Ledger
+    orders: Orders
+    log: Log
+    loaded: LoadedApp
+    settings: Settings
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedApp,
+        settings: Settings,
+        output: Output,
+        registry: Registry,
+        *,
+        only: Collection[str] = (),
+        tags: Collection[str] = (),
+        json: bool = False,
+    ) -> Setup:
+        """Nothing is connected yet.
+
+        Args:
+            only: The names of the tasks to run; none: all.
+            tags: Tasks with one of them; none: all.
+
+        Raises:
+            UsageError: There is no such task, or none with such a tag.
+            ConfigurationError: A task cannot be scheduled, or the ledger cannot be where it should.
+        """
+        tasks = _chosen(registry, only, tags)
+        planned = plan(tasks, settings.timezone)
+        ledger = ledger_of(loaded, settings)
+        orders = Orders(loaded, settings, ledger, tasks, planned)
+        orders.databases()
+        width = max((len(each.task.name) for each in planned), default=0)
+        log = Log(output, loaded, width, json)
+        return cls(tasks, planned, ledger, orders, log, loaded, settings)
+
+    def open(self) -> None:
+        """Make what is missing in the databases.
+
+        Raises:
+            LedgerUnusable: The tables cannot be made, or another version made them.
+            DatabaseUnreachable: The ledger's database is away.
+        """
+        with reached(self.ledger):
+            self.ledger.create()
+        self.orders.prepare(self.log.warn)
+
+    def host(
+        self,
+        *,
+        concurrency: int | None,
+        grace_s: float,
+        role: str = "scheduler",
+        pulse: Callable[[], None] = lambda: None,
+    ) -> Host:
+        """What runs it.
+
+        Args:
+            concurrency: None: half of what the app's connection pool gives, because a task may open
+                a scope inside its own.
+        """
+        host = Host(
+            self.ledger,
+            self.planned,
+            registered(self.tasks, self.planned),
+            self.orders.locks,
+            self.orders,
+            self.orders.applied,
+            self.log,
+            Options(
+                concurrency=concurrency or self._concurrency(),
+                grace_s=grace_s,
+                lease_s=self.settings.lease_s or LEASE_S,
+                pulse=pulse,
+            ),
+            role=role,
+        )
+        self.orders.report = host.progress
+        self.orders.trusted = lambda: host.membership.trusted
+        return host
+
+    def _concurrency(self) -> int:
+        return min(map(_half_of_pool, self.orders.databases().values()), default=_CONCURRENCY)
+
+
+def _chosen(registry: Registry, only: Collection[str], tags: Collection[str]) -> list[Task]:
+    named = [find(name) for name in only]
+    chosen = named or list(registry)
+    if tags:
+        chosen = [task for task in chosen if not task.tags.isdisjoint(tags)]
+        if not chosen:
+            known = sorted({tag for task in registry for tag in task.tags})
+            raise UsageError(
+                f"no task has the tag {', '.join(sorted(tags))}",
+                hint=f"there are {', '.join(known)}" if known else None,
+            )
+    return chosen
+
+
+def _half_of_pool(database: Database) -> int:
+    try:
+        pool = database.engine.pool
+    except DBSessionError:  # the app has an async driver only, with the same arguments
+        return _CONCURRENCY
+    if not isinstance(pool, QueuePool) or pool._max_overflow < 0:
+        return _CONCURRENCY
+    return max((pool.size() + pool._max_overflow) // 2, 1)

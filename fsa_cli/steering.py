@@ -1,0 +1,196 @@
+"""What a person wants of the ledger: trigger, pause, resume, retry, cancel."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from sqlalchemy import Row
+
+from fsa_cli import arguments, report
+from fsa_cli.exceptions import (
+    FsaError,
+    Interrupted,
+    TaskFailed,
+    TaskNotFound,
+    TimedOut,
+    UsageError,
+)
+from fsa_cli.finding import find
+from fsa_cli.ledger import history, nodes
+from fsa_cli.ledger.access import person
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import FINAL
+from fsa_cli.output import Output
+from fsa_cli.runs import document, found
+from fsa_cli.signatures import signature_of
+from fsa_cli.tasks import Task, registry
+
+__all__ = [
+    "arguments_of",
+    "cancel",
+    "known",
+    "pause",
+    "require_registered",
+    "resume",
+    "retry",
+    "trigger",
+    "wait",
+]
+
+_ASKED_EVERY_S = 0.25
+
+
+def arguments_of(task: Task, values: Mapping[str, Any]) -> str:
+    """The values as the ledger keeps them, checked so that whoever reads them gets the same.
+
+    Raises:
+        UsageError: One is a secret, or JSON cannot hold it.
+    """
+    signature = signature_of(task.function)
+    secret = [p.label for p in signature.parameters if p.is_secret and p.name in values]
+    if secret:
+        raise UsageError(
+            f"{', '.join(secret)} is a secret, and the ledger keeps none",
+            hint=f"fsa run-task {task.name} runs it here",
+        )
+    text = json.dumps(report.jsonable(dict(values)), ensure_ascii=False)
+    arguments.bind(signature, json.loads(text))
+    return text
+
+
+def require_registered(name: str, task: Task) -> None:
+    """Raises TaskNotFound if *task* is a function that no scheduler has."""
+    if registry.get(task.name) is not task:
+        raise TaskNotFound(
+            f"{name!r} is not a registered task: no scheduler has it",
+            hint=f"fsa run-task {name} runs it here",
+        )
+
+
+def trigger(ledger: Ledger, task: Task, values: str, warn: Callable[[str], None]) -> str:
+    """Queue a run with *values*, which `arguments_of` has made; its id."""
+    run_id = history.enqueue(ledger, task.name, values, by=person())
+    _warn_if_alone(ledger, warn)
+    return run_id
+
+
+def retry(ledger: Ledger, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
+    """Queue a run with the arguments of one that has ended; the new one.
+
+    Raises:
+        UsageError: There is no such run, or it has not ended.
+        TaskNotFound: Its task is no longer there.
+        ArgumentError: Its task takes other arguments now.
+    """
+    before = found(ledger, prefix)
+    task = find(before.task)
+    require_registered(before.task, task)
+    values = json.loads(before.arguments)
+    signature = signature_of(task.function)
+    if any(p.is_secret and p.name in values for p in signature.parameters):
+        raise UsageError(
+            f"the run {before.id[:8]} was given a secret, which the ledger has not kept",
+            hint=f"fsa run-task {task.name} runs it anew",
+        )
+    arguments.bind(signature, values)
+    made = history.retry(ledger, before.id, by=person())
+    if made is None:
+        raise UsageError(
+            f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
+            hint=f"fsa runs cancel {before.id[:8]}",
+        )
+    _warn_if_alone(ledger, warn)
+    return found(ledger, made)
+
+
+def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:
+    """Cancel a run; the run, and what it was: `queued` or `running`.
+
+    Raises:
+        UsageError: There is no such run, or it has ended.
+    """
+    wanted = found(ledger, prefix)
+    was = history.cancel(ledger, wanted.id)
+    if was is None:
+        raise UsageError(f"the run {wanted.id[:8]} of {wanted.task} has ended: {wanted.status}")
+    return found(ledger, wanted.id), was
+
+
+def pause(ledger: Ledger, names: Sequence[str]) -> list[str]:
+    """Pause these tasks, or where there is no name all that have a schedule; which it was."""
+    tasks = history.tasks(ledger)
+    wanted = known(names, [each.name for each in tasks]) or [
+        *(task.name for task in registry if task.schedule is not None),
+        *(each.name for each in tasks if each.schedule_hash is not None),
+    ]
+    return history.pause(ledger, sorted(set(wanted)), person())
+
+
+def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
+    """Resume these tasks, or where there is no name all that are paused; which it was."""
+    tasks = history.tasks(ledger)
+    wanted = known(names, [each.name for each in tasks]) or [
+        each.name for each in tasks if each.paused_ms is not None
+    ]
+    return history.resume(ledger, wanted)
+
+
+def known(names: Sequence[str], recorded: Collection[str]) -> list[str]:
+    """*names*, each of a task that is registered here, or that the ledger knows.
+
+    Raises:
+        TaskNotFound: It says which one was meant.
+    """
+    there = {*recorded, *(task.name for task in registry)}
+    for name in names:
+        if name not in there:
+            close = get_close_matches(name, there, n=3, cutoff=0.6)
+            raise TaskNotFound(
+                f"there is no task {name!r}",
+                hint=f"did you mean {' or '.join(close)}?" if close else "fsa tasks lists them",
+            )
+    return list(names)
+
+
+def wait(ledger: Ledger, run_id: str, output: Output) -> None:
+    """Wait for a run's end, and show what it returned.
+
+    Raises:
+        TaskFailed, TimedOut: As it has ended.
+        Interrupted: Nobody waits any more; the run goes on.
+    """
+    try:
+        while (run := found(ledger, run_id)).status not in FINAL:
+            time.sleep(_ASKED_EVERY_S)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the run {run_id[:8]} goes on", hint=f"fsa runs cancel {run_id[:8]}"
+        ) from None
+    if output.json:
+        output.document(document(run))
+    if run.status != "succeeded":
+        raise _ended(run)
+    if not output.json:
+        if run.result is not None:
+            output.line(report.shown(document(run)["result"]))
+        output.say(f"{run.task} succeeded in {report.took(run.finished_ms - run.started_ms)}")
+
+
+def _ended(run: Row[Any]) -> FsaError:
+    kind = TimedOut if run.status == "timed_out" else TaskFailed
+    said = f"{run.error_type or ''}: {run.error or ''}".strip(": ")
+    word = run.status.replace("_", " ")
+    return kind(
+        f"{run.task} {'has ' if kind is TimedOut else 'was ' if run.status != 'failed' else ''}"
+        f"{word}{f': {said}' if said else ''}",
+        hint=f"fsa runs show {run.id[:8]}",
+    )
+
+
+def _warn_if_alone(ledger: Ledger, warn: Callable[[str], None]) -> None:
+    if not nodes.alive(ledger, "scheduler"):
+        warn("no scheduler is alive: it waits for fsa scheduler start, or tick")

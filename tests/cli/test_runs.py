@@ -1,0 +1,284 @@
+"""`fsa runs`: what ran, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fsa_cli import task
+from fsa_cli.exceptions import TaskDefinitionError
+from support.processes import OpenTerminal, Run, Start
+from support.shops import Shop
+from support.waiting import wait_until
+
+STATE = {"FSA_STATE_DIR": "state"}
+TASKS = """
+@task
+def ship(item: str = "tea") -> str:
+    db.session.execute(INSERT, dict(n=1))
+    return item
+
+@task
+def fail():
+    raise LookupError("no such user")
+
+@task
+def wait(context: TaskContext):
+    print("begun", flush=True)
+    while not context.cancelled:
+        time.sleep(0.02)
+
+@task
+def hide(token: str = "none"): ...
+"""
+
+
+@pytest.fixture
+def ran(shop: Shop, fsa: Run) -> Shop:
+    """An app whose tasks `ship` and `fail` have run once, in this order."""
+    shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("run-task", "ship", "--item", "coffee").returncode == 0
+    assert fsa("run-task", "fail").returncode == 1
+    return shop
+
+
+@pytest.fixture
+def small(small_shop: Shop, fsa: Run) -> Shop:
+    small_shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    return small_shop
+
+
+def documents(fsa: Run, *words: str) -> list[dict[str, object]]:
+    done = fsa("runs", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, object]] = json.loads(done.stdout)
+    return found
+
+
+def test_the_latest_runs_are_shown_first_in_plain_lines(fsa: Run, ran: Shop) -> None:
+    head, *lines = fsa("runs").stdout.splitlines()
+
+    assert head == "run\ttask\tstatus\tat (UTC)\ttook\twhat it said"
+    cells = [line.split("\t") for line in lines]
+    assert [(row[1], row[2]) for row in cells] == [("fail", "failed"), ("ship", "succeeded")]
+    assert [row[-1] for row in cells] == ["LookupError: no such user", "coffee"]
+    ran.backend.assert_released()
+
+
+def test_runs_are_chosen_by_task_status_and_time(fsa: Run, ran: Shop) -> None:
+    def tasks(*words: str) -> list[object]:
+        return [each["task"] for each in documents(fsa, *words)]
+
+    assert tasks("ship") == ["ship"]
+    assert tasks("ship", "--limit", "1", "-q") == ["ship"]
+    assert tasks("--task", "fail") == ["fail"]
+    assert tasks("--limit", "1") == ["fail"]
+    assert tasks("--status", "succeeded", "--status", "missed") == ["ship"]
+    assert tasks("--since", "1h") == ["fail", "ship"]
+    assert tasks("--since", "2030-01-01T00:00:00Z") == []
+    for words in (["--since", "soon"], ["--status", "odd"], ["--limit", "0"]):
+        assert fsa("runs", *words).returncode == 2, words
+
+
+def test_a_run_is_shown_in_full_by_the_beginning_of_its_id(fsa: Run, ran: Shop) -> None:
+    (run,) = documents(fsa, "fail")
+    short = str(run["id"])[:6]
+
+    shown = fsa("runs", "show", short).stdout
+    document = json.loads(fsa("runs", "show", short, "--json").stdout)
+
+    assert f"run\t{run['id']}\ntask\tfail\nstatus\tfailed\n" in shown
+    assert "error\tLookupError: no such user\n" in shown
+    assert shown.rstrip().endswith("LookupError: no such user")
+    assert "Traceback (most recent call last):" in shown
+    assert document == run
+
+
+def test_a_run_that_is_not_there_or_not_the_only_one_is_said(fsa: Run, ran: Shop) -> None:
+    missing = fsa("runs", "show", "zzz")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "there is no run 'zzz'" in missing.stderr
+    for _ in range(16):
+        assert fsa("runs", "retry", str(documents(fsa, "ship")[-1]["id"])).returncode == 0
+    ids = [str(run["id"]) for run in documents(fsa)]
+    first = next(a[0] for a in ids if sum(b[0] == a[0] for b in ids) > 1)
+
+    several = fsa("runs", "show", first)
+
+    assert several.returncode == 2
+    assert f"{first!r} is the beginning of more than one run" in several.stderr
+
+
+def test_an_unknown_task_is_said_with_the_one_that_was_meant(fsa: Run, small: Shop) -> None:
+    done = fsa("runs", "shp")
+
+    assert done.returncode == 2
+    assert "there is no task 'shp'" in done.stderr
+    assert "did you mean ship?" in done.stderr
+    assert fsa("runs", "ship").stderr == "nothing has run yet\n"
+
+
+def test_the_runs_of_a_task_that_is_no_longer_there_are_shown(fsa: Run, ran: Shop) -> None:
+    ran.write("")
+
+    assert [run["task"] for run in documents(fsa, "ship")] == ["ship"]
+    again = fsa("runs", "retry", str(documents(fsa, "ship")[0]["id"]))
+    assert again.returncode == 2
+    assert "there is no task 'ship'" in again.stderr
+
+
+def test_a_run_is_made_again_with_its_arguments(fsa: Run, ran: Shop) -> None:
+    (before,) = documents(fsa, "ship")
+
+    done = fsa("runs", "retry", str(before["id"]))
+
+    assert done.returncode == 0
+    assert "no scheduler is alive" in done.stderr
+    (run,) = documents(fsa, "--status", "queued")
+    assert done.stdout == f"{run['id']}\n"
+    assert (run["kind"], run["arguments"]) == ("manual", {"item": "coffee"})
+    assert fsa("runs", "retry", str(run["id"])).returncode == 2
+    assert fsa("scheduler", "tick", env=STATE).returncode == 0
+    assert documents(fsa, "ship")[0]["status"] == "succeeded"
+    assert ran.written() == [1, 1]
+
+
+def test_a_run_with_a_secret_is_not_made_again(fsa: Run, small: Shop) -> None:
+    fsa("run-task", "hide", "--token", "s3cret")
+
+    done = fsa("runs", "retry", str(documents(fsa)[0]["id"]))
+
+    assert done.returncode == 2
+    assert "a secret, which the ledger has not kept" in done.stderr
+
+
+def test_a_queued_run_is_cancelled_at_once(fsa: Run, ran: Shop) -> None:
+    run_id = fsa("scheduler", "trigger", "ship").stdout.strip()
+
+    done = fsa("runs", "cancel", run_id[:8])
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert documents(fsa, "ship")[0]["status"] == "cancelled"
+    assert fsa("scheduler", "tick", env=STATE).returncode == 0
+    assert ran.written() == [1]
+    ended = fsa("runs", "cancel", run_id)
+    assert ended.returncode == 2
+    assert "has ended: cancelled" in ended.stderr
+
+
+def test_a_run_of_the_scheduler_is_told_to_end(
+    fsa: Run, fsa_process: Start, shop: Shop, tmp_path: Path
+) -> None:
+    shop.write(TASKS + "\n@task(schedule='@yearly')\ndef yearly(): ...\n")
+    process = fsa_process("scheduler", "start", env=STATE)
+    process.wait_for("fsa scheduler")
+    run_id = fsa("scheduler", "trigger", "wait").stdout.strip()
+    process.wait_for("begun")
+
+    assert "asked to end" in fsa("runs", "cancel", run_id).stderr
+
+    wait_until(lambda: ("wait", "running") not in shop.runs())
+    run = json.loads(fsa("runs", "show", run_id, "--json").stdout)
+    assert run["cancel_requested_at"] is not None
+    assert process.stop().returncode == 0
+
+
+def test_watching_in_a_pipe_is_a_line_for_each_change(
+    fsa: Run, fsa_process: Start, small: Shop
+) -> None:
+    watching = fsa_process("runs", "--watch")
+    run_id = fsa("scheduler", "trigger", "ship").stdout.strip()
+    watching.wait_for("queued")
+    assert fsa("scheduler", "tick", env=STATE).returncode == 0
+    watching.wait_for("succeeded")
+
+    done = watching.stop(signal.SIGINT)
+
+    assert done.returncode == 0
+    lines = [line.split("\t")[:3] for line in done.stdout.splitlines()]
+    assert [run_id[:8], "ship", "queued"] in lines
+    assert [run_id[:8], "ship", "succeeded"] in lines
+
+
+def test_a_terminal_has_colors_and_one_line_for_each_run(
+    fsa: Run, terminal: OpenTerminal, small: Shop
+) -> None:
+    assert fsa("run-task", "ship", "--item", "x" * 200).returncode == 0
+    assert fsa("run-task", "fail").returncode == 1
+
+    screen = terminal("fsa", "runs", columns=80)
+    screen.expect("\x1b\\[1;31mfailed")
+    screen.expect("\x1b\\[32msucceeded")
+    screen.expect(r"x+\.\.\.")
+    screen.expect("\r\n")
+    assert "xxx" not in screen.read()
+
+    watched = terminal("fsa", "runs", "--watch", columns=80)
+    watched.expect("again every 2 s")
+    watched.sendintr()
+    watched.read()
+    watched.close()
+    assert watched.exitstatus == 0
+
+
+def test_without_a_ledger_it_is_said_what_makes_one(fsa: Run, shop: Shop) -> None:
+    shop.write(TASKS)
+
+    for words in (
+        ["runs"],
+        ["runs", "show", "a"],
+        ["runs", "cancel", "a"],
+        ["scheduler", "status"],
+    ):
+        done = fsa(*words)
+        assert done.returncode == 3, words
+        assert "there is no ledger of runs yet" in done.stderr
+        assert "fsa scheduler init" in done.stderr
+
+
+def test_a_ledger_that_is_away_or_read_only_is_said(
+    fsa: Run, shop: Shop, request: pytest.FixtureRequest
+) -> None:
+    shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    away = {"FSA_LEDGER_URL": "postgresql+psycopg://ann:s3cret@127.0.0.1:1/shop"}
+    done = fsa("runs", env=away)
+    assert done.returncode == 4
+    assert "the ledger cannot be reached" in done.stderr
+    assert "s3cret" not in done.stderr
+    if shop.backend.name == "sqlite":
+        return
+    url = f"{shop.backend.url}?options=-c%20default_transaction_read_only%3Don"
+    only = {"FSA_LEDGER_URL": url}
+
+    assert fsa("runs", env=only).returncode == 0
+    refused = fsa("scheduler", "trigger", "ship", env=only)
+    assert refused.returncode == 3
+    assert "the ledger's database refuses" in refused.stderr
+    assert "read-only transaction" in refused.stderr
+    ran = fsa("run-task", "ship", env=only)
+    assert (ran.returncode, ran.stderr.count("warning: ")) == (0, 1)
+
+
+def test_a_prohibited_command_is_refused(fsa: Run, small: Shop) -> None:
+    (small.directory / "pyproject.toml").write_text(
+        '[tool.fsa.env.production]\nprotected = true\nprohibited = ["runs cancel", "scheduler *"]\n'
+    )
+    env = {"FSA_ENV": "production"}
+
+    for words in (["runs", "cancel", "a"], ["scheduler", "trigger", "ship"]):
+        assert fsa(*words, env=env).returncode == 6, words
+    assert fsa("runs", env=env).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["show", "retry", "cancel"])
+def test_a_task_cannot_have_the_name_of_a_command_of_runs(name: str) -> None:
+    with pytest.raises(TaskDefinitionError, match="has a name that `fsa runs` uses"):
+
+        @task(name=name)
+        def function() -> None: ...

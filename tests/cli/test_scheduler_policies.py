@@ -1,0 +1,537 @@
+"""What `@task` promises about its scheduled runs, kept by a real `fsa scheduler`."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from support.backends import Backend
+from support.processes import Process, Run, Start
+from support.waiting import wait_until
+
+HEAD = """
+import asyncio, os, pathlib, sys, threading, time
+from datetime import datetime, timedelta, timezone
+from apscheduler.triggers.date import DateTrigger
+from fastapi import FastAPI
+from sqlalchemy import text
+from fastapi_sqlalchemy import DBSessionMiddleware, db
+from fsa_cli import TaskContext, task
+
+app = FastAPI()
+app.add_middleware(DBSessionMiddleware, db_url={url!r})
+HERE = pathlib.Path(__file__).parent
+INSERT = text("INSERT INTO written (n) VALUES (:n)")
+
+def wait_for(name):
+    while not (HERE / name).exists():
+        time.sleep(0.02)
+
+SOON = datetime.now(timezone.utc) + timedelta(seconds=2)
+once = DateTrigger(SOON)
+"""
+
+Lay = Callable[[str], Path]
+Rows = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def lay(tmp_path: Path, sqlite: Backend) -> Lay:
+    """`lay(source)`: an app with these tasks on SQLite."""
+    sqlite.execute("CREATE TABLE written (n INTEGER)")
+
+    def write(source: str) -> Path:
+        (tmp_path / "main.py").write_text(HEAD.format(url=sqlite.url) + dedent(source))
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Rows:
+    """`rows(columns, where)`: of the ledger's runs, by task and instant."""
+
+    def read(columns: str, where: str = "1 = 1") -> list[Any]:
+        found = list(tmp_path.glob("*-ledger.db"))
+        if not found:
+            return []
+        with closing(sqlite3.connect(found[0], timeout=10)) as connection:
+            sql = f"SELECT {columns} FROM fsa_run WHERE {where} ORDER BY task, scheduled_ms"
+            try:
+                return connection.execute(sql).fetchall()
+            except sqlite3.OperationalError:  # not made yet
+                return []
+
+    return read
+
+
+@pytest.fixture
+def host(fsa_process: Start) -> Callable[..., Process]:
+    def start(*options: str, **env: str) -> Process:
+        process = fsa_process("scheduler", "start", *options, env={"FSA_STATE_DIR": "state", **env})
+        process.wait_for("fsa scheduler")
+        return process
+
+    return start
+
+
+def test_a_run_that_fails_is_made_again_and_its_row_tells(
+    lay: Lay, rows: Rows, host: Callable[..., Process]
+) -> None:
+    lay(
+        """
+        @task(schedule=once, retries=2, backoff_s=0.1)
+        def flaky(context: TaskContext):
+            db.session.execute(INSERT, dict(n=context.attempt))
+            if context.attempt < 3:
+                raise LookupError(f"attempt {context.attempt}, key {context.idempotency_key}")
+            return context.attempt
+
+        @task(schedule=once, retries=1, backoff_s=0.1)
+        def hopeless():
+            password = "hunter2"
+            raise RuntimeError(f"postgresql://ann:{password}@db/shop")
+        """
+    )
+    process = host()
+
+    wait_until(lambda: len(rows("id", "status IN ('succeeded', 'failed')")) == 2)
+    process.stop()
+
+    flaky, hopeless = rows("task, status, attempt, result, error_type, error, traceback")
+    assert flaky == ("flaky", "succeeded", 3, "3", None, None, None)
+    assert hopeless[:3] == ("hopeless", "failed", 2)
+    assert hopeless[4:6] == ("RuntimeError", "postgresql://ann:***@db/shop")
+    assert "in hopeless" in hopeless[6]
+    assert "hunter2" not in hopeless[6]
+    assert "it will be made again" in process.stderr
+
+
+def test_tasks_of_a_group_run_one_after_the_other(
+    lay: Lay, rows: Rows, host: Callable[..., Process]
+) -> None:
+    lay(
+        """
+        for name in ("one", "two", "three"):
+            @task(name=name, schedule=once, group="disk", overlap="queue")
+            def work():
+                started = time.time()
+                time.sleep(0.3)
+                return [started, time.time()]
+        """
+    )
+    process = host()
+    wait_until(lambda: len(rows("id", "status = 'succeeded'")) == 3)
+    process.stop()
+
+    spans = sorted(json.loads(result) for (result,) in rows("result"))
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+
+
+def test_jitter_delays_a_start_and_not_its_instant(
+    lay: Lay, rows: Rows, host: Callable[..., Process]
+) -> None:
+    lay(
+        """
+        for n in range(6):
+            @task(name=f"task{n}", schedule=once, jitter_s=2)
+            def work(context: TaskContext):
+                return (datetime.now(timezone.utc) - context.scheduled_at).total_seconds()
+        """
+    )
+    process = host()
+    wait_until(lambda: len(rows("id", "status = 'succeeded'")) == 6)
+    process.stop()
+
+    instants = {at for (at,) in rows("scheduled_ms")}
+    delays = [float(result) for (result,) in rows("result")]
+    assert len(instants) == 1
+    assert max(delays) - min(delays) > 0.2
+
+
+def test_what_was_missed_is_caught_up_as_the_task_says(
+    lay: Lay, rows: Rows, host: Callable[..., Process]
+) -> None:
+    source = """
+        @task(schedule="every 1s", catch_up="all")
+        def all_of_them(): ...
+
+        @task(schedule="every 1s")
+        def the_latest(): ...
+
+        @task(schedule="every 1s", catch_up="none")
+        def none_of_them(): ...
+        """
+    lay(source)
+    first = host(FSA_LEASE_S="3")
+    wait_until(lambda: len(rows("id", "status = 'succeeded'")) >= 3)
+    first.kill()
+    killed_ms = time.time() * 1000
+    wait_until(lambda: time.time() * 1000 > killed_ms + 8000)
+
+    second = host(FSA_LEASE_S="3")
+    wait_until(lambda: rows("id", "kind = 'catch_up' AND status = 'succeeded'"))
+    wait_until(lambda: not rows("id", "status = 'queued'"))
+    second.stop()
+
+    counts = {
+        name: [kind for _, kind in found if kind == "catch_up"]
+        for name in ("all_of_them", "the_latest", "none_of_them")
+        if (found := rows("id, kind", f"task = '{name}'"))
+    }
+    assert len(counts["all_of_them"]) >= 3
+    assert len(counts["the_latest"]) == 1
+    assert counts["none_of_them"] == []
+    assert not rows("id", "task = 'all_of_them' AND status = 'missed'")
+    for name in counts:
+        instants = [at for (at,) in rows("scheduled_ms", f"task = '{name}'")]
+        assert {b - a for a, b in pairwise(instants)} == {1000}, name
+
+
+def test_a_sync_task_that_goes_on_keeps_its_lock_until_it_returns(
+    lay: Lay, rows: Rows, host: Callable[..., Process], tmp_path: Path
+) -> None:
+    lay(
+        """
+        @task(schedule="every 1s", timeout_s=0.5)
+        def stubborn():
+            db.session.execute(INSERT, dict(n=1))
+            wait_for("go")
+        """
+    )
+    process = host()
+    wait_until(lambda: rows("id", "status = 'timed_out'"))
+    wait_until(lambda: rows("id", "status = 'skipped'"))
+    assert rows("status, lock_key IS NOT NULL", "status = 'timed_out'") == [("timed_out", 1)]
+
+    (tmp_path / "go").touch()
+    wait_until(lambda: len(rows("id", "status IN ('timed_out', 'succeeded')")) >= 2)
+    assert process.stop().returncode == 0
+    assert not rows("id", "status = 'running'")
+    assert not rows("id", "lock_key IS NOT NULL")
+
+
+def test_a_statement_that_takes_too_long_is_ended(
+    fsa_process: Start, tmp_path: Path, postgresql: Backend
+) -> None:
+    (tmp_path / "main.py").write_text(
+        HEAD.format(url=postgresql.url)
+        + dedent(
+            """
+            @task(schedule=once, timeout_s=0.5)
+            def slow():
+                db.session.execute(text("SELECT pg_sleep(600)"))
+            """
+        )
+    )
+    process = fsa_process("scheduler", "start", env={"FSA_STATE_DIR": "state"})
+    process.wait_for("slow")
+    process.wait_for("timed out")
+
+    assert process.stop().returncode == 0
+    ((status, error),) = postgresql.rows("SELECT status, error FROM fsa_run")
+    assert (status, error) == ("timed_out", "slow took longer than 0.5 s")
+    postgresql.assert_released()
+
+
+def test_an_isolated_task_has_a_process_of_its_own_which_a_time_out_kills(
+    lay: Lay, rows: Rows, host: Callable[..., Process], sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(
+        """
+        @task(schedule=once, isolation="process")
+        def well():
+            db.session.execute(INSERT, dict(n=1))
+            return os.getpid()
+
+        @task(schedule=once, isolation="process")
+        async def fails():
+            raise LookupError("no such user")
+
+        @task(schedule=once, isolation="process", timeout_s=0.5)
+        def hangs():
+            (HERE / "pid").write_text(str(os.getpid()))
+            while True:
+                try:
+                    time.sleep(60)
+                except BaseException:
+                    pass
+
+        @task(schedule=once, isolation="process")
+        def dies():
+            os._exit(9)
+        """
+    )
+    process = host()
+    wait_until(lambda: len(rows("id", "status NOT IN ('queued', 'running')")) == 4)
+    process.stop()
+
+    dies, fails, hangs, well = rows("task, status, error_type, error, result")
+    assert dies[1:4] == ("failed", "ProcessDied", "its process has died")
+    assert fails[1:4] == ("failed", "LookupError", "no such user")
+    assert hangs[1:3] == ("timed_out", "TimedOut")
+    assert well[1] == "succeeded"
+    assert int(well[4]) not in (process.pid, os.getpid())
+    assert sqlite.rows("SELECT n FROM written") == [(1,)]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    heard: list[tuple[str, str]]
+
+    def do_POST(self) -> None:
+        text = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.heard.append((self.path, text))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def pings() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The URL of a server that listens, and what it has heard."""
+    heard: list[tuple[str, str]] = []
+    handler = type("Here", (Listener,), {"heard": heard})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/check", heard
+    server.shutdown()
+    server.server_close()
+
+
+def test_hooks_and_pings_are_told_how_runs_end(
+    lay: Lay, host: Callable[..., Process], pings: tuple[str, list[tuple[str, str]]]
+) -> None:
+    url, heard = pings
+    lay(
+        f"""
+        def told(result):
+            print("told of", result.task.name, result.status, result.attempt, flush=True)
+            raise RuntimeError("a hook that fails")
+
+        @task(schedule=once, retries=1, backoff_s=0.1, on_failure=told, ping={url!r})
+        def fails():
+            raise LookupError("no such user")
+
+        @task(schedule=once, on_failure=[told], ping={url!r})
+        async def succeeds(): ...
+        """
+    )
+    process = host()
+    process.wait_for("told of fails failed 2")
+    wait_until(lambda: len(heard) >= 5)
+    done = process.stop()
+
+    assert done.stdout.count("told of") == 1
+    paths = [path.partition("?")[0] for path, _ in heard]
+    assert sorted(paths) == [
+        "/check",
+        "/check/fail",
+        "/check/start",
+        "/check/start",
+        "/check/start",
+    ]
+    ((path, text),) = [each for each in heard if "/fail" in each[0]]
+    assert "LookupError: no such user" in text
+    assert path.count("-") == 4, "rid is a UUID"
+    assert done.returncode == 0
+
+
+def test_a_ping_that_nobody_answers_delays_nothing(
+    lay: Lay, rows: Rows, host: Callable[..., Process]
+) -> None:
+    lay(
+        """
+        @task(schedule="every 1s", ping="http://127.0.0.1:1/check")
+        def tick(): ...
+        """
+    )
+    process = host()
+    wait_until(lambda: len(rows("id", "status = 'succeeded'")) >= 3)
+
+    assert process.stop().returncode == 0
+    assert all(late < 1000 for (late,) in rows("started_ms - scheduled_ms"))
+
+
+def test_a_tick_runs_what_is_due_and_ends(lay: Lay, rows: Rows, fsa: Run, sqlite: Backend) -> None:
+    lay(
+        """
+        @task(schedule="every 2s")
+        def works():
+            db.session.execute(INSERT, dict(n=1))
+
+        @task(schedule="@yearly")
+        def rarely(): ...
+        """
+    )
+    env = {"FSA_STATE_DIR": "state"}
+    first = fsa("scheduler", "tick", env=env)
+    assert first.returncode == 0, first.stderr
+    assert rows("id") == []
+    time.sleep(2.1)
+
+    second = fsa("scheduler", "tick", env=env)
+
+    assert second.returncode == 0, second.stderr
+    assert {status for (status,) in rows("status")} <= {"succeeded", "missed"}
+    assert len(rows("id", "status = 'succeeded'")) == 1
+    assert sqlite.rows("SELECT n FROM written") == [(1,)]
+
+
+def test_a_tick_with_a_failing_task_exits_1(lay: Lay, fsa: Run) -> None:
+    lay(
+        """
+        @task(schedule="every 1s")
+        def fails():
+            raise LookupError
+        """
+    )
+    env = {"FSA_STATE_DIR": "state"}
+    fsa("scheduler", "tick", env=env)
+    time.sleep(1.1)
+
+    done = fsa("scheduler", "tick", env=env)
+
+    assert done.returncode == 1
+    assert "a run failed" in done.stderr
+
+
+def test_only_and_tags_choose_and_paused_waits(
+    lay: Lay, rows: Rows, host: Callable[..., Process], fsa: Run
+) -> None:
+    lay(
+        """
+        @task(schedule="every 1s", tags=["night"])
+        def one(): ...
+
+        @task(schedule="every 1s", tags=["day"])
+        def two(): ...
+
+        @task(schedule="every 1s")
+        def three(): ...
+        """
+    )
+    process = host("--only", "one", "--only", "two", "--tag", "night")
+    wait_until(lambda: rows("id", "status = 'succeeded'"))
+    process.stop()
+    assert {task for (task,) in rows("task")} == {"one"}
+
+    wrong = fsa("scheduler", "start", "--tag", "noon", env={"FSA_STATE_DIR": "state"})
+    assert wrong.returncode == 2
+    assert "there are day, night" in wrong.stderr
+
+    paused = host("--paused")
+    wait_until(lambda: rows("id", "task = 'three' AND status = 'skipped'"))
+    assert not rows("id", "task = 'three' AND status = 'succeeded'")
+    paused.stop()
+
+
+def test_probes_and_metrics_are_served(
+    lay: Lay, host: Callable[..., Process], tmp_path: Path
+) -> None:
+    lay(
+        """
+        @task(schedule="every 1s")
+        def tick(): ...
+
+        @task(schedule="every 1s")
+        def wait():
+            wait_for("go")
+        """
+    )
+    process = host("--port", "0", "--log-format", "json")
+    process.wait_for("probes on http://")
+    line = next(each for each in process.stderr.splitlines() if "probes on" in each)
+    url = f"http://127.0.0.1:{json.loads(line)['port']}"
+
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(url + path, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    assert get("/livez") == (200, "alive\n")
+    wait_until(lambda: get("/readyz") == (200, "ready\n"))
+    assert get("/else")[0] == 404
+    wait_until(lambda: 'fsa_runs_total{status="succeeded"}' in get("/metrics")[1])
+    assert "fsa_lease_trusted 1" in get("/metrics")[1]
+    process.send(signal.SIGTERM)
+    wait_until(lambda: get("/readyz") == (503, "draining\n"))
+    (tmp_path / "go").touch()
+    done = process.wait()
+
+    assert done.returncode == 0
+    documents = [json.loads(each) for each in done.stderr.splitlines()]
+    runs = [each for each in documents if each["event"] == "run"]
+    assert {"tick", "wait"} == {each["task"] for each in runs}
+    assert all(each["scheduled_at"].endswith("Z") for each in runs)
+
+
+def test_runs_can_be_cancelled_from_elsewhere(
+    lay: Lay, rows: Rows, host: Callable[..., Process], sqlite: Backend
+) -> None:
+    lay(
+        """
+        @task(schedule=once)
+        async def waits():
+            await db.async_session.execute(INSERT, dict(n=1))
+            await asyncio.sleep(600)
+
+        @task(schedule=once)
+        def asks(context: TaskContext):
+            db.session.execute(text("SELECT 1"))
+            while not context.cancelled:
+                time.sleep(0.02)
+            raise RuntimeError("told to end")
+        """
+    )
+    process = host()
+    wait_until(lambda: len(rows("id", "status = 'running'")) == 2)
+    file = next(Path(str(sqlite.location.database)).parent.glob("*-ledger.db"))
+    with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET cancel_requested_ms = 1")
+
+    wait_until(lambda: len(rows("id", "status = 'cancelled'")) == 2)
+    assert process.stop().returncode == 0
+    assert sqlite.rows("SELECT n FROM written") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("overlap='twice'", 'it is one of "skip", "queue", "allow"'),
+        ("catch_up='some'", 'it is one of "latest", "all", "none"'),
+        ("on_crash='panic'", 'it is one of "mark", "retry"'),
+        ("retries=-1", "a whole number, 0 or more"),
+        ("jitter_s=-1", "seconds, 0 or more"),
+        ("isolation='vm'", '"process", or None'),
+        ("ping='hc-ping.com'", "a URL"),
+        ("on_failure=['mail']", "a function of one argument"),
+    ],
+)
+def test_an_option_that_cannot_be_is_said(options: str, message: str, lay: Lay, fsa: Run) -> None:
+    lay(f"@task(schedule='@daily', {options})\ndef report(): ...")
+
+    done = fsa("scheduler", "list")
+
+    assert done.returncode == 3
+    assert "task 'report' (main.py:" in done.stderr
+    assert message in done.stderr
