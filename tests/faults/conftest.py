@@ -1,0 +1,90 @@
+"""`--faults=long` gives each fault test as many faults as the README's table says."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from support.backends import Backend
+from support.oracle import Verdict, assert_nothing_left, judge
+from support.replicas import Replicas, replicas_in
+
+_FIGURES: list[tuple[str, Verdict]] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults", choices=["short", "long"], default="short", help="how many faults there are"
+    )
+
+
+@pytest.fixture
+def is_long(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--faults", default="short") == "long")
+
+
+Lay = Callable[..., Replicas]
+
+
+@pytest.fixture
+def replicas_on(tmp_path: Path) -> Iterator[Lay]:
+    """`replicas_on(backend, url="")`: an app's directory, and nobody who runs it yet."""
+    with ExitStack() as stack:
+
+        def make(backend: Backend, url: str = "") -> Replicas:
+            return stack.enter_context(replicas_in(tmp_path, backend, url))
+
+        yield make
+
+
+Judge = Callable[..., Verdict]
+
+
+@pytest.fixture
+def judged(request: pytest.FixtureRequest) -> Judge:
+    """`judged(replicas)`: wait until all has ended, stop the replicas, and ask the oracle.
+
+    It asserts that nothing is wrong; its figures are shown at the end of the test run.
+    """
+
+    def ask(replicas: Replicas, *, within_s: float = 60.0) -> Verdict:
+        cut_ms = replicas.settle(within_s=within_s)
+        assert_nothing_left(replicas)
+        codes = replicas.stop()
+        verdict = judge(replicas, cut_ms)
+        _FIGURES.append((request.node.name, verdict))
+        assert codes == [0] * len(codes), replicas.said[-3000:]
+        replicas.backend.assert_released()
+        verdict.assert_kept()
+        return verdict
+
+    return ask
+
+
+_HEAD = ("faults", "instants", "ok", "marked", "missed", "skipped", "failed", "p50", "p99", "back")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _FIGURES:
+        return
+    width = max(len(name) for name, _ in _FIGURES)
+    write = terminalreporter.write_line
+    write("")
+    write(f"{'':<{width}}  " + "".join(f"{name:>9}" for name in (*_HEAD, "wrong")))
+    for name, verdict in _FIGURES:
+        ended = verdict.statuses
+        cells = (
+            verdict.faults,
+            verdict.instants,
+            ended["succeeded"],
+            ended["interrupted"],
+            ended["missed"],
+            ended["skipped"],
+            ended["failed"],
+            f"{verdict.percentile(0.5):.0f} ms",
+            f"{verdict.percentile(0.99):.0f} ms",
+            f"{max(verdict.recovered_s, default=0):.1f} s",
+            len(verdict.violations),
+        )
+        write(f"{name:<{width}}  " + "".join(f"{cell:>9}" for cell in cells))
