@@ -1,0 +1,45 @@
+"""An app whose tasks are all due at one instant (`AT`, seconds since 1970), and say when they begin.
+
+`KIND` is `empty`, or `write` (each writes a row). `COUNT` is how many; `EVERY` instead of `AT`
+makes them recur. At the end a line of JSON on stdout has how many milliseconds late each one was.
+"""
+
+import atexit
+import json
+import os
+import time
+from datetime import UTC, datetime
+
+from apscheduler.triggers.date import DateTrigger  # type: ignore[import-untyped]
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from fastapi_sqlalchemy import DBSessionMiddleware, db
+from fsa_cli import TaskContext, task
+
+app = FastAPI()
+app.add_middleware(DBSessionMiddleware, db_url=os.environ["URL"])
+
+COUNT, KIND = int(os.environ["COUNT"]), os.environ.get("KIND", "empty")
+AT, EVERY = float(os.environ.get("AT", 0)), os.environ.get("EVERY")
+INSERT = text("INSERT INTO written (n) VALUES (1)")
+late_ms: list[float] = []
+schedule = EVERY or DateTrigger(datetime.fromtimestamp(AT, UTC))
+
+
+def empty(context: TaskContext) -> None:
+    assert context.scheduled_at is not None
+    late_ms.append((time.time() - context.scheduled_at.timestamp()) * 1000)
+
+
+def write(context: TaskContext) -> None:
+    empty(context)
+    db.session.execute(INSERT)
+
+
+for number in range(COUNT):
+    task(name=f"task{number}", schedule=schedule, jitter_s=float(os.environ.get("JITTER", 0)))(
+        {"empty": empty, "write": write}[KIND]
+    )
+
+atexit.register(lambda: print(json.dumps([round(each, 1) for each in late_ms]), flush=True))
