@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from enum import Enum
 from typing import Any
 
 from sqlalchemy import Row
@@ -17,7 +16,7 @@ from fsa_cli.report import took
 from fsa_cli.scheduler.clock import instant_of
 from fsa_cli.schedules import duration_s
 
-__all__ = ["COLUMNS", "Status", "document", "fitted", "found", "page", "row", "since_ms"]
+__all__ = ["COLUMNS", "document", "fitted", "found", "page", "row", "since_ms"]
 
 COLUMNS = {
     "run": "run",
@@ -28,21 +27,6 @@ COLUMNS = {
     "said": "what it said",
 }
 _SHORT = 8
-
-
-class Status(Enum):
-    """What a run may be."""
-
-    queued = "queued"
-    running = "running"
-    succeeded = "succeeded"
-    failed = "failed"
-    timed_out = "timed_out"
-    interrupted = "interrupted"
-    missed = "missed"
-    skipped = "skipped"
-    cancelled = "cancelled"
-    handed_off = "handed_off"
 
 
 def found(ledger: Ledger, prefix: str) -> Row[Any]:

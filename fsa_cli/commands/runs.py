@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fsa_cli import runs as views
-from fsa_cli import steering
 from fsa_cli.commands import Fsa
 from fsa_cli.completion import task_names
-from fsa_cli.ledger import history
-from fsa_cli.ledger.access import existing
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -24,6 +21,21 @@ app = typer.Typer()
 
 _WATCH_EVERY_S = 2.0
 _ID = typer.Argument(metavar="ID", help="The run's id, or the beginning of it.")
+
+
+class Status(Enum):
+    """What a run may be."""
+
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    timed_out = "timed_out"
+    interrupted = "interrupted"
+    missed = "missed"
+    skipped = "skipped"
+    cancelled = "cancelled"
+    handed_off = "handed_off"
 
 
 def _option(spelling: str, **more: Any) -> Any:
@@ -42,7 +54,7 @@ def runs(
     ] = None,
     task: Annotated[str | None, _option("--task", help="Only this task's.", metavar="NAME")] = None,
     status: Annotated[
-        list[views.Status] | None,
+        list[Status] | None,
         _option("--status", help="Only those; again for more.", metavar="S"),
     ] = None,
     since: Annotated[
@@ -62,6 +74,11 @@ def runs(
     """
     if context.invoked_subcommand is not None:
         return
+    from fsa_cli import runs as views
+    from fsa_cli import steering
+    from fsa_cli.ledger import history
+    from fsa_cli.ledger.access import existing
+
     fsa = Fsa.of(context)
     filters: dict[str, Any] = {
         "name": name or task,
@@ -90,6 +107,9 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs show 3f2a
       fsa runs show 3f2a --json
     """
+    from fsa_cli import runs as views
+    from fsa_cli.ledger.access import existing
+
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
         found = views.found(ledger, run)
@@ -109,6 +129,10 @@ def retry(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs retry 3f2a
       fsa runs retry 3f2a --json
     """
+    from fsa_cli import runs as views
+    from fsa_cli import steering
+    from fsa_cli.ledger.access import existing
+
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
         made = steering.retry(ledger, run, fsa.output.warn)
@@ -128,6 +152,10 @@ def cancel(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs cancel 3f2a
       fsa runs cancel 3f2a --json
     """
+    from fsa_cli import runs as views
+    from fsa_cli import steering
+    from fsa_cli.ledger.access import existing
+
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
         cancelled, was = steering.cancel(ledger, run)
@@ -140,6 +168,8 @@ def cancel(context: typer.Context, run: Annotated[str, _ID]) -> None:
 
 
 def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
+    from fsa_cli import runs as views
+
     if fsa.output.json:
         fsa.output.document([views.document(each) for each in found])
         return
@@ -152,6 +182,9 @@ def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
 
 def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:
     """Show them again and again: a screen on a terminal, else a line for each that has changed."""
+    from fsa_cli import runs as views
+    from fsa_cli.ledger import history
+
     shown: dict[str, object] = {}
     try:
         while True:

@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli import heartbeat, schedules
 from fsa_cli.commands import Fsa, scheduler_look, scheduler_steer
-from fsa_cli.connections import driver_says
 from fsa_cli.exceptions import (
     DatabaseUnreachable,
     FsaError,
@@ -26,13 +24,12 @@ from fsa_cli.exceptions import (
     Terminated,
     UsageError,
 )
-from fsa_cli.ledger import history
 from fsa_cli.manual import soon, spoken
-from fsa_cli.scheduler import probes
-from fsa_cli.scheduler.host import Left
-from fsa_cli.scheduler.log import running_for
-from fsa_cli.scheduler.setup import Setup
 from fsa_cli.tasks import registry
+
+if TYPE_CHECKING:
+    from fsa_cli.scheduler.host import Left
+    from fsa_cli.scheduler.setup import Setup
 
 app = typer.Typer()
 
@@ -130,6 +127,9 @@ def start(
       fsa scheduler start
       fsa scheduler start --grace 60 --port 8001 --log-format json
     """
+    from fsa_cli.ledger import history
+    from fsa_cli.scheduler import probes
+
     fsa = Fsa.of(context)
     setup = _setup(fsa, only or (), tag or (), json=fsa.output.json or log_format is LogFormat.json)
     if not setup.planned:
@@ -189,12 +189,19 @@ def tick(
 
 
 def _setup(fsa: Fsa, only: Sequence[str], tags: Sequence[str], *, json: bool) -> Setup:
+    from fsa_cli.scheduler.setup import Setup
+
     loaded = fsa.load()
     return Setup.of(loaded, fsa.settings, fsa.output, registry, only=only, tags=tags, json=json)
 
 
 def _ended(fsa: Fsa, setup: Setup, run: Callable[[], Left | None]) -> None:
     """Run it; leave at once where something goes wrong or is left."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from fsa_cli.connections import driver_says
+    from fsa_cli.scheduler.log import running_for
+
     try:
         left = run()
     except SQLAlchemyError as exc:

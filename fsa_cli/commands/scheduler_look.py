@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,11 @@ from fsa_cli.completion import task_names
 from fsa_cli.exceptions import UsageError
 from fsa_cli.finding import find
 from fsa_cli.manual import soon, spoken
-from fsa_cli.scheduler.plan import Scheduled, plan
 from fsa_cli.schedules import Schedule
 from fsa_cli.tasks import registry
+
+if TYPE_CHECKING:
+    from fsa_cli.scheduler.plan import Scheduled
 
 _NEXT = 5
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -34,10 +36,12 @@ def list_(context: typer.Context) -> None:
       fsa scheduler list
       fsa scheduler list --json
     """
+    from fsa_cli.scheduler.plan import plan
+
     fsa = Fsa.of(context)
     fsa.load()
     now = datetime.now(UTC)
-    planned = _planned(fsa)
+    planned = plan(registry, fsa.settings.timezone)
     if fsa.output.json:
         fsa.output.document([_document(each, now) for each in planned])
     elif not planned:
@@ -80,10 +84,6 @@ def _row(scheduled: Scheduled, now: datetime) -> dict[str, object]:
     }
 
 
-def _planned(fsa: Fsa) -> list[Scheduled]:
-    return plan(registry, fsa.settings.timezone)
-
-
 def next_(
     context: typer.Context,
     name: Annotated[
@@ -107,6 +107,7 @@ def next_(
       fsa scheduler next --json
     """
     from fsa_cli import instants
+    from fsa_cli.scheduler.plan import plan
 
     fsa = Fsa.of(context)
     fsa.load()
