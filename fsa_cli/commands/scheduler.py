@@ -140,7 +140,7 @@ def start(
     setup.open()
     if paused:
         history.pause(setup.ledger, [each.task.name for each in setup.planned], "--paused")
-    made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=_heartbeat(fsa))
+    made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=_heartbeat(setup))
     _introduce(fsa, setup)
     with contextlib.ExitStack() as stack:
         if port is not None:
@@ -247,7 +247,7 @@ def _introduce(fsa: Fsa, setup: Setup) -> None:
         fsa.output.say(f"  and {len(planned) - _INTRODUCED} more: fsa scheduler list")
 
 
-def _heartbeat(fsa: Fsa) -> Callable[[], None]:
+def _heartbeat(setup: Setup) -> Callable[[], None]:
     """What says that this process is alive; where it cannot be written, that is said once."""
     failed: list[OSError] = []
 
@@ -256,7 +256,7 @@ def _heartbeat(fsa: Fsa) -> Callable[[], None]:
             heartbeat.beat()
         except OSError as exc:
             if not failed:
-                fsa.output.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
+                setup.log.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
             failed.append(exc)
 
     return beat

@@ -431,15 +431,18 @@ def test_it_is_alive_for_probes(fsa_process: Start, fsa: Run, lay: Lay, sqlite: 
     assert fsa("health", "live", env={"FSA_STATE_DIR": "state"}).returncode == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--log-format", "json"]], ids=["text", "json"])
 def test_a_heartbeat_that_cannot_be_written_is_said_once(
-    fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
+    options: list[str], fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
 ) -> None:
     lay(sqlite, WAIT)
     (tmp_path / "file").touch()
-    process = fsa_process("scheduler", "start", env={"FSA_STATE_DIR": "file/state"})
+    process = fsa_process("scheduler", "start", *options, env={"FSA_STATE_DIR": "file/state"})
     process.wait_for("begun")
+    wait_until(lambda: "no heartbeat" in process.stderr)
 
-    assert process.stderr.count("no heartbeat") == 1
+    (said,) = [line for line in process.stderr.splitlines() if "no heartbeat" in line]
+    assert (json.loads(said)["event"] if options else said[:7]) == "warning"
 
 
 def can_unshare() -> bool:
