@@ -415,10 +415,15 @@ def test_runs_as_json_lines(fsa_process: Start, lay: Lay, sqlite: Backend) -> No
     done = process.stop()
 
     assert done.returncode == 0
-    for line in done.stderr.splitlines():
-        run = json.loads(line)
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["started", "stopped"]
+    runs = [each for each in events if each["event"] == "run"]
+    for run in runs:
         assert (run["task"], run["status"], run["result"]) == ("tick", "succeeded", 7)
         assert run["scheduled_at"].endswith("Z")
+    others = [each for each in events if each["event"] != "run"]
+    assert runs
+    assert all(each["at"].endswith("Z") and each["message"] for each in others)
 
 
 def test_it_is_alive_for_probes(fsa_process: Start, fsa: Run, lay: Lay, sqlite: Backend) -> None:
