@@ -29,7 +29,7 @@ from support.processes import Process, Run, Start
 from support.waiting import wait_until
 
 HEAD = """
-import asyncio, contextvars, pathlib, sys, threading, time
+import asyncio, contextvars, os, pathlib, sys, threading, time
 from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -332,16 +332,20 @@ def test_each_run_knows_its_instant_and_has_a_context_of_its_own(
         """
         seen = contextvars.ContextVar("seen", default=0)
 
+        def say(*words):
+            # One write for the line and its end: two threads write, and lines must not mix.
+            os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
+
         @task(schedule="every 1s", args={"name": "ann"})
         def sync(name: str, context: TaskContext):
             seen.set(seen.get() + 1)
-            print("sync", name, context.scheduled_at.isoformat(), seen.get(), flush=True)
+            say("sync", name, context.scheduled_at.isoformat(), seen.get())
 
         @task(schedule="every 1s")
         async def asynchronous(context: TaskContext):
             seen.set(seen.get() + 1)
             loop, thread = id(asyncio.get_running_loop()), threading.current_thread().name
-            print("async", loop, thread, seen.get(), flush=True)
+            say("async", loop, thread, seen.get())
         """,
     )
     process = started(fsa_process)
