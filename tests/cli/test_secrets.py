@@ -114,7 +114,21 @@ LINES = [
     "run-task fail --args-json {url}",
     "run-task {url}",
     "tasks fail",
+    "scheduler init",
+    "scheduler init --sql",
     "scheduler list",
+    "scheduler next",
+    "scheduler test fail --at 2026-11-22T00:00Z",
+    "scheduler status",
+    "scheduler trigger fail",
+    "scheduler trigger {url}",
+    "scheduler pause fail",
+    "scheduler resume --all",
+    "scheduler tick",
+    "scheduler start --grace {url}",
+    "runs",
+    "runs fail",
+    "runs show {url}",
     "shell -c session.execute(text('SELECT_1'))",
     "health",
     "health live",
@@ -156,6 +170,37 @@ def test_no_command_shows_the_databases_password(
 
         assert "hunter2" not in done.stdout + done.stderr
         assert done.stdout + done.stderr or line == "health live"
+
+
+def test_a_password_that_a_task_has_told_is_not_in_the_ledger(
+    laid: Path, postgresql: Backend, fsa: Run
+) -> None:
+    """Whoever ran it, and whoever looks at the run afterwards."""
+    url = make_url(postgresql.url).set(password=SECRET).render_as_string(hide_password=False)
+
+    def shown(*words: str) -> str:
+        done = fsa(*words, cwd=laid, env={"FSA_DB_URL": url})
+        assert "hunter2" not in done.stdout + done.stderr, words
+        return done.stdout
+
+    shown("scheduler", "init")
+    shown("run-task", "fail")
+    shown("scheduler", "trigger", "fail")
+    shown("scheduler", "tick")
+    shown("runs", "retry", json.loads(shown("runs", "--json"))[0]["id"])
+    shown("scheduler", "tick", "--json")
+
+    runs = json.loads(shown("runs", "--status", "failed", "--json"))
+    assert len(runs) == 3
+    for run in runs:
+        assert "cannot use postgresql" in shown("runs", "show", run["id"])
+        shown("runs", "show", run["id"], "--json")
+        shown("runs", "cancel", run["id"])
+    assert shown("runs").count("cannot use postgresql") == 3
+    assert "fail" in shown("scheduler", "status")
+    shown("scheduler", "status", "--json")
+    kept = postgresql.rows("SELECT error, traceback, result, arguments FROM fsa_run")
+    assert "hunter2" not in repr(kept)
 
 
 def test_a_password_in_the_env_file_is_not_shown(
