@@ -247,10 +247,16 @@ class Replicas:
         with self._lock:
             self.in_flight.update({run: (claim, at_s) for run, claim in running})
 
-    def kill_one_of(self) -> None:
-        """Kill any of those that are up, as soon as it is not the only one."""
+    def kill_one_of(self, *, in_flight: bool = False) -> None:
+        """Kill any of those that are up, as soon as it is not the only one.
+
+        Args:
+            in_flight: One that is running something, and that cannot end it before it is killed.
+        """
         wait_until(lambda: len(self.up()) > 1, "two replicas are up")
-        self.kill(self._random.choice(self.up()))
+        replica = self._stopped_in_flight() if in_flight else self._random.choice(self.up())
+        assert replica is not None, "no replica was running anything"
+        self.kill(replica)
 
     def stand_still(self, replica: Replica, seconds: float) -> None:
         """SIGSTOP, and SIGCONT so much later."""
@@ -262,17 +268,26 @@ class Replicas:
 
     def stand_still_in_flight(self, seconds: float) -> bool:
         """Have a replica stand still while it is running something; whether one was found."""
+        replica = self._stopped_in_flight()
+        if replica is None:
+            return False
+        self.note_in_flight(replica.process.pid)
+        self.faults += 1
+        self.stand_still(replica, seconds)
+        return True
+
+    def _stopped_in_flight(self) -> Replica | None:
+        """A replica that is running something, stopped by SIGSTOP."""
         for _ in range(200):
             replica = self._random.choice(self.up())
             replica.process.send(signal.SIGSTOP)
             if self.running_of(replica.process.pid):
-                self.note_in_flight(replica.process.pid)
-                self.faults += 1
-                self.stand_still(replica, seconds)
-                return True
+                time.sleep(0.1)  # the database still does what it was told before
+                if self.running_of(replica.process.pid):
+                    return replica
             replica.process.send(signal.SIGCONT)
             time.sleep(0.05)
-        return False
+        return None
 
     def running_of(self, pid: int) -> list[tuple[str, str]]:
         """The runs that the process has claimed and not ended, and their tokens."""
