@@ -113,34 +113,42 @@ class LocalExecutor:
         self._loop.stop()
 
     def _fill(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting or len(self._running) >= self.concurrency:
-                    return
-                run = self._waiting.popleft()
-                self._running[run.run_id] = run
-                self._begun_s[run.run_id] = time.monotonic()
-                needs_thread = False
-                if not _on_loop(run):
-                    needs_thread = self._idle == 0
-                    self._idle -= not needs_thread
-                    self._threads += needs_thread
+        while (run := self._next()) is not None:
             if _on_loop(run):
-                self._loop.start_run(run, self._begin, self._end)
+                self._loop.start_run(run, self._begin, self._ended_on_loop)
                 continue
+            with self._lock:
+                needs_thread = self._idle == 0
+                self._idle -= not needs_thread
+                self._threads += needs_thread
             self._work.put(run)
             if needs_thread:
                 name = f"fsa run {self._threads}"
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
 
+    def _next(self) -> Run | None:
+        """The next run that may begin."""
+        with self._lock:
+            if not self._waiting or len(self._running) >= self.concurrency:
+                return None
+            run = self._waiting.popleft()
+            self._running[run.run_id] = run
+            self._begun_s[run.run_id] = time.monotonic()
+        return run
+
     def _serve(self) -> None:
         while True:
-            run = self._work.get()
-            try:
+            run: Run | None = self._work.get()
+            while run is not None:
                 contextvars.Context().run(self._make, run)
-            except Exception:
-                logger.exception("the end of a run of %s could not be told", run.task.name)
-            del run  # what it holds should not wait for the next one
+                # Waking another thread for the next one takes longer than a short run.
+                run = self._next()
+                if run is not None and _on_loop(run):
+                    self._loop.start_run(run, self._begin, self._ended_on_loop)
+                    run = None
+            with self._lock:
+                self._idle += 1
+            self._fill()
 
     def _make(self, run: Run) -> None:
         result: RunResult | None = None
@@ -149,20 +157,24 @@ class LocalExecutor:
             result = (run.isolated or execute)(run)
         except BaseException:  # a task may raise KeyboardInterrupt; it must not cost the slot
             result = None
-        with self._lock:
-            self._idle += 1
         self._end(run, result)
 
     def _begin(self, run: Run) -> None:
         self._begun_s[run.run_id] = time.monotonic()
         self._began(run)
 
+    def _ended_on_loop(self, run: Run, result: RunResult | None) -> None:
+        self._end(run, result)
+        self._fill()
+
     def _end(self, run: Run, result: RunResult | None) -> None:
         with self._lock:
             del self._running[run.run_id]
             del self._begun_s[run.run_id]
-        self._fill()
-        self._finished(run, result)
+        try:
+            self._finished(run, result)
+        except Exception:
+            logger.exception("the end of a run of %s could not be told", run.task.name)
 
 
 def _on_loop(run: Run) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -21,7 +21,6 @@ from sqlalchemy import (
     bindparam,
     literal_column,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -30,7 +29,17 @@ from fsa_cli.ledger.dialects import Words, typed
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["EARLY_MS", "SCHEDULED", "Claimed", "Due", "Outcome", "claim", "claim_queued", "unclaim"]
+__all__ = [
+    "EARLY_MS",
+    "SCHEDULED",
+    "Claimed",
+    "Due",
+    "Outcome",
+    "claim",
+    "claim_queued",
+    "unclaim",
+    "with_row",
+]
 
 #: The slot of what the schedule starts; a manual run has its own id there.
 SCHEDULED = "S"
@@ -145,7 +154,7 @@ def _contested(
     rest = {run_id: each for run_id, each in rest.items() if run_id not in mine}
     if not rest:
         return outcome
-    known = _known(connection, ledger.namespace, rest.values())
+    known = with_row(ledger, connection, [each.key for each in rest.values()])
     outcome.others = [each for each in rest.values() if each.key in known]
     rest = {run_id: each for run_id, each in rest.items() if each.key not in known}
     if not rest:
@@ -159,7 +168,7 @@ def _contested(
             values = {key: given[key] for key in ("namespace", "early_ms", "window_ms")}
             values["rows"] = _json(chosen, locked=False)
             connection.execute(_insert(ledger.words, status), values)
-            there = _known(connection, ledger.namespace, chosen.values())
+            there = with_row(ledger, connection, [each.key for each in chosen.values()])
             into += [e for e in chosen.values() if e.key in there]
             outcome.left += [e for e in chosen.values() if e.key not in there]
     return outcome
@@ -291,16 +300,31 @@ def _queue(
     return chosen, held
 
 
-def _known(connection: Connection, namespace: str, due: Iterable[Due]) -> set[tuple[str, int]]:
-    keys = [each.key for each in due]
-    rows = connection.execute(
-        select(run.c.task, run.c.scheduled_ms).where(
-            run.c.namespace == namespace,
-            run.c.slot == SCHEDULED,
-            tuple_(run.c.task, run.c.scheduled_ms).in_(keys),
-        )
-    )
+def with_row(
+    ledger: Ledger, connection: Connection, keys: Collection[tuple[str, int]]
+) -> set[tuple[str, int]]:
+    """Which of these instants, each a task and its milliseconds, have a row."""
+    asked = json.dumps([{"task": task, "at": scheduled_ms} for task, scheduled_ms in keys])
+    given = {"namespace": ledger.namespace, "rows": asked}
+    rows = connection.execute(_looking(ledger.words), given)
     return {(row.task, row.scheduled_ms) for row in rows}
+
+
+@lru_cache
+def _looking(words: Words) -> TextClause:
+    # A subquery that counts, and no join: each is looked up in the UNIQUE key, whatever the
+    # database believes of the table. On a new one PostgreSQL and SQLite chose to read all of it.
+    return typed(
+        f"""
+        SELECT v.task AS task, v.at AS scheduled_ms
+        FROM {words.from_rows({"task": "text", "at": "bigint"})}
+        WHERE (
+            SELECT COUNT(*) FROM fsa_run t
+            WHERE t.namespace = :namespace AND t.task = v.task AND t.scheduled_ms = v.at
+                AND t.slot = '{SCHEDULED}'
+        ) > 0
+        """
+    )
 
 
 def _claimed(run_id: str, token: str, due: Due) -> Claimed:
@@ -341,7 +365,7 @@ _COLUMNS = {
 def _insert(words: Words, status: str) -> TextClause:
     """INSERT of the rows whose instant has come, is not too old, and whose task is not paused.
 
-    `NOT IN (SELECT ...)` and no join: its plan must not depend on the statistics of new tables.
+    A subquery for each and no join: its plan must not depend on the statistics of new tables.
     """
     running = status == "running"
     claimed = "node, claim, started_ms," if running else ""
@@ -356,10 +380,10 @@ def _insert(words: Words, status: str) -> TextClause:
             v.executor, v.queue, 1, v.at, {values} {ending} v.lock_name, 0, {words.now_ms}
         FROM {words.from_rows(_COLUMNS)}
         WHERE v.at <= {words.now_ms} + :early_ms AND v.at >= {words.now_ms} - :window_ms
-            AND v.task NOT IN (
-                SELECT t.name FROM fsa_task t
-                WHERE t.namespace = :namespace AND t.paused_ms IS NOT NULL
-            )
+            AND (
+                SELECT t.paused_ms FROM fsa_task t
+                WHERE t.namespace = :namespace AND t.name = v.task
+            ) IS NULL
         ORDER BY v.lock_name, v.task, v.at
         {words.ignore} {"RETURNING id" if running and words.returns else ""}
         """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import socket
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = [
     "SUPPORTED",
     "Words",
     "begin",
+    "execute_rows",
     "prepare",
     "transient",
     "typed",
@@ -39,6 +42,7 @@ class Words:
     Attributes:
         now_ms: The database's clock, as it is at this moment and not at the transaction's begin.
         rows: What follows FROM, of the JSON array in `:rows`.
+        update: An UPDATE of many rows, from the JSON array in `:rows`; None: it is made row by row.
         ignore: What makes an INSERT leave a row alone that is there already.
         returns: Whether an INSERT can say which rows it has made.
     """
@@ -46,6 +50,7 @@ class Words:
     now_ms: str
     rows: str
     cell: str
+    update: str | None
     ignore: str
     returns: bool
 
@@ -63,12 +68,44 @@ class Words:
         )
         return self.rows.format(cells=cells)
 
+    def update_from_rows(
+        self, table: str, columns: Mapping[str, str], key: tuple[str, str], values: str, where: str
+    ) -> TextClause:
+        """An UPDATE for `execute_rows`: `t` is a row of *table*, `v.name` is given for it.
+
+        Args:
+            key: A column of *table* that has an index, and what is given for it.
+            values: `name = ...` for each column.
+            where: What holds besides.
+        """
+        where = f"t.{key[0]} = v.{key[1]} AND {where}"
+        if self.update is not None:
+            rows = self.from_rows(columns)
+            return typed(
+                self.update.format(
+                    table=table, rows=rows, values=values, where=where, column=key[0], given=key[1]
+                )
+            )
+        return text(re.sub(r"\bv\.", ":", f"UPDATE {table} AS t SET {values} WHERE {where}"))
+
+
+def execute_rows(
+    connection: Connection, words: Words, statement: TextClause, rows: Sequence[Mapping[str, Any]]
+) -> int:
+    """How many rows a statement of `Words.update_from_rows` has changed."""
+    if words.update is not None:
+        return connection.execute(statement, {"rows": json.dumps(rows)}).rowcount
+    return connection.execute(statement, rows).rowcount
+
 
 SUPPORTED: Mapping[str, Words] = {
     "postgresql": Words(
         now_ms="CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
         rows="json_to_recordset(CAST(:rows AS JSON)) AS v({cells})",
         cell="{name} {kind}",
+        # Told which rows these are in two ways: by the join alone it reads all of a new table.
+        update="UPDATE {table} AS t SET {values} FROM {rows} WHERE {where} AND t.{column} = ANY("
+        "ARRAY(SELECT value ->> '{given}' FROM json_array_elements(CAST(:rows AS JSON)) AS value))",
         ignore="ON CONFLICT DO NOTHING",
         returns=True,
     ),
@@ -77,6 +114,7 @@ SUPPORTED: Mapping[str, Words] = {
         now_ms="CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)",
         rows="JSON_TABLE(:rows, '$[*]' COLUMNS ({cells})) AS v",
         cell="{name} {long} PATH '$.{name}'",
+        update="UPDATE {table} AS t JOIN {rows} SET {values} WHERE {where}",
         # IGNORE would also swallow NULLs and names that are too long.
         ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
         returns=False,
@@ -85,6 +123,7 @@ SUPPORTED: Mapping[str, Words] = {
         now_ms="CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)",
         rows="(SELECT {cells} FROM json_each(:rows)) AS v",
         cell="json_extract(value, '$.{name}') AS {name}",
+        update=None,  # old ones have no UPDATE ... FROM, and there is no way to and fro to save
         ignore="ON CONFLICT DO NOTHING",
         returns=sqlite3.sqlite_version_info >= (3, 35),
     ),

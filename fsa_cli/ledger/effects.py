@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Connection, event, insert, select, update
+from sqlalchemy import Connection, TextClause, event, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.sql import literal_column
 from sqlalchemy.util import await_only
 
 from fsa_cli.exceptions import Fenced
 from fsa_cli.ledger import dialects
+from fsa_cli.ledger.dialects import Words, typed
 from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import effect, effects, run
@@ -61,6 +62,7 @@ class Fence:
         self._ledger = ledger
         self._run_id = run_id
         self._token = token
+        self._mine = {"run_id": run_id, "token": token}
         self._shares = shares(ledger, database.url)
         self._encoded = encoded
         self._trusted = trusted
@@ -93,8 +95,7 @@ class Fence:
         """
         final = self._returned and not self._sent
         if shares(self._ledger, connection.engine.url):
-            values = self._succeeded() if final else {"commits": run.c.commits + 1}
-            self._check(connection.execute(self._mine().values(**values)).rowcount)
+            self._check(self._succeeded(connection) if final else self._counted(connection))
             self._sent = self._sent or final
         elif wrote:
             leaves_mark = final and not self._shares
@@ -108,33 +109,19 @@ class Fence:
     def _leave_mark(self, connection: Connection) -> None:
         words = dialects.words_of(connection.dialect)
         try:
-            connection.execute(
-                insert(effect).values(run_id=self._run_id, applied_ms=literal_column(words.now_ms))
-            )
+            connection.execute(_marking(words), {"run_id": self._run_id})
         except IntegrityError as exc:
             raise Fenced("an earlier attempt of this run has taken effect already") from exc
 
-    def _succeeded(self) -> dict[str, Any]:
-        return {
-            "status": "succeeded",
-            "finished_ms": literal_column(self._ledger.words.now_ms),
-            "result": self.result,
-            "lock_key": None,
-            "error_type": None,
-            "error": None,
-            "traceback": None,
-        }
+    def _succeeded(self, connection: Connection) -> int:
+        given = {**self._mine, "result": self.result}
+        return connection.execute(_succeeding(self._ledger.words), given).rowcount
 
     def _counted(self, connection: Connection) -> int:
-        return connection.execute(self._mine().values(commits=run.c.commits + 1)).rowcount
+        return connection.execute(_COUNTING_SENT if self._sent else _COUNTING, self._mine).rowcount
 
     def _counted_as_mine(self, connection: Connection) -> int:
-        mine = run.c.id == self._run_id, run.c.claim == self._token, run.c.status == "running"
-        return 1 if connection.scalar(select(run.c.id).where(*mine)) else 0
-
-    def _mine(self) -> Any:
-        statement = update(run).where(run.c.id == self._run_id, run.c.claim == self._token)
-        return statement if self._sent else statement.where(run.c.status == "running")
+        return 1 if connection.scalar(_LOOKING, self._mine) else 0
 
     def _check(self, rows: int) -> None:
         if not rows:
@@ -184,6 +171,29 @@ def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[s
         if not connection.dialect.has_table(connection, effect.name):
             return set()
         return set(connection.scalars(select(effect.c.run_id).where(effect.c.run_id.in_(run_ids))))
+
+
+# Texts, made once: this is on the way of every commit.
+_MINE = "id = :run_id AND claim = :token"
+_COUNTING_SENT = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE}")
+_COUNTING = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE} AND status = 'running'")
+_LOOKING = typed(f"SELECT id FROM fsa_run WHERE {_MINE} AND status = 'running'")
+
+
+@lru_cache
+def _succeeding(words: Words) -> TextClause:
+    return typed(
+        f"""
+        UPDATE fsa_run SET status = 'succeeded', finished_ms = {words.now_ms}, result = :result,
+            lock_key = NULL, error_type = NULL, error = NULL, traceback = NULL
+        WHERE {_MINE} AND status = 'running'
+        """
+    )
+
+
+@lru_cache
+def _marking(words: Words) -> TextClause:
+    return typed(f"INSERT INTO fsa_effect (run_id, applied_ms) VALUES (:run_id, {words.now_ms})")
 
 
 def _before_commit(session: Session) -> None:

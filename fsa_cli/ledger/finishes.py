@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy import Connection, TextClause, select, update
 
+from fsa_cli.ledger.dialects import Words, execute_rows
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import run, task
+from fsa_cli.ledger.tables import run
 
-__all__ = ["Finish", "finish"]
+__all__ = ["Finish", "finish", "free"]
+
+_ROWS = 1000
+_LENGTH = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +57,15 @@ def finish(ledger: Ledger, ends: Sequence[Finish]) -> set[str]:
     def work(connection: Connection) -> set[str]:
         written = 0
         for statement, values in (
-            (_ENDED, [_ended(each) for each in ended if not each.keeps_lock]),
-            (_ENDED_LOCKED, [_ended(each) for each in ended if each.keeps_lock]),
-            (_AGAIN, [_again(each) for each in again]),
+            (_ended(ledger.words, "t.lock_key"), [e for e in ended if e.keeps_lock]),
+            (_ended(ledger.words, "NULL"), [e for e in ended if not e.keeps_lock]),
+            (_again(ledger.words), again),
         ):
-            if values:
-                written += connection.execute(statement, values).rowcount
+            for part in _parts(values):
+                rows = [_row(each) for each in part]
+                written += execute_rows(connection, ledger.words, statement, rows)
         lost = set() if written == len(unwritten) else _lost(connection, unwritten)
-        _count(connection, ledger.namespace, [each for each in ordered if each.run_id not in lost])
+        _count(ledger, connection, [each for each in ordered if each.run_id not in lost])
         return lost
 
     return ledger.write(work)
@@ -95,7 +101,7 @@ def _lost(connection: Connection, ends: Sequence[Finish]) -> set[str]:
     }
 
 
-def _count(connection: Connection, namespace: str, ends: Sequence[Finish]) -> None:
+def _count(ledger: Ledger, connection: Connection, ends: Sequence[Finish]) -> None:
     """Keep each task's last success, and its failures since."""
     successes: dict[str, int] = {}
     failures: dict[str, int] = defaultdict(int)
@@ -107,26 +113,28 @@ def _count(connection: Connection, namespace: str, ends: Sequence[Finish]) -> No
             failures[each.task] = 0
         else:
             failures[each.task] += 1
-    values = [
+    # In one order for all replicas: in several they deadlock.
+    rows = [
         {
-            "in_namespace": namespace,
+            "in_namespace": ledger.namespace,
             "task_name": name,
-            "success_ms": successes.get(name, 0),
+            "success_ms": successes.get(name),
             "more": failures[name],
         }
         for name in sorted(failures)
     ]
-    if values:
-        connection.execute(_COUNTED, values)
+    if rows:
+        execute_rows(connection, ledger.words, _counted(ledger.words), rows)
 
 
-def _ended(each: Finish) -> dict[str, Any]:
+def _row(each: Finish) -> dict[str, Any]:
     return {
         "run_id": each.run_id,
         "token": each.token,
         "to_status": each.status,
         "began_ms": each.started_ms,
         "ended_ms": each.finished_ms,
+        "again_ms": each.finished_ms + (each.retry_in_ms or 0),
         "to_result": each.result,
         "to_error_type": each.error_type,
         "to_error": each.error,
@@ -134,64 +142,63 @@ def _ended(each: Finish) -> dict[str, Any]:
     }
 
 
-def _again(each: Finish) -> dict[str, Any]:
-    values = _ended(each)
-    for name in ("to_status", "began_ms", "to_result"):
-        del values[name]
-    return {**values, "again_ms": each.finished_ms + (each.retry_in_ms or 0)}
+def _parts(ends: Sequence[Finish]) -> Iterator[Sequence[Finish]]:
+    """As many as one statement should carry: MySQL takes packets of 16 MB."""
+    part: list[Finish] = []
+    length = 0
+    for each in ends:
+        length += sum(len(told or "") for told in (each.result, each.error, each.traceback))
+        part.append(each)
+        if len(part) == _ROWS or length > _LENGTH:
+            yield part
+            part, length = [], 0
+    if part:
+        yield part
 
 
-_MINE = (
-    run.c.id == bindparam("run_id"),
-    run.c.claim == bindparam("token"),
-    run.c.status == "running",
-)
-_SAID: dict[str, Any] = {
-    "error_type": bindparam("to_error_type"),
-    "error": bindparam("to_error"),
-    "traceback": bindparam("to_traceback"),
+_COLUMNS = {
+    "run_id": "text",
+    "token": "text",
+    "to_status": "text",
+    "began_ms": "bigint",
+    "ended_ms": "bigint",
+    "again_ms": "bigint",
+    "to_result": "text",
+    "to_error_type": "text",
+    "to_error": "text",
+    "to_traceback": "text",
 }
-_ENDED_LOCKED = (
-    update(run)
-    .where(*_MINE)
-    .values(
-        status=bindparam("to_status"),
-        started_ms=bindparam("began_ms"),
-        finished_ms=bindparam("ended_ms"),
-        result=bindparam("to_result"),
-        **_SAID,
+_KEY = "id", "run_id"
+_MINE = "t.claim = v.token AND t.status = 'running'"
+_SAID = "error_type = v.to_error_type, error = v.to_error, traceback = v.to_traceback"
+
+
+@lru_cache
+def _ended(words: Words, lock: str) -> TextClause:
+    values = (
+        f"status = v.to_status, started_ms = v.began_ms, finished_ms = v.ended_ms, "
+        f"result = v.to_result, lock_key = {lock}, {_SAID}"
     )
-)
-_ENDED = _ENDED_LOCKED.values(lock_key=None)
-_AGAIN = (
-    update(run)
-    .where(*_MINE)
-    .values(
-        status="queued",
-        node=None,
-        claim=None,
-        lock_key=None,
-        attempt=run.c.attempt + 1,
-        not_before_ms=bindparam("again_ms"),
-        finished_ms=bindparam("ended_ms"),
-        **_SAID,
+    return words.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
+
+
+@lru_cache
+def _again(words: Words) -> TextClause:
+    values = (
+        "status = 'queued', node = NULL, claim = NULL, lock_key = NULL, attempt = t.attempt + 1, "
+        f"not_before_ms = v.again_ms, finished_ms = v.ended_ms, {_SAID}"
     )
-)
-_COUNTED = (
-    update(task)
-    .where(task.c.namespace == bindparam("in_namespace"), task.c.name == bindparam("task_name"))
-    .values(
-        consecutive_failures=case(
-            (bindparam("success_ms", type_=task.c.watermark_ms.type) > 0, 0),
-            else_=task.c.consecutive_failures,
-        )
-        + bindparam("more"),
-        last_success_ms=case(
-            (
-                bindparam("success_ms", type_=task.c.watermark_ms.type) > 0,
-                bindparam("success_ms", type_=task.c.watermark_ms.type),
-            ),
-            else_=task.c.last_success_ms,
-        ),
+    return words.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
+
+
+@lru_cache
+def _counted(words: Words) -> TextClause:
+    return words.update_from_rows(
+        "fsa_task",
+        {"in_namespace": "text", "task_name": "text", "success_ms": "bigint", "more": "bigint"},
+        ("name", "task_name"),
+        "consecutive_failures = v.more + "
+        "CASE WHEN v.success_ms IS NULL THEN t.consecutive_failures ELSE 0 END, "
+        "last_success_ms = COALESCE(v.success_ms, t.last_success_ms)",
+        "t.namespace = v.in_namespace",
     )
-)

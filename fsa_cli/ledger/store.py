@@ -45,6 +45,7 @@ class Ledger:
         # SQLite's own waiting sleeps up to 100 ms at a time: threads of a process take turns.
         self._turn = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._kept = threading.local()
         event.listen(engine, "connect", self._on_connect)
         if self.is_sqlite:
             event.listen(engine, "begin", dialects.begin)
@@ -78,7 +79,7 @@ class Ledger:
             return self.write(work, attempts=attempts)
         for attempt in range(1, attempts + 1):
             try:
-                with self._turn, self._single.connect() as connection:
+                with self._own_connection() as connection:
                     return work(connection)
             except DBAPIError as exc:
                 if attempt == attempts or not dialects.transient(exc):
@@ -192,6 +193,37 @@ class Ledger:
             if self.is_sqlite:
                 connection = connection.execution_options(fsa_reading=True)
             yield connection
+
+    @contextlib.contextmanager
+    def keeping_a_connection(self) -> Iterator[None]:
+        """While inside, this thread keeps the one that `at_once` uses: to take one from the pool
+        and to give it back takes as long as a statement."""
+        self._kept.connection = None
+        try:
+            yield
+        finally:
+            self._drop_kept()
+            del self._kept.connection
+
+    @contextlib.contextmanager
+    def _own_connection(self) -> Iterator[Connection]:
+        if not hasattr(self._kept, "connection"):
+            with self._single.connect() as connection:
+                yield connection
+            return
+        if self._kept.connection is None:
+            self._kept.connection = self._single.connect()
+        try:
+            yield self._kept.connection
+        except BaseException:
+            self._drop_kept()
+            raise
+
+    def _drop_kept(self) -> None:
+        connection, self._kept.connection = self._kept.connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):  # it was lost
+                connection.close()
 
     def _on_connect(self, connection: Any, record: object) -> None:
         dialects.prepare(self.engine.dialect.name, connection)

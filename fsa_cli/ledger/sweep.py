@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-from sqlalchemy import Connection, TextClause, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection, TextClause, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from fsa_cli.ledger.claims import SCHEDULED, Due
-from fsa_cli.ledger.dialects import Words, typed
+from fsa_cli.ledger.claims import SCHEDULED, Due, with_row
+from fsa_cli.ledger.dialects import Words, execute_rows, typed
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import node, node_task, run, task
+from fsa_cli.ledger.tables import node, node_task, task
 
 __all__ = ["CatchUp", "Expected", "Registered", "fill", "register"]
 
@@ -72,13 +72,17 @@ def register(ledger: Ledger, known: Sequence[Registered]) -> dict[str, int]:
 
 
 def fill(
-    ledger: Ledger, node_id: str, expected: Sequence[Expected], cut_ms: int, hashes: Collection[str]
+    ledger: Ledger,
+    node_id: str,
+    expected: Sequence[Expected],
+    cut_ms: int,
+    hashes: Mapping[str, str],
 ) -> dict[str, int]:
     """Give every expected instant a row and raise the watermarks to *cut_ms*.
 
     Args:
-        hashes: The schedules of which every instant up to *cut_ms* is among *expected*, or has a
-            row.
+        hashes: The tasks, each with the hash of its schedule, of which every instant up to *cut_ms*
+            is among *expected*, or has a row.
 
     Returns:
         How many rows were written with each status.
@@ -88,7 +92,7 @@ def fill(
         missing = [
             each
             for part in _parts(sorted(expected, key=lambda one: one.due.key))
-            for each in _without_row(connection, ledger.namespace, part)
+            for each in _without_row(ledger, connection, part)
         ]
         counts: dict[str, int] = defaultdict(int)
         if missing:
@@ -101,15 +105,16 @@ def fill(
                     )
                 counts[status] += len(chosen)
         for names in _parts(sorted(hashes)):
-            connection.execute(
-                update(task)
-                .where(
-                    task.c.namespace == ledger.namespace,
-                    task.c.schedule_hash.in_(names),
-                    task.c.watermark_ms < cut_ms,
-                )
-                .values(watermark_ms=cut_ms)
-            )
+            marks = [
+                {
+                    "in_namespace": ledger.namespace,
+                    "task_name": name,
+                    "to_hash": hashes[name],
+                    "cut_ms": cut_ms,
+                }
+                for name in names
+            ]
+            execute_rows(connection, ledger.words, _raising(ledger.words), marks)
         return dict(counts)
 
     return ledger.write(work)
@@ -160,16 +165,9 @@ def _register(
 
 
 def _without_row(
-    connection: Connection, namespace: str, expected: Sequence[Expected]
+    ledger: Ledger, connection: Connection, expected: Sequence[Expected]
 ) -> list[Expected]:
-    rows = connection.execute(
-        select(run.c.task, run.c.scheduled_ms).where(
-            run.c.namespace == namespace,
-            run.c.slot == SCHEDULED,
-            tuple_(run.c.task, run.c.scheduled_ms).in_([each.due.key for each in expected]),
-        )
-    )
-    known = {(row.task, row.scheduled_ms) for row in rows}
+    known = with_row(ledger, connection, [each.due.key for each in expected])
     return [each for each in expected if each.due.key not in known]
 
 
@@ -273,6 +271,18 @@ def _insert(words: Words, status: str) -> TextClause:
         ORDER BY v.task, v.at
         {words.ignore}
         """
+    )
+
+
+@lru_cache
+def _raising(words: Words) -> TextClause:
+    return words.update_from_rows(
+        "fsa_task",
+        {"in_namespace": "text", "task_name": "text", "to_hash": "text", "cut_ms": "bigint"},
+        ("name", "task_name"),
+        "watermark_ms = v.cut_ms",
+        "t.namespace = v.in_namespace AND t.schedule_hash = v.to_hash "
+        "AND t.watermark_ms < v.cut_ms",
     )
 
 

@@ -115,11 +115,12 @@ run = Table(
     Column("traceback", _LONG),
     Column("result", _LONG),  # JSON
     Column("requested_by", String(255)),
-    Unique("namespace", "task", "scheduled_ms", "slot", name="fsa_run_instant"),
+    # In this order, so that it serves the list of the latest runs too, and grows at its end.
+    Unique("namespace", "scheduled_ms", "task", "slot", name="fsa_run_instant"),
     Unique("lock_key", name="fsa_run_lock"),
     Index("fsa_run_queue", "namespace", "status", "not_before_ms"),
     Index("fsa_run_node", "node", "status"),
-    Index("fsa_run_history", "namespace", "scheduled_ms"),
+    Index("fsa_run_history", "namespace", "task", "scheduled_ms"),
 )
 
 progress = Table(

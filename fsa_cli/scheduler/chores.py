@@ -24,6 +24,8 @@ __all__ = ["Chores", "catch_up"]
 _EVERY_S = 1.0
 # An instant younger than that may be on its way to its row.
 _SWEPT_AFTER_MS = 1000
+# Also one that waits here for a slot; but it is not claimed for ever (see `dispatch._WINDOW_MS`).
+_WAITED_FOR_MS = 4000
 _RECONCILED_EVERY_S = 5.0
 _RECONCILED_AFTER_MS = 10_000
 _PRUNED_EVERY_S = 600.0
@@ -65,7 +67,7 @@ class Chores:
         self._applied = applied
         self._died = died
         self._lock = threading.Lock()
-        self._fired: list[tuple[int, Scheduled, Expected]] = []
+        self._fired: list[tuple[int, Scheduled, int]] = []
         self._timed_out: set[str] = set()
         self._ended = threading.Event()
         self._reconcile_at_s = time.monotonic() + _RECONCILED_EVERY_S
@@ -82,13 +84,8 @@ class Chores:
 
     def expect(self, due: Iterable[tuple[Scheduled, int]]) -> None:
         """These instants have come: a second later each has a row."""
-        namespace = self._ledger.namespace
-        rows = [
-            (each.start_ms(instant), each, each.expected(instant, namespace))
-            for each, instant in due
-        ]
         with self._lock:
-            self._fired.extend(rows)
+            self._fired.extend((each.start_ms(instant), each, instant) for each, instant in due)
 
     def has_timed_out(self, run_id: str) -> bool:
         """Whether the run's end is written already, although its thread went on."""
@@ -107,7 +104,9 @@ class Chores:
                     break
 
     def _sweep(self) -> bool:
-        cut_ms = min(self._clock.now_ms - _SWEPT_AFTER_MS, self._fired_until_ms())
+        now_ms = self._clock.now_ms
+        waiting_ms = max(self._dispatcher.waiting_since_ms - 1, now_ms - _WAITED_FOR_MS)
+        cut_ms = min(now_ms - _SWEPT_AFTER_MS, waiting_ms, self._fired_until_ms())
         with self._lock:
             ripe = [each for each in self._fired if each[0] <= cut_ms]
             self._fired = [each for each in self._fired if each[0] > cut_ms]
@@ -121,21 +120,22 @@ class Chores:
             raise
         return True
 
-    def _fill(self, ripe: Sequence[tuple[int, Scheduled, Expected]], cut_ms: int) -> None:
+    def _fill(self, ripe: Sequence[tuple[int, Scheduled, int]], cut_ms: int) -> None:
         # With jitter, instants up to so much before have not started yet.
         jitters = {scheduled.jitter_ms for _, scheduled, _ in ripe}
+        namespace = self._ledger.namespace
         queued = 0
         for jitter_ms in jitters:
             chosen = [each for each in ripe if each[1].jitter_ms == jitter_ms]
             counts = sweep.fill(
                 self._ledger,
                 self._membership.id,
-                [expected for _, _, expected in chosen],
+                [scheduled.expected(instant, namespace) for _, scheduled, instant in chosen],
                 cut_ms - jitter_ms,
-                {scheduled.schedule_hash for _, scheduled, _ in chosen},
+                {scheduled.task.name: scheduled.schedule_hash for _, scheduled, _ in chosen},
             )
             queued += counts.get("queued", 0)
-        self._dispatcher.forget({expected.due.key for _, _, expected in ripe})
+        self._dispatcher.forget({(scheduled.task.name, at_ms) for _, scheduled, at_ms in ripe})
         if queued:
             self._dispatcher.poll()
 

@@ -68,6 +68,7 @@ class Dispatcher:
         self._late_ms = late_ms
         self._skipped = skipped
         self._backlog: deque[tuple[Scheduled, Due]] = deque()
+        self._claiming: list[tuple[Scheduled, Due]] = []
         self._wanted = threading.Condition()
         self._closed = False
         self._poll_at_s = 0.0
@@ -99,7 +100,7 @@ class Dispatcher:
 
     def freed(self) -> None:
         """A slot is free."""
-        if self._backlog or self._more_queued:
+        if (self._backlog or self._more_queued) and self._room() > 0:
             with self._wanted:
                 self._wanted.notify()
 
@@ -129,27 +130,42 @@ class Dispatcher:
         """How many instants have come and wait for a slot."""
         return len(self._backlog)
 
+    @property
+    def waiting_since_ms(self) -> int:
+        """The oldest instant that waits for a slot or is being claimed; now if there is none."""
+        with self._wanted:
+            instants = [each.scheduled_ms for _, each in (*self._backlog, *self._claiming)]
+        return min(instants, default=self._clock.now_ms)
+
     def _serve(self) -> None:
-        while True:
-            with self._wanted:
-                while not self._closed and not self._has_work():
-                    pause_s = self._poll_at_s - time.monotonic()
-                    self._wanted.wait(max(pause_s, 0.01) if self._membership.trusted else 0.1)
-                if self._closed:
-                    return
-                due = self._taken() if self._membership.trusted else []
-            if due:
-                outcome = self._trouble.met(lambda: self._claim(due))  # noqa: B023
-                if outcome is None:
-                    self._put_back(due)
-                    time.sleep(0.2)
-                    continue
-            if self._wants_queue():
-                # Not in step with the schedule: a task of each second holds its lock at the same
-                # moment of each, and what is queued would not find it free for a minute.
-                self._poll_at_s = time.monotonic() + _POLL_S * random.uniform(0.6, 1.0)
-                taken = self._trouble.met(self._claim_queued)
-                self._more_queued = bool(taken)
+        with self._ledger.keeping_a_connection():
+            while self._serve_once():
+                pass
+
+    def _serve_once(self) -> bool:
+        """Claim what there is, or wait for something; False once it is closed."""
+        with self._wanted:
+            while not self._closed and not self._has_work():
+                pause_s = self._poll_at_s - time.monotonic()
+                self._wanted.wait(max(pause_s, 0.01) if self._membership.trusted else 0.1)
+            if self._closed:
+                return False
+            self._claiming = due = self._taken() if self._membership.trusted else []
+        if due:
+            outcome = self._trouble.met(lambda: self._claim(due))
+            if outcome is None:
+                self._put_back(due)
+            self._claiming = []
+            if outcome is None:
+                time.sleep(0.2)
+                return True
+        if self._wants_queue():
+            # Not in step with the schedule: a task of each second holds its lock at the same
+            # moment of each, and what is queued would not find it free for a minute.
+            self._poll_at_s = time.monotonic() + _POLL_S * random.uniform(0.6, 1.0)
+            taken = self._trouble.met(self._claim_queued)
+            self._more_queued = bool(taken)
+        return True
 
     def _has_work(self) -> bool:
         if not self._membership.trusted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import queue
 import signal
 import sys
@@ -127,7 +128,13 @@ class Host:
             rejoined=lambda: listener.warn("this node was declared dead; it has a new id"),
         )
         self.executor = LocalExecutor(options.concurrency, self._finished, self._hooks.began)
-        self._recorder = Recorder(ledger, self.clock, self.trouble, listener.lost)
+        self._recorder = Recorder(
+            ledger,
+            self.clock,
+            self.trouble,
+            listener.lost,
+            busy=lambda: not self._stopping and self.dispatcher.backlog > 0,
+        )
         self.dispatcher = Dispatcher(
             ledger,
             self.clock,
@@ -190,6 +197,9 @@ class Host:
         with self._signals():
             self._join()
             self.timer.start(self._planned, self.membership.started_ms)
+            # The app and its schedules stay: looking through them stops every thread for 50 ms.
+            gc.collect()
+            gc.freeze()
             self.dispatcher.start()
             self._chores.start()
             self._hosting = True
@@ -215,7 +225,7 @@ class Host:
         self.membership.join()
         until_ms = self.membership.started_ms
         expected = catch_up(self._planned, watermarks, until_ms, self._ledger.namespace)
-        plain = {each.schedule_hash for each in self._planned if not each.jitter_ms}
+        plain = {each.task.name: each.schedule_hash for each in self._planned if not each.jitter_ms}
         sweep.fill(self._ledger, self.membership.id, expected, until_ms, plain)
 
     def _fire(self, due: list[tuple[Scheduled, int]]) -> None:
@@ -227,7 +237,8 @@ class Host:
             self._record(run, result)
         finally:
             self.dispatcher.freed()
-            self._inbox.put(None)
+            if self._stopping:
+                self._inbox.put(None)
 
     def _record(self, run: Run, result: RunResult | None) -> None:
         claimed, again = self._recorder.claim_of(run.run_id), False

@@ -27,7 +27,10 @@ __all__ = ["Recorder", "encoded", "end_of", "told_of"]
 _LONGEST = 64 * 1024
 _PROGRESS_EVERY_S = 1.0
 _AGAIN_S = 0.5
+# What ends within so long is one transaction: longer while others wait for a slot, which recording
+# would only keep from beginning.
 _GATHERED_S = 0.01
+_GATHERED_BUSY_S = 0.1
 
 
 class Recorder:
@@ -35,6 +38,7 @@ class Recorder:
 
     Args:
         lost: Called with the ids of runs that were no longer ours when they ended.
+        busy: Whether runs wait that could begin.
     """
 
     def __init__(
@@ -43,11 +47,13 @@ class Recorder:
         clock: Clock,
         trouble: Trouble,
         lost: Callable[[set[str]], None] = lambda run_ids: None,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._trouble = trouble
         self._lost = lost
+        self._busy = busy
         self._queue: queue.SimpleQueue[Finish | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._held: dict[str, Claimed] = {}
@@ -116,13 +122,19 @@ class Recorder:
         while not closing:
             batch = [self._queue.get()]
             if batch[0] is not None:
-                time.sleep(_GATHERED_S)  # what ends together is one transaction
+                self._gather()
             while not self._queue.empty():
                 batch.append(self._queue.get())
             closing = None in batch
             ends = [each for each in batch if each is not None]
             if ends:
                 self._write(ends)
+
+    def _gather(self) -> None:
+        until_s = time.monotonic() + _GATHERED_BUSY_S
+        time.sleep(_GATHERED_S)
+        while self._busy() and time.monotonic() < until_s:
+            time.sleep(_GATHERED_S)
 
     def _write(self, ends: list[Finish]) -> None:
         while (lost := self._trouble.met(lambda: finish(self._ledger, ends))) is None:
@@ -184,7 +196,7 @@ def told_of(error: BaseException | None) -> tuple[str | None, str | None, str | 
         return None, None, None
     leaf = report.culprit(error)
     traceback = leaf.traceback if isinstance(leaf, RemoteError) else traceback_text(error)
-    return type(leaf).__name__, _cut(mask(str(leaf))), _cut(mask(traceback)) if traceback else None
+    return type(leaf).__name__, _told(str(leaf)), _told(traceback) if traceback else None
 
 
 def encoded(value: object) -> str | None:
@@ -197,5 +209,7 @@ def encoded(value: object) -> str | None:
     return json.dumps(text.encode()[: _LONGEST // 2].decode(errors="ignore") + " ... (cut)")
 
 
-def _cut(text: str) -> str:
+def _told(text: str) -> str:
+    """*text* as every database can keep it: passwords masked, no NUL, nothing but characters."""
+    text = mask(text).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST else "... " + text[-_LONGEST:]

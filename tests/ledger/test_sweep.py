@@ -23,11 +23,11 @@ def test_what_came_while_a_node_knew_the_task_is_queued(ledger: Ledger) -> None:
     node = make_node(ledger, "report")
     at_ms = node.started_ms
 
-    counts = fill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, ())
+    counts = fill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, {})
 
     assert counts == {"queued": 2}
     assert statuses(ledger) == [("schedule", "queued")] * 2
-    assert fill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, ()) == {}
+    assert fill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, {}) == {}
     assert len(runs_of(ledger)) == 2
 
 
@@ -45,7 +45,7 @@ def test_what_came_while_nobody_did_is_missed_but_for_what_catch_up_says(
     node = make_node(ledger, "report")
     before = [node.started_ms - minute * 60_000 for minute in (3, 2, 1)]
 
-    fill(ledger, node.id, expected(*before, catch_up=catch_up), node.started_ms, ())
+    fill(ledger, node.id, expected(*before, catch_up=catch_up), node.started_ms, {})
 
     assert statuses(ledger) == found
     missed = [row for row in runs_of(ledger) if row.status == "missed"]
@@ -55,7 +55,7 @@ def test_what_came_while_nobody_did_is_missed_but_for_what_catch_up_says(
 def test_what_is_older_than_the_window_is_one_row_that_says_how_many(ledger: Ledger) -> None:
     node = make_node(ledger, "report")
 
-    fill(ledger, node.id, expected(node.started_ms - 10**8, passed=400), node.started_ms, ())
+    fill(ledger, node.id, expected(node.started_ms - 10**8, passed=400), node.started_ms, {})
 
     (row,) = runs_of(ledger)
     assert (row.status, row.error) == (
@@ -74,7 +74,7 @@ def test_a_dead_nodes_instants_were_its_own_until_its_lease_ended(ledger: Ledger
     end_at = [in_lease, after]
     _cover_from(ledger, dead.id, at_ms - 5000)
 
-    fill(ledger, node.id, expected(*end_at, catch_up="none"), node.started_ms, ())
+    fill(ledger, node.id, expected(*end_at, catch_up="none"), node.started_ms, {})
 
     assert statuses(ledger) == [("schedule", "queued"), ("schedule", "missed")]
 
@@ -84,7 +84,7 @@ def test_a_node_that_did_not_know_the_task_covers_nothing(ledger: Ledger) -> Non
     _cover_from(ledger, other.id, other.started_ms - 60_000)
     node = make_node(ledger, "report")
 
-    fill(ledger, node.id, expected(node.started_ms - 30_000, catch_up="none"), node.started_ms, ())
+    fill(ledger, node.id, expected(node.started_ms - 30_000, catch_up="none"), node.started_ms, {})
 
     assert statuses(ledger) == [("schedule", "missed")]
 
@@ -93,7 +93,7 @@ def test_a_paused_tasks_instants_are_skipped_and_say_so(ledger: Ledger) -> None:
     node = make_node(ledger, "report")
     history.pause(ledger, ["report"], "ann")
 
-    fill(ledger, node.id, expected(node.started_ms), node.started_ms, ())
+    fill(ledger, node.id, expected(node.started_ms), node.started_ms, {})
 
     (row,) = runs_of(ledger)
     assert (row.status, row.error) == ("skipped", "the task is paused")
@@ -107,9 +107,9 @@ def test_a_watermark_rises_and_belongs_to_the_schedule(ledger: Ledger) -> None:
     first = register(ledger, [Registered("report", "{}", "hash-1")])["report"]
     assert first >= began_ms
 
-    fill(ledger, node.id, [], first + 50_000, {"hash-1"})
-    fill(ledger, node.id, [], first + 40_000, {"hash-1"})  # a replica that is behind
-    fill(ledger, node.id, [], first + 90_000, {"hash-2"})  # one that has another schedule
+    fill(ledger, node.id, [], first + 50_000, {"report": "hash-1"})
+    fill(ledger, node.id, [], first + 40_000, {"report": "hash-1"})  # a replica that is behind
+    fill(ledger, node.id, [], first + 90_000, {"report": "hash-2"})  # one that has another schedule
 
     assert register(ledger, [Registered("report", "{}", "hash-1")])["report"] == first + 50_000
     changed = register(ledger, [Registered("report", "{}", "hash-2")])["report"]
@@ -123,7 +123,7 @@ def test_ten_thousand_tasks_can_be_told_and_swept(ledger: Ledger) -> None:
 
     register(ledger, known)
     rows = [Expected(Due(name, node.started_ms)) for name in names[:3000]]
-    counts = fill(ledger, node.id, rows, node.started_ms, set(names))
+    counts = fill(ledger, node.id, rows, node.started_ms, {name: name for name in names})
 
     assert counts == {"queued": 3000}
     assert len(register(ledger, known)) == 10_000

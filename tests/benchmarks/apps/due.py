@@ -1,4 +1,4 @@
-"""An app whose tasks are all due at one instant (`AT`, seconds since 1970), and say when they begin.
+"""An app whose tasks are all due at one instant (`AT`, seconds since 1970); tells when they begin.
 
 `KIND` is `empty`, or `write` (each writes a row). `COUNT` is how many; `EVERY` instead of `AT`
 makes them recur. At the end a line of JSON on stdout has how many milliseconds late each one was.
