@@ -47,7 +47,7 @@ class FsaCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         fsa: Fsa = ctx.obj
-        fsa.command = ctx.command_path.partition(" ")[2]
+        fsa.command = _words(ctx).partition(" ")[2]
         own: OwnCommand | None = ctx.find_root().command.own
         if own is not None:
             environments.of(fsa.settings).refuse_prohibited(fsa.command)
@@ -128,7 +128,7 @@ class FsaGroup(TyperGroup):
                 self.add_command(stand_in)
 
     def invoke(self, ctx: Any) -> Any:
-        ctx.obj.command = ctx.command_path.partition(" ")[2]
+        ctx.obj.command = _words(ctx).partition(" ")[2]
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -272,6 +272,11 @@ def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -
     return loaded
 
 
+def _words(ctx: Any) -> str:
+    """As `fsa runs cancel`; Click's own path of it is `fsa runs [NAME] cancel`."""
+    return f"{_words(ctx.parent)} {ctx.info_name}" if ctx.parent is not None else str(ctx.info_name)
+
+
 def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
     common = {*fsa.__annotations__, "help", "install_completion", "show_completion"}
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], _HELP: []}
@@ -322,7 +327,7 @@ def _as_error(error: Exception, fsa: Fsa) -> FsaError:
         return error
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "fsa"
+        path = _words(context) if context is not None else "fsa"
         wrong = UsageError(error.format_message(), hint=f"{path} --help")
         wrong.__cause__ = error
         return wrong
