@@ -167,12 +167,14 @@ class Output:
             text.encode(getattr(stream, "encoding", None) or "utf-8")
         except UnicodeEncodeError:  # JSON has escapes of its own for what the locale cannot show
             text = json.dumps(json.loads(text), indent=indent)
-        self._write(stream, text)
+        self._put(stream, text)  # masked already: what `mask` makes of "token": "..." is no JSON
 
     def _write(self, stream: TextIO | None, text: str) -> None:
+        self._put(stream, mask(text))
+
+    def _put(self, stream: TextIO | None, text: str) -> None:
         if stream is None:  # started with that descriptor closed
             return
-        text = mask(text)
         try:
             stream.write(text + "\n")
         except UnicodeEncodeError:
@@ -208,13 +210,18 @@ def _jsonable(value: object) -> Any:
         case timedelta():
             return value.total_seconds()
         case Mapping():
-            return {str(key): _jsonable(item) for key, item in value.items()}
+            return {str(key): _of_key(str(key), item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [_jsonable(item) for item in value]
         case _ if is_dataclass(value) and not isinstance(value, type):
             return _jsonable(asdict(value))
         case _:
             return mask(str(value))
+
+
+def _of_key(key: str, item: object) -> Any:
+    is_secret = isinstance(item, str) and mask(f"{key}=x") != f"{key}=x"
+    return "***" if is_secret else _jsonable(item)
 
 
 def _error_document(error: FsaError) -> dict[str, object]:
