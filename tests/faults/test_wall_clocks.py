@@ -1,5 +1,6 @@
 """Wall clocks that differ by a minute, and that jump: the database's clock counts."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,4 +38,6 @@ def test_wall_clocks_that_are_wrong_and_jump_start_nothing_twice_and_nothing_ear
     verdict = judged(replicas)
     assert not verdict.statuses["missed"]
     assert not verdict.statuses["interrupted"]
-    assert "this machine's clock is 30.0 s" in replicas.said
+    told_s = re.findall(r"this machine's clock is ([0-9.]+) s ahead", replicas.said)
+    # It is as exact as the database answers fast.
+    assert any(abs(float(each) - 30) < 1 for each in told_s), replicas.said
