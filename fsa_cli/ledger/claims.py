@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
@@ -35,6 +35,7 @@ __all__ = [
     "Claimed",
     "Due",
     "Outcome",
+    "Queued",
     "claim",
     "claim_queued",
     "unclaim",
@@ -100,6 +101,19 @@ class Outcome:
     queued: list[Due] = field(default_factory=list)
     early: list[Due] = field(default_factory=list)
     left: list[Due] = field(default_factory=list)
+
+
+class Queued(NamedTuple):
+    """What was taken from the queue.
+
+    Attributes:
+        more: Whether there may be more that could be taken.
+        waits: Whether there are others whose lock is held.
+    """
+
+    runs: list[Claimed]
+    more: bool
+    waits: bool
 
 
 def claim(ledger: Ledger, node: str, due: Sequence[Due], *, window_ms: int) -> Outcome:
@@ -181,29 +195,29 @@ def claim_queued(
     *,
     most: int,
     executor: str = "local",
-) -> tuple[list[Claimed], bool]:
+) -> Queued:
     """Take up to *most* queued runs whose time has come and whose lock is free.
 
     Args:
         locks: The tasks that this process can run, and the lock of each.
-
-    Returns:
-        The runs, and whether there may be more.
     """
-    candidates, held = ledger.read(
+    candidates, held, waits = ledger.read(
         lambda connection: _queue(ledger, connection, locks, most, executor)
     )
     wanted: list[Claimed] = []
     for row in candidates:
         lock = locks[row.task]
-        if len(wanted) == most or (lock is not None and lock in held):
+        if len(wanted) == most:
+            break
+        if lock is not None and lock in held:
+            waits = True
             continue
         if lock is not None:
             held.add(lock)
         given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
         wanted.append(Claimed(row.id, uuid.uuid4().hex, *given))
     taken = _take(ledger, node, wanted)
-    return taken, len(candidates) > len(taken)
+    return Queued(taken, len(candidates) > len(taken), waits)
 
 
 def unclaim(ledger: Ledger, claimed: Collection[Claimed]) -> None:
@@ -273,7 +287,8 @@ def _queue(
     locks: Mapping[str, str | None],
     most: int,
     executor: str,
-) -> tuple[list[Any], set[str]]:
+) -> tuple[list[Any], set[str], bool]:
+    """Runs that could be taken, the locks that are held, and whether others wait for these."""
     held = set(
         connection.scalars(
             select(run.c.lock_key).where(
@@ -293,11 +308,12 @@ def _queue(
         .order_by(run.c.not_before_ms, run.c.scheduled_ms)
         .limit(max(most * _MANY, 50))
     ).all()
-    found = [row for row in rows if row.task in locks and locks[row.task] not in held]
+    ours = [row for row in rows if row.task in locks]
+    found = [row for row in ours if locks[row.task] not in held]
     # Replicas that look at once should not all try the same ones first.
     chosen = found[: most * 2]
     random.shuffle(chosen)
-    return chosen, held
+    return chosen, held, len(found) < len(ours)
 
 
 def with_row(

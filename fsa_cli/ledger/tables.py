@@ -138,4 +138,5 @@ effect = Table(
     effects,
     Column("run_id", _ID, primary_key=True),
     Column("applied_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,  # one page less for each COMMIT
 )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from fsa_cli.exceptions import FsaError
 from fsa_cli.executors.local import LocalExecutor
 from fsa_cli.ledger import claims
-from fsa_cli.ledger.claims import Claimed, Due
+from fsa_cli.ledger.claims import Claimed
 from fsa_cli.ledger.finishes import Finish
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runner import Run
@@ -67,12 +67,12 @@ class Dispatcher:
         self._locks = locks
         self._late_ms = late_ms
         self._skipped = skipped
-        self._backlog: deque[tuple[Scheduled, Due]] = deque()
-        self._claiming: list[tuple[Scheduled, Due]] = []
+        self._backlog: deque[tuple[Scheduled, int]] = deque()
+        self._claiming: list[tuple[Scheduled, int]] = []
         self._wanted = threading.Condition()
         self._closed = False
         self._poll_at_s = 0.0
-        self._more_queued = False
+        self._more_queued = self._waits_for_lock = False
         self._thread = threading.Thread(target=self._serve, name="fsa claims", daemon=True)
 
     def start(self) -> None:
@@ -80,9 +80,8 @@ class Dispatcher:
 
     def fire(self, due: list[tuple[Scheduled, int]]) -> None:
         """These instants have come."""
-        namespace = self._ledger.namespace
         with self._wanted:
-            self._backlog.extend((each, each.due(instant, namespace)) for each, instant in due)
+            self._backlog.extend(due)
             self._wanted.notify()
 
     def poll(self) -> None:
@@ -104,11 +103,20 @@ class Dispatcher:
             with self._wanted:
                 self._wanted.notify()
 
+    def released(self) -> None:
+        """Runs have ended, and given back what they had locked."""
+        if self._waits_for_lock:
+            self._waits_for_lock = False
+            self.poll()
+
     def forget(self, swept: set[tuple[str, int]]) -> None:
         """These instants have a row now: the queue has them."""
         with self._wanted:
-            left = [each for each in self._backlog if each[1].key not in swept]
-            self._backlog = deque(left)
+            self._backlog = deque(
+                (each, instant)
+                for each, instant in self._backlog
+                if (each.task.name, instant) not in swept
+            )
 
     def close(self) -> None:
         """Claim nothing more, and give back what has not begun."""
@@ -134,7 +142,7 @@ class Dispatcher:
     def waiting_since_ms(self) -> int:
         """The oldest instant that waits for a slot or is being claimed; now if there is none."""
         with self._wanted:
-            instants = [each.scheduled_ms for _, each in (*self._backlog, *self._claiming)]
+            instants = [instant for _, instant in (*self._backlog, *self._claiming)]
         return min(instants, default=self._clock.now_ms)
 
     def _serve(self) -> None:
@@ -180,19 +188,18 @@ class Dispatcher:
         concurrency, load = self._executor.concurrency, self._executor.load
         return 2 * concurrency - load if load <= concurrency else 0
 
-    def _taken(self) -> list[tuple[Scheduled, Due]]:
+    def _taken(self) -> list[tuple[Scheduled, int]]:
         room = self._room()
         return [self._backlog.popleft() for _ in range(min(room, len(self._backlog)))]
 
-    def _put_back(self, due: list[tuple[Scheduled, Due]]) -> None:
+    def _put_back(self, due: list[tuple[Scheduled, int]]) -> None:
         with self._wanted:
             self._backlog.extendleft(reversed(due))
 
-    def _claim(self, due: list[tuple[Scheduled, Due]]) -> bool:
+    def _claim(self, due: list[tuple[Scheduled, int]]) -> bool:
         window_ms = _WINDOW_MS + max(scheduled.jitter_ms for scheduled, _ in due)
-        outcome = claims.claim(
-            self._ledger, self._membership.id, [each for _, each in due], window_ms=window_ms
-        )
+        asked = [scheduled.due(instant, self._ledger.namespace) for scheduled, instant in due]
+        outcome = claims.claim(self._ledger, self._membership.id, asked, window_ms=window_ms)
         for claimed in outcome.mine:
             self._begin(claimed)
         for each in outcome.skipped:
@@ -201,7 +208,7 @@ class Dispatcher:
             self._more_queued = True
         if outcome.early:
             early = {each.key for each in outcome.early}
-            self._put_back([each for each in due if each[1].key in early])
+            self._put_back([each for each in due if (each[0].task.name, each[1]) in early])
             time.sleep(0.01)
         return True
 
@@ -210,10 +217,11 @@ class Dispatcher:
         room = self._room()
         if room <= 0 or not self._membership.trusted:
             return False
-        taken, more = claims.claim_queued(self._ledger, self._membership.id, self._locks, most=room)
-        for claimed in taken:
+        found = claims.claim_queued(self._ledger, self._membership.id, self._locks, most=room)
+        self._waits_for_lock = found.waits
+        for claimed in found.runs:
             self._begin(claimed)
-        return more and bool(taken)
+        return found.more and bool(found.runs)
 
     def _begin(self, claimed: Claimed) -> None:
         self._recorder.hold(claimed)

@@ -36,6 +36,8 @@ from fsa_cli.scheduler.trouble import Trouble
 __all__ = ["Host", "Left", "Listener", "Options"]
 
 _PULSE_S = 5.0
+_LOOK_S = 0.5
+_JUMPED_S = 0.2
 # A cancelled task has this long for its rollback: Kubernetes kills 30 s after SIGTERM, grace is 25.
 _CANCEL_S = 3.0
 _CANCEL_NOW_S = 0.5
@@ -134,6 +136,7 @@ class Host:
             self.trouble,
             listener.lost,
             busy=lambda: not self._stopping and self.dispatcher.backlog > 0,
+            written=lambda: self.dispatcher.released(),
         )
         self.dispatcher = Dispatcher(
             ledger,
@@ -290,12 +293,16 @@ class Host:
         while True:
             self._options.pulse()
             until = time.monotonic() + _PULSE_S
+            ahead_s = _wall_ahead_s()
             while (left := until - time.monotonic()) > 0:
                 with contextlib.suppress(queue.Empty):
-                    if (number := self._inbox.get(timeout=left)) is not None:
+                    if (number := self._inbox.get(timeout=min(left, _LOOK_S))) is not None:
                         return number
-            self._watch()
+                if abs(_wall_ahead_s() - ahead_s) > _JUMPED_S:
+                    ahead_s = _wall_ahead_s()
+                    self.timer.wake()  # APScheduler waits by the wall clock
             self.timer.wake()
+            self._watch()
 
     def _watch(self) -> None:
         """What would keep the schedule from running without anybody noticing."""
@@ -304,7 +311,7 @@ class Host:
         if not self.timer.alive:
             raise SchedulerStuck("APScheduler's thread has died: nothing is run any more")
         if self.timer.late_ms > _STUCK_MS:
-            time.sleep(1)  # after a standstill of the machine it is late, and catches up
+            time.sleep(1)  # after a standstill of the machine it is late; it was woken just now
             if self.timer.late_ms > _STUCK_MS:
                 raise SchedulerStuck(f"the timer is {self.timer.late_ms / 1000:.0f} s late")
         skew_s = self.clock.skew_s
@@ -370,6 +377,11 @@ class Host:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _wall_ahead_s() -> float:
+    """It changes when somebody sets the wall clock."""
+    return time.time() - time.monotonic()
 
 
 def _late_ms(scheduled: Scheduled) -> int:

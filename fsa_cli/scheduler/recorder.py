@@ -30,7 +30,7 @@ _AGAIN_S = 0.5
 # What ends within so long is one transaction: longer while others wait for a slot, which recording
 # would only keep from beginning.
 _GATHERED_S = 0.01
-_GATHERED_BUSY_S = 0.1
+_GATHERED_BUSY_S = 0.25
 
 
 class Recorder:
@@ -39,6 +39,7 @@ class Recorder:
     Args:
         lost: Called with the ids of runs that were no longer ours when they ended.
         busy: Whether runs wait that could begin.
+        written: Called when ends were written, and what these runs had locked is free.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Recorder:
         trouble: Trouble,
         lost: Callable[[set[str]], None] = lambda run_ids: None,
         busy: Callable[[], bool] = lambda: False,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._trouble = trouble
         self._lost = lost
         self._busy = busy
+        self._written = written
         self._queue: queue.SimpleQueue[Finish | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._held: dict[str, Claimed] = {}
@@ -143,6 +146,7 @@ class Recorder:
             for each in ends:
                 if not each.keeps_lock:
                     self._held.pop(each.run_id, None)
+        self._written()
         if lost:
             self._lost(lost)
 

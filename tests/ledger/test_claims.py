@@ -138,8 +138,8 @@ def test_queued_runs_are_taken_in_order_and_once(ledger: Ledger) -> None:
     wanted = [history.enqueue(ledger, f"task{n}", "{}") for n in range(6)]
     locks = {f"task{n}": f"{ledger.namespace}/task{n}" for n in range(6)}
 
-    one, more = claim_queued(ledger, first.id, locks, most=4)
-    two, _ = claim_queued(ledger, second.id, locks, most=4)
+    one, more, _ = claim_queued(ledger, first.id, locks, most=4)
+    two, *_ = claim_queued(ledger, second.id, locks, most=4)
 
     assert (len(one), len(two)) == (4, 2)
     assert more
@@ -163,7 +163,7 @@ def test_of_many_replicas_at_once_exactly_one_gets_each_queued_run(ledger: Ledge
         ready.wait()
         taken = []
         for _ in range(3):
-            found, _ = claim_queued(replica, node.id, locks, most=5)
+            found, *_ = claim_queued(replica, node.id, locks, most=5)
             taken += [(c.run_id, c.task) for c in found]
         return taken
 
@@ -186,7 +186,7 @@ def test_a_queued_run_waits_for_its_lock_and_its_time(ledger: Ledger) -> None:
 
     at_ms = now_ms(ledger)
     finish(ledger, [ended(running, at_ms, retry_in_ms=60_000)])
-    (taken,), _ = claim_queued(ledger, node.id, {"report": lock}, most=5)
+    (taken,), *_ = claim_queued(ledger, node.id, {"report": lock}, most=5)
     assert taken.run_id == waiting  # the other one is to be made again in a minute
 
 
@@ -205,7 +205,7 @@ def test_what_was_claimed_and_not_begun_can_be_given_back(ledger: Ledger) -> Non
 
     (row,) = runs_of(ledger)
     assert (row.status, row.claim, row.lock_key, row.attempt) == ("queued", None, None, 1)
-    (again,), _ = claim_queued(ledger, other.id, {"report": claimed.lock_key}, most=5)
+    (again,), *_ = claim_queued(ledger, other.id, {"report": claimed.lock_key}, most=5)
     assert again.run_id == claimed.run_id
     unclaim(ledger, [claimed])  # a token of before gives nothing back
     assert runs_of(ledger)[0].status == "running"

@@ -71,7 +71,7 @@ def test_a_dead_nodes_run_is_interrupted_unless_its_task_may_be_repeated(ledger:
     assert (rows["once"].status, rows["once"].lock_key) == ("interrupted", None)
     assert rows["once"].finished_ms is not None
     assert (rows["again"].status, rows["again"].attempt) == ("queued", 2)
-    (taken,), _ = claim_queued(ledger, other.id, {"again": again.lock_key}, most=1)
+    (taken,), *_ = claim_queued(ledger, other.id, {"again": again.lock_key}, most=1)
     assert (taken.run_id, taken.attempt) == (again.run_id, 2)
 
 
