@@ -289,6 +289,19 @@ def _queue(
     executor: str,
 ) -> tuple[list[Any], set[str], bool]:
     """Runs that could be taken, the locks that are held, and whether others wait for these."""
+    rows = connection.execute(
+        select(run.c.id, run.c.task, run.c.scheduled_ms, run.c.kind, run.c.attempt, run.c.arguments)
+        .where(
+            run.c.namespace == ledger.namespace,
+            run.c.status == "queued",
+            run.c.not_before_ms <= literal_column(ledger.words.now_ms),
+            run.c.executor == executor,
+        )
+        .order_by(run.c.not_before_ms, run.c.scheduled_ms)
+        .limit(max(most * _MANY, 50))
+    ).all()
+    if not rows:
+        return [], set(), False
     held = set(
         connection.scalars(
             select(run.c.lock_key).where(
@@ -296,18 +309,6 @@ def _queue(
             )
         )
     )
-    now_ms = ledger.now_ms(connection)
-    rows = connection.execute(
-        select(run.c.id, run.c.task, run.c.scheduled_ms, run.c.kind, run.c.attempt, run.c.arguments)
-        .where(
-            run.c.namespace == ledger.namespace,
-            run.c.status == "queued",
-            run.c.not_before_ms <= now_ms,
-            run.c.executor == executor,
-        )
-        .order_by(run.c.not_before_ms, run.c.scheduled_ms)
-        .limit(max(most * _MANY, 50))
-    ).all()
     ours = [row for row in rows if row.task in locks]
     found = [row for row in ours if locks[row.task] not in held]
     # Replicas that look at once should not all try the same ones first.

@@ -22,6 +22,7 @@ __all__ = [
     "Words",
     "begin",
     "execute_rows",
+    "insert_rows",
     "prepare",
     "transient",
     "typed",
@@ -30,6 +31,7 @@ __all__ = [
 
 #: How long a statement of the ledger's may take. A claim takes a millisecond.
 STATEMENT_S = 15
+_ROWS = 1000
 
 _POSTGRESQL_AGAIN = {"40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53300"}
 _MYSQL_AGAIN = {1020, 1040, 1053, 1205, 1213, 1317, 1927, 1969, 2006, 2013, 3024}
@@ -87,6 +89,27 @@ class Words:
                 )
             )
         return text(re.sub(r"\bv\.", ":", f"UPDATE {table} AS t SET {values} WHERE {where}"))
+
+
+def insert_rows(
+    connection: Connection,
+    words: Words,
+    table: str,
+    columns: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """INSERT of many rows, a thousand in a statement: ten thousand one by one take seconds.
+
+    Args:
+        columns: As in `Words.from_rows`.
+    """
+    names = ", ".join(columns)
+    values = ", ".join(f"v.{name}" for name in columns)
+    statement = typed(
+        f"INSERT INTO {table} ({names}) SELECT {values} FROM {words.from_rows(columns)}"
+    )
+    for start in range(0, len(rows), _ROWS):
+        connection.execute(statement, {"rows": json.dumps(rows[start : start + _ROWS])})
 
 
 def execute_rows(

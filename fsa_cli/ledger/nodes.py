@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, insert, select, update
+from sqlalchemy import Connection, and_, case, insert, literal_column, select, update
 
+from fsa_cli.ledger.dialects import insert_rows
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import FINAL, node, node_task, run, task
+from fsa_cli.ledger.tables import FINAL, node, run, task
 from fsa_cli.version import VERSION
 
 __all__ = ["Died", "Node", "alive", "expired", "reap", "register", "release", "renew", "running"]
@@ -78,11 +79,13 @@ def register(
                 {"node": made, "task": name, "schedule_hash": hashed, "since_ms": now_ms}
                 for name, hashed in (tasks or {}).items()
             ]
-            if rows:
-                connection.execute(insert(node_task), rows)
+            insert_rows(connection, ledger.words, "fsa_node_task", _NODE_TASK, rows)
         return Node(made, role, now_ms)
 
     return ledger.write(work)
+
+
+_NODE_TASK = {"node": "text", "task": "text", "schedule_hash": "text", "since_ms": "bigint"}
 
 
 def renew(ledger: Ledger, node_id: str, lease_ms: int, *, draining: bool = False) -> int | None:
@@ -124,21 +127,16 @@ def release(ledger: Ledger, node_id: str) -> None:
 def expired(ledger: Ledger) -> list[str]:
     """The nodes whose lease is over and whom nobody has declared dead."""
 
-    def work(connection: Connection) -> list[str]:
-        now_ms = ledger.now_ms(connection)
-        return list(
-            connection.scalars(
-                select(node.c.id)
-                .where(
-                    node.c.namespace == ledger.namespace,
-                    node.c.state.in_(("alive", "draining")),
-                    node.c.lease_until_ms < now_ms,
-                )
-                .order_by(node.c.id)
-            )
+    statement = (
+        select(node.c.id)
+        .where(
+            node.c.namespace == ledger.namespace,
+            node.c.state.in_(("alive", "draining")),
+            node.c.lease_until_ms < literal_column(ledger.words.now_ms),
         )
-
-    return ledger.read(work)
+        .order_by(node.c.id)
+    )
+    return ledger.read(lambda connection: list(connection.scalars(statement)))
 
 
 def alive(ledger: Ledger, role: str | None = None) -> list[str]:

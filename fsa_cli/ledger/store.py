@@ -188,16 +188,18 @@ class Ledger:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
+        if not self.is_sqlite:  # READ COMMITTED: each statement sees what is committed then anyway
+            with self._own_connection() as connection:
+                yield connection
+            return
         # SQLite's readers wait for nobody, and must not begin as writers do.
         with self.engine.connect() as connection:
-            if self.is_sqlite:
-                connection = connection.execution_options(fsa_reading=True)
-            yield connection
+            yield connection.execution_options(fsa_reading=True)
 
     @contextlib.contextmanager
     def keeping_a_connection(self) -> Iterator[None]:
-        """While inside, this thread keeps the one that `at_once` uses: to take one from the pool
-        and to give it back takes as long as a statement."""
+        """While inside, this thread keeps the one that `at_once` and `read` use: to take one from
+        the pool and to give it back takes as long as a statement."""
         self._kept.connection = None
         try:
             yield

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-from sqlalchemy import Connection, TextClause, bindparam, insert, select, update
+from sqlalchemy import Connection, TextClause, bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.claims import SCHEDULED, Due, with_row
-from fsa_cli.ledger.dialects import Words, execute_rows, typed
+from fsa_cli.ledger.dialects import Words, execute_rows, insert_rows, typed
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node, node_task, task
 
@@ -152,8 +152,7 @@ def _register(
             if row.options != each.options:
                 values["watermark_ms"] = row.watermark_ms
                 changed.append({"task_name": each.name, **values})
-    if added:
-        connection.execute(insert(task), added)
+    insert_rows(connection, ledger.words, "fsa_task", _TASK, added)
     if changed:
         connection.execute(
             update(task).where(
@@ -162,6 +161,16 @@ def _register(
             changed,
         )
     return watermarks
+
+
+_TASK = {
+    "namespace": "text",
+    "name": "text",
+    "options": "text",
+    "schedule_hash": "text",
+    "watermark_ms": "bigint",
+    "consecutive_failures": "bigint",
+}
 
 
 def _without_row(

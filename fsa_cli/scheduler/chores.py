@@ -97,11 +97,12 @@ class Chores:
         self._recorder.free(run_id)
 
     def _serve(self) -> None:
-        while not self._ended.wait(_EVERY_S):
-            self._end_overdue()
-            for chore in (self._sweep, self._reap, self._cancel, self._now_and_then):
-                if self._trouble.met(chore) is None:
-                    break
+        with self._ledger.keeping_a_connection():
+            while not self._ended.wait(_EVERY_S):
+                self._end_overdue()
+                for chore in (self._sweep, self._reap, self._cancel, self._now_and_then):
+                    if self._trouble.met(chore) is None:
+                        break
 
     def _sweep(self) -> bool:
         now_ms = self._clock.now_ms

@@ -152,24 +152,29 @@ def three_replicas(url: str) -> None:
 
 
 def ten_thousand(url: str | None, seconds: int) -> None:
-    """Registered 10,000 schedules of an hour, spread over it: start-up, idle CPU, single runs."""
-    with database(url) as place, tempfile.TemporaryDirectory() as folder:
-        environ = environment(place, folder, COUNT=10_000, EVERY="every 1h", JITTER=3600)
+    """Registered 10,000 schedules: start-up, CPU when none is due, and when five a second are."""
+    name = "SQLite" if url is None else make_url(url).get_backend_name()
+    with database(url) as place:
+        started_s, idle, _ = _registered(place, seconds, at=time.time() + 86_400)
+        print(f"\n10,000 schedules on {name}: start-up {started_s:.1f} s, idle CPU {idle:.2%}")
+    with database(url) as place:
+        _, busy, late_ms = _registered(place, seconds, at=math.ceil(time.time()) + 5)
+        late = f"p50 {percentile(late_ms, 0.5):.0f} ms, p99 {percentile(late_ms, 0.99):.0f} ms"
+        print(f"  with five single runs a second: CPU {busy:.2%}; start of {len(late_ms)}: {late}")
+
+
+def _registered(place: str, seconds: int, *, at: float) -> tuple[float, float, list[float]]:
+    with tempfile.TemporaryDirectory() as folder:
         began = time.time()
-        process = replica(environ)
-        while not Path(folder).glob("*/heartbeat") or not list(Path(folder).glob("*/heartbeat")):
+        process = replica(environment(place, folder, COUNT=10_000, AT=at, SPREAD=0.2))
+        while not list(Path(folder).glob("*/heartbeat")):
             time.sleep(0.02)
         started_s = time.time() - began
-        time.sleep(5)
-        before, at = _cpu_s(process.pid), time.time()
+        time.sleep(min(max(at - time.time(), 0), 10) + 3)
+        before, since = _cpu_s(process.pid), time.time()
         time.sleep(seconds)
-        used = (_cpu_s(process.pid) - before) / (time.time() - at)
-        with tempfile.TemporaryDirectory():
-            process.terminate()
-            process.communicate(timeout=60)
-    name = "SQLite" if url is None else make_url(url).get_backend_name()
-    print(f"\n10,000 schedules on {name}: started in {started_s:.1f} s, CPU {used:.1%} of a core")
-    print("  (2.8 of them are due each second)")
+        used = (_cpu_s(process.pid) - before) / (time.time() - since)
+        return started_s, used, answer(process)
 
 
 def _cpu_s(pid: int) -> float:

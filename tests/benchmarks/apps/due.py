@@ -1,7 +1,8 @@
 """An app whose tasks are all due at one instant (`AT`, seconds since 1970); tells when they begin.
 
-`KIND` is `empty`, or `write` (each writes a row). `COUNT` is how many; `EVERY` instead of `AT`
-makes them recur. At the end a line of JSON on stdout has how many milliseconds late each one was.
+`KIND` is `empty`, or `write` (each writes a row). `COUNT` is how many; `SPREAD` is how many seconds
+each is due after the one before it; `EVERY` instead of `AT` makes them recur. At the end a line of
+JSON on stdout has how many milliseconds late each one was.
 """
 
 import atexit
@@ -24,7 +25,7 @@ COUNT, KIND = int(os.environ["COUNT"]), os.environ.get("KIND", "empty")
 AT, EVERY = float(os.environ.get("AT", 0)), os.environ.get("EVERY")
 INSERT = text("INSERT INTO written (n) VALUES (1)")
 late_ms: list[float] = []
-schedule = EVERY or DateTrigger(datetime.fromtimestamp(AT, UTC))
+SPREAD = float(os.environ.get("SPREAD", 0))
 
 
 def empty(context: TaskContext) -> None:
@@ -38,7 +39,8 @@ def write(context: TaskContext) -> None:
 
 
 for number in range(COUNT):
-    task(name=f"task{number}", schedule=schedule, jitter_s=float(os.environ.get("JITTER", 0)))(
+    at = datetime.fromtimestamp(AT + number * SPREAD, UTC)
+    task(name=f"task{number}", schedule=EVERY or DateTrigger(at))(
         {"empty": empty, "write": write}[KIND]
     )
 
