@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 from fsa_cli.exceptions import FsaError
 from fsa_cli.executors.local import LocalExecutor
@@ -30,6 +31,7 @@ Order = Callable[[Claimed], Run]
 _POLL_S = 1.0
 # Older instants are left to the sweep, which knows whether somebody stood for them.
 _WINDOW_MS = 5000
+_ASKED = 1000
 
 
 class Dispatcher:
@@ -80,8 +82,10 @@ class Dispatcher:
 
     def fire(self, due: list[tuple[Scheduled, int]]) -> None:
         """These instants have come."""
+        # Of one instant each replica begins with others: in one order the first would stay first.
+        mixed = sorted(random.sample(due, len(due)), key=itemgetter(1))
         with self._wanted:
-            self._backlog.extend(due)
+            self._backlog.extend(mixed)
             self._wanted.notify()
 
     def poll(self) -> None:
@@ -206,11 +210,21 @@ class Dispatcher:
             self._skipped(each.task, each.scheduled_ms, "the run before it has not ended")
         if outcome.queued:
             self._more_queued = True
+        if len(outcome.others) * 2 > len(due):
+            self._drop_taken()
         if outcome.early:
             early = {each.key for each in outcome.early}
             self._put_back([each for each in due if (each[0].task.name, each[1]) in early])
             time.sleep(0.01)
         return True
+
+    def _drop_taken(self) -> None:
+        """Other replicas are at it: ask once what they have, and not for a few at a time."""
+        with self._wanted:
+            waiting = [(each.task.name, instant) for each, instant in self._backlog]
+        if waiting:
+            asked = waiting[:_ASKED]
+            self.forget(self._ledger.read(lambda c: claims.with_row(self._ledger, c, asked)))
 
     def _claim_queued(self) -> bool:
         """Whether there may be more that it could take."""
