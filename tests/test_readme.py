@@ -1,5 +1,6 @@
 """README's examples are run as they are written there."""
 
+import configparser
 import json
 import re
 import shutil
@@ -58,6 +59,18 @@ def run_sh(script: str, directory: Path) -> Completed:
     done = run("bash", "-euo", "pipefail", "-c", script, cwd=directory)
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def section(heading: str) -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def yaml_command(manifest: str) -> list[str]:
+    """A manifest's only `command`, which is written as a list that is JSON too."""
+    (words,) = re.findall(r"command: (\[.*?\])$", manifest, re.MULTILINE | re.DOTALL)
+    command: list[str] = json.loads(words)
+    return command
 
 
 @pytest.fixture
@@ -164,6 +177,49 @@ def test_health_is_well_and_names_the_database(shop: Path, fsa_process: Start) -
     shown = run_sh(sh("Health"), shop).stdout
     assert "default" in shown
     assert "scheduler\tok" in shown
+
+
+def test_the_unit_starts_the_scheduler_and_outlasts_its_grace(
+    shop: Path, fsa_process: Start
+) -> None:
+    (block,) = [b for b in blocks() if b.language == "ini"]
+    unit = configparser.ConfigParser()
+    unit.read_string(block.text)
+    program, *words = unit["Service"]["ExecStart"].split()
+    assert Path(program).name == "fsa"
+    assert int(unit["Service"]["TimeoutStopSec"]) > int(words[words.index("--grace") + 1])
+    process = fsa_process(*words, cwd=shop)
+    process.wait_for("count_open_orders")
+    assert process.stop(signal.SIGTERM).returncode == 0, process
+
+
+def test_the_deployment_starts_the_scheduler_and_its_probes_answer(
+    shop: Path, fsa_process: Start
+) -> None:
+    manifest = (shop / "deployment.yaml").read_text()
+    program, *words = yaml_command(manifest)
+    assert program == "fsa"
+    (seconds,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", manifest)
+    assert int(seconds) > int(words[words.index("--grace") + 1])
+    port = words.index("--port") + 1
+    assert f"containerPort: {words[port]}\n" in manifest
+    assert f'prometheus.io/port: "{words[port]}"\n' in manifest
+    process = fsa_process(*words[:port], "0", *words[port + 1 :], cwd=shop)
+    process.wait_for('"succeeded"')
+    (served,) = re.findall(r'"port": ?(\d+)', process.stderr)
+    paths = re.findall(r"path: (\S+)", manifest)
+    assert paths == ["/livez", "/readyz"]
+    base_url = f"http://127.0.0.1:{served}"
+    assert [httpx.get(base_url + path).status_code for path in paths] == [200, 200]
+    told = httpx.get(f"{base_url}/metrics").text
+    for name in re.findall(r"`(fsa_\w+)`", section("Running it in production")):
+        assert f"{name}{{" in told or f"{name} " in told, name
+    assert process.stop(signal.SIGTERM).returncode == 0, process
+
+
+def test_the_cron_job_runs_what_is_due(shop: Path) -> None:
+    done = run(*yaml_command((shop / "cronjob.yaml").read_text()), cwd=shop)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_report_runs_outside_of_requests(shop: Path) -> None:
