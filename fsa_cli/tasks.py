@@ -62,7 +62,8 @@ class Task:
         args: The arguments of scheduled runs.
         timeout_s: How long a run may take. An async task is cancelled then; what happens to a sync
             one is told in `fsa_cli.runner`. None: for ever.
-        retries: How often a run that failed or took too long is made again, by the scheduler.
+        retries: How often a run that failed or took too long is made again, by the scheduler. Not a
+            sync one whose thread goes on after its time.
         backoff_s: The pause before the first of them, doubled each time, at most an hour.
         overlap: What becomes of an instant while the run before it goes on: "skip" (it is recorded
             as skipped), "queue" (it waits), "allow" (both run).

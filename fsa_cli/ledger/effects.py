@@ -14,7 +14,7 @@ from contextvars import ContextVar, Token
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Connection, TextClause, event, select
+from sqlalchemy import BigInteger, Connection, TextClause, delete, event, literal_column, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
@@ -24,12 +24,12 @@ from fsa_cli.ledger import dialects
 from fsa_cli.ledger.dialects import Words, typed
 from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import effect, effects, run
+from fsa_cli.ledger.tables import KEPT_MS, effect, effects, run
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["Fence", "applied", "prepare"]
+__all__ = ["Fence", "applied", "prepare", "prune"]
 
 T = TypeVar("T")
 
@@ -194,6 +194,21 @@ def _succeeding(words: Words) -> TextClause:
 @lru_cache
 def _marking(words: Words) -> TextClause:
     return typed(f"INSERT INTO fsa_effect (run_id, applied_ms) VALUES (:run_id, {words.now_ms})")
+
+
+def prune(ledger: Ledger, database: Database) -> None:
+    """Delete the marks of runs that the ledger has forgotten.
+
+    Raises:
+        SQLAlchemyError: The database refused, or is away.
+    """
+    if database.url is None or shares(ledger, database.url):
+        return
+    with database.engine.begin() as connection:
+        if connection.dialect.has_table(connection, effect.name):
+            words = dialects.words_of(connection.dialect)
+            before_ms = literal_column(words.now_ms, BigInteger()) - KEPT_MS
+            connection.execute(delete(effect).where(effect.c.applied_ms < before_ms))
 
 
 def _before_commit(session: Session) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.claims import Claimed
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import FINAL, node, node_task, progress, run, task
+from fsa_cli.ledger.tables import FINAL, KEPT_MS, node, node_task, progress, run, task
 
 __all__ = [
     "Overview",
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 _DAY_MS = 24 * 3600 * 1000
-_KEPT_MS = 30 * _DAY_MS
 _NODES = 50
 _PRUNED = 1000
 _OPEN = ("queued", "running", "handed_off")
@@ -412,7 +411,7 @@ def prune(ledger: Ledger) -> int:
     """Delete what ended more than 30 days ago, some of it; how many runs."""
 
     def work(connection: Connection) -> int:
-        before_ms = ledger.now_ms(connection) - _KEPT_MS
+        before_ms = ledger.now_ms(connection) - KEPT_MS
         old = list(
             connection.scalars(
                 select(run.c.id)

@@ -11,6 +11,7 @@ from sqlalchemy.types import TypeEngine
 
 __all__ = [
     "FINAL",
+    "KEPT_MS",
     "NAMESPACE_LENGTH",
     "NAME_LENGTH",
     "effect",
@@ -29,6 +30,9 @@ _ID_LENGTH = 36
 
 #: The states in which a run has ended for good.
 FINAL = ("succeeded", "failed", "timed_out", "interrupted", "missed", "skipped", "cancelled")
+
+#: For how long after its instant a run is kept.
+KEPT_MS = 30 * 24 * 3600 * 1000
 
 metadata = MetaData()
 #: `fsa_effect` is made in the data's database, where that is not the ledger's.

@@ -39,6 +39,7 @@ class Chores:
     Args:
         fired_until_ms: Every instant up to then was fired by this process.
         applied: Which of these runs have taken effect in a database that is not the ledger's.
+        prune: Deletes what is there of runs that the ledger has forgotten.
         died: Told of nodes that were found dead.
     """
 
@@ -54,6 +55,7 @@ class Chores:
         *,
         fired_until_ms: Callable[[], int],
         applied: Callable[[Sequence[str]], set[str]],
+        prune: Callable[[], None],
         died: Callable[[Died], None],
     ) -> None:
         self._ledger = ledger
@@ -65,6 +67,7 @@ class Chores:
         self._trouble = trouble
         self._fired_until_ms = fired_until_ms
         self._applied = applied
+        self._prune = prune
         self._died = died
         self._lock = threading.Lock()
         self._fired: list[tuple[int, Scheduled, int]] = []
@@ -90,6 +93,10 @@ class Chores:
     def has_timed_out(self, run_id: str) -> bool:
         """Whether the run's end is written already, although its thread went on."""
         return run_id in self._timed_out
+
+    def prune(self) -> None:
+        """Delete what is old, for a process that is about to end."""
+        self._trouble.met(self._prune_runs)
 
     def returned(self, run_id: str) -> None:
         """A run that had timed out has returned at last."""
@@ -196,9 +203,15 @@ class Chores:
             if history.reconcile(self._ledger, self._membership.id, held, before_ms):
                 self._dispatcher.poll()
         if now_s >= self._prune_at_s:
-            more = history.prune(self._ledger)
+            more = self._prune_runs()
             self._prune_at_s = now_s + (_EVERY_S if more else _PRUNED_EVERY_S)
         return True
+
+    def _prune_runs(self) -> int:
+        pruned = history.prune(self._ledger)
+        if not pruned:
+            self._prune()
+        return pruned
 
 
 def catch_up(

@@ -74,7 +74,7 @@ class Dispatcher:
         self._wanted = threading.Condition()
         self._closed = False
         self._poll_at_s = 0.0
-        self._more_queued = self._waits_for_lock = False
+        self._asking = self._more_queued = self._waits_for_lock = False
         self._thread = threading.Thread(target=self._serve, name="fsa claims", daemon=True)
 
     def start(self) -> None:
@@ -134,8 +134,9 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """Whether there was nothing more to claim, and nothing runs."""
-        asked = self._poll_at_s > 0.0 and not self._more_queued
-        return asked and not self._backlog and self._executor.load == 0
+        asked = self._poll_at_s > 0.0 and not self._more_queued and not self._asking
+        waiting = self._backlog or self._claiming
+        return asked and not waiting and self._executor.load == 0
 
     @property
     def backlog(self) -> int:
@@ -174,9 +175,11 @@ class Dispatcher:
         if self._wants_queue():
             # Not in step with the schedule: a task of each second holds its lock at the same
             # moment of each, and what is queued would not find it free for a minute.
+            self._asking = True
             self._poll_at_s = time.monotonic() + _POLL_S * random.uniform(0.6, 1.0)
             taken = self._trouble.met(self._claim_queued)
             self._more_queued = bool(taken)
+            self._asking = False
         return True
 
     def _has_work(self) -> bool:

@@ -93,6 +93,7 @@ class Host:
         locks: Every task that it can run, and what each locks.
         order: Makes a run of a claim.
         applied: Which runs have taken effect in databases that are not the ledger's.
+        prune: Deletes what is there of runs that the ledger has forgotten.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Host:
         locks: Mapping[str, str | None],
         order: Order,
         applied: Callable[[Sequence[str]], set[str]],
+        prune: Callable[[], None],
         listener: Listener,
         options: Options,
         *,
@@ -126,7 +128,8 @@ class Host:
             self.trouble,
             role=role,
             lease_s=options.lease_s,
-            tasks={each.task.name: each.schedule_hash for each in planned},
+            # A tick stands for no instant: it is gone before the next one comes.
+            tasks={e.task.name: e.schedule_hash for e in planned if role == "scheduler"},
             rejoined=lambda: listener.warn("this node was declared dead; it has a new id"),
         )
         self.executor = LocalExecutor(options.concurrency, self._finished, self._hooks.began)
@@ -161,6 +164,7 @@ class Host:
             self.trouble,
             fired_until_ms=lambda: self.timer.fired_until_ms,
             applied=applied,
+            prune=prune,
             died=listener.died,
         )
         self.counts: dict[str, int] = {}
@@ -221,6 +225,7 @@ class Host:
                 with contextlib.suppress(queue.Empty):
                     if (number := self._inbox.get(timeout=0.05)) is not None:
                         return self._drain(number)
+            self._chores.prune()
             return self._drain(None)
 
     def _join(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -109,6 +110,12 @@ class Orders:
         for database in self._elsewhere:
             found |= effects.applied(self._ledger, database, run_ids)
         return found
+
+    def prune(self) -> None:
+        """Forget the effects of runs that the ledger has forgotten."""
+        for database in self._elsewhere:
+            with contextlib.suppress(SQLAlchemyError):  # it is away, or may not: the next time
+                effects.prune(self._ledger, database)
 
     def prepare(self, warn: Callable[[str], None]) -> None:
         """Make `fsa_effect` where it is needed; say where that cannot be."""

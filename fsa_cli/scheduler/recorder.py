@@ -142,11 +142,11 @@ class Recorder:
     def _write(self, ends: list[Finish]) -> None:
         while (lost := self._trouble.met(lambda: finish(self._ledger, ends))) is None:
             time.sleep(_AGAIN_S)
+        self._written()  # before they are let go: who waits for them would find nothing to do
         with self._lock:
             for each in ends:
                 if not each.keeps_lock:
                     self._held.pop(each.run_id, None)
-        self._written()
         if lost:
             self._lost(lost)
 

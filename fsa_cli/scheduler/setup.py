@@ -106,6 +106,7 @@ class Setup:
             self.orders.locks,
             self.orders,
             self.orders.applied,
+            self.orders.prune,
             self.log,
             Options(
                 concurrency=concurrency or self._concurrency(),

@@ -395,6 +395,43 @@ def test_a_tick_runs_what_is_due_and_ends(lay: Lay, rows: Rows, fsa: Run, sqlite
     assert sqlite.rows("SELECT n FROM written") == [(1,)]
 
 
+def test_a_tick_makes_all_that_it_has_to_catch_up(lay: Lay, rows: Rows, fsa: Run) -> None:
+    lay(
+        """
+        @task(schedule="every 1s", catch_up="all")
+        def works(): ...
+        """
+    )
+    env = {"FSA_STATE_DIR": "state"}
+    fsa("scheduler", "tick", env=env)
+    time.sleep(3.1)
+
+    done = fsa("scheduler", "tick", env=env)
+
+    assert done.returncode == 0, done.stderr
+    assert set(rows("status")) == {("succeeded",)}
+    assert len(rows("id")) >= 3
+
+
+def test_what_no_database_can_keep_of_an_error_is_written_so_that_it_can(
+    lay: Lay, rows: Rows, fsa: Run
+) -> None:
+    lay(
+        """
+        @task(schedule="every 1s")
+        def fails():
+            raise LookupError("a NUL \\0 and a half of a pair \\udc80")
+        """
+    )
+    env = {"FSA_STATE_DIR": "state"}
+    fsa("scheduler", "tick", env=env)
+    time.sleep(1.1)
+
+    fsa("scheduler", "tick", env=env)
+
+    assert rows("error", "status = 'failed'")[0] == ("a NUL \\0 and a half of a pair \\udc80",)
+
+
 def test_a_tick_with_a_failing_task_exits_1(lay: Lay, fsa: Run) -> None:
     lay(
         """

@@ -18,6 +18,7 @@ from fsa_cli.ledger.effects import Fence
 from fsa_cli.ledger.finishes import Finish, finish
 from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import KEPT_MS
 from fsa_cli.runner import Run, RunResult, execute
 from fsa_cli.scheduler.recorder import encoded
 from fsa_cli.tasks import Task
@@ -228,6 +229,21 @@ def test_outside_of_a_run_nothing_is_fenced(stage: Stage) -> None:
         stage.db.session.execute(INSERT, {"n": 1})
 
     assert stage.written() == [1]
+
+
+def test_marks_of_effects_are_forgotten_with_their_runs(stage: Stage) -> None:
+    claimed = stage.claim()
+    stage.run(claimed, lambda: stage.db.session.execute(INSERT, {"n": 1}) and None)
+    if stage.together:
+        effects.prune(stage.ledger, stage.db)  # there is no table
+        return
+
+    effects.prune(stage.ledger, stage.db)
+    assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
+    stage.backend.execute(f"UPDATE fsa_effect SET applied_ms = applied_ms - {KEPT_MS + 1000}")
+    effects.prune(stage.ledger, stage.db)
+
+    assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == set()
 
 
 def _end(stage: Stage, claimed: Claimed) -> None:

@@ -119,9 +119,11 @@ def judge(
             wrong(f"a run of a dead replica was left for {seconds:.1f} s")
     for run in replicas.in_flight:
         wrong(f"run {run} of a dead replica was not recovered")
-    for line in replicas.said.splitlines():
-        if "Exception in thread" in line or line.startswith("Traceback"):
-            wrong(f"a replica said: {line}")
+    said = replicas.said.splitlines()
+    for number, line in enumerate(said):
+        if line.startswith("Traceback"):
+            told = "\n".join(said[max(number - 2, 0) : number + 60])
+            wrong(f"a replica said: {told}")
     return verdict
 
 
