@@ -216,7 +216,7 @@ def _ended(fsa: Fsa, setup: Setup, run: Callable[[], Left | None]) -> None:
         _leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
     for database in setup.loaded.databases.values():
         database.dispose()
-    setup.ledger.engine.dispose()
+    setup.ledger.dispose()
 
 
 def _introduce(fsa: Fsa, setup: Setup) -> None:

@@ -35,7 +35,7 @@ def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
             require(ledger)
             yield ledger
     finally:
-        ledger.engine.dispose()
+        ledger.dispose()
 
 
 def require(ledger: Ledger) -> None:

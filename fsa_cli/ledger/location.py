@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,24 +45,28 @@ def ledger_of(loaded: LoadedApp, settings: Settings) -> Ledger:
         arguments: dict[str, Any] = {"creator": creator} if creator else {}
         if url.get_backend_name() == "sqlite":
             connect_args = {**connect_args, "check_same_thread": False, "timeout": 10}
-        else:
-            arguments["isolation_level"] = "READ COMMITTED"
-            arguments["pool_pre_ping"] = False
-        engine = sqlalchemy.create_engine(
+        engine_with = partial(
+            sqlalchemy.create_engine,
             url,
             connect_args={} if creator else connect_args,
             poolclass=QueuePool,
-            pool_size=POOL_SIZE,
             max_overflow=2,
             pool_timeout=dialects.STATEMENT_S,
             hide_parameters=True,
             **arguments,
         )
+        if url.get_backend_name() == "sqlite":
+            engine, single = engine_with(pool_size=POOL_SIZE), None
+        else:
+            engine = engine_with(pool_size=POOL_SIZE, isolation_level="READ COMMITTED")
+            single = engine_with(
+                pool_size=2, isolation_level="AUTOCOMMIT", pool_reset_on_return=None
+            )
     except (DBSessionError, SQLAlchemyError, ImportError) as exc:
         raise LedgerUnusable(
             "the ledger's database cannot be opened", details=[address(url), str(exc)]
         ) from exc
-    return Ledger(engine, settings.namespace, address(url))
+    return Ledger(engine, settings.namespace, address(url), single)
 
 
 def shares(ledger: Ledger, url: URL | None) -> bool:

@@ -34,7 +34,7 @@ def make(ledger: Ledger, databases: Iterable[Database], warn: Callable[[str], No
         with reached(ledger):
             made = ledger.create()
     finally:
-        ledger.engine.dispose()
+        ledger.dispose()
     for database in databases:
         try:
             effects.prepare(ledger, database)

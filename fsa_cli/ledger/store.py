@@ -34,9 +34,14 @@ class Ledger:
         engine: Made by `fsa_cli.ledger.location`; nobody else uses it.
         namespace: Services that share a database do not take each other's runs.
         where: What messages call it; no password.
+        single: An engine for single statements, whose connections are in AUTOCOMMIT from the first.
+            A connection of *engine* can be set to it, but that the server has closed it meanwhile
+            shows then as the driver's own error.
     """
 
-    def __init__(self, engine: Engine, namespace: str, where: str) -> None:
+    def __init__(
+        self, engine: Engine, namespace: str, where: str, single: Engine | None = None
+    ) -> None:
         self.engine = engine
         self.namespace = namespace
         self.where = where
@@ -44,14 +49,20 @@ class Ledger:
         self.is_sqlite = engine.dialect.name == "sqlite"
         # SQLite's own waiting sleeps up to 100 ms at a time: threads of a process take turns.
         self._turn = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
-        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._single = single or engine.execution_options(isolation_level="AUTOCOMMIT")
         self._kept = threading.local()
-        event.listen(engine, "connect", self._on_connect)
+        for each in {engine, single} - {None}:
+            event.listen(each, "connect", self._on_connect)
         if self.is_sqlite:
             event.listen(engine, "begin", dialects.begin)
 
     def __repr__(self) -> str:
         return f"<Ledger {self.namespace!r}: {self.where}>"
+
+    def dispose(self) -> None:
+        """Close the connections that nobody uses."""
+        self.engine.dispose()
+        self._single.dispose()
 
     def write(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
         """What *work* returns, committed.

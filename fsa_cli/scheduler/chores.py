@@ -80,6 +80,11 @@ class Chores:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is there."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         self._ended.set()
         if self._thread.is_alive():

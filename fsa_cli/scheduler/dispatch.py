@@ -132,6 +132,11 @@ class Dispatcher:
         self._give_back(self._executor.close())
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread is there."""
+        return self._thread.is_alive()
+
+    @property
     def idle(self) -> bool:
         """Whether there was nothing more to claim, and nothing runs."""
         asked = self._poll_at_s > 0.0 and not self._more_queued and not self._asking

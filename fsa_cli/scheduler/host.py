@@ -174,8 +174,19 @@ class Host:
         """Whether the schedule is kept: else the process should be started anew."""
         if not self._hosting:
             return True
-        well = self.timer.failure is None and self.timer.alive
+        well = self.timer.failure is None and self._dead_thread is None
         return well and self.timer.late_ms <= _STUCK_MS
+
+    @property
+    def _dead_thread(self) -> str | None:
+        parts: dict[str, Timer | Dispatcher | Chores | Recorder | Membership] = {
+            "APScheduler's": self.timer,
+            "the claims'": self.dispatcher,
+            "the chores'": self._chores,
+            "the finishes'": self._recorder,
+            "the lease's": self.membership,
+        }
+        return next((name for name, part in parts.items() if not part.alive), None)
 
     @property
     def unready(self) -> str | None:
@@ -313,8 +324,8 @@ class Host:
         """What would keep the schedule from running without anybody noticing."""
         if self.timer.failure is not None:
             raise self.timer.failure
-        if not self.timer.alive:
-            raise SchedulerStuck("APScheduler's thread has died: nothing is run any more")
+        if (dead := self._dead_thread) is not None:
+            raise SchedulerStuck(f"{dead} thread has died: the schedule is not kept any more")
         if self.timer.late_ms > _STUCK_MS:
             time.sleep(1)  # after a standstill of the machine it is late; it was woken just now
             if self.timer.late_ms > _STUCK_MS:

@@ -62,6 +62,11 @@ class Membership:
         return self._node.started_ms
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread is there."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def trusted(self) -> bool:
         """Whether nobody can have declared it dead yet: past that it starts nothing."""
         return time.monotonic() < self._trusted_until_s

@@ -153,7 +153,7 @@ class Record:
         if self._trouble.met(lambda: finish(self._ledger, [end])):
             self._warn(f"run {self.run_id} was no longer this process's: its end does not count")
         self._membership.leave()
-        self._ledger.engine.dispose()
+        self._ledger.dispose()
 
     def _look(self) -> None:
         while not self._closed.wait(_LOOKED_EVERY_S):

@@ -71,6 +71,11 @@ class Recorder:
         with self._lock:
             return set(self._held)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is there."""
+        return self._thread.is_alive()
+
     def hold(self, claimed: Claimed) -> None:
         with self._lock:
             self._held[claimed.run_id] = claimed

@@ -55,14 +55,14 @@ def begin(
                 if order.locks:
                     require(ledger)
                 elif not ledger.exists():
-                    ledger.engine.dispose()
+                    ledger.dispose()
                     return None
                 from fsa_cli.scheduler.plan import LEASE_S
                 from fsa_cli.scheduler.record import Record
 
                 return Record(ledger, settings.lease_s or LEASE_S, order, warn)
         except BaseException:
-            ledger.engine.dispose()
+            ledger.dispose()
             raise
     except FsaError as exc:
         if order.locks:

@@ -15,6 +15,8 @@ __all__ = ["Trouble"]
 
 T = TypeVar("T")
 
+_TRIED_AGAIN_S = 10.0
+
 
 class Trouble:
     """Several threads meet it; one of them says so.
@@ -27,25 +29,42 @@ class Trouble:
         self._warn = warn
         self._where = where
         self._lock = threading.Lock()
-        self._since_s: float | None = None
+        self._failing: dict[str, float] = {}
+        self._since_s = 0.0
 
     @property
     def over(self) -> bool:
-        return self._since_s is None
+        """Whether nothing has failed lately that has not succeeded since."""
+        return not self._failing
 
     def met(self, work: Callable[[], T]) -> T | None:
         """What *work* returns; None if the ledger could not be reached."""
+        name = getattr(work, "__qualname__", repr(work))
         try:
             value = work()
         except SQLAlchemyError as exc:
+            now_s = time.monotonic()
             with self._lock:
-                first, self._since_s = self._since_s is None, self._since_s or time.monotonic()
+                first = not self._failing
+                self._failing[name] = now_s
+                self._since_s = now_s if first else self._since_s
             if first:
                 self._warn(f"the ledger cannot be reached: {driver_says(exc)} ({self._where})")
             return None
-        if self._since_s is not None:
-            with self._lock:
-                since_s, self._since_s = self._since_s, None
-            if since_s is not None:
-                self._warn(f"the ledger is back after {time.monotonic() - since_s:.1f} s")
+        if self._failing:
+            self._note_success(name)
         return value
+
+    def _note_success(self, name: str) -> None:
+        """It is back when everything that had failed has succeeded, or is not tried any more."""
+        now_s = time.monotonic()
+        with self._lock:
+            left = {
+                each: at_s
+                for each, at_s in self._failing.items()
+                if each != name and now_s - at_s < _TRIED_AGAIN_S
+            }
+            back = bool(self._failing) and not left
+            self._failing = left
+        if back:
+            self._warn(f"the ledger is back after {now_s - self._since_s:.1f} s")

@@ -69,7 +69,7 @@ def test_a_task_that_is_paused_from_another_process_begins_nothing_until_it_is_r
     judged(replicas)
     assert not [s for s in starts_of(replicas) if paused_ms + 50 < s.at_ms < resumed_ms]
     reasons = replicas.ledger.rows(
-        f"SELECT status, error FROM fsa_run WHERE scheduled_ms > {paused_ms}"
+        f"SELECT status, error FROM fsa_run WHERE scheduled_ms > {paused_ms + 500}"
         f" AND scheduled_ms <= {resumed_ms - 1500}"
     )
     assert set(reasons) == {("skipped", "the task is paused")}

@@ -56,7 +56,7 @@ def test_of_many_replicas_at_once_exactly_one_gets_each_instant(ledger: Ledger) 
     with ThreadPoolExecutor(len(replicas)) as threads:
         taken = [key for mine in threads.map(take, replicas) for key in mine]
     for replica in replicas:
-        replica.engine.dispose()
+        replica.dispose()
 
     assert max(Counter(taken).values()) == 1
     assert max(Counter(task for task, _ in taken).values()) == 1, "two runs of a task at a time"
@@ -170,7 +170,7 @@ def test_of_many_replicas_at_once_exactly_one_gets_each_queued_run(ledger: Ledge
     with ThreadPoolExecutor(len(replicas)) as threads:
         taken = [each for mine in threads.map(take, replicas) for each in mine]
     for replica in replicas:
-        replica.engine.dispose()
+        replica.dispose()
 
     assert max(Counter(run_id for run_id, _ in taken).values()) == 1
     assert max(Counter(task for _, task in taken).values()) == 1, "the lock of a task was held"

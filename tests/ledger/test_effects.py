@@ -78,7 +78,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     effects.prepare(ledger, db)
     yield Stage(backend, ledger, db)
     db.dispose()
-    ledger.engine.dispose()
+    ledger.dispose()
 
 
 def test_the_rows_and_the_success_are_one_transaction(stage: Stage) -> None:

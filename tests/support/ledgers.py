@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Row, select
 
 from fsa_cli.ledger import nodes, tables
 from fsa_cli.ledger.store import Ledger
@@ -22,13 +22,16 @@ def open_ledger(url: str, namespace: str | None = None) -> Ledger:
     if not url.startswith("sqlite"):
         options = {"isolation_level": "READ COMMITTED"}
     engine = sqlalchemy.create_engine(url, pool_size=8, **options)
-    return Ledger(engine, namespace or uuid.uuid4().hex, "here")
+    single = None
+    if not url.startswith("sqlite"):
+        single = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    return Ledger(engine, namespace or uuid.uuid4().hex, "here", single)
 
 
 def create_tables(url: str) -> None:
     ledger = open_ledger(url)
     ledger.create()
-    ledger.engine.dispose()
+    ledger.dispose()
 
 
 def runs_of(ledger: Ledger) -> list[Row[Any]]:
@@ -88,9 +91,10 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     else:
         made = open_ledger(request.getfixturevalue(f"_ledger_on_{request.param}"))
     yield made
-    dispose(made.engine)
+    dispose(made)
 
 
-def dispose(engine: Engine) -> None:
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    engine.dispose()
+def dispose(ledger: Ledger) -> None:
+    for engine in (ledger.engine, ledger._single):
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    ledger.dispose()
