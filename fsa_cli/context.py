@@ -62,7 +62,6 @@ class TaskContext:
             that it acts once.
         dry_run: Whether everything is rolled back at the end.
         deadline: When the run's time is over, in UTC; None without a time limit.
-        logger: `fsa.task.NAME`; the app's logging configuration decides where it goes.
     """
 
     task: str
@@ -71,10 +70,14 @@ class TaskContext:
     scheduled_at: datetime | None = None
     dry_run: bool = False
     deadline: datetime | None = None
-    logger: logging.Logger
     _deadline_s: float | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _report: Callable[[Progress], None] | None = None
+
+    @property
+    def logger(self) -> logging.Logger:
+        """`fsa.task.NAME`; the app's logging configuration decides where it goes."""
+        return logging.getLogger(f"fsa.task.{self.task}")
 
     @property
     def idempotency_key(self) -> str:

@@ -17,6 +17,7 @@ FsaError                    1
 │   ├── ScheduleError       3    a schedule or a time zone cannot be read
 │   └── LedgerUnusable      3    the ledger's tables are missing, old or cannot be made
 ├── DatabaseUnreachable     4    a connection that cannot be opened
+├── EngineUnreachable       4    the engine that carries runs is away
 ├── SchemaBehind            5    the schema is not at Alembic's head
 ├── Refused                 6    a protected environment, or nobody to confirm
 ├── SchedulerStuck         70    the watchdog gave up: restart it
@@ -124,6 +125,12 @@ class AppLoadError(ConfigurationError):
 
 class DatabaseUnreachable(FsaError):
     """A connection to the database cannot be opened."""
+
+    exit_code = 4
+
+
+class EngineUnreachable(FsaError):
+    """The engine that carries runs, or its broker, cannot be reached."""
 
     exit_code = 4
 

@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Coroutine, Generator, Iterator
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, TypeVar
 
 __all__ = ["Statements"]
@@ -39,12 +40,7 @@ class Statements:
         self._rollbacks: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Statements:
-        from sqlalchemy import event
-        from sqlalchemy.pool import Pool
-
-        if not event.contains(Pool, "checkout", _checked_out):
-            event.listen(Pool, "checkout", _checked_out)
-            event.listen(Pool, "checkin", _checked_in)
+        _listen()
         self._token = _current.set(self)
         return self
 
@@ -153,6 +149,15 @@ class _Watched(Generator[Any, Any, Any]):
 async def _roll_back(connection: Any) -> None:
     with contextlib.suppress(Exception):  # closed meanwhile
         await connection.rollback()
+
+
+@cache
+def _listen() -> None:
+    from sqlalchemy import event
+    from sqlalchemy.pool import Pool
+
+    event.listen(Pool, "checkout", _checked_out)
+    event.listen(Pool, "checkin", _checked_in)
 
 
 def _checked_out(dbapi_connection: Any, record: Any, proxy: Any) -> None:

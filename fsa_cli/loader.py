@@ -71,6 +71,14 @@ class LoadedApp:
         return connections.unreachable(error, self.databases, self.url_sources)
 
 
+_current: list[tuple[LoadedApp, Settings]] = []
+
+
+def current() -> tuple[LoadedApp, Settings] | None:
+    """The app that `fsa` has loaded in this process, and its settings; None in a web server."""
+    return _current[-1] if _current else None
+
+
 def load(settings: Settings) -> LoadedApp:
     """Find and import the app, bind its databases, import its tasks.
 
@@ -88,7 +96,9 @@ def load(settings: Settings) -> LoadedApp:
         target, app = app_of(targets(settings))
         databases, sources = _bind(app, settings)
         modules = _tasks(target, settings)
-    return LoadedApp(app, target.text, target.found, databases, sources, modules)
+    loaded = LoadedApp(app, target.text, target.found, databases, sources, modules)
+    _current[:] = [(loaded, settings)]
+    return loaded
 
 
 @contextlib.contextmanager

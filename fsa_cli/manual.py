@@ -147,6 +147,9 @@ def _facts(task: Task, signature: Signature, zone: str | None) -> Iterator[tuple
         yield "commit", "left to the task"
     if task.database is not None:
         yield "database", task.database
+    if task.executor is not None or task.queue is not None:
+        queue = f", queue {task.queue}" if task.queue is not None else ""
+        yield "carried by", f"{task.executor or 'what the settings say'}{queue}"
     if task.tags:
         yield "tags", ", ".join(sorted(task.tags))
     if signature.injected:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import FrameType
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunResult", "execute", "execute_async", "run"]
 
 Status = Literal["succeeded", "failed", "timed_out"]
+
+_NOTHING = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +131,7 @@ def execute(run: Run) -> RunResult:
         return asyncio.run(execute_async(run))
     attempt = _Attempt(run)
     try:
-        with (
-            run.statements as statements,
-            run.fence or contextlib.nullcontext(),
-            attempt.scope,
-            statements.ended_by_signals(),
-            _alarm(attempt.timeout_s),
-        ):
+        with run.statements, run.fence or _NOTHING, attempt.scope, _interruptible(attempt):
             value = attempt.call()
             attempt.check(value)
     except (Exception, SystemExit, _TimeIsUp) as exc:
@@ -151,7 +147,7 @@ async def execute_async(run: Run) -> RunResult:
     """
     attempt = _Attempt(run)
     try:
-        with run.statements as statements, run.fence or contextlib.nullcontext():
+        with run.statements as statements, run.fence or _NOTHING:
             async with attempt.scope:
                 with statements.ended_by_signals():
                     async with asyncio.timeout(attempt.timeout_s):
@@ -190,7 +186,6 @@ class _Attempt:
             scheduled_at=run.scheduled_at,
             dry_run=run.dry_run,
             deadline=self.started_at + timedelta(seconds=limit) if limit is not None else None,
-            logger=logging.getLogger(f"fsa.task.{run.task.name}"),
             _deadline_s=self._deadline_s,
             _stop=run.stop,
             _report=run.report,
@@ -278,10 +273,23 @@ class _TimeIsUp(KeyboardInterrupt):
     """
 
 
+def _interruptible(attempt: _Attempt) -> AbstractContextManager[object]:
+    """While inside, signals and the time limit end what the main thread does; no other can."""
+    if threading.current_thread() is not threading.main_thread():
+        return _NOTHING
+    return _in_main_thread(attempt.run.statements, attempt.timeout_s)
+
+
+@contextlib.contextmanager
+def _in_main_thread(statements: Statements, seconds: float | None) -> Iterator[None]:
+    with statements.ended_by_signals(), _alarm(seconds):
+        yield
+
+
 @contextlib.contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
-    """Interrupt the main thread after *seconds*; in another thread nothing can."""
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    """Interrupt the main thread after *seconds*."""
+    if seconds is None:
         yield
         return
 

@@ -22,6 +22,8 @@ KEYS: Mapping[str, type] = {
     "namespace": str,
     "commands": list,
     "executor": str,
+    "broker_url": str,
+    "celery_app": str,
     "ledger_url": str,
     "lease_s": float,
     "timezone": str,
@@ -70,6 +72,11 @@ class Settings:
     namespace: str
     commands: tuple[str, ...]
     executor: str | None
+    """What carries the runs of tasks that do not say it; None is `local`."""
+    broker_url: str | None = field(repr=False)
+    """Where Celery's messages go."""
+    celery_app: str | None
+    """`module:attr` of a Celery app of the user's own."""
     ledger_url: str | None = field(repr=False)
     lease_s: float | None
     timezone: str | None
@@ -114,6 +121,8 @@ def read(
         namespace=namespace,
         commands=reader.texts("commands") or (),
         executor=reader.text("executor"),
+        broker_url=reader.text("broker_url"),
+        celery_app=reader.text("celery_app"),
         ledger_url=reader.text("ledger_url"),
         lease_s=reader.number("lease_s"),
         timezone=reader.text("timezone"),

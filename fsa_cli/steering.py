@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import Row
 
 from fsa_cli import arguments, report
+from fsa_cli.enqueueing import Enqueuer
 from fsa_cli.exceptions import (
     FsaError,
     Interrupted,
@@ -19,6 +20,8 @@ from fsa_cli.exceptions import (
     TimedOut,
     UsageError,
 )
+from fsa_cli.executors.base import Executor
+from fsa_cli.executors.choice import Choice
 from fsa_cli.finding import find
 from fsa_cli.ledger import history, nodes
 from fsa_cli.ledger.access import person
@@ -26,11 +29,11 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.output import Output
 from fsa_cli.runs import document, found
+from fsa_cli.settings import Settings
 from fsa_cli.signatures import signature_of
 from fsa_cli.tasks import Task, registry
 
 __all__ = [
-    "arguments_of",
     "cancel",
     "known",
     "pause",
@@ -44,24 +47,6 @@ __all__ = [
 _ASKED_EVERY_S = 0.25
 
 
-def arguments_of(task: Task, values: Mapping[str, Any]) -> str:
-    """The values as the ledger keeps them, checked so that whoever reads them gets the same.
-
-    Raises:
-        UsageError: One is a secret, or JSON cannot hold it.
-    """
-    signature = signature_of(task.function)
-    secret = [p.label for p in signature.parameters if p.is_secret and p.name in values]
-    if secret:
-        raise UsageError(
-            f"{', '.join(secret)} is a secret, and the ledger keeps none",
-            hint=f"fsa run-task {task.name} runs it here",
-        )
-    text = json.dumps(report.jsonable(dict(values)), ensure_ascii=False)
-    arguments.bind(signature, json.loads(text))
-    return text
-
-
 def require_registered(name: str, task: Task) -> None:
     """Raises TaskNotFound if *task* is a function that no scheduler has."""
     if registry.get(task.name) is not task:
@@ -71,14 +56,20 @@ def require_registered(name: str, task: Task) -> None:
         )
 
 
-def trigger(ledger: Ledger, task: Task, values: str, warn: Callable[[str], None]) -> str:
-    """Queue a run with *values*, which `arguments_of` has made; its id."""
-    run_id = history.enqueue(ledger, task.name, values, by=person())
-    _warn_if_alone(ledger, warn)
-    return run_id
+def trigger(
+    ledger: Ledger, settings: Settings, task: Task, values: str, warn: Callable[[str], None]
+) -> str:
+    """Have *task* run soon with *values*, which `arguments_of` has made; the run's id."""
+    enqueuer = Enqueuer(ledger, settings)
+    try:
+        run_id = enqueuer.enqueue(task, values)
+        _warn_if_alone(ledger, enqueuer.choice.of(task), warn)
+        return run_id
+    finally:
+        enqueuer.choice.close()
 
 
-def retry(ledger: Ledger, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
+def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
     """Queue a run with the arguments of one that has ended; the new one.
 
     Raises:
@@ -103,7 +94,7 @@ def retry(ledger: Ledger, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
             f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
             hint=f"fsa runs cancel {before.id[:8]}",
         )
-    _warn_if_alone(ledger, warn)
+    _warn_if_alone(ledger, Choice(ledger, settings).of(task), warn)
     return found(ledger, made)
 
 
@@ -191,6 +182,10 @@ def _ended(run: Row[Any]) -> FsaError:
     )
 
 
-def _warn_if_alone(ledger: Ledger, warn: Callable[[str], None]) -> None:
-    if not nodes.alive(ledger, "scheduler"):
+def _warn_if_alone(ledger: Ledger, executor: Executor, warn: Callable[[str], None]) -> None:
+    if nodes.alive(ledger, "worker"):
+        return
+    if executor.carries:
+        warn("no worker is alive: it waits for fsa worker start")
+    elif not nodes.alive(ledger, "scheduler"):
         warn("no scheduler is alive: it waits for fsa scheduler start, or tick")

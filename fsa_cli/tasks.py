@@ -13,6 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -66,7 +67,8 @@ class Task:
             sync one whose thread goes on after its time.
         backoff_s: The pause before the first of them, doubled each time, at most an hour.
         overlap: What becomes of an instant while the run before it goes on: "skip" (it is recorded
-            as skipped), "queue" (it waits), "allow" (both run).
+            as skipped), "queue" (it waits), "allow" (both run). Runs that are only asked for wait
+            for one another with "queue", and where the task has a schedule or a group.
         group: Tasks of one group never run at the same time, on any machine; None: a group of its
             own.
         catch_up: Of the instants at which no scheduler ran: the "latest" is made up for, "all", or
@@ -83,6 +85,9 @@ class Task:
             healthchecks.io has it.
         commit: Whether a run that returns normally commits. False leaves it to the function.
         database: The name of the `Database` whose scope a run is given; None is the app's `db`.
+        executor: What carries its runs: "local", "procrastinate", "celery", or one of another
+            package; None is the settings'.
+        queue: The engine's queue; None is "fsa.NAMESPACE".
         tags: Words to choose tasks by.
     """
 
@@ -106,9 +111,37 @@ class Task:
     ping: str | None = None
     commit: bool = True
     database: str | None = None
+    executor: str | None = None
+    queue: str | None = None
     tags: frozenset[str] = frozenset()
 
-    @property
+    def enqueue(self, *args: Any, session: Any = None, **kwargs: Any) -> str:
+        """Have it run soon, in whichever process is free; the run's id.
+
+        Args:
+            session: The run is part of its transaction: it is there if and only if that commits.
+                Where the ledger is in another database, the run is written just after the COMMIT.
+
+        Raises:
+            ArgumentError: The task takes other arguments.
+            ConfigurationError: There is no ledger here, or no such executor.
+            DatabaseUnreachable: The ledger's database is away.
+        """
+        from fsa_cli.enqueueing import enqueue
+
+        return enqueue(self, args, kwargs, session)
+
+    async def aenqueue(self, *args: Any, session: Any = None, **kwargs: Any) -> str:
+        """As `enqueue`, for `async def`: it keeps no event loop waiting.
+
+        Args:
+            session: An `AsyncSession`, or a `Session`.
+        """
+        from fsa_cli.enqueueing import aenqueue
+
+        return await aenqueue(self, args, kwargs, session)
+
+    @cached_property
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(inspect.unwrap(self.function))
 
@@ -240,6 +273,8 @@ def task(
     ping: str | None = None,
     commit: bool = True,
     database: str | None = None,
+    executor: str | None = None,
+    queue: str | None = None,
     tags: Sequence[str] = (),
 ) -> Callable[[Callable[P, R]], TaskFunction[P, R]]: ...
 
@@ -316,6 +351,10 @@ def _check(task: Task) -> None:
         value = getattr(task, option)
         if value is not None and not 0 <= value < float("inf"):
             raise wrong(f"has {option}={value!r}", "seconds, 0 or more")
+    for option in ("executor", "queue"):
+        value = getattr(task, option)
+        if value is not None and not (isinstance(value, str) and 0 < len(value) <= 50):
+            raise wrong(f"has {option}={value!r}", "a name of at most 50 characters")
     if task.ping is not None and not task.ping.startswith(("http://", "https://")):
         raise wrong(f"has ping={task.ping!r}", "a URL: https://hc-ping.com/...")
     for hook in task.on_failure:

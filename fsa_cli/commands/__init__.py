@@ -133,6 +133,12 @@ class Fsa:
         yes = bool(self._flags.yes)
         environments.confirm(environment, action, database, typed=typed, yes=yes)
 
+    def carry(self, executor: str | None) -> None:
+        """Have *executor* carry the runs of tasks that name none; None: as the settings say."""
+        if executor is not None:
+            sources = {**self.settings.sources, "executor": "--executor"}
+            self._settings = replace(self.settings, executor=executor, sources=sources)
+
     def set(self, **flags: Any) -> None:
         """Give flags a new value; what was derived from the old ones is made anew.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,7 +16,7 @@ from fsa_cli.settings import Flags
 from fsa_cli.signatures import signature_of
 from fsa_cli.tasks import Task
 
-__all__ = ["Call", "read"]
+__all__ = ["Call", "enqueue", "read"]
 
 _LOADING = {"app", "env_file", "env"}
 _FLAGS = {word: field in {*_LOADING, "database"} for word, field in SPELLINGS.items()}
@@ -100,6 +101,35 @@ def read(
             value = rest.pop(0)
         options[word] = value
     return Call(loaded, name, task, theirs, options)
+
+
+def enqueue(fsa: Fsa, call: Call, *, waits: bool = False) -> None:
+    """Have it run soon, by whoever is free, and print the run's id.
+
+    Args:
+        waits: Wait for its end instead, and exit as it ended.
+    """
+    from fsa_cli import steering
+    from fsa_cli.enqueueing import arguments_of
+    from fsa_cli.ledger.access import reached
+    from fsa_cli.ledger.location import ledger_of
+
+    steering.require_registered(call.name, call.task)
+    values = arguments_of(call.task, call.values())
+    ledger = ledger_of(call.loaded.databases, fsa.settings)
+    try:
+        with reached(ledger):
+            run_id = steering.trigger(ledger, fsa.settings, call.task, values, fsa.output.warn)
+            if waits:
+                steering.wait(ledger, run_id, fsa.output)
+                return
+    finally:
+        ledger.dispose()
+    if fsa.output.json:
+        shown = {"id": run_id, "task": call.task.name, "arguments": json.loads(values)}
+        fsa.output.document(shown)
+    else:
+        fsa.output.line(run_id)
 
 
 def _apply(fsa: Fsa, flags: Flags) -> None:

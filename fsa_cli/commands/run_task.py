@@ -47,6 +47,7 @@ _OWN = {
     "--args-json": True,
     "--lock": False,
     "--no-record": False,
+    "--enqueue": False,
     "--help": False,
     "-h": False,
 }
@@ -94,6 +95,10 @@ def run_task(
     no_record: Annotated[
         bool, _option("--no-record", help="Leave the run out of `fsa runs`.")
     ] = False,
+    enqueue: Annotated[
+        bool,
+        _option("--enqueue", help="Have a scheduler or worker run it soon; print the run's id."),
+    ] = False,
 ) -> None:
     """Run one task now, here, in a session of its own, and commit.
 
@@ -113,6 +118,7 @@ def run_task(
         "--backoff": backoff,
         "--lock": "" if lock else None,
         "--no-record": "" if no_record else None,
+        "--enqueue": "" if enqueue else None,
     }
     call = read(fsa, name, words or [], given, _OWN)
     if call.help:
@@ -120,6 +126,9 @@ def run_task(
 
         for line in manual.page(call.task, fsa.settings.timezone):
             fsa.output.line(line)
+        return
+    if "--enqueue" in call.options:
+        _enqueue(fsa, call)
         return
     bars = Bars(fsa.output)
     result, rehearsal = _run(fsa, call, bars)
@@ -129,6 +138,19 @@ def run_task(
         raise report.failure(result, call.loaded)
     if not fsa.output.json:
         _tell(fsa, result, rehearsal)
+
+
+def _enqueue(fsa: Fsa, call: Call) -> None:
+    """Leave it to whoever is free."""
+    from fsa_cli.commands.calls import enqueue
+
+    here = sorted(call.options.keys() - {"--enqueue", "--args-json"})
+    if here:
+        raise UsageError(
+            f"--enqueue runs it elsewhere, and {here[0]} is about a run here",
+            hint="the task's own options say how it runs there: @task(timeout_s=..., retries=...)",
+        )
+    enqueue(fsa, call)
 
 
 def _run(fsa: Fsa, call: Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]:

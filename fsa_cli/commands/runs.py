@@ -135,7 +135,7 @@ def retry(context: typer.Context, run: Annotated[str, _ID]) -> None:
 
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
-        made = steering.retry(ledger, run, fsa.output.warn)
+        made = steering.retry(ledger, fsa.settings, run, fsa.output.warn)
     if fsa.output.json:
         fsa.output.document(views.document(made))
     else:

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli import heartbeat, schedules
+from fsa_cli import schedules
 from fsa_cli.commands import Fsa, scheduler_look, scheduler_steer
-from fsa_cli.exceptions import (
-    DatabaseUnreachable,
-    FsaError,
-    Interrupted,
-    TaskFailed,
-    Terminated,
-    UsageError,
-)
+from fsa_cli.commands.hosting import LogFormat, beating, ended, hosted, setup_of
+from fsa_cli.exceptions import TaskFailed, UsageError
 from fsa_cli.manual import soon, spoken
-from fsa_cli.tasks import registry
 
 if TYPE_CHECKING:
-    from fsa_cli.scheduler.host import Left
     from fsa_cli.scheduler.setup import Setup
 
 app = typer.Typer()
 
 _INTRODUCED = 50
-
-
-class LogFormat(Enum):
-    text = "text"
-    json = "json"
 
 
 def _option(spelling: str, *, command: str = "START", **more: Any) -> Any:
@@ -117,6 +100,15 @@ def start(
     log_format: Annotated[
         LogFormat, _option("--log-format", help="How each run's line is written.")
     ] = LogFormat.text,
+    executor: Annotated[
+        str | None,
+        _option(
+            "--executor",
+            help="What carries the runs: local, procrastinate, celery; else the settings'.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run every task that has a schedule, each run in a session of its own, until stopped.
 
@@ -128,10 +120,10 @@ def start(
       fsa scheduler start --grace 60 --port 8001 --log-format json
     """
     from fsa_cli.ledger import history
-    from fsa_cli.scheduler import probes
 
     fsa = Fsa.of(context)
-    setup = _setup(fsa, only or (), tag or (), json=fsa.output.json or log_format is LogFormat.json)
+    fsa.carry(executor)
+    setup = setup_of(fsa, only or (), tag or (), json=log_format is LogFormat.json)
     if not setup.planned:
         raise UsageError(
             "no task has a schedule: there is nothing to run",
@@ -140,14 +132,9 @@ def start(
     setup.open()
     if paused:
         history.pause(setup.ledger, [each.task.name for each in setup.planned], "--paused")
-    made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=_heartbeat(setup))
+    made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=beating(setup))
     _introduce(fsa, setup)
-    with contextlib.ExitStack() as stack:
-        if port is not None:
-            served = stack.enter_context(probes.serving(made, host, port))
-            setup.log.say("probes", f"probes on http://{host}:{served}/", port=served)
-        _ended(fsa, setup, made.run)
-    setup.log.say("stopped", "stopped: every task that was running has ended")
+    hosted(fsa, setup, made, host, port)
 
 
 @app.command()
@@ -179,44 +166,13 @@ def tick(
       fsa scheduler tick --grace 60
     """
     fsa = Fsa.of(context)
-    setup = _setup(fsa, (), (), json=fsa.output.json)
+    setup = setup_of(fsa)
     setup.open()
     made = setup.host(concurrency=concurrency, grace_s=grace_s, role="tick")
-    _ended(fsa, setup, made.tick)
+    ended(fsa, setup, made.tick)
     failed = sum(made.counts.get(status, 0) for status in ("failed", "timed_out"))
     if failed:
         raise TaskFailed("a run failed" if failed == 1 else f"{failed} runs failed")
-
-
-def _setup(fsa: Fsa, only: Sequence[str], tags: Sequence[str], *, json: bool) -> Setup:
-    from fsa_cli.scheduler.setup import Setup
-
-    loaded = fsa.load()
-    return Setup.of(loaded, fsa.settings, fsa.output, registry, only=only, tags=tags, json=json)
-
-
-def _ended(fsa: Fsa, setup: Setup, run: Callable[[], Left | None]) -> None:
-    """Run it; leave at once where something goes wrong or is left."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from fsa_cli.connections import driver_says
-    from fsa_cli.scheduler.log import running_for
-
-    try:
-        left = run()
-    except SQLAlchemyError as exc:
-        unreachable = DatabaseUnreachable(
-            "the ledger cannot be reached", details=[setup.ledger.where, driver_says(exc)]
-        )
-        unreachable.__cause__ = exc
-        _leave(fsa, unreachable)
-    except FsaError as exc:
-        _leave(fsa, exc)
-    if left is not None:
-        _leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
-    for database in setup.loaded.databases.values():
-        database.dispose()
-    setup.ledger.dispose()
 
 
 def _introduce(fsa: Fsa, setup: Setup) -> None:
@@ -245,39 +201,6 @@ def _introduce(fsa: Fsa, setup: Setup) -> None:
         )
     if len(planned) > _INTRODUCED:
         fsa.output.say(f"  and {len(planned) - _INTRODUCED} more: fsa scheduler list")
-
-
-def _heartbeat(setup: Setup) -> Callable[[], None]:
-    """What says that this process is alive; where it cannot be written, that is said once."""
-    failed: list[OSError] = []
-
-    def beat() -> None:
-        try:
-            heartbeat.beat()
-        except OSError as exc:
-            if not failed:
-                setup.log.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
-            failed.append(exc)
-
-    return beat
-
-
-def _left(number: signal.Signals, runs: list[str]) -> FsaError:
-    kind = Interrupted if number == signal.SIGINT else Terminated
-    return kind(
-        f"stopped by {number.name} with work left: {', '.join(runs)}",
-        details=["what it had not committed is rolled back"],
-        hint="--grace S gives running tasks more time",
-    )
-
-
-def _leave(fsa: Fsa, error: FsaError) -> NoReturn:
-    """End the process now: a thread that hangs must not hold it back."""
-    fsa.output.error(error)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(error.exit_code)
 
 
 for name, function in _COMMANDS.items():

@@ -195,8 +195,8 @@ def status(context: typer.Context) -> None:
         fsa.output.document(views.document(seen, where, namespace))
         return
     fsa.output.say(f"ledger: {where}, namespace {namespace}")
-    if not views.live_schedulers(seen):
-        fsa.output.warn("no scheduler is alive: fsa scheduler start")
+    for warning in views.warnings(seen):
+        fsa.output.warn(warning)
     if nodes := views.node_rows(seen):
         fsa.output.table(nodes, views.NODE_COLUMNS)
         fsa.output.line("")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from fsa_cli.commands import Fsa
-from fsa_cli.commands.calls import read
+from fsa_cli.commands.calls import enqueue, read
 from fsa_cli.completion import task_names
 from fsa_cli.exceptions import UsageError
+from fsa_cli.tasks import registry
 
 #: The options of `trigger` that may also stand after NAME, and whether each takes a value.
 _OWN = {"--wait": False, "--args-json": True, "--help": False, "-h": False}
@@ -51,8 +51,7 @@ def trigger(
       fsa scheduler trigger count_users
       fsa scheduler trigger count_users --no-active --since 2026-01-01 --wait
     """
-    from fsa_cli import manual, steering
-    from fsa_cli.ledger.access import existing
+    from fsa_cli import manual
 
     fsa = Fsa.of(context)
     given = {"--args-json": args_json, "--wait": "" if wait else None}
@@ -61,18 +60,7 @@ def trigger(
         for line in manual.page(call.task, fsa.settings.timezone):
             fsa.output.line(line)
         return
-    steering.require_registered(name, call.task)
-    arguments = steering.arguments_of(call.task, call.values())
-    with existing(call.loaded, fsa.settings) as ledger:
-        run_id = steering.trigger(ledger, call.task, arguments, fsa.output.warn)
-        if "--wait" in call.options:
-            steering.wait(ledger, run_id, fsa.output)
-            return
-    if fsa.output.json:
-        shown = {"id": run_id, "task": call.task.name, "arguments": json.loads(arguments)}
-        fsa.output.document(shown)
-    else:
-        fsa.output.line(run_id)
+    enqueue(fsa, call, waits="--wait" in call.options)
 
 
 def pause(
@@ -117,21 +105,30 @@ def init(
       fsa scheduler init
       fsa scheduler init --sql > ledger.sql
     """
+    from fsa_cli.executors.choice import Choice
     from fsa_cli.ledger import making
     from fsa_cli.ledger.location import ledger_of
 
     fsa = Fsa.of(context)
     loaded = fsa.load()
-    ledger = ledger_of(loaded, fsa.settings)
+    ledger = ledger_of(loaded.databases, fsa.settings)
+    engines = [each for each, _ in Choice(ledger, fsa.settings).engines(registry).values()]
     if sql:
         for statement in making.statements(ledger, loaded.databases.values()):
             fsa.output.line(statement)
+        for engine in engines:
+            for statement in engine.statements():
+                fsa.output.line(statement)
         return
     made = making.make(ledger, loaded.databases.values(), fsa.output.warn)
+    prepared = [engine.name for engine in engines if engine.prepare()]
+    ledger.dispose()
     if fsa.output.json:
-        fsa.output.document({"ledger": ledger.where, "made": made})
-    else:
-        fsa.output.say(f"{'made' if made else 'it is there already'}: {ledger.where}")
+        fsa.output.document({"ledger": ledger.where, "made": made, "engines": prepared})
+        return
+    fsa.output.say(f"{'made' if made else 'it is there already'}: {ledger.where}")
+    for name in prepared:
+        fsa.output.say(f"made: what {name} needs there")
 
 
 def _steer(fsa: Fsa, names: Sequence[str], every: bool, *, paused: bool) -> None:

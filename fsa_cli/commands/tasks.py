@@ -84,6 +84,8 @@ def _document(task: Task, zone: str | None) -> dict[str, object]:
         "timeout_s": task.timeout_s,
         "commit": task.commit,
         "database": task.database,
+        "executor": task.executor,
+        "queue": task.queue,
         "tags": sorted(task.tags),
         "async": task.is_async,
         "file": task.file,

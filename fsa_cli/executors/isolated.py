@@ -202,7 +202,7 @@ def _order(claimed: Claimed) -> Run:
 
     told = settings.read(Flags())
     loaded = loader.load(told)
-    run = Orders(loaded, told, ledger_of(loaded, told), registry)(claimed)
+    run = Orders(loaded, told, ledger_of(loaded.databases, told), registry)(claimed)
     return replace(run, isolated=None)
 
 

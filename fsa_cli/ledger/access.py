@@ -29,7 +29,7 @@ def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
     Raises:
         LedgerUnusable: There is none yet.
     """
-    ledger = ledger_of(loaded, settings)
+    ledger = ledger_of(loaded.databases, settings)
     try:
         with reached(ledger):
             require(ledger)

@@ -9,35 +9,30 @@ from __future__ import annotations
 import json
 import random
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    Connection,
-    TextClause,
-    Update,
-    bindparam,
-    literal_column,
-    select,
-    update,
-)
+from sqlalchemy import BigInteger, Connection, TextClause, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 
-from fsa_cli.ledger.dialects import Words, typed
+from fsa_cli.ledger.dialects import Words, execute_rows, typed
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
 __all__ = [
     "EARLY_MS",
     "SCHEDULED",
+    "SENT_AGAIN_MS",
     "Claimed",
     "Due",
     "Outcome",
     "Queued",
     "claim",
     "claim_queued",
+    "give_back",
+    "take",
     "unclaim",
     "with_row",
 ]
@@ -47,6 +42,10 @@ SCHEDULED = "S"
 #: How far ahead of the database's clock an instant may be claimed.
 EARLY_MS = 500
 
+#: After so long the message of a run that has not begun is sent again.
+SENT_AGAIN_MS = 30_000
+
+_LOCKED_AGAIN_MS = 200
 _MANY = 4
 
 
@@ -84,6 +83,7 @@ class Claimed:
     attempt: int
     arguments: str
     lock_key: str | None = None
+    queue: str | None = None
 
 
 @dataclass
@@ -116,11 +116,20 @@ class Queued(NamedTuple):
     waits: bool
 
 
-def claim(ledger: Ledger, node: str, due: Sequence[Due], *, window_ms: int) -> Outcome:
+def claim(
+    ledger: Ledger,
+    node: str,
+    due: Sequence[Due],
+    *,
+    window_ms: int,
+    hand_off: Callable[[Connection, Sequence[Claimed]], None] | None = None,
+) -> Outcome:
     """Take what is *due*, as far as nobody else has it.
 
     Args:
         window_ms: How old an instant may be.
+        hand_off: Given, an engine is to carry them: they are `handed_off`, and it is called in the
+            transaction.
     """
     # In one order for all replicas: in several they deadlock.
     ordered = sorted(due, key=lambda each: (each.lock_key or "", each.task, each.scheduled_ms))
@@ -134,6 +143,8 @@ def claim(ledger: Ledger, node: str, due: Sequence[Due], *, window_ms: int) -> O
         "window_ms": window_ms,
         "rows": _json(ids, locked=True),
     }
+    if hand_off is not None:
+        return ledger.write(lambda c: _handed_off(ledger, c, ids, given, hand_off))
     outcome = Outcome()
     made: set[str] = set()
     if ledger.words.returns:
@@ -146,6 +157,21 @@ def claim(ledger: Ledger, node: str, due: Sequence[Due], *, window_ms: int) -> O
     return outcome
 
 
+def _handed_off(
+    ledger: Ledger,
+    connection: Connection,
+    ids: Mapping[str, Due],
+    given: dict[str, Any],
+    hand_off: Callable[[Connection, Sequence[Claimed]], None],
+) -> Outcome:
+    values = {key: value for key, value in given.items() if key != "node"}
+    connection.execute(_insert(ledger.words, "handed_off"), values)
+    outcome = _unmade(ledger, connection, ids, given)
+    if outcome.mine:
+        hand_off(connection, outcome.mine)
+    return outcome
+
+
 def _contested(
     ledger: Ledger,
     connection: Connection,
@@ -154,10 +180,17 @@ def _contested(
     given: dict[str, Any],
 ) -> Outcome:
     """What became of those that were not made at once."""
-    outcome = Outcome()
     rest = {run_id: each for run_id, each in ids.items() if run_id not in made}
     if not ledger.words.returns:
         connection.execute(_insert(ledger.words, "running"), given)
+    return _unmade(ledger, connection, rest, given)
+
+
+def _unmade(
+    ledger: Ledger, connection: Connection, rest: Mapping[str, Due], given: dict[str, Any]
+) -> Outcome:
+    """What became of rows that somebody has tried to insert."""
+    outcome = Outcome()
     # A COMMIT whose answer was lost may have happened: what carries the token is ours.
     mine = set(
         connection.scalars(
@@ -195,11 +228,13 @@ def claim_queued(
     *,
     most: int,
     executor: str = "local",
+    hand_off: Callable[[Connection, Sequence[Claimed]], None] | None = None,
 ) -> Queued:
     """Take up to *most* queued runs whose time has come and whose lock is free.
 
     Args:
         locks: The tasks that this process can run, and the lock of each.
+        hand_off: As in `claim`.
     """
     candidates, held, waits = ledger.read(
         lambda connection: _queue(ledger, connection, locks, most, executor)
@@ -215,9 +250,98 @@ def claim_queued(
         if lock is not None:
             held.add(lock)
         given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
-        wanted.append(Claimed(row.id, uuid.uuid4().hex, *given))
-    taken = _take(ledger, node, wanted)
+        wanted.append(Claimed(row.id, uuid.uuid4().hex, *given, row.queue))
+    if hand_off is None:
+        taken = _take(ledger, node, wanted)
+    else:
+        taken = _take(ledger, None, wanted, to="handed_off", then=hand_off)
     return Queued(taken, len(candidates) > len(taken), waits)
+
+
+def take(
+    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+) -> list[Claimed]:
+    """Those of the runs whose messages have come that are now *node*'s to make.
+
+    One whose lock is held goes back to the queue. One of a task that is not among *locks* stays for
+    a process that has it.
+    """
+    taken: list[Claimed] = []
+    if ledger.words.update is not None and ledger.words.returns:
+        taken = _take_free(ledger, node, locks, run_ids)
+        run_ids = set(run_ids) - {each.run_id for each in taken}
+    return [*taken, *_take_with_locks(ledger, node, locks, run_ids)] if run_ids else taken
+
+
+def _take_free(
+    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+) -> list[Claimed]:
+    """Those that lock nothing, in one statement."""
+    token = uuid.uuid4().hex
+    given = {
+        "namespace": ledger.namespace,
+        "node": node,
+        "claim": token,
+        "tasks": json.dumps([name for name, lock in locks.items() if lock is None]),
+        "ids": json.dumps(sorted(run_ids)),
+    }
+    tried = False
+
+    def work(connection: Connection) -> list[Any]:
+        nonlocal tried
+        # A COMMIT whose outcome was unknown may have happened.
+        mine = select(*_OF_CANDIDATES).where(run.c.id.in_(list(run_ids)), run.c.claim == token)
+        before = connection.execute(mine).all() if tried else []
+        tried = True
+        return [*before, *connection.execute(_taking_free(ledger.words), given).all()]
+
+    return [
+        Claimed(
+            *(row.id, token, row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments),
+            queue=row.queue,
+        )
+        for row in ledger.at_once(work)
+    ]
+
+
+def _take_with_locks(
+    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+) -> list[Claimed]:
+    rows = ledger.read(
+        lambda connection: connection.execute(
+            select(*_OF_CANDIDATES, run.c.lock_key).where(
+                run.c.namespace == ledger.namespace,
+                run.c.id.in_(list(run_ids)),
+                run.c.status == "handed_off",
+            )
+        ).all()
+    )
+    held: set[str] = set()
+    wanted: list[Claimed] = []
+    locked: list[Claimed] = []
+    for row in sorted(rows, key=lambda each: each.lock_key is None):  # who holds a lock goes first
+        if row.task not in locks:
+            continue
+        lock = locks[row.task]
+        given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock, row.queue)
+        (locked if lock in held else wanted).append(Claimed(row.id, uuid.uuid4().hex, *given))
+        if lock is not None:
+            held.add(lock)
+    taken = _take(ledger, node, wanted, since="handed_off", locked=locked)
+    if locked:
+        give_back(ledger, [each.run_id for each in locked], _LOCKED_AGAIN_MS)
+    return taken
+
+
+def give_back(ledger: Ledger, run_ids: Collection[str], after_ms: int = 0) -> None:
+    """Queue runs again whose messages have come and which are not begun, for so much later."""
+    later = literal_column(ledger.words.now_ms, BigInteger()) + after_ms
+    statement = (
+        update(run)
+        .where(run.c.id.in_(sorted(run_ids)), run.c.status == "handed_off")
+        .values(status="queued", claim=None, lock_key=None, not_before_ms=later)
+    )
+    ledger.write(lambda connection: connection.execute(statement))
 
 
 def unclaim(ledger: Ledger, claimed: Collection[Claimed]) -> None:
@@ -237,48 +361,101 @@ def unclaim(ledger: Ledger, claimed: Collection[Claimed]) -> None:
         ledger.write(work)
 
 
-def _take(ledger: Ledger, node: str, wanted: Sequence[Claimed]) -> list[Claimed]:
-    """Those of *wanted* that are ours now."""
+def _take(
+    ledger: Ledger,
+    node: str | None,
+    wanted: Sequence[Claimed],
+    *,
+    since: str = "queued",
+    to: str = "running",
+    then: Callable[[Connection, Sequence[Claimed]], None] | None = None,
+    locked: list[Claimed] | None = None,
+) -> list[Claimed]:
+    """Those of *wanted* that are ours now.
+
+    Args:
+        since, to: What their status was, and what it becomes.
+        then: Called in the transaction, with those that are ours.
+        locked: Given those whose lock is held.
+    """
     ordered = sorted(wanted, key=lambda each: each.run_id)
     values = [
-        {"run_id": each.run_id, "token": each.token, "by_node": node, "lock": each.lock_key}
+        {"run_id": each.run_id, "token": each.token, "by_node": node, "lock_name": each.lock_key}
         for each in ordered
     ]
 
     def work(connection: Connection) -> list[Claimed]:
-        taken = connection.execute(_taking(ledger.words), values)
-        if taken.rowcount == len(ordered):
-            return ordered
-        # By the token, because a COMMIT whose outcome was unknown may have happened.
-        rows = connection.execute(
-            select(run.c.id, run.c.claim).where(run.c.id.in_([each.run_id for each in ordered]))
-        )
-        tokens = {row.id: row.claim for row in rows}
-        return [each for each in ordered if tokens.get(each.run_id) == each.token]
+        statement = _taking(ledger.words, since, to)
+        ours = ordered
+        if execute_rows(connection, ledger.words, statement, values) < len(ordered):
+            # By the token, because a COMMIT whose outcome was unknown may have happened.
+            rows = connection.execute(
+                select(run.c.id, run.c.claim).where(run.c.id.in_([each.run_id for each in ordered]))
+            )
+            tokens = {row.id: row.claim for row in rows}
+            ours = [each for each in ordered if tokens.get(each.run_id) == each.token]
+        if then is not None and ours:
+            then(connection, ours)
+        return ours
 
     if not ordered:
         return []
     try:
-        return ledger.write(work)
-    except IntegrityError:  # a lock was taken meanwhile: its run stays queued
+        return ledger.write(work) if then is not None else ledger.at_once(work)
+    except IntegrityError:  # a lock is held
         if len(ordered) == 1:
+            if locked is not None:
+                locked += ordered
             return []
-        return [each for one in ordered for each in _take(ledger, node, [one])]
+        return [
+            each
+            for one in ordered
+            for each in _take(ledger, node, [one], since=since, to=to, then=then, locked=locked)
+        ]
 
 
 @lru_cache
-def _taking(words: Words) -> Update:
-    return (
-        update(run)
-        .where(run.c.id == bindparam("run_id"), run.c.status == "queued")
-        .values(
-            status="running",
-            node=bindparam("by_node"),
-            claim=bindparam("token"),
-            lock_key=bindparam("lock"),
-            started_ms=literal_column(words.now_ms),
-        )
+def _taking(words: Words, since: str, to: str) -> TextClause:
+    handed_off = to == "handed_off"
+    times = (
+        f"not_before_ms = {words.now_ms} + {SENT_AGAIN_MS}, queued_ms = {words.now_ms}"
+        if handed_off
+        else f"started_ms = {words.now_ms}"
     )
+    return words.update_from_rows(
+        "fsa_run",
+        {"run_id": "text", "token": "text", "by_node": "text", "lock_name": "text"},
+        ("id", "run_id"),
+        f"status = '{to}', node = v.by_node, claim = v.token, lock_key = v.lock_name, {times}",
+        f"t.status = '{since}'",
+    )
+
+
+@lru_cache
+def _taking_free(words: Words) -> TextClause:
+    """UPDATE of the runs in `:ids` whose task is in `:tasks`, both arrays of JSON."""
+    listed = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
+    return typed(
+        f"""
+        UPDATE fsa_run AS t
+        SET status = 'running', node = :node, claim = :claim, lock_key = NULL,
+            started_ms = {words.now_ms}
+        WHERE t.id = {listed.format(":ids")} AND t.status = 'handed_off'
+            AND t.namespace = :namespace AND t.task = {listed.format(":tasks")}
+        RETURNING t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue
+        """
+    )
+
+
+_OF_CANDIDATES = (
+    run.c.id,
+    run.c.task,
+    run.c.scheduled_ms,
+    run.c.kind,
+    run.c.attempt,
+    run.c.arguments,
+    run.c.queue,
+)
 
 
 def _queue(
@@ -290,7 +467,7 @@ def _queue(
 ) -> tuple[list[Any], set[str], bool]:
     """Runs that could be taken, the locks that are held, and whether others wait for these."""
     rows = connection.execute(
-        select(run.c.id, run.c.task, run.c.scheduled_ms, run.c.kind, run.c.attempt, run.c.arguments)
+        select(*_OF_CANDIDATES)
         .where(
             run.c.namespace == ledger.namespace,
             run.c.status == "queued",
@@ -346,7 +523,8 @@ def _looking(words: Words) -> TextClause:
 
 def _claimed(run_id: str, token: str, due: Due) -> Claimed:
     return Claimed(
-        run_id, token, due.task, due.scheduled_ms, "schedule", 1, due.arguments, due.lock_key
+        *(run_id, token, due.task, due.scheduled_ms, "schedule", 1, due.arguments, due.lock_key),
+        due.queue,
     )
 
 
@@ -384,9 +562,10 @@ def _insert(words: Words, status: str) -> TextClause:
 
     A subquery for each and no join: its plan must not depend on the statistics of new tables.
     """
-    running = status == "running"
-    claimed = "node, claim, started_ms," if running else ""
-    values = f":node, :claim, {words.now_ms}," if running else ""
+    running, handed_off = status == "running", status == "handed_off"
+    claimed = "node, claim, started_ms," if running else "claim," if handed_off else ""
+    values = f":node, :claim, {words.now_ms}," if running else ":claim," if handed_off else ""
+    not_before = f"{words.now_ms} + {SENT_AGAIN_MS}" if handed_off else "v.at"
     ended = "finished_ms, error," if status == "skipped" else ""
     ending = f"{words.now_ms}, 'the run before it has not ended'," if status == "skipped" else ""
     return typed(
@@ -394,7 +573,7 @@ def _insert(words: Words, status: str) -> TextClause:
         INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
             executor, queue, attempt, not_before_ms, {claimed} {ended} lock_key, commits, queued_ms)
         SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', 'schedule', '{status}', v.arguments,
-            v.executor, v.queue, 1, v.at, {values} {ending} v.lock_name, 0, {words.now_ms}
+            v.executor, v.queue, 1, {not_before}, {values} {ending} v.lock_name, 0, {words.now_ms}
         FROM {words.from_rows(_COLUMNS)}
         WHERE v.at <= {words.now_ms} + :early_ms AND v.at >= {words.now_ms} - :window_ms
             AND (

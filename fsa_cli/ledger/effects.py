@@ -9,15 +9,25 @@ id cannot commit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import BigInteger, Connection, TextClause, delete, event, literal_column, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    CursorResult,
+    Dialect,
+    TextClause,
+    delete,
+    event,
+    literal_column,
+    select,
+)
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from fsa_cli.exceptions import Fenced
 from fsa_cli.ledger import dialects
@@ -29,7 +39,7 @@ from fsa_cli.ledger.tables import KEPT_MS, effect, effects, run
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["Fence", "applied", "prepare", "prune"]
+__all__ = ["Fence", "applied", "off_the_loop", "prepare", "prune"]
 
 T = TypeVar("T")
 
@@ -72,8 +82,7 @@ class Fence:
         self._context: Token[Fence | None] | None = None
 
     def __enter__(self) -> Fence:
-        if not event.contains(Session, "before_commit", _before_commit):
-            event.listen(Session, "before_commit", _before_commit)
+        _listen()
         self._context = _current.set(self)
         return self
 
@@ -101,24 +110,25 @@ class Fence:
             leaves_mark = final and not self._shares
             if leaves_mark:
                 if not self._trusted():
-                    self._check(_off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
+                    self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
                 self._leave_mark(connection)
             else:
-                self._check(_off_the_loop(lambda: self._ledger.write(self._counted)))
+                self._check(off_the_loop(lambda: self._ledger.write(self._counted)))
 
     def _leave_mark(self, connection: Connection) -> None:
         words = dialects.words_of(connection.dialect)
         try:
-            connection.execute(_marking(words), {"run_id": self._run_id})
+            _execute(connection, _marking(words), {"run_id": self._run_id})
         except IntegrityError as exc:
             raise Fenced("an earlier attempt of this run has taken effect already") from exc
 
     def _succeeded(self, connection: Connection) -> int:
         given = {**self._mine, "result": self.result}
-        return connection.execute(_succeeding(self._ledger.words), given).rowcount
+        return _execute(connection, _succeeding(self._ledger.words), given).rowcount
 
     def _counted(self, connection: Connection) -> int:
-        return connection.execute(_COUNTING_SENT if self._sent else _COUNTING, self._mine).rowcount
+        counting = _COUNTING_SENT if self._sent else _COUNTING
+        return _execute(connection, counting, self._mine).rowcount
 
     def _counted_as_mine(self, connection: Connection) -> int:
         return 1 if connection.scalar(_LOOKING, self._mine) else 0
@@ -173,7 +183,21 @@ def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[s
         return set(connection.scalars(select(effect.c.run_id).where(effect.c.run_id.in_(run_ids))))
 
 
-# Texts, made once: this is on the way of every commit.
+def _execute(
+    connection: Connection, statement: TextClause, given: Mapping[str, str | None]
+) -> CursorResult[Any]:
+    sql, order = _compiled(statement, connection.dialect)
+    return connection.exec_driver_sql(sql, tuple(given[n] for n in order) if order else given)
+
+
+@lru_cache
+def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, Sequence[str]]:
+    """The driver's own text, and the order of its parameters where they have no names."""
+    compiled = statement.compile(dialect=dialect)
+    return str(compiled), compiled.positiontup or ()
+
+
+# Texts, made and compiled once: this is on the way of every commit.
 _MINE = "id = :run_id AND claim = :token"
 _COUNTING_SENT = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE}")
 _COUNTING = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE} AND status = 'running'")
@@ -211,6 +235,11 @@ def prune(ledger: Ledger, database: Database) -> None:
             connection.execute(delete(effect).where(effect.c.applied_ms < before_ms))
 
 
+@cache
+def _listen() -> None:
+    event.listen(Session, "before_commit", _before_commit)
+
+
 def _before_commit(session: Session) -> None:
     fence = _current.get()
     activity = getattr(session, "fsa_activity", None)
@@ -221,10 +250,8 @@ def _before_commit(session: Session) -> None:
         fence.guard(session, activity.connection, activity.wrote)
 
 
-def _off_the_loop(work: Callable[[], T]) -> T:
-    """*work*, in a thread where this is an event loop's: the ledger's I/O waits for no loop."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+def off_the_loop(work: Callable[[], T]) -> T:
+    """*work*; in another thread, where this is what an event loop runs for an async session."""
+    if not in_greenlet():
         return work()
-    return await_only(loop.run_in_executor(None, work))
+    return await_only(asyncio.get_running_loop().run_in_executor(None, work))

@@ -21,7 +21,6 @@ __all__ = [
     "begin",
     "cancel",
     "cancel_requested",
-    "enqueue",
     "find",
     "holder",
     "overview",
@@ -71,27 +70,6 @@ class Vitals:
     nodes: Sequence[Row[Any]]
     failures: Mapping[str, int]
     missed: Mapping[str, int]
-
-
-def enqueue(
-    ledger: Ledger, name: str, arguments: str, *, executor: str = "local", by: str | None = None
-) -> str:
-    """Have a task run soon, in whichever process is free; the run's id."""
-    made = uuid.uuid4().hex
-
-    def work(connection: Connection) -> None:
-        now_ms = ledger.now_ms(connection)
-        if connection.scalar(select(run.c.id).where(run.c.id == made)) is None:
-            connection.execute(
-                insert(run).values(
-                    **_manual(ledger, made, name, arguments, now_ms, by),
-                    status="queued",
-                    executor=executor,
-                )
-            )
-
-    ledger.write(work)
-    return made
 
 
 def begin(
@@ -156,7 +134,9 @@ def cancel(ledger: Ledger, run_id: str) -> str | None:
         queued = connection.execute(
             update(run)
             .where(run.c.id == run_id, run.c.status.in_(("queued", "handed_off")))
-            .values(status="cancelled", finished_ms=now_ms, cancel_requested_ms=now_ms)
+            .values(
+                status="cancelled", finished_ms=now_ms, cancel_requested_ms=now_ms, lock_key=None
+            )
         )
         if queued.rowcount:
             return "queued"

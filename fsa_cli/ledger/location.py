@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,12 @@ from fsa_cli.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
-    from fsa_cli.loader import LoadedApp
 
 __all__ = ["ledger_of", "shares"]
 
 
-def ledger_of(loaded: LoadedApp, settings: Settings) -> Ledger:
-    """The ledger of the app; nothing is connected or made yet.
+def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
+    """The ledger of an app with these databases; nothing is connected or made yet.
 
     PostgreSQL, MySQL and MariaDB hold it in the app's own database. A SQLite app has it in a file
     beside its own, because a task that writes holds the whole file. Everything else, and an app
@@ -39,7 +38,7 @@ def ledger_of(loaded: LoadedApp, settings: Settings) -> Ledger:
         ConfigurationError: `ledger_url` cannot be one.
         LedgerUnusable: There is no driver for it.
     """
-    url, creator = _place(loaded, settings)
+    url, creator = _place(databases, settings)
     try:
         url, connect_args = urls.url_for(url, "sync")
         arguments: dict[str, Any] = {"creator": creator} if creator else {}
@@ -81,7 +80,9 @@ def _server(url: URL) -> tuple[object, ...]:
     return kind, host, url.port, url.database
 
 
-def _place(loaded: LoadedApp, settings: Settings) -> tuple[URL, Callable[..., Any] | None]:
+def _place(
+    databases: Mapping[str, Database], settings: Settings
+) -> tuple[URL, Callable[..., Any] | None]:
     """Its URL, and what opens a connection where the app has a way of its own."""
     if settings.ledger_url:
         try:
@@ -97,7 +98,7 @@ def _place(loaded: LoadedApp, settings: Settings) -> tuple[URL, Callable[..., An
                 hint="PostgreSQL, MySQL, MariaDB or SQLite",
             )
         return url, None
-    database = loaded.databases.get("default", next(iter(loaded.databases.values()), None))
+    database = databases.get("default", next(iter(databases.values()), None))
     if database is not None and database.url is not None:
         url = database.url
         kind = url.get_backend_name()

@@ -14,6 +14,7 @@ __all__ = [
     "KEPT_MS",
     "NAMESPACE_LENGTH",
     "NAME_LENGTH",
+    "QUEUE_LENGTH",
     "effect",
     "effects",
     "metadata",
@@ -26,6 +27,7 @@ __all__ = [
 
 NAME_LENGTH = 190
 NAMESPACE_LENGTH = 100
+QUEUE_LENGTH = 100
 _ID_LENGTH = 36
 
 #: The states in which a run has ended for good.
@@ -103,7 +105,7 @@ run = Table(
     Column("status", String(20), nullable=False),
     Column("arguments", _LONG, nullable=False),  # JSON
     Column("executor", String(50), nullable=False),
-    Column("queue", String(100)),
+    Column("queue", String(QUEUE_LENGTH)),
     Column("attempt", Integer, nullable=False),
     Column("not_before_ms", BigInteger, nullable=False),
     Column("node", _ID),

@@ -13,6 +13,7 @@ from fsa_cli.ledger.nodes import Died
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.sweep import Expected
 from fsa_cli.scheduler.clock import Clock
+from fsa_cli.scheduler.courier import Courier
 from fsa_cli.scheduler.dispatch import Dispatcher
 from fsa_cli.scheduler.membership import Membership
 from fsa_cli.scheduler.plan import Scheduled
@@ -37,6 +38,7 @@ class Chores:
     """A thread that does them, and goes on whatever one of them meets.
 
     Args:
+        parts: What claims, and what hands over.
         fired_until_ms: Every instant up to then was fired by this process.
         applied: Which of these runs have taken effect in a database that is not the ledger's.
         prune: Deletes what is there of runs that the ledger has forgotten.
@@ -50,7 +52,7 @@ class Chores:
         membership: Membership,
         executor: LocalExecutor,
         recorder: Recorder,
-        dispatcher: Dispatcher,
+        parts: Sequence[Dispatcher | Courier],
         trouble: Trouble,
         *,
         fired_until_ms: Callable[[], int],
@@ -63,7 +65,7 @@ class Chores:
         self._membership = membership
         self._executor = executor
         self._recorder = recorder
-        self._dispatcher = dispatcher
+        self._parts = parts
         self._trouble = trouble
         self._fired_until_ms = fired_until_ms
         self._applied = applied
@@ -116,9 +118,15 @@ class Chores:
                     if self._trouble.met(chore) is None:
                         break
 
+    def poll(self) -> None:
+        """There is something in the queue."""
+        for part in self._parts:
+            part.poll()
+
     def _sweep(self) -> bool:
         now_ms = self._clock.now_ms
-        waiting_ms = max(self._dispatcher.waiting_since_ms - 1, now_ms - _WAITED_FOR_MS)
+        since_ms = min(part.waiting_since_ms for part in self._parts)
+        waiting_ms = max(since_ms - 1, now_ms - _WAITED_FOR_MS)
         cut_ms = min(now_ms - _SWEPT_AFTER_MS, waiting_ms, self._fired_until_ms())
         with self._lock:
             ripe = [each for each in self._fired if each[0] <= cut_ms]
@@ -148,9 +156,11 @@ class Chores:
                 {scheduled.task.name: scheduled.schedule_hash for _, scheduled, _ in chosen},
             )
             queued += counts.get("queued", 0)
-        self._dispatcher.forget({(scheduled.task.name, at_ms) for _, scheduled, at_ms in ripe})
+        swept = {(scheduled.task.name, at_ms) for _, scheduled, at_ms in ripe}
+        for part in self._parts:
+            part.forget(swept)
         if queued:
-            self._dispatcher.poll()
+            self.poll()
 
     def _reap(self) -> bool:
         if not self._membership.may_reap:
@@ -160,7 +170,7 @@ class Chores:
             died = nodes.reap(self._ledger, dead, self._applied(nodes.running(self._ledger, dead)))
             self._died(died)
             if died.queued:
-                self._dispatcher.poll()
+                self.poll()
         return True
 
     def _cancel(self) -> bool:
@@ -206,7 +216,7 @@ class Chores:
             before_ms = self._clock.now_ms - _RECONCILED_AFTER_MS
             held = self._recorder.held
             if history.reconcile(self._ledger, self._membership.id, held, before_ms):
-                self._dispatcher.poll()
+                self.poll()
         if now_s >= self._prune_at_s:
             more = self._prune_runs()
             self._prune_at_s = now_s + (_EVERY_S if more else _PRUNED_EVERY_S)

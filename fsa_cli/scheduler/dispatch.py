@@ -1,8 +1,7 @@
-"""From an instant that has come, or a queued run, to a run that is being made."""
+"""From an instant that has come, or a queued run, to one that this process makes."""
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import time
@@ -10,23 +9,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 
-from fsa_cli.exceptions import FsaError
 from fsa_cli.executors.local import LocalExecutor
 from fsa_cli.ledger import claims
-from fsa_cli.ledger.claims import Claimed
-from fsa_cli.ledger.finishes import Finish
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.runner import Run
 from fsa_cli.scheduler.clock import Clock
+from fsa_cli.scheduler.launch import Launcher
 from fsa_cli.scheduler.membership import Membership
 from fsa_cli.scheduler.plan import Scheduled
-from fsa_cli.scheduler.recorder import Recorder
 from fsa_cli.scheduler.trouble import Trouble
 
-__all__ = ["Dispatcher", "Order"]
-
-#: Makes a run of what was claimed. Raises FsaError where it cannot be made.
-Order = Callable[[Claimed], Run]
+__all__ = ["Dispatcher"]
 
 _POLL_S = 1.0
 # Older instants are left to the sweep, which knows whether somebody stood for them.
@@ -41,7 +33,6 @@ class Dispatcher:
 
     Args:
         locks: The tasks that this process can run, and what each locks.
-        late_ms: How late a run of each may start.
         skipped: Told of instants that were recorded as skipped: the task, the instant, the reason.
     """
 
@@ -51,23 +42,19 @@ class Dispatcher:
         clock: Clock,
         membership: Membership,
         executor: LocalExecutor,
-        recorder: Recorder,
+        launcher: Launcher,
         trouble: Trouble,
-        order: Order,
         *,
         locks: Mapping[str, str | None],
-        late_ms: Mapping[str, int],
         skipped: Callable[[str, int, str], None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._membership = membership
         self._executor = executor
-        self._recorder = recorder
+        self._launcher = launcher
         self._trouble = trouble
-        self._order = order
         self._locks = locks
-        self._late_ms = late_ms
         self._skipped = skipped
         self._backlog: deque[tuple[Scheduled, int]] = deque()
         self._claiming: list[tuple[Scheduled, int]] = []
@@ -93,13 +80,6 @@ class Dispatcher:
         with self._wanted:
             self._poll_at_s = 0.0
             self._wanted.notify()
-
-    def poll_in(self, seconds: float) -> None:
-        """There will be something in the queue; within the next second it is worth a look."""
-        if seconds < _POLL_S:
-            timer = threading.Timer(seconds, self.poll)
-            timer.daemon = True
-            timer.start()
 
     def freed(self) -> None:
         """A slot is free."""
@@ -129,7 +109,7 @@ class Dispatcher:
             self._wanted.notify()
         if self._thread.is_alive():
             self._thread.join(5)
-        self._give_back(self._executor.close())
+        self._launcher.give_back(self._executor.close())
 
     @property
     def alive(self) -> bool:
@@ -213,7 +193,7 @@ class Dispatcher:
         asked = [scheduled.due(instant, self._ledger.namespace) for scheduled, instant in due]
         outcome = claims.claim(self._ledger, self._membership.id, asked, window_ms=window_ms)
         for claimed in outcome.mine:
-            self._begin(claimed)
+            self._launcher.begin(claimed)
         for each in outcome.skipped:
             self._skipped(each.task, each.scheduled_ms, "the run before it has not ended")
         if outcome.queued:
@@ -242,45 +222,5 @@ class Dispatcher:
         found = claims.claim_queued(self._ledger, self._membership.id, self._locks, most=room)
         self._waits_for_lock = found.waits
         for claimed in found.runs:
-            self._begin(claimed)
+            self._launcher.begin(claimed)
         return found.more and bool(found.runs)
-
-    def _begin(self, claimed: Claimed) -> None:
-        self._recorder.hold(claimed)
-        late_ms = self._clock.now_ms - claimed.scheduled_ms
-        if claimed.kind != "manual" and claimed.attempt == 1:
-            allowed_ms = self._late_ms.get(claimed.task)
-            if allowed_ms is not None and late_ms > allowed_ms:
-                self._end(claimed, "missed", f"could not start within {allowed_ms / 1000:g} s")
-                self._skipped(claimed.task, claimed.scheduled_ms, "it could not start in time")
-                return
-        try:
-            run = self._order(claimed)
-        except FsaError as exc:
-            self._end(claimed, "failed", exc.message, type(exc).__name__)
-            self._skipped(claimed.task, claimed.scheduled_ms, exc.message)
-            return
-        if not self._executor.submit(run):
-            self._give_back([run])
-
-    def _end(self, claimed: Claimed, status: str, error: str, kind: str | None = None) -> None:
-        now_ms = self._clock.now_ms
-        self._recorder.end(
-            Finish(
-                run_id=claimed.run_id,
-                token=claimed.token,
-                task=claimed.task,
-                status=status,
-                started_ms=now_ms,
-                finished_ms=now_ms,
-                error_type=kind,
-                error=error,
-            )
-        )
-
-    def _give_back(self, runs: list[Run]) -> None:
-        claimed = [c for run in runs if (c := self._recorder.claim_of(run.run_id)) is not None]
-        with contextlib.suppress(Exception):  # then the reaper gives it back, or says so
-            self._trouble.met(lambda: claims.unclaim(self._ledger, claimed))
-        for each in claimed:
-            self._recorder.drop(each.run_id)

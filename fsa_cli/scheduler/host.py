@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Protocol
 
 from fsa_cli.exceptions import SchedulerStuck
+from fsa_cli.executors.base import Executor
 from fsa_cli.executors.local import LocalExecutor
 from fsa_cli.ledger import sweep
 from fsa_cli.ledger.finishes import Finish
@@ -25,17 +26,20 @@ from fsa_cli.ledger.sweep import Registered
 from fsa_cli.runner import Run, RunResult
 from fsa_cli.scheduler.chores import Chores, catch_up
 from fsa_cli.scheduler.clock import Clock, instant_of
-from fsa_cli.scheduler.dispatch import Dispatcher, Order
+from fsa_cli.scheduler.courier import Courier
+from fsa_cli.scheduler.dispatch import Dispatcher
 from fsa_cli.scheduler.hooks import Hooks
+from fsa_cli.scheduler.launch import Launcher, Order
 from fsa_cli.scheduler.membership import Membership
 from fsa_cli.scheduler.plan import Scheduled
 from fsa_cli.scheduler.recorder import Recorder, end_of
 from fsa_cli.scheduler.timer import Timer
 from fsa_cli.scheduler.trouble import Trouble
 
-__all__ = ["Host", "Left", "Listener", "Options"]
+__all__ = ["Host", "Left", "Listener", "Options", "Part"]
 
 _PULSE_S = 5.0
+_POLLED_EVERY_S = 1.0
 _LOOK_S = 0.5
 _JUMPED_S = 0.2
 # A cancelled task has this long for its rollback: Kubernetes kills 30 s after SIGTERM, grace is 25.
@@ -57,6 +61,13 @@ class Listener(Protocol):
     def lost(self, run_ids: set[str]) -> None: ...
     def warn(self, text: str) -> None: ...
     def stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None: ...
+
+
+class Part(Protocol):
+    """Something with a thread that must live."""
+
+    @property
+    def alive(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Host:
         order: Makes a run of a claim.
         applied: Which runs have taken effect in databases that are not the ledger's.
         prune: Deletes what is there of runs that the ledger has forgotten.
+        engines: What carries runs of these tasks, by name; each with the locks of its own.
     """
 
     def __init__(
@@ -102,6 +114,7 @@ class Host:
         planned: Sequence[Scheduled],
         known: Sequence[Registered],
         locks: Mapping[str, str | None],
+        engines: Mapping[str, tuple[Executor, Mapping[str, str | None]]],
         order: Order,
         applied: Callable[[Sequence[str]], set[str]],
         prune: Callable[[], None],
@@ -113,6 +126,7 @@ class Host:
         self._ledger = ledger
         self._planned = planned
         self._known = known
+        self._locks = locks
         self._applied = applied
         self._listener = listener
         self._options = options
@@ -139,19 +153,40 @@ class Host:
             self.trouble,
             listener.lost,
             busy=lambda: not self._stopping and self.dispatcher.backlog > 0,
-            written=lambda: self.dispatcher.released(),
+            written=self._released,
+        )
+
+        def skipped(name: str, instant_ms: int, reason: str) -> None:
+            listener.skipped(name, instant_of(instant_ms), reason)
+
+        self._launcher = Launcher(
+            ledger,
+            self.clock,
+            self.executor,
+            self._recorder,
+            self.trouble,
+            order,
+            late_ms={each.task.name: _late_ms(each) for each in planned},
+            skipped=skipped,
         )
         self.dispatcher = Dispatcher(
             ledger,
             self.clock,
             self.membership,
             self.executor,
-            self._recorder,
+            self._launcher,
             self.trouble,
-            order,
             locks=locks,
-            late_ms={each.task.name: _late_ms(each) for each in planned},
-            skipped=lambda name, ms, reason: listener.skipped(name, instant_of(ms), reason),
+            skipped=skipped,
+        )
+        self.courier = Courier(
+            ledger,
+            self.clock,
+            self.membership,
+            self.trouble,
+            listener.warn,
+            engines,
+            skipped=skipped,
         )
         self.timer = Timer(self.clock, self._fire)
         self._chores = Chores(
@@ -160,7 +195,7 @@ class Host:
             self.membership,
             self.executor,
             self._recorder,
-            self.dispatcher,
+            [self.dispatcher, self.courier],
             self.trouble,
             fired_until_ms=lambda: self.timer.fired_until_ms,
             applied=applied,
@@ -178,14 +213,26 @@ class Host:
         return well and self.timer.late_ms <= _STUCK_MS
 
     @property
-    def _dead_thread(self) -> str | None:
-        parts: dict[str, Timer | Dispatcher | Chores | Recorder | Membership] = {
+    def _parts(self) -> Mapping[str, Part]:
+        """What must live, by whose thread it is."""
+        return {
             "APScheduler's": self.timer,
             "the claims'": self.dispatcher,
+            "the hand-over's": self.courier,
+            **self._common_parts,
+        }
+
+    @property
+    def _common_parts(self) -> Mapping[str, Part]:
+        return {
             "the chores'": self._chores,
             "the finishes'": self._recorder,
             "the lease's": self.membership,
         }
+
+    @property
+    def _dead_thread(self) -> str | None:
+        parts = self._parts
         return next((name for name, part in parts.items() if not part.alive), None)
 
     @property
@@ -213,17 +260,11 @@ class Host:
         """
         sys.setswitchinterval(_SWITCH_S)
         with self._signals():
-            self._join()
-            self.timer.start(self._planned, self.membership.started_ms)
-            # The app and its schedules stay: looking through them stops every thread for 50 ms.
-            gc.collect()
-            gc.freeze()
-            self.dispatcher.start()
-            self._chores.start()
+            self._begin()
             self._hosting = True
             number = self._until_signal()
             self._hosting = False
-            self.timer.stop()
+            self._halt()
             return self._drain(number)
 
     def tick(self) -> Left | None:
@@ -231,13 +272,35 @@ class Host:
         with self._signals():
             self._join()
             self.dispatcher.start()
+            self.courier.start()
             self._chores.start()
-            while not self.dispatcher.idle or self._recorder.held:
+            while not (self.dispatcher.idle and self.courier.idle) or self._recorder.held:
                 with contextlib.suppress(queue.Empty):
                     if (number := self._inbox.get(timeout=0.05)) is not None:
                         return self._drain(number)
             self._chores.prune()
             return self._drain(None)
+
+    def _begin(self) -> None:
+        """Become a node, and start what runs beside this thread."""
+        self._join()
+        self.timer.start(self._planned, self.membership.started_ms)
+        self._settle()
+        self.dispatcher.start()
+        self.courier.start()
+        self._chores.start()
+
+    def _halt(self) -> None:
+        """A signal has come: let nothing new come."""
+        self.timer.stop()
+
+    def _ending(self) -> None:
+        """Nothing runs any more."""
+
+    def _settle(self) -> None:
+        # The app and its schedules stay: looking through them stops every thread for 50 ms.
+        gc.collect()
+        gc.freeze()
 
     def _join(self) -> None:
         watermarks = sweep.register(self._ledger, self._known)
@@ -248,8 +311,24 @@ class Host:
         sweep.fill(self._ledger, self.membership.id, expected, until_ms, plain)
 
     def _fire(self, due: list[tuple[Scheduled, int]]) -> None:
-        self.dispatcher.fire(due)
-        self._chores.expect(due)
+        carried = [each for each in due if self.courier.carries(each[0])]
+        if carried:
+            self.courier.fire(carried)
+            due = [each for each in due if not self.courier.carries(each[0])]
+        if due:
+            self.dispatcher.fire(due)
+        self._chores.expect([*due, *carried])
+
+    def _released(self) -> None:
+        self.dispatcher.released()
+        self.courier.released()
+
+    def _poll_in(self, seconds: float) -> None:
+        """There will be something in the queue; within the next second it is worth a look."""
+        if seconds < _POLLED_EVERY_S:
+            timer = threading.Timer(seconds, self._chores.poll)
+            timer.daemon = True
+            timer.start()
 
     def _finished(self, run: Run, result: RunResult | None) -> None:
         try:
@@ -274,7 +353,7 @@ class Host:
             self._recorder.end(end)
             again = end.retry_in_ms is not None
             if end.retry_in_ms is not None:
-                self.dispatcher.poll_in(end.retry_in_ms / 1000)
+                self._poll_in(end.retry_in_ms / 1000)
             if result is not None:
                 self._hooks.ended(run, result, again=again)
             self._count(end.status)
@@ -344,6 +423,7 @@ class Host:
         self._stopping = True
         self.membership.drain()
         self.dispatcher.close()
+        self.courier.close()
         if number is not None and self.executor.running:
             self._listener.stopping(number.name, self.executor.running, self._options.grace_s)
         again = self._wait(self._options.grace_s)
@@ -354,6 +434,7 @@ class Host:
             self._mark(self.executor.running)
         else:
             self.executor.stop()
+        self._ending()
         self._chores.stop()
         self._recorder.close(2.0)
         self._hooks.close(1.0)

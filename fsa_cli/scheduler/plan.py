@@ -12,6 +12,8 @@ from typing import Any
 
 from fsa_cli import arguments, report, schedules
 from fsa_cli.exceptions import ConfigurationError, FsaError
+from fsa_cli.executors.base import LOCAL
+from fsa_cli.executors.choice import name_of, queue_of
 from fsa_cli.ledger.claims import Due
 from fsa_cli.ledger.sweep import Expected, Registered
 from fsa_cli.ledger.tables import NAMESPACE_LENGTH
@@ -35,6 +37,7 @@ class Scheduled:
     task: Task
     schedule: Schedule
     arguments: Mapping[str, Any]
+    executor: str = LOCAL
 
     @cached_property
     def schedule_hash(self) -> str:
@@ -66,6 +69,8 @@ class Scheduled:
             lock_of(self.task, namespace),
             self.task.overlap == "queue",
             self._arguments,
+            self.executor,
+            self.task.queue if self.executor == LOCAL else queue_of(self.task, namespace),
         )
 
     def expected(self, instant_ms: int, namespace: str, passed: int = 0) -> Expected:
@@ -84,11 +89,14 @@ class Scheduled:
         return json.dumps(report.jsonable(dict(self.task.args)))
 
 
-def plan(tasks: Iterable[Task], zone: str | None = None) -> list[Scheduled]:
+def plan(
+    tasks: Iterable[Task], zone: str | None = None, executor: str | None = None
+) -> list[Scheduled]:
     """Read the schedule and the `args` of each task that has a schedule.
 
     Args:
         zone: The time zone of schedules that name none; None is UTC.
+        executor: That of tasks that name none; None is `local`.
 
     Raises:
         ConfigurationError: it names every task that could not run, and why.
@@ -104,7 +112,7 @@ def plan(tasks: Iterable[Task], zone: str | None = None) -> list[Scheduled]:
         except FsaError as exc:
             wrong.append((task, exc))
         else:
-            planned.append(Scheduled(task, schedule, values))
+            planned.append(Scheduled(task, schedule, values, name_of(task, executor)))
     if wrong:
         task, first = wrong[0]
         names = f"task {task.name!r}" if len(wrong) == 1 else f"{len(wrong)} tasks"
@@ -117,7 +125,12 @@ def plan(tasks: Iterable[Task], zone: str | None = None) -> list[Scheduled]:
 
 
 def lock_of(task: Task, namespace: str) -> str | None:
-    """What only one run at a time may hold; None where the task's runs may overlap."""
+    """What only one run at a time may hold; None where the task's runs may overlap.
+
+    The default `overlap="skip"` is about instants: runs that are only asked for go on side by side.
+    """
+    if task.schedule is None and task.overlap == "skip" and task.group is None:
+        return None
     if task.group is not None:
         return f"{namespace[:NAMESPACE_LENGTH]}/@{task.group}"
     return None if task.overlap == "allow" else f"{namespace[:NAMESPACE_LENGTH]}/{task.name}"

@@ -49,7 +49,7 @@ def begin(
         FsaError: The lock is asked for, and the ledger cannot give it.
     """
     try:
-        ledger = ledger_of(loaded, settings)
+        ledger = ledger_of(loaded.databases, settings)
         try:
             with reached(ledger):
                 if order.locks:

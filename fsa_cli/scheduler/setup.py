@@ -1,15 +1,17 @@
-"""What `fsa scheduler start` and `tick` are made of, put together for one app."""
+"""What `fsa scheduler start`, `tick` and `fsa worker start` are made of, for one app."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.exceptions import UsageError
+from fsa_cli.executors.base import Executor
+from fsa_cli.executors.choice import Choice
 from fsa_cli.finding import find
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.location import ledger_of
@@ -20,6 +22,7 @@ from fsa_cli.scheduler.host import Host, Options
 from fsa_cli.scheduler.log import Log
 from fsa_cli.scheduler.orders import Orders
 from fsa_cli.scheduler.plan import LEASE_S, Scheduled, plan, registered
+from fsa_cli.scheduler.worker import Worker
 from fsa_cli.settings import Settings
 from fsa_cli.tasks import Registry, Task
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Setup"]
 
 _CONCURRENCY = 7
+AnyHost = TypeVar("AnyHost", bound=Host)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Setup:
     tasks: list[Task]
     planned: list[Scheduled]
     ledger: Ledger
+    choice: Choice
     orders: Orders
     log: Log
     loaded: LoadedApp
@@ -66,13 +71,14 @@ class Setup:
             ConfigurationError: A task cannot be scheduled, or the ledger cannot be where it should.
         """
         tasks = _chosen(registry, only, tags)
-        planned = plan(tasks, settings.timezone)
-        ledger = ledger_of(loaded, settings)
+        planned = plan(tasks, settings.timezone, settings.executor)
+        ledger = ledger_of(loaded.databases, settings)
+        choice = Choice(ledger, settings)
         orders = Orders(loaded, settings, ledger, tasks, planned)
         orders.databases()
         width = max((len(each.task.name) for each in planned), default=0)
         log = Log(output, loaded, width, json)
-        return cls(tasks, planned, ledger, orders, log, loaded, settings)
+        return cls(tasks, planned, ledger, choice, orders, log, loaded, settings)
 
     def open(self) -> None:
         """Make what is missing in the databases.
@@ -83,7 +89,16 @@ class Setup:
         """
         with reached(self.ledger):
             self.ledger.create()
+        for engine, _ in self.choice.engines(self.tasks).values():
+            engine.check()
         self.orders.prepare(self.log.warn)
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        for database in self.loaded.databases.values():
+            database.dispose()
+        self.choice.close()
+        self.ledger.dispose()
 
     def host(
         self,
@@ -99,23 +114,53 @@ class Setup:
             concurrency: None: half of what the app's connection pool gives, because a task may open
                 a scope inside its own.
         """
-        host = Host(
-            self.ledger,
-            self.planned,
-            registered(self.tasks, self.planned),
-            self.orders.locks,
-            self.orders,
-            self.orders.applied,
-            self.orders.prune,
-            self.log,
-            Options(
-                concurrency=concurrency or self._concurrency(),
-                grace_s=grace_s,
-                lease_s=self.settings.lease_s or LEASE_S,
-                pulse=pulse,
-            ),
-            role=role,
+        options = self._options(concurrency, grace_s, pulse)
+        return self._reporting(Host(**self._parts(), options=options, role=role))
+
+    def worker(
+        self,
+        executor: Executor,
+        queues: Collection[str],
+        *,
+        concurrency: int | None,
+        grace_s: float,
+        pulse: Callable[[], None] = lambda: None,
+    ) -> Worker:
+        """What makes the runs that *executor* carries; *concurrency* as in `host`."""
+        options = self._options(concurrency, grace_s, pulse)
+        return self._reporting(
+            Worker(**self._parts(), options=options, executor=executor, queues=queues)
         )
+
+    def _parts(self) -> dict[str, Any]:
+        locks = self.orders.locks
+        engines = {
+            name: (engine, {task.name: locks[task.name] for task in tasks})
+            for name, (engine, tasks) in self.choice.engines(self.tasks).items()
+        }
+        return {
+            "ledger": self.ledger,
+            "planned": self.planned,
+            "known": registered(self.tasks, self.planned),
+            "locks": locks,
+            "engines": engines,
+            "order": self.orders,
+            "applied": self.orders.applied,
+            "prune": self.orders.prune,
+            "listener": self.log,
+        }
+
+    def _options(
+        self, concurrency: int | None, grace_s: float, pulse: Callable[[], None]
+    ) -> Options:
+        return Options(
+            concurrency=concurrency or self._concurrency(),
+            grace_s=grace_s,
+            lease_s=self.settings.lease_s or LEASE_S,
+            pulse=pulse,
+        )
+
+    def _reporting(self, host: AnyHost) -> AnyHost:
         self.orders.report = host.progress
         self.orders.trusted = lambda: host.membership.trusted
         return host

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,15 @@ from fsa_cli.ledger.history import Overview
 from fsa_cli.manual import spoken
 from fsa_cli.scheduler.clock import instant_of
 
-__all__ = ["NODE_COLUMNS", "document", "live_schedulers", "node_rows", "task_columns", "task_rows"]
+__all__ = [
+    "NODE_COLUMNS",
+    "document",
+    "live_schedulers",
+    "node_rows",
+    "task_columns",
+    "task_rows",
+    "warnings",
+]
 
 NODE_COLUMNS = {
     "node": "node",
@@ -47,6 +55,18 @@ def live_schedulers(overview: Overview) -> list[Row[Any]]:
         for each in overview.nodes
         if each.role == "scheduler" and _state(each, overview.now_ms) in _OPEN
     ]
+
+
+def warnings(overview: Overview) -> Iterator[str]:
+    """What keeps runs from being made."""
+    alive = {each.role for each in overview.nodes if _state(each, overview.now_ms) in _OPEN}
+    ticks = any(each.role == "tick" for each in overview.nodes)
+    scheduled = any(each.schedule_hash is not None for each in overview.tasks)
+    if scheduled and not ticks and "scheduler" not in alive:
+        yield "no scheduler is alive: fsa scheduler start"
+    waiting = sum(opened.get("handed_off", 0) for opened in overview.open_runs.values())
+    if waiting and "worker" not in alive:
+        yield f"no worker is alive, and {waiting} handed over: fsa worker start"
 
 
 def document(overview: Overview, where: str, namespace: str) -> dict[str, object]:

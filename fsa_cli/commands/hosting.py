@@ -1,0 +1,107 @@
+"""What `fsa scheduler start`, `tick` and `fsa worker start` share: their options, and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, NoReturn
+
+from fsa_cli import heartbeat
+from fsa_cli.commands import Fsa
+from fsa_cli.exceptions import DatabaseUnreachable, FsaError, Interrupted, Terminated
+from fsa_cli.tasks import registry
+
+if TYPE_CHECKING:
+    from fsa_cli.scheduler.host import Host, Left
+    from fsa_cli.scheduler.setup import Setup
+
+
+class LogFormat(Enum):
+    text = "text"
+    json = "json"
+
+
+def setup_of(
+    fsa: Fsa, only: Sequence[str] = (), tags: Sequence[str] = (), *, json: bool = False
+) -> Setup:
+    """The app's schedule and its ledger; nothing is connected yet.
+
+    Args:
+        json: Log JSON lines; `--json` does so too.
+    """
+    from fsa_cli.scheduler.setup import Setup
+
+    loaded = fsa.load()
+    json = json or fsa.output.json
+    return Setup.of(loaded, fsa.settings, fsa.output, registry, only=only, tags=tags, json=json)
+
+
+def hosted(fsa: Fsa, setup: Setup, made: Host, address: str, port: int | None) -> None:
+    """Have *made* run until a signal comes, with its probes where there is a *port* for them."""
+    from fsa_cli.scheduler import probes
+
+    with contextlib.ExitStack() as stack:
+        if port is not None:
+            served = stack.enter_context(probes.serving(made, address, port))
+            setup.log.say("probes", f"probes on http://{address}:{served}/", port=served)
+        ended(fsa, setup, made.run)
+    setup.log.say("stopped", "stopped: every task that was running has ended")
+
+
+def ended(fsa: Fsa, setup: Setup, run: Callable[[], Left | None]) -> None:
+    """Run it; leave at once where something goes wrong or is left."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from fsa_cli.connections import driver_says
+    from fsa_cli.scheduler.log import running_for
+
+    try:
+        left = run()
+    except SQLAlchemyError as exc:
+        unreachable = DatabaseUnreachable(
+            "the ledger cannot be reached", details=[setup.ledger.where, driver_says(exc)]
+        )
+        unreachable.__cause__ = exc
+        _leave(fsa, unreachable)
+    except FsaError as exc:
+        _leave(fsa, exc)
+    if left is not None:
+        _leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
+    setup.close()
+
+
+def beating(setup: Setup) -> Callable[[], None]:
+    """What says that this process is alive; where it cannot be written, that is said once."""
+    failed: list[OSError] = []
+
+    def beat() -> None:
+        try:
+            heartbeat.beat()
+        except OSError as exc:
+            if not failed:
+                setup.log.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
+            failed.append(exc)
+
+    return beat
+
+
+def _left(number: signal.Signals, runs: list[str]) -> FsaError:
+    kind = Interrupted if number == signal.SIGINT else Terminated
+    return kind(
+        f"stopped by {number.name} with work left: {', '.join(runs)}",
+        details=["what it had not committed is rolled back"],
+        hint="--grace S gives running tasks more time",
+    )
+
+
+def _leave(fsa: Fsa, error: FsaError) -> NoReturn:
+    """End the process now: a thread that hangs must not hold it back."""
+    fsa.output.error(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(error.exit_code)

@@ -1,0 +1,117 @@
+"""`fsa worker`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from fsa_cli.commands import Fsa
+from fsa_cli.commands.hosting import LogFormat, beating, hosted, setup_of
+from fsa_cli.exceptions import UsageError
+
+app = typer.Typer()
+
+
+def _option(spelling: str, **more: Any) -> Any:
+    variable = f"FSA_WORKER_START_{spelling.lstrip('-').replace('-', '_').upper()}"
+    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+
+
+@app.callback()
+def worker() -> None:
+    """Make the runs that were enqueued, or that a scheduler has handed to an engine.
+
+    \b
+      fsa worker start
+      fsa worker start --queue mail --concurrency 20
+    """
+
+
+@app.command()
+def start(
+    context: typer.Context,
+    queue: Annotated[
+        list[str] | None,
+        _option(
+            "--queue",
+            help="Serve this queue; again for more; else those of the tasks.",
+            metavar="Q",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        _option(
+            "--concurrency",
+            help="How many tasks run at a time; half of the app's connection pool (7).",
+            min=1,
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    grace_s: Annotated[
+        float,
+        _option(
+            "--grace",
+            help="Seconds that running tasks have to end after SIGTERM or Ctrl-C.",
+            min=0,
+            metavar="S",
+        ),
+    ] = 25.0,
+    executor: Annotated[
+        str | None,
+        _option(
+            "--executor",
+            help="What carries the runs: local, procrastinate, celery; else the settings'.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        _option("--port", help="Serve /livez, /readyz and /metrics.", min=0, max=65535),
+    ] = None,
+    host: Annotated[
+        str, _option("--host", help="Where to serve them.", metavar="ADDRESS")
+    ] = "127.0.0.1",
+    log_format: Annotated[
+        LogFormat, _option("--log-format", help="How each run's line is written.")
+    ] = LogFormat.text,
+) -> None:
+    """Make runs as they come, each in a session of its own, until stopped.
+
+    With an engine this hosts its own worker; without one (`local`), the ledger is the queue. It
+    fires no schedule: fsa scheduler start. SIGTERM and Ctrl-C: nothing more is begun, running tasks
+    end. Exits 0 if all have ended.
+
+    \b
+      fsa worker start
+      fsa worker start --executor procrastinate --queue mail --concurrency 20
+    """
+    from fsa_cli.executors.base import LOCAL
+    from fsa_cli.executors.choice import queue_of
+
+    fsa = Fsa.of(context)
+    fsa.carry(executor)
+    setup = setup_of(fsa, json=log_format is LogFormat.json)
+    if not setup.tasks:
+        raise UsageError("no task is registered: there is nothing to run", hint="fsa tasks")
+    carrier = setup.choice.named(fsa.settings.executor or LOCAL)
+    if queue and not carrier.carries:
+        raise UsageError(
+            f"--queue is an engine's, and {carrier.name} has one queue",
+            hint="--executor procrastinate, or celery",
+        )
+    theirs = setup.choice.engines(setup.tasks).get(carrier.name, (carrier, setup.tasks))[1]
+    queues = queue or sorted({queue_of(task, fsa.settings.namespace) for task in theirs})
+    setup.open()
+    made = setup.worker(
+        carrier, queues, concurrency=concurrency, grace_s=grace_s, pulse=beating(setup)
+    )
+    served = ", ".join(queues) if carrier.carries else "the ledger's queue"
+    text = f"fsa worker {os.getpid()}: {carrier.name}, {served}. Ctrl-C or SIGTERM stops it."
+    setup.log.say("started", text, pid=os.getpid(), executor=carrier.name, queues=queues)
+    if not setup.log.json:
+        fsa.output.say(f"ledger: {setup.ledger.where}, namespace {setup.ledger.namespace}")
+    hosted(fsa, setup, made, host, port)

@@ -1,0 +1,283 @@
+"""`task.enqueue`: a run that is asked for, by a person or by the app's own code.
+
+    count_users.task.enqueue(active=True)
+    count_users.task.enqueue(active=True, session=db.session)
+
+With a session, and the ledger in its database, the run is part of the session's transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, Connection, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from fastapi_sqlalchemy.exceptions import DBSessionError
+from fsa_cli import arguments, loader, report, settings
+from fsa_cli.exceptions import ArgumentError, ConfigurationError, EngineUnreachable, UsageError
+from fsa_cli.executors.base import Executor, Message
+from fsa_cli.executors.choice import Choice, queue_of
+from fsa_cli.ledger import handover
+from fsa_cli.ledger.access import person, reached
+from fsa_cli.ledger.effects import off_the_loop
+from fsa_cli.ledger.handover import Wanted
+from fsa_cli.ledger.location import ledger_of, shares
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.settings import Settings
+from fsa_cli.signatures import signature_of
+from fsa_cli.tasks import Task
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue"]
+
+logger = logging.getLogger("fsa.enqueue")
+
+_PENDING = "fsa_enqueued"
+_SENT_SOON_MS = 1000
+
+
+def enqueue(
+    task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
+) -> str:
+    """What `Task.enqueue` does."""
+    if isinstance(session, AsyncSession):
+        raise UsageError(
+            f"{task.name}.task.enqueue was given an AsyncSession",
+            hint=f"await {task.name}.task.aenqueue(..., session=session)",
+        )
+    text = arguments_of(task, _by_name(task, args, kwargs))
+    return _here().enqueue(task, text, _session(task, session))
+
+
+async def aenqueue(
+    task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
+) -> str:
+    """What `Task.aenqueue` does."""
+    text = arguments_of(task, _by_name(task, args, kwargs))
+    here = await asyncio.to_thread(_here)
+    if session is None:
+        return await asyncio.to_thread(here.enqueue, task, text)
+    await asyncio.to_thread(here.prepare, here.choice.of(task))
+    if isinstance(session, AsyncSession):
+        return await session.run_sync(lambda sync: here.enqueue(task, text, sync))
+    return here.enqueue(task, text, _session(task, session))
+
+
+def arguments_of(task: Task, values: Mapping[str, Any]) -> str:
+    """The values as the ledger keeps them, checked so that whoever reads them gets the same.
+
+    Raises:
+        UsageError: One is a secret, or JSON cannot hold it.
+    """
+    signature = signature_of(task.function)
+    secret = [p.label for p in signature.parameters if p.is_secret and p.name in values]
+    if secret:
+        raise UsageError(
+            f"{', '.join(secret)} is a secret, and the ledger keeps none",
+            hint=f"fsa run-task {task.name} runs it here",
+        )
+    text = json.dumps(report.jsonable(dict(values)), ensure_ascii=False)
+    arguments.bind(signature, json.loads(text))
+    return text
+
+
+class Enqueuer:
+    """Writes runs into a ledger, and has their engines carry them."""
+
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+        self.ledger = ledger
+        self.choice = Choice(ledger, settings)
+        self._ready: set[str] = set()
+        self._lock = threading.Lock()
+
+    def enqueue(self, task: Task, arguments: str, session: Session | None = None) -> str:
+        """Have *task* run soon; the run's id.
+
+        Args:
+            arguments: As `arguments_of` makes them.
+            session: The run is part of its transaction.
+
+        Raises:
+            ConfigurationError: There is no such executor, or it is not ready.
+            DatabaseUnreachable: The ledger's database is away.
+        """
+        executor = self.choice.of(task)
+        self.prepare(executor)
+        wanted = Wanted.of(
+            task.name,
+            arguments,
+            executor=executor.name,
+            queue=queue_of(task, self.ledger.namespace) if executor.carries else task.queue,
+            handed_off=executor.carries,
+            by=person(),
+        )
+        if session is None:
+            with reached(self.ledger):
+                self._write(wanted, executor)
+            self._publish(wanted, executor)
+            return wanted.run_id
+        connection = session.connection()
+        if shares(self.ledger, connection.engine.url):
+            handover.put(connection, self.ledger.words, self.ledger.namespace, wanted)
+            if executor.carries:
+                executor.enlist(connection, [_message(wanted)])
+                _after_commit(session, lambda: self._publish(wanted, executor))
+        else:
+            _after_commit(session, lambda: self._write_late(wanted, executor))
+        return wanted.run_id
+
+    def prepare(self, executor: Executor) -> None:
+        """See, once, that the ledger is there, and what *executor* needs; raises as `enqueue`."""
+        if executor.name in self._ready:
+            return
+        with self._lock, reached(self.ledger):
+            self.ledger.create()
+            executor.check()
+        self._ready.add(executor.name)
+
+    def _write(self, wanted: Wanted, executor: Executor) -> None:
+        def enlist(connection: Connection) -> None:
+            executor.enlist(connection, [_message(wanted)])
+
+        if executor.carries and executor.enlisting is None:
+            handover.enqueue(self.ledger, wanted, enlist)
+        else:
+            handover.enqueue(self.ledger, wanted, enlisting=executor.enlisting or "")
+
+    def _publish(self, wanted: Wanted, executor: Executor) -> None:
+        """Send its message; where that cannot be, the ledger has it sent again."""
+        if not executor.carries:
+            return
+        try:
+            executor.publish([_message(wanted)])
+        except EngineUnreachable as exc:
+            logger.warning("%s: the run %s is sent later", exc.message, wanted.run_id)
+            with contextlib.suppress(SQLAlchemyError):  # then a little later
+                handover.unsent(self.ledger, [wanted.run_id], _SENT_SOON_MS)
+
+    def _write_late(self, wanted: Wanted, executor: Executor) -> None:
+        with reached(self.ledger):
+            self._write(wanted, executor)
+        self._publish(wanted, executor)
+
+
+def _message(wanted: Wanted) -> Message:
+    assert wanted.queue is not None
+    return Message(wanted.run_id, wanted.queue)
+
+
+def _by_name(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    names = [parameter.name for parameter in signature_of(task.function).parameters]
+    if len(args) > len(names):
+        raise ArgumentError(
+            f"{task.name} takes {len(names)} arguments, and was given {len(args)}",
+            hint=f"it takes {', '.join(names)}" if names else None,
+        )
+    values = dict(zip(names, args, strict=False))
+    if twice := values.keys() & kwargs.keys():
+        raise ArgumentError(f"{task.name} was given {', '.join(sorted(twice))} twice")
+    return {**values, **kwargs}
+
+
+def _session(task: Task, session: object) -> Session | None:
+    if session is None or isinstance(session, Session):
+        return session
+    raise UsageError(
+        f"{task.name}.task.enqueue was given {session!r} as its session",
+        hint="session=db.session",
+    )
+
+
+# -- after the session's COMMIT --------------------------------------------------------------------
+
+
+def _after_commit(session: Session, work: Callable[[], None]) -> None:
+    """Do *work* when what the session is in now has committed, and not if it is rolled back.
+
+    In a sandbox, which nothing leaves, it is never done.
+    """
+    if isinstance(session.get_bind(), Connection):
+        return
+    pending = session.info.get(_PENDING)
+    if pending is None:
+        pending = session.info[_PENDING] = []
+        event.listen(session, "after_commit", _committed)
+        event.listen(session, "after_soft_rollback", _rolled_back)
+    pending.append((session.get_nested_transaction() or session.get_transaction(), work))
+
+
+def _committed(session: Session) -> None:
+    if session.in_nested_transaction():  # a savepoint's
+        return
+    pending, session.info[_PENDING][:] = list(session.info[_PENDING]), []
+    for _, work in pending:
+        try:
+            off_the_loop(work)
+        except Exception:  # what has committed has committed: its caller must not hear otherwise
+            logger.exception("a run that was asked for in this transaction could not be enqueued")
+
+
+def _rolled_back(session: Session, previous: SessionTransaction) -> None:
+    pending = session.info[_PENDING]
+    pending[:] = [(within, work) for within, work in pending if not _is_in(within, previous)]
+
+
+def _is_in(transaction: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while transaction is not None:
+        if transaction is outer:
+            return True
+        transaction = transaction.parent
+    return False
+
+
+# -- this process's --------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+# A forked child leaves its parent's where it is: what ends it would end the parent's connections.
+_made: dict[tuple[object, ...], Enqueuer] = {}
+
+
+def _here() -> Enqueuer:
+    """This process's; a forked child has its own."""
+    current = loader.current()
+    url = None if current else _url()
+    key = os.getpid(), id(current), url
+    with _lock:
+        if key not in _made:
+            databases, chosen = (current[0].databases, current[1]) if current else _of_server(url)
+            _made[key] = Enqueuer(ledger_of(databases, chosen), chosen)
+        return _made[key]
+
+
+def _of_server(url: URL | None) -> tuple[Mapping[str, Database], Settings]:
+    """The global `db`, and the settings of the directory in which the process was started."""
+    from fastapi_sqlalchemy import db
+
+    chosen = settings.read()
+    if url is None and chosen.ledger_url is None:
+        raise ConfigurationError(
+            "there is no ledger: db is not configured in this process",
+            hint="db.configure(...), or FSA_LEDGER_URL",
+        )
+    return ({"default": db} if url is not None else {}), chosen
+
+
+def _url() -> URL | None:
+    from fastapi_sqlalchemy import db
+
+    try:
+        return db.url
+    except DBSessionError:  # several apps disagree
+        return None
