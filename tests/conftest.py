@@ -8,4 +8,5 @@ pytest_plugins = [
     "support.shops",
     "support.stores",
     "support.web",
+    "support.engines",
 ]

@@ -51,6 +51,8 @@ def test_options_are_kept_as_they_were_given() -> None:
         timeout_s=60,
         commit=False,
         database="reports",
+        executor="celery",
+        queue="mail",
         tags=["slow"],
     )
     async def work(n: int) -> None: ...
@@ -63,6 +65,7 @@ def test_options_are_kept_as_they_were_given() -> None:
     )
     assert (made.args, made.timeout_s, made.commit) == ({"n": 1}, 60, False)
     assert (made.database, made.tags, made.is_async) == ("reports", {"slow"}, True)
+    assert (made.executor, made.queue) == ("celery", "mail")
 
 
 def test_a_duplicate_name_names_both_places() -> None:

@@ -11,6 +11,7 @@ from support.oracle import Verdict, assert_nothing_left, judge
 from support.replicas import Replicas, replicas_in
 
 _FIGURES: list[tuple[str, Verdict]] = []
+_NOTES: list[tuple[str, str]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,9 +20,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: only with --faults=long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _is_long(config):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def is_long(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--faults", default="short") == "long")
+    return _is_long(request.config)
+
+
+def _is_long(config: pytest.Config) -> bool:
+    return bool(config.getoption("--faults", default="short") == "long")
 
 
 Lay = Callable[..., Replicas]
@@ -62,14 +80,22 @@ def judged(request: pytest.FixtureRequest) -> Judge:
     return ask
 
 
+@pytest.fixture
+def noted(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`noted(text)`: figures to show at the end of the test run."""
+    return lambda text: _NOTES.append((request.node.name, text))
+
+
 _HEAD = ("faults", "instants", "ok", "marked", "missed", "skipped", "failed", "p50", "p99", "back")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    write = terminalreporter.write_line
+    for name, text in _NOTES:
+        write(f"{name}: {text}")
     if not _FIGURES:
         return
     width = max(len(name) for name, _ in _FIGURES)
-    write = terminalreporter.write_line
     write("")
     write(f"{'':<{width}}  " + "".join(f"{name:>9}" for name in (*_HEAD, "wrong")))
     for name, verdict in _FIGURES:

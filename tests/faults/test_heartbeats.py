@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-from fsa_cli.ledger import history
 from support.backends import Backend
+from support.ledgers import enqueue
 from support.replicas import Replicas, Scheduled, ledger_of
 from support.waiting import wait_until
 
@@ -43,7 +43,7 @@ def test_heartbeats_go_on_while_the_loop_is_blocked_and_all_threads_are_busy(
     with ledger_of(replicas) as ledger:
         arguments = f'{{"seconds": {seconds}}}'
         runs = [
-            history.enqueue(ledger, name, arguments)
+            enqueue(ledger, name, arguments)
             for name in ("blocks_the_loop", "takes_a_thread", "takes_a_thread")
         ]
     names = ", ".join(f"'{run}'" for run in runs)

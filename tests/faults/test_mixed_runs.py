@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fsa_cli.ledger import history
 from support.backends import Backend
+from support.ledgers import enqueue
 from support.oracle import judge
 from support.replicas import Replicas, Scheduled, ledger_of
 from support.waiting import wait_until
@@ -112,7 +113,7 @@ def test_mixed_runs_leave_no_connection_no_transaction_and_no_context_behind(
         for _ in range(100 if is_long else 3):
             names = [name for name, (number, _) in OF_HUNDRED.items() for _ in range(number)]
             for name in names:
-                history.enqueue(ledger, name, "{}")
+                enqueue(ledger, name, "{}")
             deadline_s = time.monotonic() + 120
             while open_runs := postgresql.rows(
                 "SELECT id, task, status FROM fsa_run WHERE kind = 'manual'"
@@ -125,7 +126,7 @@ def test_mixed_runs_leave_no_connection_no_transaction_and_no_context_behind(
                 time.sleep(0.2)
         history.pause(ledger, ["tick"], "the test")
         time.sleep(1.5)
-        history.enqueue(ledger, "probe", "{}")
+        enqueue(ledger, "probe", "{}")
         result = wait_until(
             lambda: postgresql.rows("SELECT result FROM fsa_run WHERE result LIKE '%pools%'")
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from fsa_cli.ledger import history
 from support.backends import Backend
+from support.ledgers import enqueue
 from support.oracle import Verdict, starts_of
 from support.replicas import Replicas, Scheduled, ledger_of
 from support.waiting import wait_until
@@ -35,7 +36,7 @@ def test_what_is_triggered_from_another_process_starts_within_a_second_and_a_hal
     with ledger_of(replicas) as ledger:
         for _ in range(8):
             at_ms = time.time() * 1000
-            asked[history.enqueue(ledger, "by_hand", "{}", by="the test")] = at_ms
+            asked[enqueue(ledger, "by_hand", "{}", by="the test")] = at_ms
             replicas.pause(0.2, 0.6)
 
     def began() -> bool:

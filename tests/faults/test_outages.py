@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support.backends import Backend
+from support.engines import SOON
 from support.oracle import Verdict
 from support.postgresql_server import Server, postgresql_server
 from support.proxy import Proxy, proxy_to
@@ -49,6 +50,33 @@ def test_a_database_that_crashes_and_restarts_loses_no_instant(
 
     verdict = judged(replicas)
     assert not verdict.statuses["missed"]
+    assert "the ledger is back" in replicas.said
+
+
+@pytest.mark.long
+def test_a_database_that_carries_the_runs_too_crashes_and_loses_none(
+    own_server: Server,
+    restartable: Backend,
+    is_long: bool,
+    replicas_on: Callable[..., Replicas],
+    judged: Callable[..., Verdict],
+) -> None:
+    replicas = replicas_on(restartable)
+    replicas.environment = {"FSA_EXECUTOR": "procrastinate"}
+    replicas.lay_load("" if is_long else SOON)
+    replicas.prepare()
+    for command in ("scheduler", "scheduler", "worker", "worker", "worker"):
+        replicas.start(command=command)
+    replicas.wait_up()
+
+    for away_s in (*[0.5] * 5, 60.0) if is_long else (0.5,):
+        replicas.pause(2.0, 4.0)
+        own_server.stop()
+        replicas.faults += 1
+        time.sleep(away_s)
+        own_server.start()
+
+    judged(replicas, within_s=180)
     assert "the ledger is back" in replicas.said
 
 
@@ -120,3 +148,29 @@ def test_an_answer_to_commit_that_is_lost_is_looked_up(
 
     verdict = judged(replicas)
     assert verdict.statuses["succeeded"] > verdict.instants * 0.5
+
+
+@pytest.mark.long
+def test_connections_that_are_cut_where_the_database_carries_the_runs_too_lose_none(
+    postgresql: Backend,
+    replicas_on: Callable[..., Replicas],
+    judged: Callable[..., Verdict],
+) -> None:
+    with proxy_to(postgresql.url) as proxy:
+        replicas = replicas_on(postgresql, proxy.url(postgresql.url))
+        replicas.environment = {"FSA_EXECUTOR": "procrastinate"}
+        replicas.lay_load()
+        replicas.prepare()
+        for command in ("scheduler", "scheduler", "worker", "worker", "worker"):
+            replicas.start(command=command)
+        replicas.wait_up()
+
+        for number in range(120):
+            replicas.pause(0.1, 0.5)
+            if number % 2:
+                proxy.drop_some(0.3)
+            else:  # the next COMMIT, of a task's, the ledger's or the engine's
+                proxy.lose_answer_to = b"COMMIT"
+            replicas.faults += 1
+
+        judged(replicas, within_s=120)

@@ -14,7 +14,7 @@ from fsa_cli.ledger import claims, history
 from fsa_cli.ledger.claims import Due, claim, claim_queued, unclaim
 from fsa_cli.ledger.finishes import Finish, finish
 from fsa_cli.ledger.store import Ledger
-from support.ledgers import make_node, now_ms, open_ledger, runs_of
+from support.ledgers import enqueue, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
 
@@ -135,7 +135,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_token(
 
 def test_queued_runs_are_taken_in_order_and_once(ledger: Ledger) -> None:
     first, second = make_node(ledger), make_node(ledger)
-    wanted = [history.enqueue(ledger, f"task{n}", "{}") for n in range(6)]
+    wanted = [enqueue(ledger, f"task{n}", "{}") for n in range(6)]
     locks = {f"task{n}": f"{ledger.namespace}/task{n}" for n in range(6)}
 
     one, more, _ = claim_queued(ledger, first.id, locks, most=4)
@@ -152,7 +152,7 @@ def test_queued_runs_are_taken_in_order_and_once(ledger: Ledger) -> None:
 
 def test_of_many_replicas_at_once_exactly_one_gets_each_queued_run(ledger: Ledger) -> None:
     for n in range(30):
-        history.enqueue(ledger, f"task{n % 10}", "{}")
+        enqueue(ledger, f"task{n % 10}", "{}")
     locks = {f"task{n}": f"{ledger.namespace}/task{n}" for n in range(10)}
     url = ledger.engine.url.render_as_string(hide_password=False)
     replicas = [open_ledger(url, ledger.namespace) for _ in range(3)]
@@ -180,7 +180,7 @@ def test_a_queued_run_waits_for_its_lock_and_its_time(ledger: Ledger) -> None:
     node = make_node(ledger)
     lock = f"{ledger.namespace}/report"
     (running,) = claim(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
-    waiting = history.enqueue(ledger, "report", "{}")
+    waiting = enqueue(ledger, "report", "{}")
 
     assert claim_queued(ledger, node.id, {"report": lock}, most=5)[0] == []
 
@@ -192,7 +192,7 @@ def test_a_queued_run_waits_for_its_lock_and_its_time(ledger: Ledger) -> None:
 
 def test_tasks_that_this_process_does_not_know_are_left_to_others(ledger: Ledger) -> None:
     node = make_node(ledger)
-    history.enqueue(ledger, "new_here_soon", "{}")
+    enqueue(ledger, "new_here_soon", "{}")
 
     assert claim_queued(ledger, node.id, {"report": None}, most=5)[0] == []
 

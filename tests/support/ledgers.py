@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Row, select
 
-from fsa_cli.ledger import nodes, tables
+from fsa_cli.ledger import handover, nodes, tables
+from fsa_cli.ledger.handover import Wanted
 from fsa_cli.ledger.store import Ledger
 from support.databases import MariaDBServer, PostgreSQLServer
 
@@ -53,6 +54,13 @@ def now_ms(ledger: Ledger) -> int:
 
 def make_node(ledger: Ledger, *tasks: str, lease_ms: int = LEASE_MS) -> nodes.Node:
     return nodes.register(ledger, "scheduler", lease_ms, dict.fromkeys(tasks, "hash"))
+
+
+def enqueue(ledger: Ledger, task: str, arguments: str = "{}", by: str | None = None) -> str:
+    """Queue a run for any process; its id."""
+    wanted = Wanted.of(task, arguments, executor="local", queue=None, handed_off=False, by=by)
+    handover.enqueue(ledger, wanted)
+    return wanted.run_id
 
 
 def end_lease(ledger: Ledger, node_id: str) -> None:

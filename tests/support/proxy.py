@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a database: it can fall silent, and it can drop every connection."""
+"""A TCP proxy in front of a server: it can fall silent, and it can drop every connection."""
 
 import contextlib
 import random
@@ -16,7 +16,8 @@ class Proxy:
 
     `silent_from` may be bytes: it falls silent by itself when a client sends them.
     `lose_answer_to` may be bytes too: when a client sends them, the server gets them, and the
-    connection is gone before its answer comes; this happens once.
+    connection is gone before its answer comes; this happens once. While `away` is set, nobody is
+    let in.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -24,6 +25,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.silent = threading.Event()
+        self.away = threading.Event()
         self.silent_from: bytes | None = None
         self.lose_answer_to: bytes | None = None
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -66,11 +68,16 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self.away.is_set():
+                client.close()
+                continue
             try:
                 server = socket.create_connection(self._target)
             except OSError:  # the server is away
                 client.close()
                 continue
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._pairs.append((client, server))
             thread = threading.Thread(target=self._forward, args=(client, server), daemon=True)
             self._threads.append(thread)

@@ -15,7 +15,7 @@ from sqlalchemy import URL
 
 from fsa_cli.ledger.store import Ledger
 from support.backends import Backend, Row, SQLite
-from support.processes import SCRIPTS, Process, write_files
+from support.processes import SCRIPTS, Process, run, write_files
 from support.waiting import wait_until
 
 LEASE_S = 6.0
@@ -96,6 +96,7 @@ class Replica:
     process: Process
     environment: Mapping[str, str | None]
     arguments: Sequence[str]
+    command: str = "scheduler"
 
     @property
     def alive(self) -> bool:
@@ -130,6 +131,8 @@ class Replicas:
     backend: Backend
     url: str = ""
     lease_s: float = LEASE_S
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    queue: str | None = None
     tasks: list[Scheduled] = field(default_factory=list)
     replicas: list[Replica] = field(default_factory=list)
     ended: list[Process] = field(default_factory=list)
@@ -180,6 +183,7 @@ class Replicas:
                     "overlap": each.overlap,
                     "retries": each.retries,
                     "backoff_s": 0.2,
+                    **({"queue": self.queue} if self.queue else {}),
                 },
                 body_s,
                 fails,
@@ -196,18 +200,33 @@ class Replicas:
             " task VARCHAR(100) NOT NULL)"
         )
 
+    def prepare(self) -> None:
+        """Make the ledger's tables, and what the executors need."""
+        done = run(
+            str(Path(SCRIPTS, "fsa")),
+            *("scheduler", "init"),
+            cwd=self.directory,
+            env=self.environment,
+        )
+        assert done.returncode == 0, done
+
     # -- the processes -------------------------------------------------------------------------
 
     def start(
-        self, *arguments: str, environment: Mapping[str, str | None] | None = None
+        self,
+        *arguments: str,
+        command: str = "scheduler",
+        environment: Mapping[str, str | None] | None = None,
     ) -> Replica:
         """One more of them; it may still be on its way when this returns."""
         given = {
             "FSA_STATE_DIR": f"state{len(self.replicas)}",
             "FSA_LEASE_S": f"{self.lease_s:g}",
+            **self.environment,
             **(environment or {}),
         }
-        replica = Replica(self._process(arguments, given), given, arguments)
+        process = self._process(command, arguments, given)
+        replica = Replica(process, given, arguments, command)
         self.replicas.append(replica)
         return replica
 
@@ -216,21 +235,25 @@ class Replicas:
             self.start(*arguments)
         self.wait_up()
 
-    def up(self) -> list[Replica]:
-        """Those that have joined."""
+    def up(self, command: str | None = None) -> list[Replica]:
+        """Those that have joined; of one command or of all."""
         pids = {pid for (pid,) in self.ledger.rows("SELECT pid FROM fsa_node")}
-        return [each for each in self.replicas if each.alive and each.process.pid in pids]
+        return [
+            each
+            for each in self.replicas
+            if each.alive and each.process.pid in pids and command in (None, each.command)
+        ]
 
     def wait_up(self) -> None:
         """Wait until each has joined."""
         for replica in self.replicas:
-            replica.process.wait_for("fsa scheduler")
+            replica.process.wait_for(f"fsa {replica.command}")
         wait_until(lambda: len(self.up()) == len(self.replicas), "all have joined")
 
     def restart(self, replica: Replica) -> None:
         """Start again one that has ended."""
         self.ended.append(replica.process)
-        replica.process = self._process(replica.arguments, replica.environment)
+        replica.process = self._process(replica.command, replica.arguments, replica.environment)
 
     def kill(self, replica: Replica, *, restart: bool = True) -> None:
         """`kill -9`; what it was running must be recovered in time."""
@@ -247,14 +270,18 @@ class Replicas:
         with self._lock:
             self.in_flight.update({run: (claim, at_s) for run, claim in running})
 
-    def kill_one_of(self, *, in_flight: bool = False) -> None:
+    def kill_one_of(self, command: str | None = None, *, in_flight: bool = False) -> None:
         """Kill any of those that are up, as soon as it is not the only one.
 
         Args:
+            command: Only of those of this command.
             in_flight: One that is running something, and that cannot end it before it is killed.
         """
-        wait_until(lambda: len(self.up()) > 1, "two replicas are up")
-        replica = self._stopped_in_flight() if in_flight else self._random.choice(self.up())
+        wait_until(lambda: len(self.up(command)) > 1, "two replicas are up")
+        if in_flight:
+            replica = self._stopped_in_flight(command)
+        else:
+            replica = self._random.choice(self.up(command))
         assert replica is not None, "no replica was running anything"
         self.kill(replica)
 
@@ -276,10 +303,10 @@ class Replicas:
         self.stand_still(replica, seconds)
         return True
 
-    def _stopped_in_flight(self) -> Replica | None:
+    def _stopped_in_flight(self, command: str | None = None) -> Replica | None:
         """A replica that is running something, stopped by SIGSTOP."""
         for _ in range(200):
-            replica = self._random.choice(self.up())
+            replica = self._random.choice(self.up(command))
             replica.process.send(signal.SIGSTOP)
             if self.running_of(replica.process.pid):
                 time.sleep(0.1)  # the database still does what it was told before
@@ -329,8 +356,9 @@ class Replicas:
         return int(time.time() * 1000)
 
     def first_ms(self) -> int:
-        """When the first replica had joined."""
-        return int(self.ledger.rows("SELECT min(started_ms) FROM fsa_node")[0][0])
+        """When the first scheduler had joined."""
+        sql = "SELECT min(started_ms) FROM fsa_node WHERE role = 'scheduler'"
+        return int(self.ledger.rows(sql)[0][0])
 
     def settle(self, *, within_s: float = 60.0) -> int:
         """Let the replicas work in quiet until all up to now has ended; the end of the window."""
@@ -353,11 +381,11 @@ class Replicas:
             " AND status IN ('queued', 'running', 'handed_off') ORDER BY scheduled_ms"
         )
 
-    def _process(self, arguments: Sequence[str], environment: Mapping[str, str | None]) -> Process:
+    def _process(
+        self, command: str, arguments: Sequence[str], environment: Mapping[str, str | None]
+    ) -> Process:
         fsa = str(Path(SCRIPTS, "fsa"))
-        return Process(
-            fsa, "scheduler", "start", *arguments, cwd=self.directory, env=dict(environment)
-        )
+        return Process(fsa, command, "start", *arguments, cwd=self.directory, env=dict(environment))
 
     def _observe(self) -> None:
         """See how long the runs of killed replicas stay theirs."""

@@ -1,0 +1,241 @@
+"""`task.enqueue`: by itself, and as part of a session's transaction."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from fastapi_sqlalchemy import db
+from fsa_cli import task
+from fsa_cli.exceptions import ArgumentError, UsageError
+from fsa_cli.ledger.location import ledger_of
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.settings import read
+from fsa_cli.tasks import Task, registry
+from support.backends import Backend
+from support.ledgers import runs_of
+from support.processes import Run
+
+Runs = Callable[[], list[Any]]
+
+
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    chosen: Backend = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture
+def ship(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
+    """A task of an app whose `db` is on *backend*."""
+    monkeypatch.chdir(tmp_path)
+    registry.clear()
+
+    @task
+    def ship(item: str, count: int = 1, *, since: date | None = None) -> None: ...
+
+    db.configure(db_url=backend.url)
+    backend.execute("CREATE TABLE orders (n INTEGER)")
+    yield ship.task
+    db.dispose()
+    registry.clear()
+
+
+@pytest.fixture
+def runs(ship: Task, backend: Backend) -> Iterator[Runs]:
+    """The rows of its ledger."""
+    ledger: Ledger = ledger_of({"default": db}, read())
+    ledger.create()
+    yield lambda: runs_of(ledger)
+    ledger.dispose()
+
+
+def insert() -> None:
+    db.session.execute(text("INSERT INTO orders (n) VALUES (1)"))
+
+
+def orders(backend: Backend) -> int:
+    return len(backend.rows("SELECT n FROM orders"))
+
+
+def test_a_run_is_queued_with_its_arguments_by_name(ship: Task, runs: Runs) -> None:
+    run_id = ship.enqueue("coffee", 7, since=date(2026, 1, 2))
+
+    (row,) = runs()
+    assert (row.id, row.task, row.kind, row.status) == (run_id, "ship", "manual", "queued")
+    assert json.loads(row.arguments) == {"item": "coffee", "count": 7, "since": "2026-01-02"}
+    assert (row.executor, row.attempt, row.not_before_ms) == ("local", 1, row.queued_ms)
+
+
+async def test_a_run_is_queued_from_a_coroutine(ship: Task, runs: Runs) -> None:
+    run_id = await ship.aenqueue("coffee")
+
+    assert [row.id for row in runs()] == [run_id]
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback", "raise", "leave"])
+def test_a_run_of_a_session_is_there_if_and_only_if_it_commits(
+    how: str, ship: Task, runs: Runs, backend: Backend
+) -> None:
+    try:
+        with db():
+            insert()
+            ship.enqueue("coffee", session=db.session)
+            if how == "commit":
+                db.session.commit()
+            elif how == "rollback":
+                db.session.rollback()
+            elif how == "raise":
+                raise LookupError("after it was asked for")
+    except LookupError:
+        pass
+
+    assert len(runs()) == orders(backend) == (1 if how == "commit" else 0)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_a_run_of_an_async_session_is_there_if_and_only_if_it_commits(
+    commits: bool, ship: Task, runs: Runs, backend: Backend
+) -> None:
+    async with db():
+        await db.async_session.execute(text("INSERT INTO orders (n) VALUES (1)"))
+        await ship.aenqueue("coffee", session=db.async_session)
+        if commits:
+            await db.async_session.commit()
+
+    assert len(runs()) == orders(backend) == int(commits)
+    await db.adispose()
+
+
+def test_a_savepoint_that_is_rolled_back_takes_its_run_with_it(
+    ship: Task, runs: Runs, backend: Backend
+) -> None:
+    with db():
+        ship.enqueue("kept", session=db.session)
+        with db.session.begin_nested():
+            ship.enqueue("kept too", session=db.session)
+        with pytest.raises(LookupError), db.session.begin_nested():
+            with db.session.begin_nested():
+                ship.enqueue("gone", session=db.session)
+            raise LookupError("the outer one")
+        db.session.commit()
+
+    asked = sorted(json.loads(row.arguments)["item"] for row in runs())
+    assert asked == ["kept", "kept too"]
+
+
+def test_each_transaction_of_a_session_has_its_own_runs(ship: Task, runs: Runs) -> None:
+    with db():
+        for commits in (True, False, True):
+            ship.enqueue("coffee", session=db.session)
+            (db.session.commit if commits else db.session.rollback)()
+
+    assert len(runs()) == 2
+
+
+def test_nothing_leaves_a_sandbox(ship: Task, runs: Runs, backend: Backend) -> None:
+    with db.sandbox():
+        with db(commit_on_exit=True):
+            insert()
+            ship.enqueue("coffee", session=db.session)
+        with db():
+            assert db.session.scalar(text("SELECT count(*) FROM orders")) == 1
+
+    assert len(runs()) == orders(backend) == 0
+
+
+async def test_a_sync_session_serves_a_coroutine_too(ship: Task, runs: Runs) -> None:
+    with db():
+        await ship.aenqueue("coffee", session=db.session)
+        ship.enqueue("tea", session=db.session)
+        db.session.commit()
+
+    assert len(runs()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "said"),
+    [
+        ((), {}, "missing item"),
+        (("a", 1, "2026-01-01", "more"), {}, "ship takes 3 arguments, and was given 4"),
+        (("a",), {"item": "b"}, "ship was given item twice"),
+        (("a",), {"colour": "red"}, "colour"),
+        (("a", "many"), {}, "many"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(
+    arguments: tuple[Any, ...], named: dict[str, Any], said: str, ship: Task, runs: Runs
+) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        ship.enqueue(*arguments, **named)
+
+    assert runs() == []
+
+
+async def test_an_async_session_needs_the_coroutine(ship: Task, runs: Runs) -> None:
+    async with db():
+        with pytest.raises(UsageError, match="AsyncSession") as caught:
+            ship.enqueue("coffee", session=db.async_session)
+
+    assert "await ship.task.aenqueue" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="as its session"):
+        ship.enqueue("coffee", session=db)
+    await db.adispose()
+
+
+def test_a_secret_is_not_written_into_the_ledger(ship: Task, runs: Runs) -> None:
+    @task
+    def sign(token: SecretStr) -> None: ...
+
+    with pytest.raises(UsageError, match="is a secret, and the ledger keeps none"):
+        sign.task.enqueue("abc")
+
+    assert runs() == []
+
+
+def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
+    ship: Task, sqlite: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger is elsewhere: what cannot be written after the COMMIT is logged, not raised."""
+    monkeypatch.setenv("FSA_LEDGER_URL", f"sqlite:///{Path.cwd()}/elsewhere.db")
+    ledger = ledger_of({"default": db}, read())
+    with db():
+        ship.enqueue("coffee", session=db.session)
+        assert runs_of(ledger) == []
+        db.session.commit()
+        assert len(runs_of(ledger)) == 1
+
+        ship.enqueue("tea", session=db.session)
+        ledger.write(lambda connection: connection.execute(text("DROP TABLE fsa_run")))
+        with caplog.at_level(logging.ERROR, "fsa.enqueue"):
+            db.session.commit()
+    ledger.dispose()
+    assert "could not be enqueued" in caplog.text
+
+
+def test_a_process_without_a_database_has_no_ledger(python: Run) -> None:
+    done = python(
+        "-c",
+        "from fsa_cli import task\n@task\ndef ship(): ...\nship.task.enqueue()",
+    )
+
+    assert done.returncode == 1
+    assert "there is no ledger: db is not configured in this process" in done.stderr
+
+
+def test_enqueueing_imports_neither_typer_nor_rich_nor_apscheduler(python: Run) -> None:
+    done = python(
+        "-c",
+        "import sys, fsa_cli.enqueueing\n"
+        "print([name for name in ('typer', 'rich', 'apscheduler') if name in sys.modules])",
+    )
+
+    assert done.stdout == "[]\n", done.stderr
