@@ -16,6 +16,7 @@ import pytest
 from websockets.sync.client import connect
 
 from support.processes import Completed, Start, run
+from support.waiting import wait_until
 from support.web import ServedProcess
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ RUN_HERE = {
     "Quick start",
     "A task",
     "A schedule",
+    "In the background",
     "The shell",
     "The database",
     "Migrations",
@@ -141,6 +143,27 @@ def test_the_schedule_is_listed_and_hosted_until_it_is_told_to_stop(
     looked = run_sh(history, shop).stdout
     assert re.search(r"\tcount_open_orders\tsucceeded\t", looked)
     assert re.search(r"\tscheduler\talive\t", looked)
+    assert process.stop(signal.SIGTERM).returncode == 0, process
+
+
+def test_a_request_leaves_a_task_to_a_worker(
+    shop: Path,
+    serve_process: Callable[..., AbstractContextManager[ServedProcess]],
+    fsa_process: Start,
+) -> None:
+    with serve_process("main:app", cwd=shop) as served:
+        httpx.post(f"{served.base_url}/orders", json={"item": "tea"})
+        httpx.post(f"{served.base_url}/orders", json={"item": "cake"})
+        asked = httpx.post(f"{served.base_url}/orders/cake/ship")
+        assert asked.status_code == 202
+    by_hand, working = sh("In the background").splitlines()
+    run_id = run_sh(by_hand, shop).stdout.strip()
+    assert working == "fsa worker start"
+    process = fsa_process("worker", "start", cwd=shop)
+    for each in (asked.json(), run_id):
+        wait_until(lambda each=each: "succeeded" in run_sh(f"fsa runs show {each}", shop).stdout)  # type: ignore[misc]
+    open_orders = "print(session.query(Order).filter_by(shipped=False).count())"
+    assert run_sh(f"fsa shell -c '{open_orders}'", shop).stdout == "0\n"
     assert process.stop(signal.SIGTERM).returncode == 0, process
 
 

@@ -141,6 +141,9 @@ def one_instant(url: str | None, rounds: int) -> None:
     print(f"\n1,000 runs due in one instant on {name}, ms, median of {rounds}")
     for title, values in found.items():
         print(f"  {title:<48} {statistics.median(values):>8.0f}   {[round(v) for v in values]}")
+    if url is not None:
+        twice = 2 * statistics.median(found["150 bare commits of one row"])
+        print(f"  {'empty, ledger: at most':<48} {max(200.0, twice):>8.0f}")
 
 
 def three_replicas(url: str) -> None:

@@ -1,0 +1,392 @@
+"""What a run costs that an engine carries, beside the engine's own task that nobody records."""
+
+import argparse
+import importlib
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import redis
+from sqlalchemy import Engine, create_engine, text
+
+APPS = Path(__file__).parent / "apps"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+WORKERS, CONCURRENCY = 2, 10
+AT_ONCE = 500
+WITHIN_S = 300
+WARMED_BY = 200
+LEDGER = "fsa_run, fsa_task, fsa_node, fsa_node_task, fsa_progress"
+
+
+class Contestant(Protocol):
+    """One way for tasks to be carried; each has two workers."""
+
+    title: str
+
+    def argv(self) -> list[str]: ...
+    def environ(self) -> Mapping[str, str]: ...
+    def reset(self) -> None:
+        """Forget every task and every result."""
+
+    def up(self) -> int:
+        """How many workers are ready."""
+
+    def send(self, count: int) -> None:
+        """Have so many empty tasks run."""
+
+    def send_one(self) -> None:
+        """Have the one run that tells when it begins."""
+
+    def ended(self) -> int:
+        """How many have ended since `reset`, as far as this one ever records it."""
+
+
+class Place:
+    """The servers that all of them share."""
+
+    def __init__(self, postgresql: str, redis_url: str) -> None:
+        self.url, self.redis_url = postgresql, redis_url
+        self.engine: Engine = create_engine(postgresql, isolation_level="AUTOCOMMIT")
+        self.redis = redis.Redis.from_url(redis_url)
+
+    def execute(self, sql: str) -> None:
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql(sql)
+
+    def number(self, sql: str) -> int:
+        with self.engine.connect() as connection:
+            return int(connection.scalar(text(sql)) or 0)
+
+
+class Ours:
+    """Runs that the scheduler claims and an engine carries to `fsa worker start`."""
+
+    def __init__(self, place: Place, engine: str) -> None:
+        from fsa_cli.enqueueing import Enqueuer
+        from fsa_cli.ledger.location import ledger_of
+        from fsa_cli.settings import read
+
+        self.title, self.engine = f"ours over {engine}", engine
+        self._place = place
+        self._before_ms = int(time.time() * 1000)
+        self._app = importlib.import_module("engine_ours")
+        from fastapi_sqlalchemy import db
+
+        db.configure(place.url)
+        settings = read(directory=APPS)
+        self._enqueuer = Enqueuer(ledger_of({"default": db}, settings), settings)
+        self._enqueuer.ledger.create()
+        self._executor = self._enqueuer.choice.named(engine)
+        self._enqueuer.choice.named("procrastinate").prepare()  # `reset` empties its tables
+
+    def argv(self) -> list[str]:
+        options = ["--executor", self.engine, "--concurrency", str(CONCURRENCY)]
+        return ["fsa", "-q", "--app", "engine_ours:app", "worker", "start", *options]
+
+    def environ(self) -> Mapping[str, str]:
+        return {}
+
+    def reset(self) -> None:
+        self._place.execute(f"TRUNCATE {LEDGER}")
+        self._place.execute("TRUNCATE procrastinate_jobs, procrastinate_workers CASCADE")
+        self._place.redis.flushdb()
+
+    def up(self) -> int:
+        return self._place.number("SELECT COUNT(*) FROM fsa_node WHERE state = 'alive'")
+
+    def send(self, count: int) -> None:
+        """As the scheduler hands over what is due in one instant."""
+        from fsa_cli.executors.base import Message
+        from fsa_cli.ledger import claims
+
+        first_ms = self._before_ms = self._before_ms - count
+        dues = [
+            claims.Due(f"empty_{self.engine}", first_ms + n, executor=self.engine, queue="fsa")
+            for n in range(count)
+        ]
+        for start in range(0, count, AT_ONCE):
+            messages: list[Message] = []
+
+            def enlist(connection: Any, claimed: Any, messages: list[Message] = messages) -> None:
+                messages[:] = [Message(each.run_id, "fsa") for each in claimed]
+                self._executor.enlist(connection, messages)
+
+            claims.claim(
+                self._enqueuer.ledger,
+                "benchmark",
+                dues[start : start + AT_ONCE],
+                window_ms=600_000,
+                hand_off=enlist,
+            )
+            self._executor.publish(messages)
+
+    def send_one(self) -> None:
+        getattr(self._app, f"tell_{self.engine}").task.enqueue()
+
+    def ended(self) -> int:
+        return self._place.number("SELECT COUNT(*) FROM fsa_run WHERE status = 'succeeded'")
+
+    def messages(self) -> int:
+        """What is in the engine, begun or not."""
+        if self.engine == "celery":
+            return int(self._place.redis.llen("fsa"))
+        return self._place.number("SELECT COUNT(*) FROM procrastinate_jobs")
+
+
+class OwnProcrastinate:
+    title = "Procrastinate's own"
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._app = importlib.import_module("engine_procrastinate")
+        self._open = self._app.app.open()
+
+    def argv(self) -> list[str]:
+        options = ["--concurrency", str(CONCURRENCY), "--queues", "default"]
+        app = "--app=engine_procrastinate.app"
+        return ["procrastinate", app, "--log-level", "warning", "worker", *options]
+
+    def environ(self) -> Mapping[str, str]:
+        return {}
+
+    def reset(self) -> None:
+        self._place.execute("TRUNCATE procrastinate_jobs, procrastinate_workers CASCADE")
+
+    def up(self) -> int:
+        return self._place.number("SELECT COUNT(*) FROM procrastinate_workers")
+
+    def send(self, count: int) -> None:
+        for start in range(0, count, AT_ONCE):
+            self._app.empty.batch_defer(*[{}] * (min(count, start + AT_ONCE) - start))
+
+    def send_one(self) -> None:
+        self._app.told.defer()
+
+    def ended(self) -> int:
+        return self._place.number(
+            "SELECT COUNT(*) FROM procrastinate_jobs WHERE status = 'succeeded'"
+        )
+
+
+class OwnCelery:
+    """Celery's own tasks; *results*: with its database result backend."""
+
+    def __init__(self, place: Place, pool: str, *, results: bool) -> None:
+        self.title = f"Celery's own, {pool}, results {'recorded' if results else 'ignored'}"
+        self._place, self._pool, self._results = place, pool, results
+        self._sent = 0
+
+    def argv(self) -> list[str]:
+        options = ["-P", self._pool, "-c", str(CONCURRENCY), "-n", f"{os.urandom(4).hex()}@here"]
+        return ["celery", "-A", "engine_celery", "worker", *options]
+
+    def environ(self) -> Mapping[str, str]:
+        return {"RESULTS": f"db+{self._place.url}"} if self._results else {}
+
+    def reset(self) -> None:
+        self._place.redis.flushdb()
+        self._place.execute(
+            "DO $$ BEGIN IF to_regclass('celery_taskmeta') IS NOT NULL THEN"
+            " TRUNCATE celery_taskmeta; END IF; END $$"
+        )
+        self._sent = 0
+
+    def up(self) -> int:
+        return len(_celery().app.control.inspect(timeout=0.5).ping() or {})
+
+    def send(self, count: int) -> None:
+        app, empty = _celery().app, _celery().empty
+        with app.producer_or_acquire() as producer:
+            for _ in range(count):
+                empty.apply_async(producer=producer, ignore_result=not self._results)
+        self._sent += count
+
+    def send_one(self) -> None:
+        _celery().told.delay()
+
+    def ended(self) -> int:
+        if self._results:
+            return self._place.number("SELECT COUNT(*) FROM celery_taskmeta")
+        return self._sent - int(self._place.redis.llen("own") + self._place.redis.hlen("unacked"))
+
+
+def _celery() -> Any:
+    return importlib.import_module("engine_celery")
+
+
+@contextmanager
+def workers(contestant: Contestant) -> Iterator[None]:
+    """Two of them, warm."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.pathsep.join([str(APPS), os.environ.get("PYTHONPATH", "")])
+        environ = {**os.environ, "PYTHONPATH": path, "FSA_STATE_DIR": folder}
+        environ |= contestant.environ()
+        log = Path(folder, "log")
+        processes = [_process(contestant.argv(), environ, log) for _ in range(WORKERS)]
+        try:
+            _until(lambda: contestant.up() >= WORKERS, 30, log)
+            contestant.send(WARMED_BY)
+            _until(lambda: contestant.ended() >= WARMED_BY, 30, log)
+            time.sleep(1)
+            yield
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            for process in processes:
+                process.wait(60)
+
+
+def _process(argv: list[str], environ: Mapping[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [SCRIPTS / argv[0], *argv[1:]], cwd=APPS, env=environ, stdout=file, stderr=file
+        )
+
+
+def _until(done: Callable[[], bool], within_s: float, log: Path) -> None:
+    deadline = time.monotonic() + within_s
+    while not done():
+        if time.monotonic() > deadline:
+            sys.exit(log.read_text()[-3000:] + "\nthe workers do not come forward")
+        time.sleep(0.05)
+
+
+def a_second(contestant: Contestant, count: int) -> float:
+    """How many a second, from the first that is sent to the last that is recorded."""
+    contestant.reset()
+    with workers(contestant):
+        before = contestant.ended()
+        began = time.perf_counter()
+        contestant.send(count)
+        deadline = began + WITHIN_S
+        while (ended := contestant.ended() - before) < count:
+            if time.perf_counter() > deadline:
+                sys.exit(f"{contestant.title}: only {ended:,} have ended after {WITHIN_S} s")
+            time.sleep(0.05)
+        return count / (time.perf_counter() - began)
+
+
+def throughput(place: Place, engines: list[str], count: int, rounds: int) -> None:
+    for engine in engines:
+        contestants: list[Contestant] = [Ours(place, engine)]
+        if engine == "procrastinate":
+            contestants += [OwnProcrastinate(place)]
+        else:
+            contestants += [
+                OwnCelery(place, pool, results=results)
+                for results in (True, False)
+                for pool in ("threads", "prefork")
+            ]
+        found: dict[str, list[float]] = {each.title: [] for each in contestants}
+        for _ in range(rounds):
+            for each in contestants:
+                found[each.title].append(a_second(each, count))
+        print(f"\n{count:,} empty tasks over {engine}, two workers, a second, median of {rounds}")
+        ours = statistics.median(found[contestants[0].title])
+        for title, values in found.items():
+            middle = statistics.median(values)
+            ratio = "" if title.startswith("ours") else f"   ours is {ours / middle:.2f} x"
+            print(f"  {title:<42} {middle:>6.0f}   {[round(v) for v in values]}{ratio}", flush=True)
+
+
+def latency(place: Place, engines: list[str], samples: int) -> None:
+    """One at a time to idle workers; ours and the engine's own in turns."""
+    for engine in engines:
+        own = (
+            OwnProcrastinate(place)
+            if engine == "procrastinate"
+            else OwnCelery(place, "threads", results=False)
+        )
+        contestants: list[Contestant] = [own, Ours(place, engine)]
+        found: dict[str, list[float]] = {each.title: [] for each in contestants}
+        for each in contestants:
+            each.reset()
+        with ExitStack() as stack, _told() as told:
+            for each in contestants:
+                stack.enter_context(workers(each))
+            for number in range(samples + 5):
+                for each in contestants:
+                    time.sleep(0.03)
+                    began = time.time()
+                    each.send_one()
+                    late_ms = (told() - began) * 1000
+                    if number >= 5:
+                        found[each.title].append(late_ms)
+        print(f"\nfrom being sent to the start over {engine}, ms, {samples} one at a time")
+        p50 = {title: statistics.median(values) for title, values in found.items()}
+        for title, values in found.items():
+            p95 = statistics.quantiles(values, n=20)[-1]
+            more = f"   own + {p50[title] - p50[own.title]:.1f}" if title != own.title else ""
+            print(f"  {title:<42} p50 {p50[title]:>5.1f}   p95 {p95:>5.1f}{more}", flush=True)
+
+
+@contextmanager
+def _told() -> Iterator[Callable[[], float]]:
+    """What `telling.tell` sends."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.bind(("127.0.0.1", int(os.environ["TOLD"])))
+        listening.settimeout(30)
+        yield lambda: float(listening.recv(100))
+
+
+def waiting(place: Place, engines: list[str], waits_s: float, count: int = 10_000) -> None:
+    """Whether messages that only wait are sent again."""
+    for engine in engines:
+        ours = Ours(place, engine)
+        ours.reset()
+        with tempfile.TemporaryDirectory() as folder:
+            argv = [str(SCRIPTS / "fsa"), "-q", "--app", "engine_ours:app", "scheduler", "start"]
+            environ = {**os.environ, "FSA_STATE_DIR": folder}
+            with subprocess.Popen(argv, cwd=APPS, env=environ) as process:
+                ours.send(count)
+                before = ours.messages()
+                time.sleep(waits_s)
+                after = ours.messages()
+                process.terminate()
+        print(f"\n{count:,} runs wait {waits_s:g} s for a worker over {engine}")
+        print(f"  messages in its queue: {before:,} before, {after:,} after", flush=True)
+        ours.reset()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--postgresql", metavar="URL", required=True, help="its tables may go")
+    parser.add_argument("--redis", metavar="URL", required=True, help="its keys may go")
+    parser.add_argument("--engine", choices=["procrastinate", "celery"], help="else both")
+    parser.add_argument("--part", choices=["throughput", "latency", "waiting"], help="else all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5000)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--waiting-s", type=float, default=90)
+    given = parser.parse_args()
+    os.environ |= {
+        "URL": given.postgresql,
+        "REDIS": given.redis,
+        "FSA_BROKER_URL": given.redis,
+        "FSA_APP": "engine_ours:app",
+        "FSA_NAMESPACE": "bench",
+        "TOLD": "18765",
+    }
+    sys.path.insert(0, str(APPS))
+    place = Place(given.postgresql, given.redis)
+    engines = [given.engine] if given.engine else ["procrastinate", "celery"]
+    if given.part in (None, "throughput"):
+        throughput(place, engines, given.runs, given.rounds)
+    if given.part in (None, "latency"):
+        latency(place, engines, given.samples)
+    if given.part in (None, "waiting"):
+        waiting(place, engines, given.waiting_s)
+
+
+if __name__ == "__main__":
+    main()
