@@ -15,7 +15,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,6 +68,17 @@ _FORGET = text(
     "DELETE FROM procrastinate_jobs"
     f" WHERE status = 'doing' AND task_name = '{TASK}' AND worker_id IS NULL"
 )
+# The function that Procrastinate fetches one job with, for as many as there is room for.
+_FETCHED = "procrastinate_fetch_job_v2(%(queues)s::varchar[], %(worker_id)s)"
+_FETCH = f"""
+    WITH RECURSIVE fetched(number, job) AS (
+        SELECT 1, {_FETCHED}
+        UNION ALL
+        SELECT number + 1, {_FETCHED} FROM fetched
+        WHERE (job).id IS NOT NULL AND number < %(most)s
+    )
+    SELECT (job).* FROM fetched WHERE (job).id IS NOT NULL ORDER BY number
+    """
 _DELETE = "DELETE FROM procrastinate_jobs WHERE id = ANY(%(ids)s::bigint[])"
 # A listener is told at once, as long as its connection is there.
 _POLLED_EVERY_S = 1.0
@@ -165,7 +177,7 @@ class Procrastinate:
         self, take: Take, queues: Collection[str], concurrency: int, stop: threading.Event
     ) -> None:
         app = procrastinate.App(connector=_connector(self._connecting()))
-        app.job_manager = _Jobs(app.connector)
+        app.job_manager = jobs = _Jobs(app.connector, concurrency)
         register(app, take)
         async with app.open_async():
             worker = asyncio.create_task(
@@ -183,6 +195,9 @@ class Procrastinate:
                 worker.cancel()  # it fetches no more, and waits for what it has begun
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
+            for job in jobs.unbegun():
+                await asyncio.wrap_future(take(str(job.task_kwargs["run_id"])))
+                await jobs.finish_job(job, Status.SUCCEEDED, delete_job=True)
 
     def _connecting(self) -> dict[str, Any]:
         """psycopg's arguments, whatever driver the ledger's URL names."""
@@ -214,20 +229,50 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class _Jobs(JobManager):
-    """Deletes those that end while others are being deleted in one statement."""
+    """Fetches as many jobs in one statement as there is room for, and deletes those so that end.
 
-    def __init__(self, connector: Any) -> None:
+    Args:
+        concurrency: How many a worker has in hand at most.
+    """
+
+    def __init__(self, connector: Any, concurrency: int) -> None:
         super().__init__(connector)
+        self._concurrency = concurrency
+        self._fetched: deque[Job] = deque()
+        self._in_hand = 0
         self._turn = asyncio.Lock()
         self._ended: list[int | None] = []
         self._deletion: asyncio.Task[None] | None = None
+
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
+        if not self._fetched:
+            rows = await self.connector.execute_query_all_async(
+                _FETCH,
+                queues=queues,
+                worker_id=worker_id,
+                most=max(self._concurrency - self._in_hand, 1),
+            )
+            self._fetched.extend(Job.from_row(row) for row in rows)
+        if not self._fetched:
+            return None
+        self._in_hand += 1
+        return self._fetched.popleft()
+
+    def unbegun(self) -> Iterator[Job]:
+        """Those that were fetched and that the worker has not asked for before it ended."""
+        while self._fetched:
+            self._in_hand += 1
+            yield self._fetched.popleft()
 
     async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:
         if self._deletion is None:
             self._ended = []
             self._deletion = asyncio.create_task(self._delete(self._ended))
         self._ended.append(job.id)
-        await asyncio.shield(self._deletion)
+        try:
+            await asyncio.shield(self._deletion)
+        finally:
+            self._in_hand -= 1
 
     async def _delete(self, job_ids: Sequence[int | None]) -> None:
         async with self._turn:

@@ -289,9 +289,10 @@ def _take_free(
 
     def work(connection: Connection) -> list[Any]:
         nonlocal tried
-        # A COMMIT whose outcome was unknown may have happened.
-        mine = select(*_OF_CANDIDATES).where(run.c.id.in_(list(run_ids)), run.c.claim == token)
-        before = connection.execute(mine).all() if tried else []
+        before: Sequence[Any] = ()
+        if tried:  # a COMMIT whose outcome was unknown may have happened
+            mine = select(*_OF_CANDIDATES).where(run.c.id.in_(list(run_ids)), run.c.claim == token)
+            before = connection.execute(mine).all()
         tried = True
         return [*before, *connection.execute(_taking_free(ledger.words), given).all()]
 
