@@ -40,11 +40,24 @@ def setup_of(
     return Setup.of(loaded, fsa.settings, fsa.output, registry, only=only, tags=tags, json=json)
 
 
-def hosted(fsa: Fsa, setup: Setup, made: Host, address: str, port: int | None) -> None:
-    """Have *made* run until a signal comes, with its probes where there is a *port* for them."""
+def hosted(
+    fsa: Fsa,
+    setup: Setup,
+    made: Host,
+    address: str,
+    port: int | None,
+    introduce: Callable[[], None],
+) -> None:
+    """Have *made* run until a signal comes, with its probes where there is a *port* for them.
+
+    Args:
+        introduce: Says what it is; whoever has read that may send a signal.
+    """
     from fsa_cli.scheduler import probes
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(made.signals())
+        introduce()
         if port is not None:
             served = stack.enter_context(probes.serving(made, address, port))
             setup.log.say("probes", f"probes on http://{address}:{served}/", port=served)

@@ -133,8 +133,7 @@ def start(
     if paused:
         history.pause(setup.ledger, [each.task.name for each in setup.planned], "--paused")
     made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=beating(setup))
-    _introduce(fsa, setup)
-    hosted(fsa, setup, made, host, port)
+    hosted(fsa, setup, made, host, port, partial(_introduce, fsa, setup))
 
 
 @app.command()
@@ -169,7 +168,8 @@ def tick(
     setup = setup_of(fsa)
     setup.open()
     made = setup.host(concurrency=concurrency, grace_s=grace_s, role="tick")
-    ended(fsa, setup, made.tick)
+    with made.signals():
+        ended(fsa, setup, made.tick)
     failed = sum(made.counts.get(status, 0) for status in ("failed", "timed_out"))
     if failed:
         raise TaskFailed("a run failed" if failed == 1 else f"{failed} runs failed")

@@ -110,8 +110,11 @@ def start(
         carrier, queues, concurrency=concurrency, grace_s=grace_s, pulse=beating(setup)
     )
     served = ", ".join(queues) if carrier.carries else "the ledger's queue"
-    text = f"fsa worker {os.getpid()}: {carrier.name}, {served}. Ctrl-C or SIGTERM stops it."
-    setup.log.say("started", text, pid=os.getpid(), executor=carrier.name, queues=queues)
-    if not setup.log.json:
-        fsa.output.say(f"ledger: {setup.ledger.where}, namespace {setup.ledger.namespace}")
-    hosted(fsa, setup, made, host, port)
+
+    def introduce() -> None:
+        text = f"fsa worker {os.getpid()}: {carrier.name}, {served}. Ctrl-C or SIGTERM stops it."
+        setup.log.say("started", text, pid=os.getpid(), executor=carrier.name, queues=queues)
+        if not setup.log.json:
+            fsa.output.say(f"ledger: {setup.ledger.where}, namespace {setup.ledger.namespace}")
+
+    hosted(fsa, setup, made, host, port, introduce)

@@ -251,35 +251,52 @@ class Host:
         """What a run's progress is reported to, with the run's id."""
         return self._recorder.progress
 
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Have SIGTERM and SIGINT end it; as PID 1 too, where they would be ignored."""
+        assert threading.current_thread() is threading.main_thread()
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._inbox.put(signal.Signals(number))
+
+        previous = {
+            number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
     def run(self) -> Left | None:
         """Host the schedule until SIGTERM or SIGINT; None if everything that ran has ended.
+
+        Within `signals`.
 
         Raises:
             SchedulerStuck: the timer has stopped.
             SQLAlchemyError: the ledger could not be reached when it began.
         """
         sys.setswitchinterval(_SWITCH_S)
-        with self._signals():
-            self._begin()
-            self._hosting = True
-            number = self._until_signal()
-            self._hosting = False
-            self._halt()
-            return self._drain(number)
+        self._begin()
+        self._hosting = True
+        number = self._until_signal()
+        self._hosting = False
+        self._halt()
+        return self._drain(number)
 
     def tick(self) -> Left | None:
-        """Run what is due, wait for it, and end."""
-        with self._signals():
-            self._join()
-            self.dispatcher.start()
-            self.courier.start()
-            self._chores.start()
-            while not (self.dispatcher.idle and self.courier.idle) or self._recorder.held:
-                with contextlib.suppress(queue.Empty):
-                    if (number := self._inbox.get(timeout=0.05)) is not None:
-                        return self._drain(number)
-            self._chores.prune()
-            return self._drain(None)
+        """Run what is due, wait for it, and end; within `signals`."""
+        self._join()
+        self.dispatcher.start()
+        self.courier.start()
+        self._chores.start()
+        while not (self.dispatcher.idle and self.courier.idle) or self._recorder.held:
+            with contextlib.suppress(queue.Empty):
+                if (number := self._inbox.get(timeout=0.05)) is not None:
+                    return self._drain(number)
+        self._chores.prune()
+        return self._drain(None)
 
     def _begin(self) -> None:
         """Become a node, and start what runs beside this thread."""
@@ -457,23 +474,6 @@ class Host:
                 if (number := self._inbox.get(timeout=left)) is not None:
                     return number
         return None
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT go to the inbox; also as PID 1, where they would be ignored."""
-        assert threading.current_thread() is threading.main_thread()
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self._inbox.put(signal.Signals(number))
-
-        previous = {
-            number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def _wall_ahead_s() -> float:
