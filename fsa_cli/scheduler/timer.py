@@ -108,32 +108,43 @@ class Timer:
         return max(timedelta(seconds=min(wait_s, _LONGEST_S)), _LEAST)
 
     def _wake(self) -> None:
+        """Fire whatever is due; of a schedule that has stood still, every instant.
+
+        Until all of it is fired nothing of it counts as fired: the sweep sees none or all.
+        """
+        while due := self._due():
+            # First what is due, then what comes after it: a thousand schedules take a while to
+            # read.
+            self._fire([(scheduled, instant) for _, _, instant, scheduled in due])
+            for _, number, instant, scheduled in due:
+                self._expect_next(number, instant, scheduled)
+        with self._lock:
+            self._reading_ms = None
+
+    def _due(self) -> list[tuple[int, int, int, Scheduled]]:
         now_ms = self._clock.now_ms
         due: list[tuple[int, int, int, Scheduled]] = []
         with self._lock:
             while self._heap and self._heap[0][0] <= now_ms:
                 due.append(heapq.heappop(self._heap))
-            self._reading_ms = due[0][0] if due else None
-        if not due:
+            if due and self._reading_ms is None:
+                self._reading_ms = due[0][0]
+        return due
+
+    def _expect_next(self, number: int, instant: int, scheduled: Scheduled) -> None:
+        try:
+            after = scheduled.next_ms(instant)
+        except Exception as exc:
+            self.failure = SchedulerStuck(
+                f"the schedule of {scheduled.task.name!r} raised {described(exc)}",
+                details=[scheduled.task.place],
+            )
+            self.failure.__cause__ = exc
             return
-        # First what is due, then what comes after it: a thousand schedules take a while to read.
-        self._fire([(scheduled, instant) for _, _, instant, scheduled in due])
-        for _, number, instant, scheduled in due:
-            try:
-                after = scheduled.next_ms(instant)
-            except Exception as exc:
-                self.failure = SchedulerStuck(
-                    f"the schedule of {scheduled.task.name!r} raised {described(exc)}",
-                    details=[scheduled.task.place],
-                )
-                self.failure.__cause__ = exc
-                continue
-            if after is not None:
-                with self._lock:
-                    entry = (scheduled.start_ms(after), number, after, scheduled)
-                    heapq.heappush(self._heap, entry)
-        with self._lock:
-            self._reading_ms = None
+        if after is not None:
+            with self._lock:
+                entry = (scheduled.start_ms(after), number, after, scheduled)
+                heapq.heappush(self._heap, entry)
 
 
 class _Handover(BaseExecutor):  # type: ignore[misc]
