@@ -126,6 +126,8 @@ LINES = [
     "scheduler resume --all",
     "scheduler tick",
     "scheduler start --grace {url}",
+    "worker start --grace {url}",
+    "worker start --executor celery",
     "runs",
     "runs fail",
     "runs show {url}",

@@ -144,7 +144,8 @@ def test_a_broker_that_restarts_and_is_away_keeps_no_run_waiting_for_long(
     with standing_still(replicas, "worker"):
         time.sleep(1.5)
         engine.leave()
-        time.sleep(1.5)
+        # A client may try for seconds, and a restart that it does not notice costs 30 s.
+        wait_until(lambda: "cannot be reached" in replicas.said, within_s=30)
     engine.come_back()
     replicas.faults += 1
 
