@@ -8,7 +8,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
 
 from fsa_cli import heartbeat
 from fsa_cli.commands import Fsa
@@ -23,6 +25,45 @@ if TYPE_CHECKING:
 class LogFormat(Enum):
     text = "text"
     json = "json"
+
+
+class Options:
+    """The options of a command that hosts runs, each of them also a variable: FSA_COMMAND_OPTION.
+
+    Args:
+        command: As its variables name it.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self.grace = self.option(
+            "--grace",
+            help="Seconds that running tasks have to end after SIGTERM or Ctrl-C.",
+            min=0,
+            metavar="S",
+        )
+        self.concurrency = self.option(
+            "--concurrency",
+            help="How many tasks run at a time; half of the app's connection pool (7).",
+            min=1,
+            metavar="N",
+            show_default=False,
+        )
+        self.port = self.option(
+            "--port", help="Serve /livez, /readyz and /metrics.", min=0, max=65535
+        )
+        self.host = self.option("--host", help="Where to serve them.", metavar="ADDRESS")
+        self.log_format = self.option("--log-format", help="How each run's line is written.")
+        self.executor = self.option(
+            "--executor",
+            help="What carries the runs: local, procrastinate, celery; else the settings'.",
+            metavar="NAME",
+            show_default=False,
+        )
+
+    def option(self, spelling: str, **more: Any) -> Any:
+        variable = f"FSA_{self._command}_{spelling.lstrip('-').replace('-', '_').upper()}"
+        return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
 
 
 def setup_of(

@@ -12,7 +12,7 @@ import typer
 
 from fsa_cli import schedules
 from fsa_cli.commands import Fsa, scheduler_look, scheduler_steer
-from fsa_cli.commands.hosting import LogFormat, beating, ended, hosted, setup_of
+from fsa_cli.commands.hosting import LogFormat, Options, beating, ended, hosted, setup_of
 from fsa_cli.exceptions import TaskFailed, UsageError
 from fsa_cli.manual import soon, spoken
 
@@ -24,12 +24,8 @@ app = typer.Typer()
 _INTRODUCED = 50
 
 
-def _option(spelling: str, *, command: str = "START", **more: Any) -> Any:
-    variable = f"FSA_SCHEDULER_{command}_{spelling.lstrip('-').replace('-', '_').upper()}"
-    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
-
-
-_tick_option = partial(_option, command="TICK")
+_options = Options("SCHEDULER_START")
+_tick_options = Options("SCHEDULER_TICK")
 
 _COMMANDS: Mapping[str, Callable[..., Any]] = {
     "list": scheduler_look.list_,
@@ -59,56 +55,28 @@ def scheduler() -> None:
 @app.command()
 def start(
     context: typer.Context,
-    grace_s: Annotated[
-        float,
-        _option(
-            "--grace",
-            help="Seconds that running tasks have to end after SIGTERM or Ctrl-C.",
-            min=0,
-            metavar="S",
-        ),
-    ] = 25.0,
-    concurrency: Annotated[
-        int | None,
-        _option(
-            "--concurrency",
-            help="How many tasks run at a time; half of the app's connection pool (7).",
-            min=1,
-            metavar="N",
-            show_default=False,
-        ),
-    ] = None,
+    grace_s: Annotated[float, _options.grace] = 25.0,
+    concurrency: Annotated[int | None, _options.concurrency] = None,
     only: Annotated[
         list[str] | None,
-        _option("--only", help="Run this task and no other; again for more.", metavar="NAME"),
+        _options.option(
+            "--only", help="Run this task and no other; again for more.", metavar="NAME"
+        ),
     ] = None,
     tag: Annotated[
         list[str] | None,
-        _option("--tag", help="Run the tasks with this tag; again for more.", metavar="T"),
+        _options.option("--tag", help="Run the tasks with this tag; again for more.", metavar="T"),
     ] = None,
     paused: Annotated[
         bool,
-        _option("--paused", help="Pause every task first; `fsa scheduler resume` starts them."),
-    ] = False,
-    port: Annotated[
-        int | None,
-        _option("--port", help="Serve /livez, /readyz and /metrics.", min=0, max=65535),
-    ] = None,
-    host: Annotated[
-        str, _option("--host", help="Where to serve them.", metavar="ADDRESS")
-    ] = "127.0.0.1",
-    log_format: Annotated[
-        LogFormat, _option("--log-format", help="How each run's line is written.")
-    ] = LogFormat.text,
-    executor: Annotated[
-        str | None,
-        _option(
-            "--executor",
-            help="What carries the runs: local, procrastinate, celery; else the settings'.",
-            metavar="NAME",
-            show_default=False,
+        _options.option(
+            "--paused", help="Pause every task first; `fsa scheduler resume` starts them."
         ),
-    ] = None,
+    ] = False,
+    port: Annotated[int | None, _options.port] = None,
+    host: Annotated[str, _options.host] = "127.0.0.1",
+    log_format: Annotated[LogFormat, _options.log_format] = LogFormat.text,
+    executor: Annotated[str | None, _options.executor] = None,
 ) -> None:
     """Run every task that has a schedule, each run in a session of its own, until stopped.
 
@@ -139,21 +107,8 @@ def start(
 @app.command()
 def tick(
     context: typer.Context,
-    grace_s: Annotated[
-        float,
-        _tick_option(
-            "--grace",
-            help="Seconds that running tasks have to end after SIGTERM or Ctrl-C.",
-            min=0,
-            metavar="S",
-        ),
-    ] = 25.0,
-    concurrency: Annotated[
-        int | None,
-        _tick_option(
-            "--concurrency", help="How many tasks run at a time.", min=1, show_default=False
-        ),
-    ] = None,
+    grace_s: Annotated[float, _tick_options.grace] = 25.0,
+    concurrency: Annotated[int | None, _tick_options.concurrency] = None,
 ) -> None:
     """Run what is due, and exit: for a line of crontab, or a CronJob. 1 if a task failed.
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fsa_cli.commands import Fsa
-from fsa_cli.commands.hosting import LogFormat, beating, hosted, setup_of
+from fsa_cli.commands.hosting import LogFormat, Options, beating, hosted, setup_of
 from fsa_cli.exceptions import UsageError
 
 app = typer.Typer()
 
 
-def _option(spelling: str, **more: Any) -> Any:
-    variable = f"FSA_WORKER_START_{spelling.lstrip('-').replace('-', '_').upper()}"
-    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+_options = Options("WORKER_START")
 
 
 @app.callback()
@@ -34,50 +32,18 @@ def start(
     context: typer.Context,
     queue: Annotated[
         list[str] | None,
-        _option(
+        _options.option(
             "--queue",
             help="Serve this queue; again for more; else those of the tasks.",
             metavar="Q",
         ),
     ] = None,
-    concurrency: Annotated[
-        int | None,
-        _option(
-            "--concurrency",
-            help="How many tasks run at a time; half of the app's connection pool (7).",
-            min=1,
-            metavar="N",
-            show_default=False,
-        ),
-    ] = None,
-    grace_s: Annotated[
-        float,
-        _option(
-            "--grace",
-            help="Seconds that running tasks have to end after SIGTERM or Ctrl-C.",
-            min=0,
-            metavar="S",
-        ),
-    ] = 25.0,
-    executor: Annotated[
-        str | None,
-        _option(
-            "--executor",
-            help="What carries the runs: local, procrastinate, celery; else the settings'.",
-            metavar="NAME",
-            show_default=False,
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        _option("--port", help="Serve /livez, /readyz and /metrics.", min=0, max=65535),
-    ] = None,
-    host: Annotated[
-        str, _option("--host", help="Where to serve them.", metavar="ADDRESS")
-    ] = "127.0.0.1",
-    log_format: Annotated[
-        LogFormat, _option("--log-format", help="How each run's line is written.")
-    ] = LogFormat.text,
+    concurrency: Annotated[int | None, _options.concurrency] = None,
+    grace_s: Annotated[float, _options.grace] = 25.0,
+    executor: Annotated[str | None, _options.executor] = None,
+    port: Annotated[int | None, _options.port] = None,
+    host: Annotated[str, _options.host] = "127.0.0.1",
+    log_format: Annotated[LogFormat, _options.log_format] = LogFormat.text,
 ) -> None:
     """Make runs as they come, each in a session of its own, until stopped.
 

@@ -12,9 +12,8 @@ from fsa_cli.ledger.finishes import Finish
 from fsa_cli.ledger.nodes import Died
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.sweep import Expected
+from fsa_cli.scheduler.claimer import Claimer
 from fsa_cli.scheduler.clock import Clock
-from fsa_cli.scheduler.courier import Courier
-from fsa_cli.scheduler.dispatch import Dispatcher
 from fsa_cli.scheduler.membership import Membership
 from fsa_cli.scheduler.plan import Scheduled
 from fsa_cli.scheduler.recorder import Recorder
@@ -25,7 +24,7 @@ __all__ = ["Chores", "catch_up"]
 _EVERY_S = 1.0
 # An instant younger than that may be on its way to its row.
 _SWEPT_AFTER_MS = 1000
-# Also one that waits here for a slot; but it is not claimed for ever (see `dispatch._WINDOW_MS`).
+# Also one that waits here for a slot; but it is not claimed for ever (see `claimer._WINDOW_MS`).
 _WAITED_FOR_MS = 4000
 _RECONCILED_EVERY_S = 5.0
 _RECONCILED_AFTER_MS = 10_000
@@ -52,7 +51,7 @@ class Chores:
         membership: Membership,
         executor: LocalExecutor,
         recorder: Recorder,
-        parts: Sequence[Dispatcher | Courier],
+        parts: Sequence[Claimer],
         trouble: Trouble,
         *,
         fired_until_ms: Callable[[], int],
