@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,41 +75,17 @@ class Ledger:
         Raises:
             SQLAlchemyError: The database refused, or was away each time.
         """
-        for attempt in range(1, attempts + 1):
-            try:
-                with self._turn, self.engine.begin() as connection:
-                    return work(connection)
-            except DBAPIError as exc:
-                if attempt == attempts or not dialects.transient(exc):
-                    raise
-                time.sleep(_PAUSE_S * (attempt - 1))
-        raise AssertionError("unreachable")
+        return _persistently(self._writing, work, attempts)
 
     def at_once(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
         """As `write`, for a single statement: that is a transaction of its own."""
         if self.is_sqlite:  # its driver does not go back from AUTOCOMMIT to what `begin` needs
             return self.write(work, attempts=attempts)
-        for attempt in range(1, attempts + 1):
-            try:
-                with self._own_connection() as connection:
-                    return work(connection)
-            except DBAPIError as exc:
-                if attempt == attempts or not dialects.transient(exc):
-                    raise
-                time.sleep(_PAUSE_S * (attempt - 1))
-        raise AssertionError("unreachable")
+        return _persistently(self._own_connection, work, attempts)
 
     def read(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
         """As `write`, without a commit."""
-        for attempt in range(1, attempts + 1):
-            try:
-                with self._reading() as connection:
-                    return work(connection)
-            except DBAPIError as exc:
-                if attempt == attempts or not dialects.transient(exc):
-                    raise
-                time.sleep(_PAUSE_S * (attempt - 1))
-        raise AssertionError("unreachable")
+        return _persistently(self._reading, work, attempts)
 
     def now_ms(self, connection: Connection) -> int:
         """The database's clock."""
@@ -198,6 +175,11 @@ class Ledger:
     # -- connections ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._turn, self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
         if not self.is_sqlite:  # READ COMMITTED: each statement sees what is committed then anyway
             with self._own_connection() as connection:
@@ -240,3 +222,19 @@ class Ledger:
 
     def _on_connect(self, connection: Any, record: object) -> None:
         dialects.prepare(self.engine.dialect.name, connection)
+
+
+def _persistently(
+    connected: Callable[[], AbstractContextManager[Connection]],
+    work: Callable[[Connection], T],
+    attempts: int,
+) -> T:
+    for attempt in range(1, attempts + 1):
+        try:
+            with connected() as connection:
+                return work(connection)
+        except DBAPIError as exc:
+            if attempt == attempts or not dialects.transient(exc):
+                raise
+            time.sleep(_PAUSE_S * (attempt - 1))
+    raise AssertionError("unreachable")
