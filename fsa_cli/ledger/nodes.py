@@ -17,7 +17,18 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, node, run, task
 from fsa_cli.version import VERSION
 
-__all__ = ["Died", "Node", "alive", "expired", "reap", "register", "release", "renew", "running"]
+__all__ = [
+    "Died",
+    "Leases",
+    "Node",
+    "alive",
+    "leases",
+    "reap",
+    "register",
+    "release",
+    "renew",
+    "running",
+]
 
 # A run that kills its process each time must not do so for ever.
 _MOST_ATTEMPTS = 20
@@ -46,6 +57,19 @@ class Died:
     marked: tuple[str, ...]
     queued: tuple[str, ...]
     succeeded: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Leases:
+    """Who lives.
+
+    Attributes:
+        expired: The nodes whose lease is over.
+        schedulers: How many hold one and fire the schedule.
+    """
+
+    expired: tuple[str, ...]
+    schedulers: int
 
 
 def register(
@@ -124,19 +148,19 @@ def release(ledger: Ledger, node_id: str) -> None:
     ledger.write(work)
 
 
-def expired(ledger: Ledger) -> list[str]:
-    """The nodes whose lease is over and whom nobody has declared dead."""
-
+def leases(ledger: Ledger) -> Leases:
+    """The leases of all whom nobody has declared dead."""
+    is_over = node.c.lease_until_ms < literal_column(ledger.words.now_ms)
     statement = (
-        select(node.c.id)
-        .where(
-            node.c.namespace == ledger.namespace,
-            node.c.state.in_(("alive", "draining")),
-            node.c.lease_until_ms < literal_column(ledger.words.now_ms),
-        )
+        select(node.c.id, node.c.role, is_over.label("is_over"))
+        .where(node.c.namespace == ledger.namespace, node.c.state.in_(("alive", "draining")))
         .order_by(node.c.id)
     )
-    return ledger.read(lambda connection: list(connection.scalars(statement)))
+    rows = ledger.read(lambda connection: connection.execute(statement).all())
+    return Leases(
+        tuple(row.id for row in rows if row.is_over),
+        sum(row.role == "scheduler" for row in rows if not row.is_over),
+    )
 
 
 def alive(ledger: Ledger, role: str | None = None) -> list[str]:

@@ -164,7 +164,10 @@ class Chores:
     def _reap(self) -> bool:
         if not self._membership.may_reap:
             return True
-        dead = [each for each in nodes.expired(self._ledger) if each != self._membership.id]
+        leases = nodes.leases(self._ledger)
+        for part in self._parts:
+            part.alone = leases.schedulers < 2
+        dead = [each for each in leases.expired if each != self._membership.id]
         if dead:
             died = nodes.reap(self._ledger, dead, self._applied(nodes.running(self._ledger, dead)))
             self._died(died)

@@ -59,6 +59,8 @@ class Claimer(ABC):
         self._closed = False
         self._poll_at_s = 0.0
         self._asking = self._more_queued = self._waits_for_lock = False
+        self.alone = True
+        """Whether no other replica is known of that fires the same instants."""
         self._thread = threading.Thread(target=self._serve, name=thread, daemon=True)
 
     def start(self) -> None:
@@ -153,11 +155,11 @@ class Claimer(ABC):
         """Claim what there is, or wait for something; False once it is closed."""
         with self._wanted:
             while not self._closed and not self._has_work():
-                pause_s = self._poll_at_s - time.monotonic()
+                pause_s = self._look_at_s() - time.monotonic()
                 self._wanted.wait(max(pause_s, 0.01) if self._membership.trusted else 0.1)
             if self._closed:
                 return False
-            room = self._room()
+            room = self._room_for_fired()
             self._claiming = due = [
                 self._backlog.popleft() for _ in range(min(room, len(self._backlog)))
             ]
@@ -185,7 +187,15 @@ class Claimer(ABC):
     def _has_work(self) -> bool:
         if not self._membership.trusted:
             return False
-        return bool(self._backlog and self._room() > 0) or self._wants_queue()
+        return bool(self._backlog and self._room_for_fired() > 0) or self._wants_queue()
+
+    def _look_at_s(self) -> float:
+        """When there may be work of which nobody tells it."""
+        return self._poll_at_s
+
+    def _room_for_fired(self) -> int:
+        """How many of the instants that have come it may claim now."""
+        return self._room()
 
     def _wants_queue(self) -> bool:
         return (self._more_queued and self._room() > 0) or time.monotonic() >= self._poll_at_s

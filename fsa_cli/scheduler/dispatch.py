@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
@@ -18,6 +19,8 @@ from fsa_cli.scheduler.trouble import Trouble
 __all__ = ["Dispatcher"]
 
 _ASKED = 1000
+# What comes in one instant is shared: all replicas have their free slots filled first.
+_HEAD_START_S = 0.02
 
 
 class Dispatcher(Claimer):
@@ -45,6 +48,7 @@ class Dispatcher(Claimer):
         self._executor = executor
         self._launcher = launcher
         self._locks = locks
+        self._fired_at_s = float("-inf")
 
     @property
     def idle(self) -> bool:
@@ -53,6 +57,7 @@ class Dispatcher(Claimer):
 
     def fire(self, due: Sequence[Fired]) -> None:
         """These instants have come."""
+        self._fired_at_s = time.monotonic()
         # Of one instant each replica begins with others: in one order the first would stay first.
         super().fire(sorted(random.sample(due, len(due)), key=itemgetter(1)))
 
@@ -71,6 +76,22 @@ class Dispatcher(Claimer):
         """How many more runs it may hold. It asks for many at a time, not for one after each."""
         concurrency, load = self._executor.concurrency, self._executor.load
         return 2 * concurrency - load if load <= concurrency else 0
+
+    def _room_for_fired(self) -> int:
+        if time.monotonic() >= self._head_start_until_s:
+            return self._room()
+        concurrency, load = self._executor.concurrency, self._executor.load
+        return concurrency - load if load <= concurrency // 2 else 0
+
+    def _look_at_s(self) -> float:
+        until_s = self._head_start_until_s
+        waits = self._backlog and until_s > time.monotonic()
+        return min(self._poll_at_s, until_s) if waits else self._poll_at_s
+
+    @property
+    def _head_start_until_s(self) -> float:
+        """Until then other replicas may have what this one cannot start now, if there are any."""
+        return float("-inf") if self.alone else self._fired_at_s + _HEAD_START_S
 
     def _claim(self, due: Sequence[Fired]) -> bool:
         asked, window_ms = self._asked(due)

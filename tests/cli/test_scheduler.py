@@ -376,6 +376,43 @@ def stand_still(process: Process, seconds: float) -> None:
     process.send(signal.SIGCONT)
 
 
+def test_what_comes_in_one_instant_is_shared_by_the_replicas_as_far_as_they_have_free_slots(
+    fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(
+        sqlite,
+        """
+        for number in range(8):
+            @task(name=f"task_{number}", schedule="every 1s", overlap="allow")
+            def wait():
+                time.sleep(0.3)
+        """,
+    )
+    options = "scheduler", "start", "--concurrency", "4"
+    replicas = [fsa_process(*options, env={"FSA_STATE_DIR": name}) for name in ("a", "b")]
+    for replica in replicas:
+        replica.wait_for("fsa scheduler")
+
+    time.sleep(8)
+
+    for replica in replicas:
+        assert replica.stop().returncode == 0
+    # Of the first that both have met, each learns that it is not alone.
+    (both_ms,) = ledger_rows(tmp_path, "SELECT MAX(started_ms) + 2000 FROM fsa_node")[0]
+    most = ledger_rows(
+        tmp_path,
+        f"""
+        SELECT MAX(number) FROM (
+            SELECT scheduled_ms, COUNT(*) AS number FROM fsa_run
+            WHERE scheduled_ms > {both_ms} GROUP BY scheduled_ms, node
+        ) GROUP BY scheduled_ms
+        """,
+    )
+    shared = [number for (number,) in most]
+    assert len(shared) >= 4
+    assert sum(number <= 5 for number in shared) > len(shared) / 2, shared
+
+
 def test_after_a_short_standstill_one_instant_is_run_and_the_others_are_recorded_as_skipped(
     fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
 ) -> None:

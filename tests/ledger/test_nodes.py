@@ -7,6 +7,7 @@ import pytest
 from fsa_cli.ledger import history, nodes
 from fsa_cli.ledger.claims import Claimed, Due, claim, claim_queued
 from fsa_cli.ledger.finishes import Finish, finish
+from fsa_cli.ledger.nodes import Leases
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.sweep import Registered, register
 from support.ledgers import LEASE_MS, end_lease, make_node, now_ms, runs_of
@@ -24,7 +25,7 @@ def test_a_node_lives_as_long_as_it_renews_its_lease(ledger: Ledger) -> None:
 
     end_lease(ledger, node.id)
     assert nodes.alive(ledger) == []
-    assert nodes.expired(ledger) == [node.id]
+    assert nodes.leases(ledger) == Leases((node.id,), schedulers=0)
 
     at_ms = nodes.renew(ledger, node.id, LEASE_MS)
     assert at_ms is not None
@@ -39,7 +40,7 @@ def test_who_was_declared_dead_cannot_renew(ledger: Ledger) -> None:
     nodes.reap(ledger, [node.id])
 
     assert nodes.renew(ledger, node.id, LEASE_MS) is None
-    assert nodes.expired(ledger) == []
+    assert nodes.leases(ledger).expired == ()
 
 
 def test_a_node_that_has_renewed_meanwhile_is_not_declared_dead(ledger: Ledger) -> None:
@@ -181,4 +182,5 @@ def test_a_node_that_has_left_is_not_alive(ledger: Ledger, state: str) -> None:
         end_lease(ledger, node.id)
         nodes.reap(ledger, [node.id])
 
-    assert nodes.alive(ledger) == nodes.expired(ledger) == []
+    assert nodes.alive(ledger) == []
+    assert nodes.leases(ledger).expired == ()
