@@ -21,6 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import procrastinate
+import psycopg
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
@@ -84,7 +85,9 @@ _DELETE = "DELETE FROM procrastinate_jobs WHERE id = ANY(%(ids)s::bigint[])"
 _POLLED_EVERY_S = 1.0
 _LOOK_S = 0.2
 _IDLE_S = 1.0
-_LOGGERS = ("asyncio", "procrastinate.utils", "procrastinate.worker")
+_CONNECTED_WITHIN_S = 10.0
+_LOGGERS = ("asyncio", "procrastinate.utils", "procrastinate.worker", "psycopg.pool")
+_POOL = "fsa worker"
 
 
 class Procrastinate:
@@ -161,11 +164,9 @@ class Procrastinate:
             logging.getLogger(name).addFilter(_is_news)
         try:
             asyncio.run(self._serve(take, queues, concurrency, stop))
-        except (ConnectorException, OSError) as exc:
-            said = mask(str(exc.__cause__ or exc)).strip().splitlines()
-            raise EngineUnreachable(
-                f"Procrastinate's jobs cannot be fetched: {said[0] if said else exc!r}"
-            ) from exc
+        except (ConnectorException, psycopg.Error, OSError) as exc:
+            said, *_ = mask(str(exc.__cause__ or exc)).strip().splitlines() or [repr(exc)]
+            raise EngineUnreachable(f"Procrastinate's jobs cannot be fetched: {said}") from exc
 
     def close(self) -> None:
         pass
@@ -203,7 +204,7 @@ class Procrastinate:
         """psycopg's arguments, whatever driver the ledger's URL names."""
         url = self._ledger.engine.url.set(drivername="postgresql+psycopg")
         _, arguments = url.get_dialect()().create_connect_args(url)
-        return {"application_name": "fsa worker", **arguments}
+        return {"application_name": _POOL, **arguments}
 
 
 def register(app: procrastinate.App, take: Take | None = None) -> None:
@@ -224,6 +225,8 @@ def register(app: procrastinate.App, take: Take | None = None) -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Not that the database is away: `consume` raises that, without a traceback for each part."""
+    if record.name == "psycopg.pool":
+        return not (isinstance(record.args, tuple) and _POOL in record.args)
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, (ConnectorException, OSError))
 
@@ -287,7 +290,7 @@ def _connector(arguments: dict[str, Any]) -> procrastinate.PsycopgConnector:
         kwargs=arguments,
         min_size=1,
         max_size=4,
-        timeout=10.0,
+        timeout=_CONNECTED_WITHIN_S,
     )
 
 
@@ -304,7 +307,14 @@ def _pool(*, check: Callable[[AsyncConnection], Awaitable[None]], **more: Any) -
             await check(connection)
         used_s[connection] = now_s
 
-    return AsyncConnectionPool(check=check_idle, **more)
+    return _Pool(check=check_idle, name=_POOL, **more)
+
+
+class _Pool(AsyncConnectionPool):
+    """Waits for its first connection as long as for any other."""
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        await super().open(wait, min(timeout, self.timeout))
 
 
 async def _in_autocommit(connection: AsyncConnection) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fsa_cli import settings
+from fsa_cli.exceptions import EngineUnreachable
+from fsa_cli.executors import procrastinate
 from fsa_cli.executors.base import Message, Surroundings
 from fsa_cli.executors.procrastinate import Procrastinate
 from support.backends import Backend
@@ -109,3 +111,17 @@ def test_what_was_fetched_when_the_worker_was_stopped_is_told_to_the_ledger(
 
     assert [*worker.taken] == run_ids[:3]
     assert statuses(postgresql) == ["todo"] * 2
+
+
+def test_a_database_that_stays_away_is_said_in_one_line(
+    executor: Procrastinate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = executor._ledger.engine.url.set(host="127.0.0.1", port=1)
+    monkeypatch.setattr(executor._ledger.engine, "url", away)
+    monkeypatch.setattr(procrastinate, "_CONNECTED_WITHIN_S", 1.5)
+
+    with pytest.raises(EngineUnreachable, match="jobs cannot be fetched: pool"):
+        executor.consume(
+            lambda run_id: Future(), queues=["mail"], concurrency=1, stop=threading.Event()
+        )
+    assert not caplog.records
