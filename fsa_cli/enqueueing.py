@@ -14,7 +14,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, event
@@ -40,12 +42,14 @@ from fsa_cli.tasks import Task
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue"]
+__all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue", "holding_back"]
 
 logger = logging.getLogger("fsa.enqueue")
 
 _PENDING = "fsa_enqueued"
 _SENT_SOON_MS = 1000
+
+_held: Counter[str] | None = None
 
 
 def enqueue(
@@ -58,6 +62,8 @@ def enqueue(
             hint=f"await {task.name}.task.aenqueue(..., session=session)",
         )
     text = arguments_of(task, _by_name(task, args, kwargs))
+    if _held is not None:
+        return _hold(task)
     return _here().enqueue(task, text, _session(task, session))
 
 
@@ -66,6 +72,8 @@ async def aenqueue(
 ) -> str:
     """What `Task.aenqueue` does."""
     text = arguments_of(task, _by_name(task, args, kwargs))
+    if _held is not None:
+        return _hold(task)
     here = await asyncio.to_thread(_here)
     if session is None:
         return await asyncio.to_thread(here.enqueue, task, text)
@@ -73,6 +81,17 @@ async def aenqueue(
     if isinstance(session, AsyncSession):
         return await session.run_sync(lambda sync: here.enqueue(task, text, sync))
     return here.enqueue(task, text, _session(task, session))
+
+
+@contextlib.contextmanager
+def holding_back() -> Iterator[Counter[str]]:
+    """In this process nothing that is asked for is enqueued; how often which task was asked for."""
+    global _held
+    _held = Counter()
+    try:
+        yield _held
+    finally:
+        _held = None
 
 
 def arguments_of(task: Task, values: Mapping[str, Any]) -> str:
@@ -171,6 +190,12 @@ class Enqueuer:
         with reached(self.ledger):
             self._write(wanted, executor)
         self._publish(wanted, executor)
+
+
+def _hold(task: Task) -> str:
+    assert _held is not None
+    _held[task.name] += 1
+    return uuid.uuid4().hex
 
 
 def _message(wanted: Wanted) -> Message:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
+from fsa_cli import enqueueing
 from fsa_cli.changes import Changes, effects
 from fsa_cli.exceptions import Refused
 from fsa_cli.runner import Run, RunResult, execute, execute_async
@@ -41,12 +42,14 @@ class Rehearsal:
         tables: For each table whose rows it changed how many were inserted, updated, deleted.
         schema: The statements that changed the schema.
         uncounted: Statements that changed rows of which the database says no number.
+        enqueued: The tasks whose runs it asked for, and how many of each; none was enqueued.
         kept: What no rollback undoes.
     """
 
     tables: list[dict[str, Any]] = field(default_factory=list)
     schema: list[str] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
+    enqueued: list[dict[str, Any]] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
 
     @property
@@ -62,7 +65,7 @@ class Rehearsal:
 
     @property
     def changes_something(self) -> bool:
-        return bool(self.tables or self.schema or self.uncounted)
+        return bool(self.tables or self.schema or self.uncounted or self.enqueued)
 
     def add(self, changes: Changes) -> None:
         counted = changes.rows()
@@ -84,8 +87,9 @@ class Rehearsal:
 def rehearse(run: Run, databases: Mapping[str, Database]) -> tuple[RunResult, Rehearsal]:
     """Make *run* in a sandbox of each of *databases*, and roll all of it back.
 
-    A write over a connection outside the sandboxes (`db.engine`, an engine of the task's own)
-    raises `Refused`. On PostgreSQL deferred constraints are checked where a commit would do it.
+    What it would enqueue is kept back. A write over a connection outside the sandboxes
+    (`db.engine`, an engine of the task's own) raises `Refused`. On PostgreSQL deferred constraints
+    are checked where a commit would do it.
     """
     watched: list[Changes] = []
 
@@ -102,14 +106,19 @@ def rehearse(run: Run, databases: Mapping[str, Database]) -> tuple[RunResult, Re
             result = await execute_async(run)
             return await greenlet_spawn(_finish, result, watched, told)
 
-    with _nothing_outside(watched):
+    def made() -> RunResult:
         if run.task.is_async:
             with _at_once():
-                return asyncio.run(inside()), told
+                return asyncio.run(inside())
         with contextlib.ExitStack() as stack:
             for sandbox in sandboxes:
                 stack.enter_context(sandbox)
-            return _finish(execute(run), watched, told), told
+            return _finish(execute(run), watched, told)
+
+    with _nothing_outside(watched), enqueueing.holding_back() as held:
+        result = made()
+    told.enqueued += [{"task": name, "runs": number} for name, number in sorted(held.items())]
+    return result, told
 
 
 def _finish(result: RunResult, watched: list[Changes], told: Rehearsal) -> RunResult:

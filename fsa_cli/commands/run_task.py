@@ -257,6 +257,8 @@ def _tell(fsa: Fsa, result: RunResult, rehearsal: Rehearsal | None) -> None:
     ):
         if statements:
             output.table([{"statement": each} for each in statements], {"statement": heading})
+    if rehearsal.enqueued:
+        output.table(rehearsal.enqueued, {"task": "would enqueue", "runs": "runs"})
     nothing = "" if rehearsal.changes_something else " it would change nothing:"
     output.say(f"{ended}; a dry run:{nothing} all of it was rolled back")
     output.say(f"not undone: {'; '.join(rehearsal.kept)}")

@@ -18,11 +18,13 @@ from fsa_cli import task
 from fsa_cli.exceptions import ArgumentError, UsageError
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
+from fsa_cli.rehearsal import rehearse
+from fsa_cli.runner import Run
 from fsa_cli.settings import read
 from fsa_cli.tasks import Task, registry
 from support.backends import Backend
 from support.ledgers import runs_of
-from support.processes import Run
+from support.processes import Run as Fsa
 
 Runs = Callable[[], list[Any]]
 
@@ -152,6 +154,38 @@ def test_nothing_leaves_a_sandbox(ship: Task, runs: Runs, backend: Backend) -> N
     assert len(runs()) == orders(backend) == 0
 
 
+@pytest.mark.parametrize("session", [None, "db.session"])
+def test_a_dry_run_enqueues_nothing_and_says_what_it_would(
+    ship: Task, runs: Runs, session: str | None
+) -> None:
+    def order() -> None:
+        for item in ("coffee", "tea"):
+            ship.enqueue(item, session=db.session if session else None)
+
+    made = Run(task=Task(name="order", function=order), database=db, dry_run=True)
+    result, told = rehearse(made, {"default": db})
+
+    assert result.succeeded, result.error
+    assert told.enqueued == [{"task": "ship", "runs": 2}]
+    assert told.tables == []
+    assert runs() == []
+
+    ship.enqueue("coffee")
+    assert len(runs()) == 1
+
+
+def test_a_dry_run_refuses_what_could_not_be_enqueued(ship: Task) -> None:
+    made = Run(
+        task=Task(name="order", function=lambda: ship.enqueue("tea", cuont=1)),
+        database=db,
+        dry_run=True,
+    )
+    result, told = rehearse(made, {"default": db})
+
+    assert isinstance(result.error, ArgumentError)
+    assert told.enqueued == []
+
+
 async def test_a_sync_session_serves_a_coroutine_too(ship: Task, runs: Runs) -> None:
     with db():
         await ship.aenqueue("coffee", session=db.session)
@@ -221,7 +255,7 @@ def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
     assert "could not be enqueued" in caplog.text
 
 
-def test_a_process_without_a_database_has_no_ledger(python: Run) -> None:
+def test_a_process_without_a_database_has_no_ledger(python: Fsa) -> None:
     done = python(
         "-c",
         "from fsa_cli import task\n@task\ndef ship(): ...\nship.task.enqueue()",
@@ -231,7 +265,7 @@ def test_a_process_without_a_database_has_no_ledger(python: Run) -> None:
     assert "there is no ledger: db is not configured in this process" in done.stderr
 
 
-def test_enqueueing_imports_neither_typer_nor_rich_nor_apscheduler(python: Run) -> None:
+def test_enqueueing_imports_neither_typer_nor_rich_nor_apscheduler(python: Fsa) -> None:
     done = python(
         "-c",
         "import sys, fsa_cli.enqueueing\n"
