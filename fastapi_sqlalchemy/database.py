@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 from . import forks
 from .binding import Binding, Options
 from .discovery import find_unbuilt
-from .exceptions import MissingSessionError, SandboxError
+from .exceptions import MissingSessionError, SandboxError, SessionNotInitialisedError
 from .gathering import gather
 from .requests import RequestScope
 from .sandbox import Sandbox
@@ -120,8 +120,10 @@ class Database:
     @property
     def url(self) -> URL | None:
         """The database's URL as it was given; None if nothing is configured."""
-        binding = self._here()
-        return binding.url if binding is not None else None
+        try:
+            return self._binding().url
+        except SessionNotInitialisedError:
+            return None
 
     @property
     def engine(self) -> Engine:

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import create_engine, make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -41,6 +42,13 @@ def test_what_it_prints_has_no_password(db: Database) -> None:
     assert repr(db) == "<Database 'test': not configured>"
     db.configure("postgresql://ann:secret@h/d?sslmode=require&password=secret")
     assert repr(db) == "<Database 'test': postgresql://ann:***@h/d?password=***&sslmode=require>"
+
+
+def test_the_url_of_an_app_that_has_not_started_is_known(db: Database) -> None:
+    assert db.url is None
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db", db=db)
+    assert str(db.url) == "sqlite:///shop.db"
 
 
 def test_a_url_object_is_taken_as_it_is(db: Database) -> None:
