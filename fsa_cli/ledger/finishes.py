@@ -25,7 +25,8 @@ class Finish:
     """The end of one attempt.
 
     Attributes:
-        started_ms, finished_ms: By the database's clock, as far as this process knows it.
+        started_ms, finished_ms: By the database's clock, as far as this process knows it. Of a run
+            that was broken off it is known only when it was claimed: None.
         result: JSON.
         retry_in_ms: Not None: it is queued again, for so much later.
         keeps_lock: A time-out whose thread goes on: `free` gives the lock back.
@@ -36,7 +37,7 @@ class Finish:
     token: str
     task: str
     status: str
-    started_ms: int
+    started_ms: int | None
     finished_ms: int
     result: str | None = None
     error_type: str | None = None
@@ -176,8 +177,8 @@ _SAID = "error_type = v.to_error_type, error = v.to_error, traceback = v.to_trac
 @lru_cache
 def _ended(words: Words, lock: str) -> TextClause:
     values = (
-        f"status = v.to_status, started_ms = v.began_ms, finished_ms = v.ended_ms, "
-        f"result = v.to_result, lock_key = {lock}, {_SAID}"
+        "status = v.to_status, started_ms = COALESCE(v.began_ms, t.started_ms), "
+        f"finished_ms = v.ended_ms, result = v.to_result, lock_key = {lock}, {_SAID}"
     )
     return words.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
 

@@ -395,7 +395,7 @@ class Host:
             end,
             status="interrupted",
             error_type="Interrupted",
-            error="the scheduler was stopped before it ended",
+            error="its process was stopped before it ended",
         )
 
     def _count(self, status: str) -> None:

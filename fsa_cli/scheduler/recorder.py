@@ -176,7 +176,7 @@ def end_of(
             token=claimed.token,
             task=run.task.name,
             status="cancelled",
-            started_ms=now_ms,
+            started_ms=None,
             finished_ms=now_ms,
         )
     error_type, error, traceback = told_of(None if took_effect else result.error)

@@ -184,3 +184,22 @@ def test_a_node_that_has_left_is_not_alive(ledger: Ledger, state: str) -> None:
 
     assert nodes.alive(ledger) == []
     assert nodes.leases(ledger).expired == ()
+
+
+def test_a_run_that_was_broken_off_began_when_it_was_claimed(ledger: Ledger) -> None:
+    mine = claimed_by(ledger, make_node(ledger).id)
+    (claimed,) = runs_of(ledger)
+
+    end = Finish(
+        run_id=mine.run_id,
+        token=mine.token,
+        task="report",
+        status="cancelled",
+        started_ms=None,
+        finished_ms=claimed.started_ms + 5000,
+    )
+    assert finish(ledger, [end]) == set()
+
+    (row,) = runs_of(ledger)
+    assert (row.status, row.started_ms) == ("cancelled", claimed.started_ms)
+    assert row.finished_ms == claimed.started_ms + 5000
