@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +50,8 @@ logger = logging.getLogger("fsa.enqueue")
 
 _PENDING = "fsa_enqueued"
 _SENT_SOON_MS = 1000
+# To find out that a broker is away may take seconds: not every request is to wait for that.
+_AWAY_FOR_S = 10.0
 
 _held: Counter[str] | None = None
 
@@ -107,9 +111,12 @@ def arguments_of(task: Task, values: Mapping[str, Any]) -> str:
             f"{', '.join(secret)} is a secret, and the ledger keeps none",
             hint=f"fsa run-task {task.name} runs it here",
         )
-    text = json.dumps(report.jsonable(dict(values)), ensure_ascii=False)
-    arguments.bind(signature, json.loads(text))
-    return text
+    arguments.bind(signature, values)
+    document = report.jsonable(dict(values))
+    if not isinstance(document, dict):
+        raise ArgumentError(f"the arguments of {task.name} cannot be kept as JSON: {values!r}")
+    arguments.bind(signature, document)
+    return json.dumps(document, ensure_ascii=False)
 
 
 class Enqueuer:
@@ -119,6 +126,7 @@ class Enqueuer:
         self.ledger = ledger
         self.choice = Choice(ledger, settings)
         self._ready: set[str] = set()
+        self._away_until_s: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def enqueue(self, task: Task, arguments: str, session: Session | None = None) -> str:
@@ -180,11 +188,20 @@ class Enqueuer:
         if not executor.carries:
             return
         try:
-            executor.publish([_message(wanted)])
+            self._send(wanted, executor)
         except EngineUnreachable as exc:
             logger.warning("%s: the run %s is sent later", exc.message, wanted.run_id)
             with contextlib.suppress(SQLAlchemyError):  # then a little later
                 handover.unsent(self.ledger, [wanted.run_id], _SENT_SOON_MS)
+
+    def _send(self, wanted: Wanted, executor: Executor) -> None:
+        if time.monotonic() < self._away_until_s.get(executor.name, float("-inf")):
+            raise EngineUnreachable(f"{executor.name} is away")
+        try:
+            executor.publish([_message(wanted)])
+        except EngineUnreachable:
+            self._away_until_s[executor.name] = time.monotonic() + _AWAY_FOR_S
+            raise
 
     def _write_late(self, wanted: Wanted, executor: Executor) -> None:
         with reached(self.ledger):
@@ -204,10 +221,15 @@ def _message(wanted: Wanted) -> Message:
 
 
 def _by_name(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    names = [parameter.name for parameter in signature_of(task.function).parameters]
+    kinds = inspect.signature(task.function).parameters
+    names = [
+        parameter.name
+        for parameter in signature_of(task.function).parameters
+        if kinds[parameter.name].kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
     if len(args) > len(names):
         raise ArgumentError(
-            f"{task.name} takes {len(names)} arguments, and was given {len(args)}",
+            f"{task.name} takes {len(names)} arguments without a name, and was given {len(args)}",
             hint=f"it takes {', '.join(names)}" if names else None,
         )
     values = dict(zip(names, args, strict=False))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -199,7 +200,10 @@ async def test_a_sync_session_serves_a_coroutine_too(ship: Task, runs: Runs) -> 
     ("arguments", "named", "said"),
     [
         ((), {}, "missing item"),
-        (("a", 1, "2026-01-01", "more"), {}, "ship takes 3 arguments, and was given 4"),
+        (("a", 1, "2026-01-01", "more"), {}, "2 arguments without a name, and was given 4"),
+        (("a", 1, "2026-01-01"), {}, "2 arguments without a name, and was given 3"),
+        ((object(),), {}, "item"),
+        ((b"\xff",), {}, "item"),
         (("a",), {"item": "b"}, "ship was given item twice"),
         (("a",), {"colour": "red"}, "colour"),
         (("a", "many"), {}, "many"),
@@ -253,6 +257,41 @@ def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
             db.session.commit()
     ledger.dispose()
     assert "could not be enqueued" in caplog.text
+
+
+def test_only_the_first_request_waits_for_a_broker_that_is_away(
+    ship: Task, runs: Runs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FSA_EXECUTOR", "celery")
+    monkeypatch.setenv("FSA_BROKER_URL", "redis://127.0.0.1:1/0")
+
+    ship.enqueue("coffee")
+    ship.enqueue("tea")
+
+    first, second = (record.message for record in caplog.records)
+    assert "Celery's broker cannot be reached" in first
+    assert second.startswith("celery is away: the run ")
+    assert [row.status for row in runs()] == ["handed_off"] * 2
+
+
+def test_an_app_that_was_only_imported_has_its_ledger(python: Fsa, tmp_path: Path) -> None:
+    source = """
+        from fastapi import FastAPI
+        from fastapi_sqlalchemy import DBSessionMiddleware
+        from fsa_cli import task
+
+        app = FastAPI()
+        app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db")
+
+        @task
+        def ship(): ...
+        """
+    (tmp_path / "main.py").write_text(dedent(source))
+
+    done = python("-c", "import main; print(main.ship.task.enqueue())")
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "shop-ledger.db").is_file()
 
 
 def test_a_process_without_a_database_has_no_ledger(python: Fsa) -> None:
