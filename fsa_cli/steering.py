@@ -188,4 +188,7 @@ def _warn_if_alone(ledger: Ledger, executor: Executor, warn: Callable[[str], Non
     if executor.carries:
         warn("no worker is alive: it waits for fsa worker start")
     elif not nodes.alive(ledger, "scheduler"):
-        warn("no scheduler is alive: it waits for fsa scheduler start, or tick")
+        warn(
+            "no scheduler is alive, and no worker: it waits for fsa scheduler start, "
+            "fsa scheduler tick or fsa worker start"
+        )

@@ -139,6 +139,10 @@ def _introduce(fsa: Fsa, setup: Setup) -> None:
     if setup.log.json:
         return
     fsa.output.say(f"ledger: {ledger.where}, namespace {ledger.namespace}")
+    if engines := sorted(
+        {each.executor for each in planned} & setup.choice.engines(setup.tasks).keys()
+    ):
+        fsa.output.say(f"carried by {' and '.join(engines)}: fsa worker start makes those runs")
     now = datetime.now(UTC)
     name_width = max(len(scheduled.task.name) for scheduled in planned)
     text_width = max(len(scheduled.schedule.text) for scheduled in planned)

@@ -20,6 +20,7 @@ import celery  # type: ignore[import-untyped]
 from celery import signals
 from celery.worker import state  # type: ignore[import-untyped]
 from kombu.exceptions import ChannelError
+from kombu.transport import TRANSPORT_ALIASES
 from sqlalchemy import Connection
 
 from fsa_cli.blame import described
@@ -157,6 +158,14 @@ def _app_of(surroundings: Surroundings) -> Any:
         raise ConfigurationError(
             "Celery needs a broker",
             hint='broker_url = "redis://..." or "amqp://..." in [tool.fsa], or FSA_BROKER_URL',
+        )
+    url = settings.broker_url
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme.partition("+")[0] not in TRANSPORT_ALIASES:
+        raise ConfigurationError(
+            f"Celery knows no such broker: {mask(url)}",
+            details=[f"broker_url, from {settings.sources['broker_url']}"],
+            hint='broker_url = "redis://..." or "amqp://..."',
         )
     app = celery.Celery("fsa", broker=settings.broker_url, set_as_current=False)
     app.conf.update(

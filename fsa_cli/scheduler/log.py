@@ -142,7 +142,8 @@ class Log:
     def _write(self, line: str) -> None:
         # One write for the line and its end: several threads write, and lines must not mix.
         text = f"{line}\n"
-        encoding = sys.stderr.encoding or "ascii"
+        # Celery's worker puts something in its place that has no encoding.
+        encoding = getattr(sys.stderr, "encoding", None) or "ascii"
         sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 

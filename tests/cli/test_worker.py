@@ -292,6 +292,7 @@ def test_what_procrastinate_needs_is_said_and_made_by_init(
         ('executor = "procrastinat"', "did you mean 'procrastinate'?"),
         ('executor = "procrastinate"', "Procrastinate needs the ledger to be in PostgreSQL"),
         ('executor = "celery"', "Celery needs a broker"),
+        ('executor = "celery"\nbroker_url = "redis:/localhost"', "knows no such broker: redis:/lo"),
         ('executor = "celery"\ncelery_app = "nowhere:app"', "'nowhere:app' cannot be imported"),
         ('executor = "celery"\ncelery_app = "main:app"', "no Celery app"),
     ],
