@@ -214,9 +214,9 @@ def _decide_missed(
     if runs and not each.passed:
         decided["queued"].append((each, "catch_up", None))
         return
-    reason = "no scheduler was running"
+    reason = "no scheduler was running and in touch with the ledger"
     if each.passed > 1:
-        reason = f"{reason} for this and {each.passed - 1} more instants"
+        reason += f", for this and {each.passed - 1} more instants"
     decided["missed"].append((each, "schedule", reason))
 
 

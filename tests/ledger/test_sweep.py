@@ -49,7 +49,9 @@ def test_what_came_while_nobody_did_is_missed_but_for_what_catch_up_says(
 
     assert statuses(ledger) == found
     missed = [row for row in runs_of(ledger) if row.status == "missed"]
-    assert all(row.error == "no scheduler was running" for row in missed)
+    assert all(
+        row.error == "no scheduler was running and in touch with the ledger" for row in missed
+    )
 
 
 def test_what_is_older_than_the_window_is_one_row_that_says_how_many(ledger: Ledger) -> None:
@@ -60,7 +62,7 @@ def test_what_is_older_than_the_window_is_one_row_that_says_how_many(ledger: Led
     (row,) = runs_of(ledger)
     assert (row.status, row.error) == (
         "missed",
-        "no scheduler was running for this and 399 more instants",
+        "no scheduler was running and in touch with the ledger, for this and 399 more instants",
     )
 
 
