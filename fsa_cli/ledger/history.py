@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, case, delete, exists, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.claims import Claimed
@@ -64,12 +64,15 @@ class Vitals:
         nodes: Those that keep it, the longest lease first: role, lease_until_ms, is_open.
         failures: Each task that is not paused, and how often it has failed since its last success.
         missed: How many instants of each of these were missed since then.
+        stranded_ms: When the oldest run was handed to an engine that no live worker has taken; None
+            where there is none, or a worker lives.
     """
 
     now_ms: int
     nodes: Sequence[Row[Any]]
     failures: Mapping[str, int]
     missed: Mapping[str, int]
+    stranded_ms: int | None
 
 
 def begin(
@@ -320,11 +323,23 @@ def vitals(ledger: Ledger) -> Vitals:
         ).all()
         failures = {row.name: row.consecutive_failures for row in rows}
         missed = _missed(connection, ledger.namespace)
+        now_ms = ledger.now_ms(connection)
+        lives = (
+            node.c.namespace == ledger.namespace,
+            node.c.role == "worker",
+            node.c.lease_until_ms >= now_ms,
+        )
+        stranded = select(func.min(run.c.queued_ms)).where(
+            run.c.namespace == ledger.namespace,
+            run.c.status == "handed_off",
+            ~exists().where(*lives),
+        )
         return Vitals(
-            now_ms=ledger.now_ms(connection),
+            now_ms=now_ms,
             nodes=connection.execute(keepers).all(),
             failures=failures,
             missed={name: number for name, number in missed.items() if name in failures},
+            stranded_ms=connection.scalar(stranded),
         )
 
     return ledger.read(work)

@@ -20,6 +20,8 @@ __all__ = ["alive", "kept", "vitals"]
 
 # One failure is a task's own affair; a task that fails each time is not well.
 _FAILURES = 3
+# A worker of the engine's own becomes a node with the first run that it takes.
+_STRANDED_MS = 60 * 1000
 # A schedule that `fsa scheduler tick` keeps has no scheduler that lives on.
 _TICKED_MS = 15 * 60 * 1000
 
@@ -57,6 +59,8 @@ def alive(seen: Vitals) -> str:
 def kept(seen: Vitals, names: Collection[str]) -> str:
     """That none of these tasks has missed an instant since its last success, or fails each time.
 
+    And that somebody takes what was handed to an engine.
+
     Raises:
         CheckFailed: One has.
     """
@@ -67,6 +71,9 @@ def kept(seen: Vitals, names: Collection[str]) -> str:
         parts += [f"failed {failures} times in a row"] if failures >= _FAILURES else []
         if parts:
             wrong.append(f"{name} {' and '.join(parts)}")
+    waits_ms = 0 if seen.stranded_ms is None else seen.now_ms - seen.stranded_ms
+    if waits_ms > _STRANDED_MS:
+        wrong.append(f"no worker takes runs, for {_spoken(waits_ms)}: fsa worker start")
     if wrong:
         raise CheckFailed("; ".join(wrong))
     return "nothing since the last success"

@@ -345,6 +345,28 @@ def test_health_asks_whether_a_scheduler_is_alive(fsa: Run, fsa_process: Start, 
     assert fsa("health", "ready").returncode == 0
 
 
+def test_health_says_that_nobody_takes_what_was_handed_to_an_engine(
+    fsa: Run, fsa_process: Start, postgresql: Backend, tmp_path: Path
+) -> None:
+    shop = Shop(tmp_path, postgresql)
+    shop.write(TASKS)
+    carried = {**STATE, "FSA_EXECUTOR": "procrastinate"}
+    assert fsa("scheduler", "init", env=carried).returncode == 0
+    process = fsa_process("scheduler", "start", env=carried)
+    wait_until(lambda: shop.ledger("SELECT id FROM fsa_run WHERE status = 'handed_off'"))
+    assert checks(fsa)["missed"]["ok"] is True
+
+    long_ago = "UPDATE fsa_run SET queued_ms = queued_ms - 120000 WHERE status = 'handed_off'"
+    postgresql.execute(long_ago)
+    missed = checks(fsa)["missed"]
+    assert missed["ok"] is False
+    assert missed["detail"].startswith("no worker takes runs, for 2 min")
+
+    worker = fsa_process("worker", "start", env={**carried, "FSA_STATE_DIR": "worker"})
+    wait_until(lambda: checks(fsa)["missed"]["ok"])
+    assert worker.stop().returncode == process.stop().returncode == 0
+
+
 def test_health_says_what_was_missed_and_what_fails_each_time(
     fsa: Run, fsa_process: Start, small: Shop
 ) -> None:

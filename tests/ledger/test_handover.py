@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import Connection, update
 
 from fsa_cli.executors.choice import queue_of
-from fsa_cli.ledger import claims, handover, history, tables
+from fsa_cli.ledger import claims, handover, history, nodes, tables
 from fsa_cli.ledger.claims import Claimed, Due, claim, claim_queued, take
 from fsa_cli.ledger.handover import Wanted
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
 from fsa_cli.tasks import Task
-from support.ledgers import make_node, now_ms, open_ledger, runs_of
+from support.ledgers import LEASE_MS, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
 ENGINE = "engine"
@@ -369,3 +369,14 @@ def test_services_that_share_a_broker_have_queues_of_their_own() -> None:
     assert queue_of(task, "shop") == "fsa.shop" != queue_of(task, "bank")
     assert queue_of(named, "shop") == "mail"
     assert len(queue_of(task, "n" * 100)) == QUEUE_LENGTH
+
+
+def test_what_was_handed_over_is_stranded_while_no_worker_lives(ledger: Ledger) -> None:
+    assert history.vitals(ledger).stranded_ms is None
+
+    handover.enqueue(ledger, wanted())
+    (row,) = runs_of(ledger)
+    assert history.vitals(ledger).stranded_ms == row.queued_ms
+
+    nodes.register(ledger, "worker", LEASE_MS)
+    assert history.vitals(ledger).stranded_ms is None
