@@ -190,7 +190,7 @@ class Enqueuer:
         try:
             self._send(wanted, executor)
         except EngineUnreachable as exc:
-            logger.warning("%s: the run %s is sent later", exc.message, wanted.run_id)
+            logger.warning("%s; the run %s is sent later", exc.message.rstrip("."), wanted.run_id)
             with contextlib.suppress(SQLAlchemyError):  # then a little later
                 handover.unsent(self.ledger, [wanted.run_id], _SENT_SOON_MS)
 

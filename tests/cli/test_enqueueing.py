@@ -270,7 +270,7 @@ def test_only_the_first_request_waits_for_a_broker_that_is_away(
 
     first, second = (record.message for record in caplog.records)
     assert "Celery's broker cannot be reached" in first
-    assert second.startswith("celery is away: the run ")
+    assert second.startswith("celery is away; the run ")
     assert [row.status for row in runs()] == ["handed_off"] * 2
 
 
