@@ -221,6 +221,8 @@ def _message(wanted: Wanted) -> Message:
 
 
 def _by_name(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    if not args:
+        return dict(kwargs)
     kinds = inspect.signature(task.function).parameters
     names = [
         parameter.name

@@ -21,7 +21,16 @@ from sqlalchemy import Connection
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.settings import Settings
 
-__all__ = ["LOCAL", "TASK", "Executor", "Local", "Message", "Surroundings", "Take"]
+__all__ = [
+    "LOCAL",
+    "TASK",
+    "Executor",
+    "Local",
+    "Message",
+    "OutsideTheLedger",
+    "Surroundings",
+    "Take",
+]
 
 #: The executor that needs no engine.
 LOCAL = "local"
@@ -118,15 +127,10 @@ class Executor(Protocol):
         ...
 
 
-class Local:
-    """No engine: the ledger's queue is the queue; the scheduler's own processes take from it."""
+class OutsideTheLedger:
+    """What an executor is to the ledger's database that makes nothing and sends nothing there."""
 
-    name = LOCAL
-    carries = False
-    enlisting: str | None = None
-
-    def __init__(self, surroundings: Surroundings) -> None:
-        pass
+    enlisting: str | None = ""
 
     def prepare(self) -> bool:
         return False
@@ -138,6 +142,16 @@ class Local:
         pass
 
     def enlist(self, connection: Connection, messages: Sequence[Message]) -> None:
+        pass
+
+
+class Local(OutsideTheLedger):
+    """No engine: the ledger's queue is the queue; the scheduler's own processes take from it."""
+
+    name = LOCAL
+    carries = False
+
+    def __init__(self, surroundings: Surroundings) -> None:
         pass
 
     def publish(self, messages: Sequence[Message]) -> None:

@@ -21,12 +21,11 @@ from celery import signals
 from celery.worker import state  # type: ignore[import-untyped]
 from kombu.exceptions import ChannelError
 from kombu.transport import TRANSPORT_ALIASES
-from sqlalchemy import Connection
 
 from fsa_cli.blame import described
 from fsa_cli.exceptions import ConfigurationError, EngineUnreachable
 from fsa_cli.executors import embedded
-from fsa_cli.executors.base import TASK, Message, Surroundings, Take
+from fsa_cli.executors.base import TASK, Message, OutsideTheLedger, Surroundings, Take
 from fsa_cli.secrets import mask
 
 __all__ = ["Celery", "run"]
@@ -48,28 +47,15 @@ def _end(**of_signal: object) -> None:
     embedded.end()
 
 
-class Celery:
+class Celery(OutsideTheLedger):
     """Messages of `fsa.run`, by the user's own Celery app or one that is made of `broker_url`."""
 
     name = "celery"
     carries = True
-    enlisting: str | None = ""
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._app = _app_of(surroundings)
         self._url = mask(str(self._app.connection_for_write().as_uri()))
-
-    def prepare(self) -> bool:
-        return False  # its queues are made when they are first used
-
-    def statements(self) -> Sequence[str]:
-        return ()
-
-    def check(self) -> None:
-        pass
-
-    def enlist(self, connection: Connection, messages: Sequence[Message]) -> None:
-        pass
 
     def publish(self, messages: Sequence[Message]) -> None:
         with self._reached(), self._app.producer_or_acquire() as producer:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     TextClause,
     case,
@@ -183,27 +184,18 @@ def resend(
 def unsent(ledger: Ledger, run_ids: Sequence[str], after_ms: int) -> None:
     """Their messages could not be sent: they are late after so long."""
     at_ms = literal_column(ledger.words.now_ms, BigInteger()) + after_ms
-    statement = (
-        update(run)
-        .where(run.c.id.in_(sorted(run_ids)), run.c.status == "handed_off")
-        .values(not_before_ms=at_ms)
-    )
-    ledger.write(lambda connection: connection.execute(statement))
+    _make_late(ledger, at_ms, run.c.id.in_(sorted(run_ids)))
 
 
 def doubt(ledger: Ledger, executor: str) -> None:
     """The engine was away, and may have lost what it held: all its messages are late."""
     now_ms = literal_column(ledger.words.now_ms, BigInteger())
-    statement = (
-        update(run)
-        .where(
-            run.c.namespace == ledger.namespace,
-            run.c.status == "handed_off",
-            run.c.executor == executor,
-            run.c.not_before_ms > now_ms,
-        )
-        .values(not_before_ms=now_ms)
-    )
+    theirs = run.c.namespace == ledger.namespace, run.c.executor == executor
+    _make_late(ledger, now_ms, *theirs, run.c.not_before_ms > now_ms)
+
+
+def _make_late(ledger: Ledger, at_ms: ColumnElement[int], *which: ColumnElement[bool]) -> None:
+    statement = update(run).where(run.c.status == "handed_off", *which).values(not_before_ms=at_ms)
     ledger.write(lambda connection: connection.execute(statement))
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, and_, case, delete, exists, func, insert
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.claims import Claimed
+from fsa_cli.ledger.nodes import lives
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, KEPT_MS, node, node_task, progress, run, task
 
@@ -324,15 +325,11 @@ def vitals(ledger: Ledger) -> Vitals:
         failures = {row.name: row.consecutive_failures for row in rows}
         missed = _missed(connection, ledger.namespace)
         now_ms = ledger.now_ms(connection)
-        lives = (
-            node.c.namespace == ledger.namespace,
-            node.c.role == "worker",
-            node.c.lease_until_ms >= now_ms,
-        )
+        a_worker_lives = exists().where(lives(ledger, now_ms), node.c.role == "worker")
         stranded = select(func.min(run.c.queued_ms)).where(
             run.c.namespace == ledger.namespace,
             run.c.status == "handed_off",
-            ~exists().where(*lives),
+            ~a_worker_lives,
         )
         return Vitals(
             now_ms=now_ms,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, insert, literal_column, select, update
 
 from fsa_cli.ledger.dialects import insert_rows
 from fsa_cli.ledger.store import Ledger
@@ -23,6 +23,7 @@ __all__ = [
     "Node",
     "alive",
     "leases",
+    "lives",
     "reap",
     "register",
     "release",
@@ -163,16 +164,21 @@ def leases(ledger: Ledger) -> Leases:
     )
 
 
+def lives(ledger: Ledger, now_ms: int) -> ColumnElement[bool]:
+    """That a row of `fsa_node` is one of a node that holds a lease."""
+    return and_(
+        node.c.namespace == ledger.namespace,
+        node.c.state.in_(("alive", "draining")),
+        node.c.lease_until_ms >= now_ms,
+    )
+
+
 def alive(ledger: Ledger, role: str | None = None) -> list[str]:
     """The nodes that hold a lease now."""
 
     def work(connection: Connection) -> list[str]:
         now_ms = ledger.now_ms(connection)
-        statement = select(node.c.id).where(
-            node.c.namespace == ledger.namespace,
-            node.c.state.in_(("alive", "draining")),
-            node.c.lease_until_ms >= now_ms,
-        )
+        statement = select(node.c.id).where(lives(ledger, now_ms))
         if role is not None:
             statement = statement.where(node.c.role == role)
         return list(connection.scalars(statement))

@@ -56,11 +56,7 @@ def fleet(
         replicas.lay_load("" if lost_for_s == 30 else SOON)
         if engine.executor == "procrastinate":
             replicas.prepare()
-        for _ in range(schedulers):
-            replicas.start()
-        for _ in range(workers):
-            replicas.start(command="worker")
-        replicas.wait_up()
+        replicas.start_with_workers(schedulers, workers)
         return replicas
 
     return make

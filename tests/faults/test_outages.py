@@ -65,9 +65,7 @@ def test_a_database_that_carries_the_runs_too_crashes_and_loses_none(
     replicas.environment = {"FSA_EXECUTOR": "procrastinate"}
     replicas.lay_load("" if is_long else SOON)
     replicas.prepare()
-    for command in ("scheduler", "scheduler", "worker", "worker", "worker"):
-        replicas.start(command=command)
-    replicas.wait_up()
+    replicas.start_with_workers()
 
     for away_s in (*[0.5] * 5, 60.0) if is_long else (0.5,):
         replicas.pause(2.0, 4.0)
@@ -161,9 +159,7 @@ def test_connections_that_are_cut_where_the_database_carries_the_runs_too_lose_n
         replicas.environment = {"FSA_EXECUTOR": "procrastinate"}
         replicas.lay_load()
         replicas.prepare()
-        for command in ("scheduler", "scheduler", "worker", "worker", "worker"):
-            replicas.start(command=command)
-        replicas.wait_up()
+        replicas.start_with_workers()
 
         for number in range(120):
             replicas.pause(0.1, 0.5)

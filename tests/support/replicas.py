@@ -235,6 +235,12 @@ class Replicas:
             self.start(*arguments)
         self.wait_up()
 
+    def start_with_workers(self, schedulers: int = 2, workers: int = 3) -> None:
+        for command, number in (("scheduler", schedulers), ("worker", workers)):
+            for _ in range(number):
+                self.start(command=command)
+        self.wait_up()
+
     def up(self, command: str | None = None) -> list[Replica]:
         """Those that have joined; of one command or of all."""
         pids = {pid for (pid,) in self.ledger.rows("SELECT pid FROM fsa_node")}
