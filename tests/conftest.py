@@ -1,4 +1,9 @@
-"""The fixtures of the whole suite live in `support`; this file only names them."""
+"""The fixtures of the whole suite live in `support`; this file names them and shares work out."""
+
+import os
+from pathlib import Path
+
+import pytest
 
 pytest_plugins = [
     "support.databases",
@@ -10,3 +15,41 @@ pytest_plugins = [
     "support.web",
     "support.engines",
 ]
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Two for each processor, since tests wait half of the time; none for a test that is named."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    if config.getoption("usepdb") or any("::" in argument for argument in config.args):
+        return 0
+    return min(2 * len(os.sched_getaffinity(0)), 8)
+
+
+#: What a test asks for that takes seconds: a server, a terminal, a process that stays.
+_SLOW_FIXTURES = {
+    "engine",
+    "fsa_process",
+    "mariadb",
+    "mariadb_server",
+    "postgresql",
+    "postgresql_server",
+    "serve_process",
+    "start",
+    "terminal",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `quick` what asks for SQLite only, and starts no more than `fsa` itself."""
+    library = Path(__file__).parent / "library"
+    for item in items:
+        if library in item.path.parents:
+            item.add_marker(pytest.mark.library)
+        asked = set(getattr(item, "fixturenames", ()))
+        parameters = getattr(item, "callspec", None)
+        if parameters is not None:
+            asked.update(str(value) for value in parameters.params.values())
+        if asked.isdisjoint(_SLOW_FIXTURES) and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.quick)

@@ -9,9 +9,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from support.processes import SCRIPTS, Completed, environment, run, write_files
+from support.processes import FSA, Completed, environment, run, write_files
 
-FSA = str(Path(SCRIPTS, "fsa"))
 LONG = "a summary that is much longer than twenty columns and has a größe in it"
 FILES = {
     "pyproject.toml": '[tool.fsa.health]\ndisk = "tasks:disk"\n',

@@ -547,7 +547,7 @@ def test_sys_exit_in_a_task_is_a_failure(fsa: Run, small: Path) -> None:
     assert "it called sys.exit('enough')" in done.stderr
 
 
-def test_run_task_loads_no_scheduler(fsa: Run, small: Path) -> None:
+def test_run_task_loads_no_scheduler(fresh_fsa: Run, small: Path) -> None:
     with (small / "main.py").open("a") as main:
         main.write(
             "\n@task\ndef loaded() -> list:\n"
@@ -555,7 +555,7 @@ def test_run_task_loads_no_scheduler(fsa: Run, small: Path) -> None:
             "    return sorted(heavy & set(sys.modules))\n"
         )
 
-    assert fsa("run-task", "loaded").stdout == "[]\n"
+    assert fresh_fsa("run-task", "loaded").stdout == "[]\n"
 
 
 def test_a_killed_task_leaves_nothing_behind(

@@ -220,8 +220,8 @@ def test_a_function_that_is_no_task_is_recorded_under_its_place(fsa: Run, small:
     assert small.runs() == [("main:plain", "succeeded")]
 
 
-def test_a_recorded_run_loads_no_scheduler(fsa: Run, small: Shop) -> None:
-    assert fsa("run-task", "loaded").stdout == "[]\n"
+def test_a_recorded_run_loads_no_scheduler(fresh_fsa: Run, small: Shop) -> None:
+    assert fresh_fsa("run-task", "loaded").stdout == "[]\n"
     assert small.runs() == [("loaded", "succeeded")]
 
 

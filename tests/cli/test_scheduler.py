@@ -393,24 +393,23 @@ def test_what_comes_in_one_instant_is_shared_by_the_replicas_as_far_as_they_have
     for replica in replicas:
         replica.wait_for("fsa scheduler")
 
-    time.sleep(8)
-
-    for replica in replicas:
-        assert replica.stop().returncode == 0
     # Of the first that both have met, each learns that it is not alone.
-    (both_ms,) = ledger_rows(tmp_path, "SELECT MAX(started_ms) + 2000 FROM fsa_node")[0]
-    most = ledger_rows(
-        tmp_path,
-        f"""
+    most = """
         SELECT MAX(number) FROM (
             SELECT scheduled_ms, COUNT(*) AS number FROM fsa_run
-            WHERE scheduled_ms > {both_ms} GROUP BY scheduled_ms, node
-        ) GROUP BY scheduled_ms
-        """,
-    )
-    shared = [number for (number,) in most]
-    assert len(shared) >= 4
-    assert sum(number <= 5 for number in shared) > len(shared) / 2, shared
+            WHERE scheduled_ms > (SELECT MAX(started_ms) + 2000 FROM fsa_node)
+            GROUP BY scheduled_ms, node
+        ) GROUP BY scheduled_ms HAVING SUM(number) = 8 ORDER BY scheduled_ms DESC LIMIT 5
+    """
+
+    def is_shared() -> bool:
+        latest = [number for (number,) in ledger_rows(tmp_path, most)]
+        return len(latest) == 5 and sum(number <= 5 for number in latest) >= 4
+
+    # A machine that is busy may not wake the other in time: that is not so for long.
+    wait_until(is_shared, "four of the latest five instants are shared")
+    for replica in replicas:
+        assert replica.stop().returncode == 0
 
 
 def test_after_a_short_standstill_one_instant_is_run_and_the_others_are_recorded_as_skipped(

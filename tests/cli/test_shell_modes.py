@@ -255,12 +255,12 @@ run("add_user", "cid")
     assert any(" ms" in line for line in lines)
 
 
-def test_client_without_an_http_client_says_what_to_install(fsa, project, ann) -> None:
+def test_client_without_an_http_client_says_what_to_install(fresh_fsa, project, ann) -> None:
     program = (
         "import sys; sys.modules['httpx'] = sys.modules['httpx2'] = None\nclient.get('/users')"
     )
 
-    done = fsa("shell", "-c", program, cwd=project, env={"FSA_DB_URL": ann.url})
+    done = fresh_fsa("shell", "-c", program, cwd=project, env={"FSA_DB_URL": ann.url})
 
     assert done.returncode == 3
     assert "client needs an HTTP client" in done.stderr

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ from support.backends import Backend
 from support.oracle import Verdict, assert_nothing_left, judge
 from support.replicas import Replicas, replicas_in
 
-_FIGURES: list[tuple[str, Verdict]] = []
+#: What is shown at the end of the test run: figures by test, and remarks.
+_FIGURES: list[tuple[str, list[str]]] = []
 _NOTES: list[tuple[str, str]] = []
 
 
@@ -24,7 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: only with --faults=long")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long, and have two of the tests here go on at a time, whatever else does.
+
+    Each runs three replicas or more, and asks how late they are.
+    """
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    for number, item in enumerate(here):
+        item.add_marker(pytest.mark.xdist_group(f"faults-{number % 2}"))
     if _is_long(config):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
@@ -71,7 +81,7 @@ def judged(request: pytest.FixtureRequest) -> Judge:
         assert_nothing_left(replicas)
         codes = replicas.stop()
         verdict = judge(replicas, cut_ms)
-        _FIGURES.append((request.node.name, verdict))
+        _FIGURES.append((request.node.name, _cells(verdict)))
         assert codes == [0] * len(codes), replicas.said[-3000:]
         replicas.backend.assert_released()
         verdict.assert_kept()
@@ -89,6 +99,37 @@ def noted(request: pytest.FixtureRequest) -> Callable[[str], None]:
 _HEAD = ("faults", "instants", "ok", "marked", "missed", "skipped", "failed", "p50", "p99", "back")
 
 
+def _cells(verdict: Verdict) -> list[str]:
+    ended = verdict.statuses
+    cells = (
+        verdict.faults,
+        verdict.instants,
+        ended["succeeded"],
+        ended["interrupted"],
+        ended["missed"],
+        ended["skipped"],
+        ended["failed"],
+        f"{verdict.percentile(0.5):.0f} ms",
+        f"{verdict.percentile(0.99):.0f} ms",
+        f"{max(verdict.recovered_s, default=0):.1f} s",
+        len(verdict.violations),
+    )
+    return [str(cell) for cell in cells]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if output := getattr(session.config, "workeroutput", None):
+        output["faults"] = [_FIGURES, _NOTES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for ours, theirs in zip(
+        (_FIGURES, _NOTES), getattr(node, "workeroutput", {}).get("faults", ()), strict=False
+    ):
+        ours.extend(theirs)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     write = terminalreporter.write_line
     for name, text in _NOTES:
@@ -98,19 +139,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     width = max(len(name) for name, _ in _FIGURES)
     write("")
     write(f"{'':<{width}}  " + "".join(f"{name:>9}" for name in (*_HEAD, "wrong")))
-    for name, verdict in _FIGURES:
-        ended = verdict.statuses
-        cells = (
-            verdict.faults,
-            verdict.instants,
-            ended["succeeded"],
-            ended["interrupted"],
-            ended["missed"],
-            ended["skipped"],
-            ended["failed"],
-            f"{verdict.percentile(0.5):.0f} ms",
-            f"{verdict.percentile(0.99):.0f} ms",
-            f"{max(verdict.recovered_s, default=0):.1f} s",
-            len(verdict.violations),
-        )
+    for name, cells in _FIGURES:
         write(f"{name:<{width}}  " + "".join(f"{cell:>9}" for cell in cells))

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psycopg
 import pymysql
@@ -31,33 +31,74 @@ from support.backends import (
     plain_url,
 )
 from support.mariadb_server import private_server
+from support.waiting import wait_until
 
 PREFIX = "fsa_test_"
+
+#: Everything of a database's own: schemas with all in them, settings, event triggers.
+EMPTY_POSTGRESQL = """
+DO $$ DECLARE each record; BEGIN
+    FOR each IN SELECT evtname AS name FROM pg_event_trigger LOOP
+        EXECUTE format('DROP EVENT TRIGGER %I', each.name);
+    END LOOP;
+    FOR each IN SELECT nspname AS name FROM pg_namespace
+        WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\\_%' LOOP
+        EXECUTE format('DROP SCHEMA %I CASCADE', each.name);
+    END LOOP;
+    PERFORM lo_unlink(oid) FROM pg_largeobject_metadata;
+    CREATE SCHEMA public;
+    IF current_setting('server_version_num')::int < 150000 THEN
+        GRANT ALL ON SCHEMA public TO PUBLIC;
+    ELSE
+        ALTER SCHEMA public OWNER TO pg_database_owner;
+        GRANT USAGE ON SCHEMA public TO PUBLIC;
+    END IF;
+END $$;
+ALTER DATABASE {name} RESET ALL;
+"""
+
+#: The questions for what a database holds; the second column is the word for it in DROP.
+CONTENTS_OF_MARIADB = {
+    "SELECT table_name, CASE table_type WHEN 'VIEW' THEN 'VIEW' WHEN 'SEQUENCE' THEN 'SEQUENCE'"
+    " ELSE 'TABLE' END FROM information_schema.tables WHERE table_schema = %s": "",
+    "SELECT routine_name, routine_type FROM information_schema.routines"
+    " WHERE routine_schema = %s": "",
+    "SELECT event_name FROM information_schema.events WHERE event_schema = %s": "EVENT",
+}
 
 found: dict[str, str] = {}
 """What the terminal summary says of each server that a test asked for."""
 
 
 class Server(ABC):
-    """Makes and drops databases named `fsa_test_<session>_<n>`.
+    """Lends databases named `fsa_test_<session>_<n>`, each empty and for one borrower at a time.
 
-    An open session named like the test session says that its databases are in use; databases of
-    sessions that are gone (killed test runs) are dropped at the next start.
+    One that comes back is emptied and lent again under another name: creating and dropping it would
+    take PostgreSQL twenty times as long. An open session named like the test session says that its
+    databases are in use; databases of sessions that are gone (killed test runs) are dropped at the
+    next start.
     """
 
     def __init__(self, maintenance: URL) -> None:
         self.maintenance = maintenance
         self.session = PREFIX + secrets.token_hex(4)
         self._names = (f"{self.session}_{n}" for n in count(1))
+        self._free: list[str] = []
 
     @contextlib.contextmanager
     def database(self) -> Iterator[Backend]:
         name = next(self._names)
-        self.create(name)
+        if self._free:
+            self.rename(self._free.pop(), name)
+        else:
+            self.create(name)
+        backend = self.backend(self.maintenance.set(database=name))
         try:
-            yield self.backend(self.maintenance.set(database=name))
+            yield backend
         finally:
-            self.drop(name)
+            self.end_sessions(name)
+            self.empty(backend)
+            self._free.append(name)
 
     @abstractmethod
     def backend(self, location: URL) -> Backend: ...
@@ -66,11 +107,24 @@ class Server(ABC):
     def create(self, name: str) -> None: ...
 
     @abstractmethod
-    def drop(self, name: str) -> None:
-        """Drop the database, ending the sessions that a test left on it."""
+    def rename(self, name: str, new_name: str) -> None:
+        """Rename an empty database without sessions."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def end_sessions(self, name: str) -> None:
+        """End the sessions that a test left on the database; none is there afterwards."""
+
+    @abstractmethod
+    def empty(self, backend: Backend) -> None:
+        """Drop all that is in the database."""
+
+    @abstractmethod
+    def drop(self, name: str) -> None:
+        """Drop the database, and the sessions on it."""
+
+    def close(self) -> None:
+        for name in self._free:
+            self.drop(name)
 
 
 class PostgreSQLServer(Server):
@@ -86,10 +140,26 @@ class PostgreSQLServer(Server):
     def create(self, name: str) -> None:
         self._admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'".encode())
 
+    def rename(self, name: str, new_name: str) -> None:
+        self.end_sessions(name)
+        self._admin.execute(f"ALTER DATABASE {name} RENAME TO {new_name}".encode())
+
+    def end_sessions(self, name: str) -> None:
+        def ended() -> bool:
+            return not self._admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            ).fetchall()
+
+        wait_until(ended, f"no session is left on {name}")
+
+    def empty(self, backend: Backend) -> None:
+        backend.execute(EMPTY_POSTGRESQL.format(name=backend.location.database))
+
     def drop(self, name: str) -> None:
         self._admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
 
     def close(self) -> None:
+        super().close()
         self._admin.close()
 
     def version(self) -> str:
@@ -119,16 +189,38 @@ class MariaDBServer(Server):
     def create(self, name: str) -> None:
         self._rows(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
 
+    def rename(self, name: str, new_name: str) -> None:
+        self.drop(name)  # which has no word for it, and takes a millisecond for both
+        self.create(new_name)
+
+    def end_sessions(self, name: str) -> None:
+        def ended() -> bool:
+            sessions = self._rows(
+                "SELECT id FROM information_schema.processlist WHERE db = %s", name
+            )
+            for (session,) in sessions:
+                with contextlib.suppress(pymysql.err.OperationalError):  # it ended by itself
+                    self._rows(f"KILL {session}")
+            return not sessions
+
+        wait_until(ended, f"no session is left on {name}")
+
+    def empty(self, backend: Backend) -> None:
+        name = str(backend.location.database)
+        with connect_mariadb(backend.location) as connection, connection.cursor() as cursor:
+            cursor.execute("SET foreign_key_checks = 0")
+            for sql, kind in CONTENTS_OF_MARIADB.items():
+                cursor.execute(sql, [name])
+                for each, *of_kind in cursor.fetchall():
+                    cursor.execute(f"DROP {(of_kind or [kind])[0]} `{name}`.`{each}`")
+            connection.select_db("information_schema")
+
     def drop(self, name: str) -> None:
-        # An open transaction would hold DROP DATABASE back.
-        for (session,) in self._rows(
-            "SELECT id FROM information_schema.processlist WHERE db = %s", name
-        ):
-            with contextlib.suppress(pymysql.err.OperationalError):  # it ended by itself
-                self._rows(f"KILL {session}")
+        self.end_sessions(name)  # an open transaction would hold DROP DATABASE back
         self._rows(f"DROP DATABASE IF EXISTS {name}")
 
     def close(self) -> None:
+        super().close()
         self._admin.close()
 
     def version(self) -> str:
@@ -233,6 +325,17 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     chosen = request.getfixturevalue(request.param)
     assert isinstance(chosen, Backend)
     return chosen
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With pytest-xdist: tell the process that shows the summary what this one has found."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["servers"] = found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    found.update(getattr(node, "workeroutput", {}).get("servers", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,24 +1,45 @@
-"""Fixtures that run real processes: `fsa`, `fsa_process`, `python`, `terminal`, `write_app`."""
+"""Fixtures that run real processes: `fsa`, `fsa_process`, `python`, `terminal`, `write_app`.
 
+`fsa` and `python -m MODULE` are forks of an interpreter that has the libraries loaded (see
+`support.fork_server`), unless the environment that a test asks for changes the interpreter itself.
+`fresh_fsa` starts a new Python, for tests of what starting is.
+"""
+
+import atexit
 import contextlib
+import fcntl
+import json
 import os
+import pty
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import termios
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pexpect
+import ptyprocess  # type: ignore[import-untyped]
 import pytest
 
+from support import fork_server
 from support.waiting import DEADLINE_S, wait_until
 
 SCRIPTS = sysconfig.get_path("scripts")
+FSA = str(Path(SCRIPTS, "fsa"))
+
+#: What an interpreter reads when it starts, and no fork can be given later.
+READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "MALLOC_")
 
 
 @dataclass(frozen=True)
@@ -47,14 +68,144 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     return env
 
 
+class _ForkServer:
+    """The interpreter that forks; one for each test process, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.mkdtemp(prefix="fsa-fork-")
+        self.address = str(Path(self._directory, "socket"))
+        self._popen = subprocess.Popen(
+            [sys.executable, fork_server.__file__, self.address],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        atexit.register(self.close)
+        assert self._popen.stdout is not None
+        line = self._popen.stdout.readline()
+        assert line == b"ready\n", f"the fork server did not start: {line!r}"
+
+    def close(self) -> None:
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
+        self._popen.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+_fork_server: _ForkServer | None = None
+_fork_server_lock = threading.Lock()
+
+
+class Forked:
+    """A fork of the fork server: what `subprocess.Popen` is for a program that is started."""
+
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        *,
+        cwd: Path | None,
+        env: dict[str, str],
+        streams: tuple[int, int, int],
+        new_session: bool = True,
+        is_terminal: bool = False,
+    ) -> None:
+        global _fork_server
+        with _fork_server_lock:
+            if _fork_server is None:
+                _fork_server = _ForkServer()
+        request = {
+            "argv": argv[1:] if argv[0] == sys.executable else argv,
+            "cwd": str(cwd or Path.cwd()),
+            "environment": env,
+            "new_session": new_session,
+            "is_terminal": is_terminal,
+        }
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+        self._answers = b""
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.connect(_fork_server.address)
+        data = json.dumps(request).encode() + b"\n"
+        sent = socket.send_fds(self._connection, [data], streams)
+        self._connection.sendall(data[sent:])
+        self.pid = self._next_number()
+
+    def _next_number(self) -> int:
+        while b"\n" not in self._answers:
+            received = self._connection.recv(64)
+            assert received, "the fork server has ended"
+            self._answers += received
+        number, _, self._answers = self._answers.partition(b"\n")
+        return int(number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, or minus the signal; subprocess.TimeoutExpired after *timeout* seconds."""
+        with self._lock:
+            if self.returncode is None:
+                self._connection.settimeout(timeout)
+                try:
+                    self.returncode = self._next_number()
+                except (TimeoutError, BlockingIOError):
+                    raise subprocess.TimeoutExpired("fork", timeout or 0.0) from None
+                self._connection.close()
+            return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        if self.returncode is None and not self._lock.locked():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _can_fork(argv: tuple[str, ...], env: Mapping[str, str | None] | None) -> bool:
+    changes = {key for key in env or {} if key != "PYTHONUNBUFFERED"}
+    return (argv[0] == FSA or argv[:2] == (sys.executable, "-m")) and not any(
+        key.startswith(READ_AT_START) for key in changes
+    )
+
+
 def run(
     *argv: str,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
     input: str | None = None,  # noqa: A002 - as in subprocess
     timeout: float = DEADLINE_S,
+    fresh: bool = False,
 ) -> Completed:
-    """Run *argv* to its end. Without *input* its standard input is empty, not this terminal."""
+    """Run *argv* to its end. Without *input* its standard input is empty, not this terminal.
+
+    Args:
+        fresh: A new Python, although a fork of one would do.
+    """
+    late = f"{' '.join(argv)} did not end within {timeout:g} s"
+    if _can_fork(argv, env) and not fresh:
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8") as given,
+            tempfile.TemporaryFile("w+b") as out,
+            tempfile.TemporaryFile("w+b") as err,
+        ):
+            given.write(input or "")
+            given.seek(0)
+            streams = (given.fileno(), out.fileno(), err.fileno())
+            forked = Forked(argv, cwd=cwd, env=environment(env), streams=streams)
+            in_time = True
+            try:
+                forked.wait(timeout)
+            except subprocess.TimeoutExpired:
+                in_time = False
+                os.killpg(forked.pid, signal.SIGKILL)
+            returncode = forked.wait()
+            printed = []
+            for stream in (out, err):
+                stream.seek(0)
+                printed.append(stream.read().decode().replace("\r\n", "\n"))
+            assert in_time, f"{late}\n{printed[0]!r}\n{printed[1]!r}"
+            return Completed(returncode, *printed)
     try:
         done = subprocess.run(
             argv,
@@ -67,9 +218,7 @@ def run(
             check=False,
         )
     except subprocess.TimeoutExpired as exc:
-        raise AssertionError(
-            f"{' '.join(argv)} did not end within {timeout:g} s\n{exc.stdout!r}\n{exc.stderr!r}"
-        ) from None
+        raise AssertionError(f"{late}\n{exc.stdout!r}\n{exc.stderr!r}") from None
     return Completed(done.returncode, done.stdout, done.stderr)
 
 
@@ -77,28 +226,52 @@ class Process:
     """A process that runs beside the test; what it prints is collected as it comes."""
 
     def __init__(
-        self, *argv: str, cwd: Path | None = None, env: Mapping[str, str | None] | None = None
+        self,
+        *argv: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str | None] | None = None,
+        fresh: bool = False,
     ) -> None:
         self.argv = argv
-        self._popen = subprocess.Popen(
-            argv,
-            cwd=cwd,
-            env=environment({"PYTHONUNBUFFERED": "1", **(env or {})}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # so that `kill()` reaches its children too
-        )
+        self._popen, streams = self._begin(argv, cwd, env, fresh)
         self._lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._readers = [
-            threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._lines
+            threading.Thread(target=self._read, args=each, daemon=True)
+            for each in zip(self._lines, streams, strict=True)
         ]
         for reader in self._readers:
             reader.start()
 
-    def _read(self, name: str) -> None:
-        with getattr(self._popen, name) as stream:
+    @staticmethod
+    def _begin(
+        argv: tuple[str, ...],
+        cwd: Path | None,
+        env: Mapping[str, str | None] | None,
+        fresh: bool,
+    ) -> "tuple[Forked | subprocess.Popen[bytes], tuple[int, int]]":
+        """The process in a session of its own, so that `kill()` reaches its children too."""
+        (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+        whole = environment({"PYTHONUNBUFFERED": "1", **(env or {})})
+        with contextlib.ExitStack() as stack:
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for descriptor in (nothing, its_out, its_err):
+                stack.callback(os.close, descriptor)
+            if _can_fork(argv, env) and not fresh:
+                forked = Forked(argv, cwd=cwd, env=whole, streams=(nothing, its_out, its_err))
+                return forked, (out, err)
+            popen = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=whole,
+                stdin=nothing,
+                stdout=its_out,
+                stderr=its_err,
+                start_new_session=True,
+            )
+            return popen, (out, err)
+
+    def _read(self, name: str, descriptor: int) -> None:
+        with open(descriptor, encoding="utf-8") as stream:
             for line in stream:
                 self._lines[name].append(line)
 
@@ -146,7 +319,7 @@ class Process:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"did not end within {within_s:g} s\n{self}") from None
         self._drain()
-        return Completed(self._popen.returncode, self.stdout, self.stderr)
+        return Completed(self._popen.wait(), self.stdout, self.stderr)
 
     def stop(
         self, number: signal.Signals = signal.SIGTERM, *, within_s: float = DEADLINE_S
@@ -170,6 +343,64 @@ class Process:
         return f"$ {' '.join(self.argv)}\n{self.stdout}\n--- stderr\n{self.stderr}"
 
 
+if TYPE_CHECKING:
+    _SpawnOfText = pexpect.spawn[str]
+else:
+    _SpawnOfText = pexpect.spawn
+
+
+class _Terminal(ptyprocess.PtyProcess):  # type: ignore[misc]
+    """A pty whose process is a fork of the fork server, which alone can wait for it."""
+
+    def __init__(self, forked: Forked, descriptor: int) -> None:
+        super().__init__(forked.pid, descriptor)
+        self._forked = forked
+
+    def isalive(self) -> bool:
+        return self._noted(self._forked.poll())
+
+    def wait(self) -> int | None:
+        self._noted(self._forked.wait())
+        return self.exitstatus
+
+    def _noted(self, returncode: int | None) -> bool:
+        if returncode is None:
+            return True
+        self.terminated = True
+        if returncode < 0:
+            self.signalstatus = -returncode
+        else:
+            self.exitstatus = returncode
+        return False
+
+
+class _Spawn(_SpawnOfText):
+    """`pexpect.spawn` of a fork."""
+
+    def _spawnpty(
+        self,
+        args: list[str],
+        *,
+        env: dict[str, str],
+        cwd: str,
+        dimensions: tuple[int, int],
+        **_: Any,
+    ) -> _Terminal:
+        ours, its = pty.openpty()
+        fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", *dimensions, 0, 0))
+        try:
+            forked = Forked(
+                tuple(os.fsdecode(each) for each in args),
+                cwd=Path(cwd),
+                env=env,
+                streams=(its, its, its),
+                is_terminal=True,
+            )
+        finally:
+            os.close(its)
+        return _Terminal(forked, ours)
+
+
 class Run(Protocol):
     def __call__(
         self,
@@ -178,6 +409,7 @@ class Run(Protocol):
         env: Mapping[str, str | None] | None = None,
         input: str | None = None,  # noqa: A002
         timeout: float = DEADLINE_S,
+        fresh: bool = False,
     ) -> Completed: ...
 
 
@@ -205,9 +437,15 @@ def fsa(tmp_path: Path) -> Run:
     """
 
     def call(*args: str, cwd: Path | None = None, **options: object) -> Completed:
-        return run(str(Path(SCRIPTS, "fsa")), *args, cwd=cwd or tmp_path, **options)  # type: ignore[arg-type]
+        return run(FSA, *args, cwd=cwd or tmp_path, **options)  # type: ignore[arg-type]
 
     return call
+
+
+@pytest.fixture
+def fresh_fsa(fsa: Run) -> Run:
+    """`fsa`, started by a new Python: for what depends on how an interpreter starts."""
+    return partial(fsa, fresh=True)
 
 
 @pytest.fixture
@@ -242,7 +480,7 @@ def fsa_process(start: Start) -> Start:
     def call(
         *args: str, cwd: Path | None = None, env: Mapping[str, str | None] | None = None
     ) -> Process:
-        return start(str(Path(SCRIPTS, "fsa")), *args, cwd=cwd, env=env)
+        return start(FSA, *args, cwd=cwd, env=env)
 
     return call
 
@@ -258,7 +496,8 @@ def terminal(tmp_path: Path) -> Iterator[OpenTerminal]:
             env: Mapping[str, str | None] | None = None,
             columns: int = 100,
         ) -> "pexpect.spawn[str]":
-            child = pexpect.spawn(
+            spawn = _Spawn if argv[0] in ("fsa", FSA) and _can_fork((FSA,), env) else pexpect.spawn
+            child = spawn(
                 argv[0],
                 list(argv[1:]),
                 cwd=str(cwd or tmp_path),

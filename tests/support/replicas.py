@@ -15,7 +15,7 @@ from sqlalchemy import URL
 
 from fsa_cli.ledger.store import Ledger
 from support.backends import Backend, Row, SQLite
-from support.processes import SCRIPTS, Process, run, write_files
+from support.processes import FSA, Process, run, write_files
 from support.waiting import wait_until
 
 LEASE_S = 6.0
@@ -203,7 +203,7 @@ class Replicas:
     def prepare(self) -> None:
         """Make the ledger's tables, and what the executors need."""
         done = run(
-            str(Path(SCRIPTS, "fsa")),
+            FSA,
             *("scheduler", "init"),
             cwd=self.directory,
             env=self.environment,
@@ -390,8 +390,7 @@ class Replicas:
     def _process(
         self, command: str, arguments: Sequence[str], environment: Mapping[str, str | None]
     ) -> Process:
-        fsa = str(Path(SCRIPTS, "fsa"))
-        return Process(fsa, command, "start", *arguments, cwd=self.directory, env=dict(environment))
+        return Process(FSA, command, "start", *arguments, cwd=self.directory, env=dict(environment))
 
     def _observe(self) -> None:
         """See how long the runs of killed replicas stay theirs."""
