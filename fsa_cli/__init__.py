@@ -9,12 +9,17 @@ TYPE_CHECKING = False  # typing's own costs as much as all else that `fsa --vers
 if TYPE_CHECKING:
     from typing import Any
 
-    from fsa_cli.context import Progress, TaskContext
-    from fsa_cli.tasks import Task, task
+    from fsa_cli.api import Task, task
+    from fsa_cli.tasks.context import Progress, TaskContext
 
 __all__ = ["Progress", "Task", "TaskContext", "task"]
 
-_HOMES = {"Progress": "context", "Task": "tasks", "TaskContext": "context", "task": "tasks"}
+_HOMES = {
+    "Progress": "tasks.context",
+    "Task": "api",
+    "TaskContext": "tasks.context",
+    "task": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

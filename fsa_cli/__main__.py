@@ -18,12 +18,12 @@ def main() -> NoReturn:
         sys.stdout.write(f"fsa {VERSION}\n")
         sys.exit(0)
     if words == ["health", "live"]:
-        from fsa_cli import heartbeat
+        from fsa_cli.processes import heartbeat
 
         sys.exit(heartbeat.live())
     import gc
 
-    from fsa_cli import main as typer_side
+    from fsa_cli.cli import app as typer_side
 
     code = typer_side.main(words)
     gc.freeze()  # the interpreter's last collections, of all that the app imported, cost 100 ms

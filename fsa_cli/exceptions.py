@@ -129,7 +129,7 @@ class DatabaseUnreachable(FsaError):
     exit_code = 4
 
 
-class EngineUnreachable(FsaError):
+class BrokerUnreachable(FsaError):
     """The engine that carries runs, or its broker, cannot be reached."""
 
     exit_code = 4

@@ -9,11 +9,11 @@ from typing import Any
 
 import typer
 
-from fsa_cli import environments
-from fsa_cli.commands import Fsa
-from fsa_cli.heartbeat import state_dir
-from fsa_cli.secrets import mask
-from fsa_cli.settings import Settings
+from fsa_cli.cli.context import Fsa
+from fsa_cli.project import environments
+from fsa_cli.project.settings import Settings
+from fsa_cli.project.state_dir import state_dir
+from fsa_cli.terminal.masking import mask
 
 app = typer.Typer()
 

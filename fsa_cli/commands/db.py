@@ -7,13 +7,13 @@ from typing import Any
 
 import typer
 
-from fsa_cli.commands import db_migrations, db_query, db_read, db_schema
+from fsa_cli.commands import db_migrations, db_query, db_schema, db_tables
 
 app = typer.Typer()
 
 _COMMANDS: Mapping[str, Callable[..., Any]] = {
-    "show": db_read.show,
-    "table": db_read.table,
+    "show": db_tables.show,
+    "table": db_tables.table,
     "query": db_query.query,
     "shell": db_query.shell,
     "create": db_schema.create,

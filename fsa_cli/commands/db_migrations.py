@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli.commands import Fsa
-from fsa_cli.commands.db_options import agree, confirm_option, option
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import agree, confirm_option, option
 from fsa_cli.exceptions import DatabaseUnreachable, UsageError
 
 if TYPE_CHECKING:

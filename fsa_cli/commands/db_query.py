@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli.commands import Fsa
-from fsa_cli.commands.db_options import option
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError, StatementFailed, UsageError
 
 if TYPE_CHECKING:
-    from fsa_cli.query import Rows
+    from fsa_cli.database.query import Rows
 
 _ON_A_TERMINAL = 500
 _BATCH = 500
@@ -55,7 +55,7 @@ def query(
       fsa db query @report.sql --csv > report.csv
       echo "select 1 as one" | fsa db query - --json
     """
-    from fsa_cli import query
+    from fsa_cli.database import query
 
     fsa = Fsa.of(context)
     if as_csv and fsa.output.json:
@@ -98,18 +98,18 @@ def shell(
 
     The password is never among the client's arguments.
     """
-    from fsa_cli import clients
+    from fsa_cli.database import client
 
     fsa = Fsa.of(context)
     url = fsa.load().database(fsa.settings.database).url
     assert url is not None
-    raise typer.Exit(clients.run(url, words or []))
+    raise typer.Exit(client.run(url, words or []))
 
 
 @contextmanager
 def refusals(fsa: Fsa) -> Iterator[None]:
     """Tell what the database says of a statement, in its driver's own words."""
-    from fsa_cli.connections import driver_says
+    from fsa_cli.database.connections import driver_message
 
     try:
         yield
@@ -118,7 +118,7 @@ def refusals(fsa: Fsa) -> Iterator[None]:
     except Exception as exc:
         if fsa.load().unreachable(exc) is not None:
             raise
-        said = driver_says(exc)
+        said = driver_message(exc)
         more = str(getattr(exc, "orig", exc)).splitlines()[1:]
         pointed = itertools.takewhile(lambda line: not line.startswith(("QUERY", "CONTEXT")), more)
         hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, said)), None)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsa_cli.commands import Fsa
-from fsa_cli.commands.db_options import agree, confirm_option
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import agree, confirm_option
 from fsa_cli.exceptions import SchemaBehind
 
 if TYPE_CHECKING:
@@ -28,20 +28,20 @@ def create(
       fsa db create --json
       fsa db create --confirm shop
     """
-    from fsa_cli import schema
     from fsa_cli.commands.db_query import refusals
-    from fsa_cli.connections import connected
+    from fsa_cli.database import schema_diff
+    from fsa_cli.database.connections import connected
     from fsa_cli.migrations.scripts import find
 
     fsa = Fsa.of(context)
     database = fsa.load().database(fsa.settings.database)
     wanted = _metadata(fsa)
-    missing = connected(database, lambda connection: schema.missing(connection, wanted))
+    missing = connected(database, lambda connection: schema_diff.missing(connection, wanted))
     names = [table.fullname for table in missing]
     if missing:
         agree(fsa, f"create {', '.join(names)}", confirm)
         with refusals(fsa):
-            connected(database, lambda connection: schema.create(connection, missing))
+            connected(database, lambda connection: schema_diff.create(connection, missing))
     if fsa.output.json:
         fsa.output.document({"created": names})
         return
@@ -65,13 +65,13 @@ def check(context: typer.Context) -> None:
       fsa db check
       fsa db check --json
     """
-    from fsa_cli import schema
-    from fsa_cli.connections import connected
+    from fsa_cli.database import schema_diff
+    from fsa_cli.database.connections import connected
 
     fsa = Fsa.of(context)
     database = fsa.load().database(fsa.settings.database)
     wanted = _metadata(fsa)
-    found = connected(database, lambda connection: schema.differences(connection, wanted))
+    found = connected(database, lambda connection: schema_diff.differences(connection, wanted))
     state = _state(fsa)
     behind = state is not None and not state.at_head
     if fsa.output.json:
@@ -100,7 +100,7 @@ def check(context: typer.Context) -> None:
 
 
 def _metadata(fsa: Fsa) -> list[MetaData]:
-    from fsa_cli.inspection import metadata_of
+    from fsa_cli.database.models import metadata_of
 
     return metadata_of(fsa.settings.metadata, fsa.settings.sources["metadata"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fsa_cli.commands import Fsa
+from fsa_cli.cli.context import Fsa
 
 app = typer.Typer()
 
@@ -20,7 +20,7 @@ def doctor(context: typer.Context) -> None:
     No passwords are on it. Exits with 1 if there is a problem. The app is imported, and each
     database is asked whether it is there.
     """
-    from fsa_cli.doctor import examine
+    from fsa_cli.health.doctor import examine
 
     fsa = Fsa.of(context)
     report = examine(lambda: fsa.settings, fsa.load)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fsa_cli.commands import Fsa
+from fsa_cli.cli.context import Fsa
 from fsa_cli.exceptions import ScheduleError, UsageError
 
 if TYPE_CHECKING:
-    from fsa_cli.health import Check
+    from fsa_cli.health.checks import Check
 
 app = typer.Typer()
 
@@ -90,7 +90,7 @@ def live(context: typer.Context) -> None:
       fsa health live
       fsa health live --json
     """
-    from fsa_cli import heartbeat
+    from fsa_cli.processes import heartbeat
 
     fsa = Fsa.of(context)
     if not fsa.output.json:
@@ -106,7 +106,7 @@ def _check(fsa: Fsa, timeout_s: float, wait: str | None, watch: bool, *, schedul
     if timeout_s <= 0:
         raise UsageError(f"--timeout {timeout_s:g}: expected more than nothing")
     loaded = fsa.load()
-    from fsa_cli.health import checks, own_checks
+    from fsa_cli.health.checks import checks, own_checks
 
     own = own_checks(loaded, fsa.settings)
 
@@ -169,7 +169,7 @@ def _well(done: list[Check]) -> bool:
 
 
 def _seconds(text: str) -> float:
-    from fsa_cli.schedules import duration_s
+    from fsa_cli.schedules.durations import duration_s
 
     try:
         seconds = float(text) if text.replace(".", "", 1).isdigit() else duration_s(text)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from fsa_cli.commands import Fsa
+from fsa_cli.cli.context import Fsa
 
 app = typer.Typer()
 
@@ -20,7 +20,7 @@ def routes(context: typer.Context) -> None:
       fsa routes --json
       fsa routes | grep POST
     """
-    from fsa_cli.routes import routes as found
+    from fsa_cli.project.routes import routes as found
 
     fsa = Fsa.of(context)
     rows: list[dict[str, object]] = []

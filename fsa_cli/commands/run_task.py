@@ -6,29 +6,31 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli import report
-from fsa_cli.bars import Bars
-from fsa_cli.commands import Fsa
-from fsa_cli.commands.calls import Call, read
-from fsa_cli.completion import task_names
-from fsa_cli.context import Progress
+from fsa_cli.cli.completion import task_names
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.progress_bar import ProgressBars
+from fsa_cli.cli.task_call import Call, read
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
-from fsa_cli.finding import database_for
-from fsa_cli.retrying import Retries
-from fsa_cli.runner import Run, RunResult, execute
-from fsa_cli.tasks import Task, registry
+from fsa_cli.runner import report
+from fsa_cli.runner.execute import execute
+from fsa_cli.runner.retry import RetryPolicy
+from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.lookup import database_for
+from fsa_cli.tasks.registry import registry
+from fsa_cli.terminal.formatting import format_elapsed
 
 if TYPE_CHECKING:
-    from fastapi_sqlalchemy import Database
-    from fsa_cli.rehearsal import Rehearsal
-    from fsa_cli.scheduler.record import Record
+    from fsa_cli.processes.recorded_run import RecordedRun
+    from fsa_cli.runner.dry_run import DryRun
 
 app = typer.Typer()
 
@@ -122,27 +124,27 @@ def run_task(
     }
     call = read(fsa, name, words or [], given, _OWN)
     if call.help:
-        from fsa_cli import manual
+        from fsa_cli.cli.task_help import task_help
 
-        for line in manual.page(call.task, fsa.settings.timezone):
+        for line in task_help(call.task, fsa.settings.timezone):
             fsa.output.line(line)
         return
     if "--enqueue" in call.options:
         _enqueue(fsa, call)
         return
-    bars = Bars(fsa.output)
+    bars = ProgressBars(fsa.output)
     result, rehearsal = _run(fsa, call, bars)
     if fsa.output.json:
         fsa.output.document(report.document(result, bars.seen, rehearsal))
     if not result.succeeded:
-        raise report.failure(result, call.loaded)
+        raise report.failure_of(result, call.loaded)
     if not fsa.output.json:
         _tell(fsa, result, rehearsal)
 
 
 def _enqueue(fsa: Fsa, call: Call) -> None:
     """Leave it to whoever is free."""
-    from fsa_cli.commands.calls import enqueue
+    from fsa_cli.cli.task_call import enqueue
 
     here = sorted(call.options.keys() - {"--enqueue", "--args-json"})
     if here:
@@ -153,7 +155,7 @@ def _enqueue(fsa: Fsa, call: Call) -> None:
     enqueue(fsa, call)
 
 
-def _run(fsa: Fsa, call: Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]:
+def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | None]:
     task = call.task
     timeout_s = call.number("--timeout")
     retries = int(call.number("--retries", whole=True) or 0)
@@ -161,16 +163,16 @@ def _run(fsa: Fsa, call: Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]
     values = call.values()
     database = database_for(task, call.loaded, fsa.settings)
     fsa.output.detail(f"running {task.name} ({task.place}) in {database!r}")
-    record: Record | None = None
-    rehearsal: Rehearsal | None = None
+    record: RecordedRun | None = None
+    rehearsal: DryRun | None = None
 
     def make(run: Run) -> RunResult:
         nonlocal rehearsal
         if not run.dry_run:
             return execute(record.attempt(run) if record else run)
-        from fsa_cli.rehearsal import rehearse
+        from fsa_cli.runner.dry_run import execute_dry_run
 
-        result, rehearsal = rehearse(run, call.loaded.databases)
+        result, rehearsal = execute_dry_run(run, call.loaded.databases)
         return result
 
     def failed(result: RunResult, pause_s: float) -> None:
@@ -194,10 +196,10 @@ def _run(fsa: Fsa, call: Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]
         report=tell,
     )
     redirected = _prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
-    policy = Retries(retries, 1.0 if backoff_s is None else backoff_s)
+    policy = RetryPolicy(retries, 1.0 if backoff_s is None else backoff_s)
     try:
         with _terminable(), redirected, bars:
-            record = _begin(fsa, call, values, database)
+            record = _begin(fsa, call, order)
             if record is not None:
                 order = replace(order, run_id=record.run_id, stop=record.stop)
             result = policy.make(order, make, failed)
@@ -210,7 +212,7 @@ def _run(fsa: Fsa, call: Call, bars: Bars) -> tuple[RunResult, Rehearsal | None]
         raise Interrupted(_stopped(task, "interrupted", "Ctrl-C", record)) from None
 
 
-def _begin(fsa: Fsa, call: Call, values: Mapping[str, Any], database: Database) -> Record | None:
+def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
     """The run's record; None where it has none."""
     locks = "--lock" in call.options
     for option in ("--no-record", "--dry-run"):
@@ -218,19 +220,13 @@ def _begin(fsa: Fsa, call: Call, values: Mapping[str, Any], database: Database) 
             if locks:
                 raise UsageError(f"--lock records the run, and {option} does not")
             return None
-    from fsa_cli.scheduler import recording
+    from fsa_cli.processes import recording
 
-    order = recording.Order(
-        call.task.name if registry.get(call.task.name) is call.task else call.name,
-        call.task,
-        values,
-        database,
-        locks,
-    )
-    return recording.begin(call.loaded, fsa.settings, order, fsa.output.warn)
+    name = call.task.name if registry.get(call.task.name) is call.task else call.name
+    return recording.begin(call.loaded, fsa.settings, run, name, locks=locks, warn=fsa.output.warn)
 
 
-def _stopped(task: Task, how: str, by: str, record: Record | None) -> str:
+def _stopped(task: TaskDefinition, how: str, by: str, record: RecordedRun | None) -> str:
     """Record that the run was stopped, and say so."""
     if record is None:
         return f"{task.name} was {how} and rolled back"
@@ -240,11 +236,11 @@ def _stopped(task: Task, how: str, by: str, record: Record | None) -> str:
     return f"{task.name} was {'cancelled' if record.cancelled else how} and rolled back"
 
 
-def _tell(fsa: Fsa, result: RunResult, rehearsal: Rehearsal | None) -> None:
+def _tell(fsa: Fsa, result: RunResult, rehearsal: DryRun | None) -> None:
     output = fsa.output
     if result.value is not None:
-        output.line(report.shown(result.value))
-    ended = f"{result.task.name} succeeded in {report.took(result.duration_ms)}"
+        output.line(report.format_result(result.value))
+    ended = f"{result.task.name} succeeded in {format_elapsed(result.duration_ms)}"
     if rehearsal is None:
         committed = result.task.commit or "not committed: the task says commit=False"
         output.say(f"{ended}, {'committed' if committed is True else committed}")

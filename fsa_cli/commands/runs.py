@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fsa_cli.commands import Fsa
-from fsa_cli.completion import task_names
+from fsa_cli.cli.completion import task_names
+from fsa_cli.cli.context import Fsa
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -74,10 +74,10 @@ def runs(
     """
     if context.invoked_subcommand is not None:
         return
-    from fsa_cli import runs as views
-    from fsa_cli import steering
-    from fsa_cli.ledger import history
+    from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
+    from fsa_cli.runs import control
+    from fsa_cli.runs import run_view as views
 
     fsa = Fsa.of(context)
     filters: dict[str, Any] = {
@@ -88,12 +88,12 @@ def runs(
     }
     with existing(fsa.load(), fsa.settings) as ledger:
         if filters["name"]:
-            recorded = [each.name for each in history.tasks(ledger)]
-            if not history.runs(ledger, name=filters["name"], limit=1):
-                steering.known([filters["name"]], recorded)
+            recorded = [each.name for each in queries.tasks(ledger)]
+            if not queries.runs(ledger, name=filters["name"], limit=1):
+                control.known([filters["name"]], recorded)
         if watch:
             _watch(fsa, ledger, filters)
-        found = history.runs(ledger, **filters)
+        found = queries.runs(ledger, **filters)
     _show(fsa, found)
     if not found:
         fsa.output.say("no run is like that" if status or since else "nothing has run yet")
@@ -107,16 +107,16 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs show 3f2a
       fsa runs show 3f2a --json
     """
-    from fsa_cli import runs as views
     from fsa_cli.ledger.access import existing
+    from fsa_cli.runs import run_view as views
 
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
-        found = views.found(ledger, run)
+        found = views.get_run(ledger, run)
     if fsa.output.json:
         fsa.output.document(views.document(found))
         return
-    fsa.output.record(views.page(found, datetime.now(UTC)))
+    fsa.output.record(views.details(found, datetime.now(UTC)))
     if found.traceback:
         fsa.output.line(f"\n{found.traceback}")
 
@@ -129,13 +129,13 @@ def retry(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs retry 3f2a
       fsa runs retry 3f2a --json
     """
-    from fsa_cli import runs as views
-    from fsa_cli import steering
     from fsa_cli.ledger.access import existing
+    from fsa_cli.runs import control
+    from fsa_cli.runs import run_view as views
 
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
-        made = steering.retry(ledger, fsa.settings, run, fsa.output.warn)
+        made = control.retry(ledger, fsa.settings, run, fsa.output.warn)
     if fsa.output.json:
         fsa.output.document(views.document(made))
     else:
@@ -152,13 +152,13 @@ def cancel(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs cancel 3f2a
       fsa runs cancel 3f2a --json
     """
-    from fsa_cli import runs as views
-    from fsa_cli import steering
     from fsa_cli.ledger.access import existing
+    from fsa_cli.runs import control
+    from fsa_cli.runs import run_view as views
 
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
-        cancelled, was = steering.cancel(ledger, run)
+        cancelled, was = control.cancel(ledger, run)
     if fsa.output.json:
         fsa.output.document(views.document(cancelled))
     elif was == "queued":
@@ -168,7 +168,7 @@ def cancel(context: typer.Context, run: Annotated[str, _ID]) -> None:
 
 
 def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
-    from fsa_cli import runs as views
+    from fsa_cli.runs import run_view as views
 
     if fsa.output.json:
         fsa.output.document([views.document(each) for each in found])
@@ -182,13 +182,13 @@ def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
 
 def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:
     """Show them again and again: a screen on a terminal, else a line for each that has changed."""
-    from fsa_cli import runs as views
-    from fsa_cli.ledger import history
+    from fsa_cli.ledger import queries
+    from fsa_cli.runs import run_view as views
 
     shown: dict[str, object] = {}
     try:
         while True:
-            found = history.runs(ledger, **filters)
+            found = queries.runs(ledger, **filters)
             if fsa.output.console.is_terminal and not fsa.output.json:
                 fsa.output.console.clear()
                 _show(fsa, found)

@@ -10,32 +10,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli import schedules
-from fsa_cli.commands import Fsa, scheduler_look, scheduler_steer
-from fsa_cli.commands.hosting import LogFormat, Options, beating, ended, hosted, setup_of
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.hosting import (
+    HostingOptions,
+    LogFormat,
+    heartbeat_writer,
+    host_until_signal,
+    process_builder,
+    run_to_end,
+)
+from fsa_cli.commands import scheduler_control, scheduler_inspect
 from fsa_cli.exceptions import TaskFailed, UsageError
-from fsa_cli.manual import soon, spoken
+from fsa_cli.schedules.formatting import format_fire_time
+from fsa_cli.schedules.timezones import zone_name
+from fsa_cli.terminal.formatting import format_duration
 
 if TYPE_CHECKING:
-    from fsa_cli.scheduler.setup import Setup
+    from fsa_cli.processes.assembly import ProcessBuilder
 
 app = typer.Typer()
 
 _INTRODUCED = 50
 
 
-_options = Options("SCHEDULER_START")
-_tick_options = Options("SCHEDULER_TICK")
+_options = HostingOptions("SCHEDULER_START")
+_tick_options = HostingOptions("SCHEDULER_TICK")
 
 _COMMANDS: Mapping[str, Callable[..., Any]] = {
-    "list": scheduler_look.list_,
-    "next": scheduler_look.next_,
-    "test": scheduler_look.fires,
-    "status": scheduler_look.status,
-    "trigger": scheduler_steer.trigger,
-    "pause": scheduler_steer.pause,
-    "resume": scheduler_steer.resume,
-    "init": scheduler_steer.init,
+    "list": scheduler_inspect.list_,
+    "next": scheduler_inspect.next_,
+    "test": scheduler_inspect.fires,
+    "status": scheduler_inspect.status,
+    "trigger": scheduler_control.trigger,
+    "pause": scheduler_control.pause,
+    "resume": scheduler_control.resume,
+    "init": scheduler_control.init,
 }
 # What follows the name of a task is the task's.
 _NOT_INTERSPERSED = {"trigger"}
@@ -87,11 +96,11 @@ def start(
       fsa scheduler start
       fsa scheduler start --grace 60 --port 8001 --log-format json
     """
-    from fsa_cli.ledger import history
+    from fsa_cli.ledger import control
 
     fsa = Fsa.of(context)
     fsa.carry(executor)
-    setup = setup_of(fsa, only or (), tag or (), json=log_format is LogFormat.json)
+    setup = process_builder(fsa, only or (), tag or (), json=log_format is LogFormat.json)
     if not setup.planned:
         raise UsageError(
             "no task has a schedule: there is nothing to run",
@@ -99,9 +108,9 @@ def start(
         )
     setup.open()
     if paused:
-        history.pause(setup.ledger, [each.task.name for each in setup.planned], "--paused")
-    made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=beating(setup))
-    hosted(fsa, setup, made, host, port, partial(_introduce, fsa, setup))
+        control.pause(setup.ledger, [each.task.name for each in setup.planned], "--paused")
+    made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(setup))
+    host_until_signal(fsa, setup, made, host, port, partial(_introduce, fsa, setup))
 
 
 @app.command()
@@ -120,17 +129,17 @@ def tick(
       fsa scheduler tick --grace 60
     """
     fsa = Fsa.of(context)
-    setup = setup_of(fsa)
+    setup = process_builder(fsa)
     setup.open()
     made = setup.host(concurrency=concurrency, grace_s=grace_s, role="tick")
     with made.signals():
-        ended(fsa, setup, made.tick)
+        run_to_end(fsa, setup, made.tick)
     failed = sum(made.counts.get(status, 0) for status in ("failed", "timed_out"))
     if failed:
         raise TaskFailed("a run failed" if failed == 1 else f"{failed} runs failed")
 
 
-def _introduce(fsa: Fsa, setup: Setup) -> None:
+def _introduce(fsa: Fsa, setup: ProcessBuilder) -> None:
     planned, target, ledger = setup.planned, setup.loaded.target, setup.ledger
     tasks = "1 task" if len(planned) == 1 else f"{len(planned)} tasks"
     text = f"fsa scheduler {os.getpid()}: {tasks} of {target}. Ctrl-C or SIGTERM stops it."
@@ -150,8 +159,8 @@ def _introduce(fsa: Fsa, setup: Setup) -> None:
         schedule = scheduled.schedule
         instant = schedule.next_after(now)
         due = (
-            f"next {soon(instant, schedule)} {schedules.zone_name(schedule.timezone)}"
-            f", in {spoken(instant - now)}"
+            f"next {format_fire_time(instant, schedule)} {zone_name(schedule.timezone)}"
+            f", in {format_duration(instant - now)}"
             if instant
             else "never again"
         )

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fsa_cli.blame import described, place
-from fsa_cli.commands import Fsa
-from fsa_cli.environments import ShellMode
+from fsa_cli.cli.context import Fsa
 from fsa_cli.exceptions import FsaError, ScriptFailed, UsageError
+from fsa_cli.project.environments import ShellMode
+from fsa_cli.terminal.user_code import summarize_error, user_frame
 
 app = typer.Typer()
 
@@ -84,9 +84,10 @@ def shell(
     or [tool.fsa] shell choose one. In a [tool.fsa.env.NAME] that is protected the
     shell is a sandbox, or what its own shell = says ("sandbox", "read-only", "open").
     """
-    from fsa_cli import prompts, readonly
-    from fsa_cli.echo import start as start_echo
-    from fsa_cli.shell import Shell
+    from fsa_cli.database import readonly
+    from fsa_cli.database.sql_log import start as start_echo
+    from fsa_cli.shell import prompts
+    from fsa_cli.shell.session import Shell
 
     fsa = Fsa.of(context)
     program = _program(code, words or [])
@@ -144,7 +145,7 @@ def _program(code: str | None, words: list[str]) -> tuple[str, str, list[str]] |
 def _failure(error: Exception, fsa: Fsa) -> Exception:
     if isinstance(error, FsaError):
         return error
-    where = place(error)
+    where = user_frame(error)
     return fsa.load().unreachable(error) or ScriptFailed(
-        described(error), details=where.lines() if where else []
+        summarize_error(error), details=where.lines() if where else []
     )

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from fsa_cli import manual, schedules
-from fsa_cli.commands import Fsa
-from fsa_cli.completion import task_names
+from fsa_cli.cli.completion import task_names
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.task_help import task_help
 from fsa_cli.exceptions import FsaError
-from fsa_cli.finding import find
-from fsa_cli.signatures import Parameter, signature_of
-from fsa_cli.tasks import Task, registry
+from fsa_cli.schedules.schedule import parse_schedule
+from fsa_cli.schedules.timezones import zone_name
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.lookup import get_task
+from fsa_cli.tasks.registry import registry
+from fsa_cli.tasks.signature import Parameter, signature_of
 
 app = typer.Typer()
 
@@ -42,11 +45,11 @@ def tasks(
     fsa.load()
     zone = fsa.settings.timezone
     if name is not None:
-        task = find(name)
+        task = get_task(name)
         if fsa.output.json:
             fsa.output.document(_document(task, zone))
             return
-        for line in manual.page(task, zone):
+        for line in task_help(task, zone):
             fsa.output.line(line)
         return
     rows: list[dict[str, object]] = []
@@ -66,19 +69,19 @@ def tasks(
     )
 
 
-def _document(task: Task, zone: str | None) -> dict[str, object]:
+def _document(task: TaskDefinition, zone: str | None) -> dict[str, object]:
     """A task as JSON has it."""
     signature = signature_of(task.function)
     schedule = None
     if task.schedule is not None:
-        schedule = schedules.parse(task.schedule, task.timezone or zone)
+        schedule = parse_schedule(task.schedule, task.timezone or zone)
     return {
         "name": task.name,
         "summary": task.summary,
         "usage": signature.usage,
         "parameters": [_parameter(parameter) for parameter in signature.parameters],
         "schedule": schedule.text if schedule else None,
-        "timezone": schedules.zone_name(schedule.timezone) if schedule else None,
+        "timezone": zone_name(schedule.timezone) if schedule else None,
         "next": schedule.next_after(datetime.now(UTC)) if schedule else None,
         "args": dict(task.args),
         "timeout_s": task.timeout_s,

@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
-from fsa_cli.commands import Fsa
-from fsa_cli.commands.hosting import LogFormat, Options, beating, hosted, setup_of
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.hosting import (
+    HostingOptions,
+    LogFormat,
+    heartbeat_writer,
+    host_until_signal,
+    process_builder,
+)
 from fsa_cli.exceptions import UsageError
 
 app = typer.Typer()
 
 
-_options = Options("WORKER_START")
+_options = HostingOptions("WORKER_START")
 
 
 @app.callback()
@@ -55,12 +61,12 @@ def start(
       fsa worker start
       fsa worker start --executor procrastinate --queue mail --concurrency 20
     """
-    from fsa_cli.executors.base import LOCAL
-    from fsa_cli.executors.choice import queue_of
+    from fsa_cli.runs.executor import LOCAL
+    from fsa_cli.runs.executor_registry import queue_name
 
     fsa = Fsa.of(context)
     fsa.carry(executor)
-    setup = setup_of(fsa, json=log_format is LogFormat.json)
+    setup = process_builder(fsa, json=log_format is LogFormat.json)
     if not setup.tasks:
         raise UsageError("no task is registered: there is nothing to run", hint="fsa tasks")
     carrier = setup.choice.named(fsa.settings.executor or LOCAL)
@@ -70,10 +76,10 @@ def start(
             hint="--executor procrastinate, or celery",
         )
     theirs = setup.choice.engines(setup.tasks).get(carrier.name, (carrier, setup.tasks))[1]
-    queues = queue or sorted({queue_of(task, fsa.settings.namespace) for task in theirs})
+    queues = queue or sorted({queue_name(task, fsa.settings.namespace) for task in theirs})
     setup.open()
     made = setup.worker(
-        carrier, queues, concurrency=concurrency, grace_s=grace_s, pulse=beating(setup)
+        carrier, queues, concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(setup)
     )
     served = ", ".join(queues) if carrier.carries else "the ledger's queue"
 
@@ -83,4 +89,4 @@ def start(
         if not setup.log.json:
             fsa.output.say(f"ledger: {setup.ledger.where}, namespace {setup.ledger.namespace}")
 
-    hosted(fsa, setup, made, host, port, introduce)
+    host_until_signal(fsa, setup, made, host, port, introduce)

@@ -1,1 +1,1 @@
-"""Where runs are made."""
+"""The brokers that carry runs, an adapter each."""

@@ -22,11 +22,11 @@ from celery.worker import state  # type: ignore[import-untyped]
 from kombu.exceptions import ChannelError
 from kombu.transport import TRANSPORT_ALIASES
 
-from fsa_cli.blame import described
-from fsa_cli.exceptions import ConfigurationError, EngineUnreachable
-from fsa_cli.executors import embedded
-from fsa_cli.executors.base import TASK, Message, OutsideTheLedger, Surroundings, Take
-from fsa_cli.secrets import mask
+from fsa_cli.exceptions import BrokerUnreachable, ConfigurationError
+from fsa_cli.processes import embedded
+from fsa_cli.runs.executor import TASK, Message, OutsideTheLedger, Surroundings, Take
+from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.user_code import summarize_error
 
 __all__ = ["Celery", "run"]
 
@@ -99,7 +99,7 @@ class Celery(OutsideTheLedger):
         )
         worker.start()
         if not stop.is_set():
-            raise EngineUnreachable(f"Celery's worker has ended ({self._url})")
+            raise BrokerUnreachable(f"Celery's worker has ended ({self._url})")
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # the broker may be away
@@ -116,7 +116,7 @@ class Celery(OutsideTheLedger):
         try:
             yield
         except self._errors as exc:
-            raise EngineUnreachable(
+            raise BrokerUnreachable(
                 f"Celery's broker cannot be reached: {mask(str(exc) or type(exc).__name__)}",
                 details=[self._url],
                 hint="broker_url in [tool.fsa], or FSA_BROKER_URL",
@@ -178,7 +178,7 @@ def _imported(target: str, source: str) -> Any:
             found = getattr(found, part)
     except Exception as exc:
         raise ConfigurationError(
-            f"the Celery app {target!r} cannot be imported", details=[described(exc), source]
+            f"the Celery app {target!r} cannot be imported", details=[summarize_error(exc), source]
         ) from exc
     if not isinstance(found, celery.Celery):
         raise ConfigurationError(f"{target!r} is {found!r}, and no Celery app", details=[source])

@@ -31,14 +31,14 @@ from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from fsa_cli.connections import driver_says
-from fsa_cli.exceptions import ConfigurationError, EngineUnreachable, LedgerUnusable
-from fsa_cli.executors import embedded
-from fsa_cli.executors.base import TASK, Message, Surroundings, Take
+from fsa_cli.database.connections import driver_message
+from fsa_cli.exceptions import BrokerUnreachable, ConfigurationError, LedgerUnusable
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.dialects import typed
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.secrets import mask
+from fsa_cli.processes import embedded
+from fsa_cli.runs.executor import TASK, Message, Surroundings, Take
+from fsa_cli.terminal.masking import mask
 
 __all__ = ["Procrastinate", "register"]
 
@@ -120,7 +120,7 @@ class Procrastinate:
                     return False
                 raise LedgerUnusable(
                     "Procrastinate's tables cannot be made",
-                    details=[self._ledger.where, mask(driver_says(exc))],
+                    details=[self._ledger.where, mask(driver_message(exc))],
                     hint="procrastinate schema --apply makes them, or fsa scheduler init --sql",
                 ) from exc
         return True
@@ -153,8 +153,8 @@ class Procrastinate:
         try:
             return self._ledger.write(work)
         except SQLAlchemyError as exc:
-            raise EngineUnreachable(
-                "Procrastinate's jobs cannot be read", details=[driver_says(exc)]
+            raise BrokerUnreachable(
+                "Procrastinate's jobs cannot be read", details=[driver_message(exc)]
             ) from exc
 
     def consume(
@@ -166,7 +166,7 @@ class Procrastinate:
             asyncio.run(self._serve(take, queues, concurrency, stop))
         except (ConnectorException, psycopg.Error, OSError) as exc:
             said, *_ = mask(str(exc.__cause__ or exc)).strip().splitlines() or [repr(exc)]
-            raise EngineUnreachable(f"Procrastinate's jobs cannot be fetched: {said}") from exc
+            raise BrokerUnreachable(f"Procrastinate's jobs cannot be fetched: {said}") from exc
 
     def close(self) -> None:
         pass

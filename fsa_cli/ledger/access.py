@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from fsa_cli import connections
+from fsa_cli.database import connections
 from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.settings import Settings
+from fsa_cli.project.settings import Settings
 
 if TYPE_CHECKING:
-    from fsa_cli.loader import LoadedApp
+    from fsa_cli.project.loader import LoadedApp
 
-__all__ = ["existing", "person", "reached", "require"]
+__all__ = ["existing", "reached", "require"]
 
 
 @contextlib.contextmanager
@@ -59,7 +57,7 @@ def reached(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as exc:
-        details = [ledger.where, connections.driver_says(exc)]
+        details = [ledger.where, connections.driver_message(exc)]
         if not connections.is_away(exc):
             raise LedgerUnusable(
                 "the ledger's database refuses",
@@ -71,12 +69,3 @@ def reached(ledger: Ledger) -> Iterator[None]:
             details=details,
             hint="ledger_url in [tool.fsa] puts it elsewhere",
         ) from exc
-
-
-def person() -> str:
-    """Who asks, as the ledger keeps it: `ann@web1`."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container's user that has no name
-        name = "somebody"
-    return f"{name}@{socket.gethostname()}"[:255]

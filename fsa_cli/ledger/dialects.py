@@ -19,14 +19,14 @@ from sqlalchemy.types import String, TypeEngine
 __all__ = [
     "STATEMENT_S",
     "SUPPORTED",
-    "Words",
+    "DialectSQL",
     "begin",
+    "dialect_sql",
     "execute_rows",
     "insert_rows",
     "prepare",
     "transient",
     "typed",
-    "words_of",
 ]
 
 #: How long a statement of the ledger's may take. A claim takes a millisecond.
@@ -38,7 +38,7 @@ _MYSQL_AGAIN = {1020, 1040, 1053, 1205, 1213, 1317, 1927, 1969, 2006, 2013, 3024
 
 
 @dataclass(frozen=True)
-class Words:
+class DialectSQL:
     """How one kind of database says it.
 
     Attributes:
@@ -93,7 +93,7 @@ class Words:
 
 def insert_rows(
     connection: Connection,
-    words: Words,
+    words: DialectSQL,
     table: str,
     columns: Mapping[str, str],
     rows: Sequence[Mapping[str, Any]],
@@ -113,7 +113,10 @@ def insert_rows(
 
 
 def execute_rows(
-    connection: Connection, words: Words, statement: TextClause, rows: Sequence[Mapping[str, Any]]
+    connection: Connection,
+    words: DialectSQL,
+    statement: TextClause,
+    rows: Sequence[Mapping[str, Any]],
 ) -> int:
     """How many rows a statement of `Words.update_from_rows` has changed."""
     if words.update is not None:
@@ -121,8 +124,8 @@ def execute_rows(
     return connection.execute(statement, rows).rowcount
 
 
-SUPPORTED: Mapping[str, Words] = {
-    "postgresql": Words(
+SUPPORTED: Mapping[str, DialectSQL] = {
+    "postgresql": DialectSQL(
         now_ms="CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
         rows="json_to_recordset(CAST(:rows AS JSON)) AS v({cells})",
         cell="{name} {kind}",
@@ -132,7 +135,7 @@ SUPPORTED: Mapping[str, Words] = {
         ignore="ON CONFLICT DO NOTHING",
         returns=True,
     ),
-    "mysql": Words(
+    "mysql": DialectSQL(
         # Ledger connections are in UTC: in another zone an hour comes twice in autumn.
         now_ms="CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)",
         rows="JSON_TABLE(:rows, '$[*]' COLUMNS ({cells})) AS v",
@@ -142,7 +145,7 @@ SUPPORTED: Mapping[str, Words] = {
         ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
         returns=False,
     ),
-    "sqlite": Words(
+    "sqlite": DialectSQL(
         now_ms="CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)",
         rows="(SELECT {cells} FROM json_each(:rows)) AS v",
         cell="json_extract(value, '$.{name}') AS {name}",
@@ -153,7 +156,7 @@ SUPPORTED: Mapping[str, Words] = {
 }
 
 
-def words_of(dialect: Dialect) -> Words:
+def dialect_sql(dialect: Dialect) -> DialectSQL:
     """The words of *dialect*; KeyError where the ledger cannot live on it."""
     return SUPPORTED["mysql" if dialect.name == "mariadb" else dialect.name]
 

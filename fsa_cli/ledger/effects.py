@@ -8,146 +8,25 @@ id cannot commit.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar, Token
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     BigInteger,
-    Connection,
-    CursorResult,
-    Dialect,
-    TextClause,
     delete,
-    event,
     literal_column,
     select,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import Session
-from sqlalchemy.util.concurrency import await_only, in_greenlet
 
-from fsa_cli.exceptions import Fenced
 from fsa_cli.ledger import dialects
-from fsa_cli.ledger.dialects import Words, typed
 from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import KEPT_MS, effect, effects, run
+from fsa_cli.ledger.tables import KEPT_MS, effect, effects
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["Fence", "applied", "off_the_loop", "prepare", "prune"]
-
-T = TypeVar("T")
-
-_current: ContextVar[Fence | None] = ContextVar("fsa_fence", default=None)
-
-
-class Fence:
-    """A context manager, for the run's own context: every commit of a `db` session inside is ours.
-
-    Args:
-        database: The run's own; its COMMIT at the end is what takes effect once.
-        encoded: Makes the JSON of what the task returned.
-        trusted: Whether this process's lease holds, by its own clock: then nobody can have taken
-            the run away, and where the ledger is in another database it need not be asked.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        run_id: str,
-        token: str,
-        database: Database,
-        encoded: Callable[[object], str | None],
-        trusted: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.recorded = False
-        """Whether the run's success is written, in the transaction of its effects."""
-        self.result: str | None = None
-        """What the task returned, as JSON; None before it has."""
-        self._ledger = ledger
-        self._run_id = run_id
-        self._token = token
-        self._mine = {"run_id": run_id, "token": token}
-        self._shares = shares(ledger, database.url)
-        self._encoded = encoded
-        self._trusted = trusted
-        self._returned = False
-        self._sent = False
-        self._url = database.url
-        self._context: Token[Fence | None] | None = None
-
-    def __enter__(self) -> Fence:
-        _listen()
-        self._context = _current.set(self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        assert self._context is not None
-        _current.reset(self._context)
-        self.recorded = self._sent and (kind is None or self._is_recorded())
-
-    def returned(self, value: object) -> None:
-        """The task has returned: what commits now is the runner."""
-        self.result = self._encoded(value)
-        self._returned = True
-
-    def guard(self, session: Session, connection: Connection, wrote: bool) -> None:
-        """Look whether the run is ours, as the last thing before COMMIT.
-
-        Raises:
-            Fenced: It is not.
-        """
-        final = self._returned and not self._sent
-        if shares(self._ledger, connection.engine.url):
-            self._check(self._succeeded(connection) if final else self._counted(connection))
-            self._sent = self._sent or final
-        elif wrote:
-            leaves_mark = final and not self._shares
-            if leaves_mark:
-                if not self._trusted():
-                    self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
-                self._leave_mark(connection)
-            else:
-                self._check(off_the_loop(lambda: self._ledger.write(self._counted)))
-
-    def _leave_mark(self, connection: Connection) -> None:
-        words = dialects.words_of(connection.dialect)
-        try:
-            _execute(connection, _marking(words), {"run_id": self._run_id})
-        except IntegrityError as exc:
-            raise Fenced("an earlier attempt of this run has taken effect already") from exc
-
-    def _succeeded(self, connection: Connection) -> int:
-        given = {**self._mine, "result": self.result}
-        return _execute(connection, _succeeding(self._ledger.words), given).rowcount
-
-    def _counted(self, connection: Connection) -> int:
-        counting = _COUNTING_SENT if self._sent else _COUNTING
-        return _execute(connection, counting, self._mine).rowcount
-
-    def _counted_as_mine(self, connection: Connection) -> int:
-        return 1 if connection.scalar(_LOOKING, self._mine) else 0
-
-    def _check(self, rows: int) -> None:
-        if not rows:
-            raise Fenced("this run is no longer this process's: nothing is committed")
-
-    def _is_recorded(self) -> bool:
-        """Whether a COMMIT that failed for this process has happened for the database."""
-        try:
-            row = self._ledger.read(
-                lambda connection: connection.execute(
-                    select(run.c.status, run.c.claim).where(run.c.id == self._run_id)
-                ).one_or_none()
-            )
-        except SQLAlchemyError:
-            return False
-        return row is not None and row.status == "succeeded" and row.claim == self._token
+__all__ = ["applied", "prepare", "prune"]
 
 
 def prepare(ledger: Ledger, database: Database) -> bool:
@@ -183,43 +62,6 @@ def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[s
         return set(connection.scalars(select(effect.c.run_id).where(effect.c.run_id.in_(run_ids))))
 
 
-def _execute(
-    connection: Connection, statement: TextClause, given: Mapping[str, str | None]
-) -> CursorResult[Any]:
-    sql, order = _compiled(statement, connection.dialect)
-    return connection.exec_driver_sql(sql, tuple(given[n] for n in order) if order else given)
-
-
-@lru_cache
-def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, Sequence[str]]:
-    """The driver's own text, and the order of its parameters where they have no names."""
-    compiled = statement.compile(dialect=dialect)
-    return str(compiled), compiled.positiontup or ()
-
-
-# Texts, made and compiled once: this is on the way of every commit.
-_MINE = "id = :run_id AND claim = :token"
-_COUNTING_SENT = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE}")
-_COUNTING = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE} AND status = 'running'")
-_LOOKING = typed(f"SELECT id FROM fsa_run WHERE {_MINE} AND status = 'running'")
-
-
-@lru_cache
-def _succeeding(words: Words) -> TextClause:
-    return typed(
-        f"""
-        UPDATE fsa_run SET status = 'succeeded', finished_ms = {words.now_ms}, result = :result,
-            lock_key = NULL, error_type = NULL, error = NULL, traceback = NULL
-        WHERE {_MINE} AND status = 'running'
-        """
-    )
-
-
-@lru_cache
-def _marking(words: Words) -> TextClause:
-    return typed(f"INSERT INTO fsa_effect (run_id, applied_ms) VALUES (:run_id, {words.now_ms})")
-
-
 def prune(ledger: Ledger, database: Database) -> None:
     """Delete the marks of runs that the ledger has forgotten.
 
@@ -230,28 +72,6 @@ def prune(ledger: Ledger, database: Database) -> None:
         return
     with database.engine.begin() as connection:
         if connection.dialect.has_table(connection, effect.name):
-            words = dialects.words_of(connection.dialect)
+            words = dialects.dialect_sql(connection.dialect)
             before_ms = literal_column(words.now_ms, BigInteger()) - KEPT_MS
             connection.execute(delete(effect).where(effect.c.applied_ms < before_ms))
-
-
-@cache
-def _listen() -> None:
-    event.listen(Session, "before_commit", _before_commit)
-
-
-def _before_commit(session: Session) -> None:
-    fence = _current.get()
-    activity = getattr(session, "fsa_activity", None)
-    if fence is None or activity is None or session.in_nested_transaction():
-        return
-    session.flush()
-    if activity.connection is not None:
-        fence.guard(session, activity.connection, activity.wrote)
-
-
-def off_the_loop(work: Callable[[], T]) -> T:
-    """*work*; in another thread, where this is what an event loop runs for an async session."""
-    if not in_greenlet():
-        return work()
-    return await_only(asyncio.get_running_loop().run_in_executor(None, work))

@@ -14,12 +14,12 @@ from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy import urls
 from fastapi_sqlalchemy.exceptions import DBSessionError
-from fsa_cli import heartbeat
-from fsa_cli.connections import address
+from fsa_cli.database.connections import address
 from fsa_cli.exceptions import ConfigurationError, LedgerUnusable
 from fsa_cli.ledger import dialects
 from fsa_cli.ledger.store import POOL_SIZE, Ledger
-from fsa_cli.settings import Settings
+from fsa_cli.project.settings import Settings
+from fsa_cli.project.state_dir import state_dir
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -108,7 +108,7 @@ def _place(
             file = Path(url.database or "")
             beside = file.with_name(f"{file.stem}-ledger{file.suffix or '.db'}")
             return URL.create("sqlite", database=str(beside)), None
-    return URL.create("sqlite", database=str(Path(heartbeat.state_dir(), "ledger.db"))), None
+    return URL.create("sqlite", database=str(Path(state_dir(), "ledger.db"))), None
 
 
 def _creator(database: Database) -> Callable[..., Any] | None:

@@ -16,7 +16,7 @@ from sqlalchemy.sql import literal_column
 
 from fsa_cli.exceptions import LedgerUnusable
 from fsa_cli.ledger import dialects, tables
-from fsa_cli.secrets import mask
+from fsa_cli.terminal.masking import mask
 
 __all__ = ["POOL_SIZE", "Ledger"]
 
@@ -46,7 +46,7 @@ class Ledger:
         self.engine = engine
         self.namespace = namespace
         self.where = where
-        self.words = dialects.words_of(engine.dialect)
+        self.words = dialects.dialect_sql(engine.dialect)
         self.is_sqlite = engine.dialect.name == "sqlite"
         # SQLite's own waiting sleeps up to 100 ms at a time: threads of a process take turns.
         self._turn = threading.Lock() if self.is_sqlite else contextlib.nullcontext()

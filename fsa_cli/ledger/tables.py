@@ -9,10 +9,11 @@ from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Tab
 from sqlalchemy import UniqueConstraint as Unique
 from sqlalchemy.types import TypeEngine
 
+from fsa_cli.project.settings import NAMESPACE_LENGTH
+
 __all__ = [
     "FINAL",
     "KEPT_MS",
-    "NAMESPACE_LENGTH",
     "NAME_LENGTH",
     "QUEUE_LENGTH",
     "effect",
@@ -26,7 +27,6 @@ __all__ = [
 ]
 
 NAME_LENGTH = 190
-NAMESPACE_LENGTH = 100
 QUEUE_LENGTH = 100
 _ID_LENGTH = 36
 

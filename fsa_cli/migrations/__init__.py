@@ -6,16 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fsa_cli.blame import described, place
+from fsa_cli.database.models import metadata_of
 from fsa_cli.exceptions import FsaError, MigrationFailed, UsageError
-from fsa_cli.inspection import metadata_of
-from fsa_cli.loader import LoadedApp
 from fsa_cli.migrations.scripts import Scripts, find, require_alembic
 from fsa_cli.migrations.state import Revision, State, Step, change_of, revision_of, step_of
-from fsa_cli.settings import Settings
+from fsa_cli.project.loader import LoadedApp
+from fsa_cli.project.settings import Settings
+from fsa_cli.terminal.user_code import summarize_error, user_frame
 
 if TYPE_CHECKING:
-    from fsa_cli.migrations.environment import Setup
+    from fsa_cli.migrations.environment import AlembicCall
 
 __all__ = ["Migrations", "Revision", "State", "Step", "is_at_head"]
 
@@ -109,7 +109,7 @@ class Migrations:
         """Where the database stands."""
         self._need_scripts()
 
-        def look(setup: Setup, config: Any) -> State:
+        def look(setup: AlembicCall, config: Any) -> State:
             current, script = setup.look(config)
             # In the order of an upgrade: the base first.
             missing = script.iterate_revisions("heads", current or "base", implicit_base=True)
@@ -139,13 +139,13 @@ class Migrations:
 
     def _run_setup(
         self,
-        work: Callable[[Setup, Any], Any],
+        work: Callable[[AlembicCall, Any], Any],
         tell: Callable[[Step], None] | None = None,
         output: Any = None,
     ) -> Any:
-        from fsa_cli.migrations.environment import Setup
+        from fsa_cli.migrations.environment import AlembicCall
 
-        setup = Setup(self.scripts, self.database, self._metadata, output=output)
+        setup = AlembicCall(self.scripts, self.database, self._metadata, output=output)
         if tell is not None:
             setup.on_step = lambda info: tell(step_of(info))
         with self._told():
@@ -174,11 +174,11 @@ class Migrations:
         except CommandError as exc:
             raise MigrationFailed(f"Alembic: {exc}", hint="fsa db history") from exc
         except Exception as exc:
-            where = place(exc)
+            where = user_frame(exc)
             if self.loaded.unreachable(exc) is not None:
                 raise
             raise MigrationFailed(
-                f"the migration failed: {described(getattr(exc, 'orig', None) or exc)}",
+                f"the migration failed: {summarize_error(getattr(exc, 'orig', None) or exc)}",
                 details=where.lines() if where else [],
                 hint="fsa db current says where the schema stands; --traceback shows more",
             ) from exc

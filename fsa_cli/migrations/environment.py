@@ -19,7 +19,7 @@ from sqlalchemy import URL, Connection
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 
 from fastapi_sqlalchemy import Database
-from fsa_cli.connections import address
+from fsa_cli.database.connections import address
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.migrations.scripts import Scripts
 
@@ -34,7 +34,7 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
 @dataclass
-class Setup:
+class AlembicCall:
     """One use of Alembic on one database.
 
     Attributes:
@@ -134,7 +134,7 @@ class Setup:
             setattr(command, "EnvironmentContext", theirs)  # noqa: B010
 
 
-def _environment(setup: Setup, *args: Any, **kwargs: Any) -> EnvironmentContext:
+def _environment(setup: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentContext:
     """Alembic's environment, whose `configure` also heeds *setup*: the models where an env.py names
     none, fsa's tables left alone, each step reported.
 

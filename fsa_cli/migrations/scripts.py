@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import ConfigurationError
-from fsa_cli.settings import Settings
+from fsa_cli.project.settings import Settings
 
 if TYPE_CHECKING:
     from alembic.config import Config

@@ -72,9 +72,9 @@ class Ours:
     """Runs that the scheduler claims and an engine carries to `fsa worker start`."""
 
     def __init__(self, place: Place, engine: str) -> None:
-        from fsa_cli.enqueueing import Enqueuer
         from fsa_cli.ledger.location import ledger_of
-        from fsa_cli.settings import read
+        from fsa_cli.project.settings import read
+        from fsa_cli.runs.enqueue import Enqueuer
 
         self.title, self.engine = f"ours over {engine}", engine
         self._place = place
@@ -106,12 +106,13 @@ class Ours:
 
     def send(self, count: int) -> None:
         """As the scheduler hands over what is due in one instant."""
-        from fsa_cli.executors.base import Message
-        from fsa_cli.ledger import claims
+        from fsa_cli.ledger.claim_due import claim_due
+        from fsa_cli.ledger.records import Due
+        from fsa_cli.runs.executor import Message
 
         first_ms = self._before_ms = self._before_ms - count
         dues = [
-            claims.Due(f"empty_{self.engine}", first_ms + n, executor=self.engine, queue="fsa")
+            Due(f"empty_{self.engine}", first_ms + n, executor=self.engine, queue="fsa")
             for n in range(count)
         ]
         for start in range(0, count, AT_ONCE):
@@ -121,7 +122,7 @@ class Ours:
                 messages[:] = [Message(each.run_id, "fsa") for each in claimed]
                 self._executor.enlist(connection, messages)
 
-            claims.claim(
+            claim_due(
                 self._enqueuer.ledger,
                 "benchmark",
                 dues[start : start + AT_ONCE],

@@ -108,7 +108,7 @@ def main() -> None:
             "FSA_STATE_DIR": str(Path(folder, "state")),
         }
         os.environ["FSA_STATE_DIR"] = environ["FSA_STATE_DIR"]
-        from fsa_cli import heartbeat
+        from fsa_cli.processes import heartbeat
 
         heartbeat.beat()
         python = sys.executable

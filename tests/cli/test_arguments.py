@@ -20,9 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypedDict
 
 from fsa_cli import TaskContext
-from fsa_cli.arguments import bind, parse, split
 from fsa_cli.exceptions import ArgumentError, TaskDefinitionError
-from fsa_cli.signatures import signature_of
+from fsa_cli.tasks.arguments import bind, parse, split
+from fsa_cli.tasks.signature import signature_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

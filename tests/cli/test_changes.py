@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text, upda
 from sqlalchemy.orm import Session
 
 from fastapi_sqlalchemy import Database
-from fsa_cli.changes import Changes, effects
+from fsa_cli.runner.row_changes import RowChanges, statement_changes
 from support.backends import Backend
 from support.models import User
 
@@ -42,7 +42,7 @@ from support.models import User
     ],
 )
 def test_what_a_statement_changes_is_read_off_its_words(sql: str, kind: str, what: str) -> None:
-    assert effects(sql) == [(kind, what)]
+    assert statement_changes(sql) == [(kind, what)]
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,22 @@ def test_what_a_statement_changes_is_read_off_its_words(sql: str, kind: str, wha
     ],
 )
 def test_what_only_reads_changes_nothing(sql: str) -> None:
-    assert effects(sql) == []
+    assert statement_changes(sql) == []
 
 
 def test_what_a_cursor_cannot_count_is_said() -> None:
-    assert effects("WITH gone AS (DELETE FROM a RETURNING x) INSERT INTO b SELECT x") == [
+    assert statement_changes("WITH gone AS (DELETE FROM a RETURNING x) INSERT INTO b SELECT x") == [
         ("uncounted", "DELETE FROM a RETURNING x"),
         ("inserted", "b"),
     ]
-    assert effects("INSERT INTO a VALUES (1); DELETE FROM b") == [
+    assert statement_changes("INSERT INTO a VALUES (1); DELETE FROM b") == [
         ("uncounted", "INSERT INTO a VALUES (1)"),
         ("uncounted", "DELETE FROM b"),
     ]
-    assert effects("REPLACE INTO a VALUES (1)", "mysql") == [
+    assert statement_changes("REPLACE INTO a VALUES (1)", "mysql") == [
         ("uncounted", "REPLACE INTO a VALUES ()".replace("()", "(1)"))
     ]
-    assert len(effects("TRUNCATE " + "x" * 500)[0].what) == 72
+    assert len(statement_changes("TRUNCATE " + "x" * 500)[0].what) == 72
 
 
 @pytest.fixture
@@ -84,10 +84,10 @@ def seen(
     """A sandbox with a session, on each database; gives what was changed in `users`."""
     tables(backend).execute("INSERT INTO users (name) VALUES ('ann'), ('bob')")
     db.configure(backend.url)
-    watched: list[Changes] = []
+    watched: list[RowChanges] = []
 
     def watch(connection: Connection) -> None:
-        watched.append(Changes(connection, "default"))
+        watched.append(RowChanges(connection, "default"))
 
     def found() -> dict[str, int]:
         rows = watched[0].rows()

@@ -6,7 +6,7 @@ import pexpect
 import pytest
 from sqlalchemy import make_url
 
-from fsa_cli.clients import mariadb_options, psql_environment
+from fsa_cli.database.client import mariadb_options, psql_environment
 
 APP = """
     from fastapi import FastAPI

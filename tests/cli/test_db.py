@@ -164,9 +164,9 @@ def test_query_gives_a_table_json_and_csv(filled) -> None:
 
 READER = """
 import sys
-from fsa_cli import query
-from fsa_cli.loader import load
-from fsa_cli.settings import read
+from fsa_cli.database import query
+from fsa_cli.project.loader import load
+from fsa_cli.project.settings import read
 db = load(read()).database()
 for statement in sys.argv[1:]:
     try:

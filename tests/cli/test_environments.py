@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import make_url
 
-from fsa_cli import environments
 from fsa_cli.exceptions import ConfigurationError, Refused
-from fsa_cli.settings import Flags, read
+from fsa_cli.project import environments
+from fsa_cli.project.settings import Flags, read
 from support.processes import write_files
 
 PYPROJECT = """
@@ -108,9 +108,9 @@ def project(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("shop")
     program = """
         import sys
-        from fsa_cli.commands import Fsa
+        from fsa_cli.cli.context import Fsa
         from fsa_cli.exceptions import FsaError
-        from fsa_cli.settings import Flags
+        from fsa_cli.project.settings import Flags
         env, typed, yes = sys.argv[1:]
         fsa = Fsa(Flags(env=env or None, yes=yes == "yes" or None))
         try:

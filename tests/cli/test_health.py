@@ -12,7 +12,8 @@ import pytest
 
 from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.health import aping, ping
-from fsa_cli import heartbeat
+from fsa_cli.processes import heartbeat
+from fsa_cli.project.state_dir import state_dir
 from support.proxy import proxy_to
 from support.waiting import wait_until
 
@@ -211,7 +212,7 @@ def test_live_is_told_from_the_heartbeat_without_importing_the_app(
     env = {"FSA_STATE_DIR": str(tmp_path / "state")}
 
     assert fsa("health", "live", env=env).returncode == 1
-    file = Path(heartbeat.state_dir(env, str(tmp_path)), "heartbeat")
+    file = Path(state_dir(env, str(tmp_path)), "heartbeat")
     file.parent.mkdir(parents=True)
     file.touch()
 
@@ -234,8 +235,8 @@ def test_two_projects_do_not_share_a_heartbeat(tmp_path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "shop").mkdir(parents=True)
 
-    one = heartbeat.state_dir(env, str(tmp_path / "one" / "shop"))
-    two = heartbeat.state_dir(env, str(tmp_path / "two" / "shop"))
+    one = state_dir(env, str(tmp_path / "one" / "shop"))
+    two = state_dir(env, str(tmp_path / "two" / "shop"))
 
     assert one != two
     assert os.path.basename(one).startswith("shop-")  # noqa: PTH119

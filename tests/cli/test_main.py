@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 import pytest
 
-from fsa_cli.commands import SPELLINGS, split_flags
+from fsa_cli.cli.app import COMMANDS, _load, command
+from fsa_cli.cli.context import SPELLINGS, split_flags
 from fsa_cli.exceptions import UsageError
-from fsa_cli.main import COMMANDS, _load, command
-from fsa_cli.settings import Flags
+from fsa_cli.project.settings import Flags
 from fsa_cli.version import VERSION
 
 APP = """
@@ -61,7 +61,7 @@ def test_what_probes_and_scripts_call_often_loads_no_typer(loaded_modules, words
             "logging",
             "pathlib",
             "fastapi_sqlalchemy",
-            "fsa_cli.tasks",
+            "fsa_cli.api",
         }
     )
 

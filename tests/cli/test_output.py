@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsa_cli.exceptions import TaskNotFound
-from fsa_cli.output import Output, dumps
-from fsa_cli.secrets import mask
+from fsa_cli.terminal.json_values import dumps
+from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.output import Output
 
 ROWS: list[dict[str, object]] = [
     {"name": "a\tb", "count": 1, "when": None, "hidden": 1},

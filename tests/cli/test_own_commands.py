@@ -26,7 +26,7 @@ FILES = {
     "shop/cli.py": '''
         import typer
         from fastapi_sqlalchemy import db
-        from fsa_cli.commands import Fsa
+        from fsa_cli.cli.context import Fsa
         from sqlalchemy import text
 
         prices = typer.Typer(help="Prices, imported and listed.")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fsa_cli import settings
-from fsa_cli.exceptions import EngineUnreachable
+from fsa_cli.exceptions import BrokerUnreachable
 from fsa_cli.executors import procrastinate
-from fsa_cli.executors.base import Message, Surroundings
 from fsa_cli.executors.procrastinate import Procrastinate
+from fsa_cli.project import settings
+from fsa_cli.runs.executor import Message, Surroundings
 from support.backends import Backend
 from support.ledgers import open_ledger
 from support.waiting import wait_until
@@ -120,7 +120,7 @@ def test_a_database_that_stays_away_is_said_in_one_line(
     monkeypatch.setattr(executor._ledger.engine, "url", away)
     monkeypatch.setattr(procrastinate, "_CONNECTED_WITHIN_S", 1.5)
 
-    with pytest.raises(EngineUnreachable, match="jobs cannot be fetched: pool"):
+    with pytest.raises(BrokerUnreachable, match="jobs cannot be fetched: pool"):
         executor.consume(
             lambda run_id: Future(), queues=["mail"], concurrency=1, stop=threading.Event()
         )

@@ -6,7 +6,7 @@ PROGRAM = """
 import asyncio, json, sys
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from fsa_cli import readonly
+from fsa_cli.database import readonly
 
 url, async_url, *statements = sys.argv[1:]
 held = create_engine(url)  # an app that connects while it is imported
@@ -106,7 +106,7 @@ def test_nothing_is_left_in_the_session_that_a_pooler_gives_to_others(python, po
 import sys
 import psycopg
 from sqlalchemy import create_engine, text
-from fsa_cli import readonly
+from fsa_cli.database import readonly
 psycopg.ConnectionInfo.backend_pid = property(lambda self: 1)
 readonly.enforce()
 engine = create_engine(sys.argv[1])

@@ -16,12 +16,12 @@ from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.exceptions import SandboxError
 from fsa_cli import Task, TaskContext
 from fsa_cli.exceptions import Refused
-from fsa_cli.rehearsal import Rehearsal, rehearse
-from fsa_cli.runner import Run, RunResult
+from fsa_cli.runner.dry_run import DryRun, execute_dry_run
+from fsa_cli.runner.run import Run, RunResult
 from support.backends import Backend
 from support.models import User
 
-Rehearse = Callable[..., tuple[RunResult, Rehearsal]]
+Rehearse = Callable[..., tuple[RunResult, DryRun]]
 
 SCHEMA = {
     "postgresql": "SELECT table_name, column_name, data_type FROM information_schema.columns"
@@ -48,10 +48,10 @@ def rehearsed(stored: Backend, db: Database) -> Iterator[Rehearse]:
     """Rehearses a function on each database, which is the same before and after."""
     db.configure(stored.url)
 
-    def call(function: Callable[..., Any], **options: Any) -> tuple[RunResult, Rehearsal]:
+    def call(function: Callable[..., Any], **options: Any) -> tuple[RunResult, DryRun]:
         before = everything(stored)
         order = Run(task=Task(name="t", function=function, **options), database=db, dry_run=True)
-        told = rehearse(order, {"default": db})
+        told = execute_dry_run(order, {"default": db})
         assert everything(stored) == before
         stored.assert_no_transaction()
         return told
@@ -159,7 +159,7 @@ def test_a_task_that_fails_is_undone_and_tells_nothing(rehearsed: Rehearse) -> N
 
     result, told = rehearsed(fails)
 
-    assert (result.status, told) == ("failed", Rehearsal())
+    assert (result.status, told) == ("failed", DryRun())
 
 
 def test_a_task_learns_that_it_runs_dry(rehearsed: Rehearse) -> None:
@@ -212,7 +212,7 @@ def test_a_deferred_constraint_is_checked_as_a_commit_would(
 
     for function in (orphan, orphan_async):
         order = Run(task=Task(name="t", function=function), database=db, dry_run=True)
-        result, _ = rehearse(order, {"default": db})
+        result, _ = execute_dry_run(order, {"default": db})
 
         assert (result.status, result.at_commit) == ("failed", True)
         assert isinstance(result.error, IntegrityError)
@@ -239,7 +239,7 @@ def test_a_database_with_only_an_async_driver_is_rehearsed_too(
     engine = create_async_engine(stored.with_driver(drivername), poolclass=NullPool)
     db.configure(custom_async_engine=engine)
     order = Run(task=Task(name="t", function=many), database=db, dry_run=True)
-    result, told = rehearse(order, {"default": db})
+    result, told = execute_dry_run(order, {"default": db})
 
     assert result.error is None
     [row] = told.tables

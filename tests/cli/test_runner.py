@@ -22,7 +22,8 @@ import fastapi_sqlalchemy
 from fastapi_sqlalchemy import Database
 from fsa_cli import Task, TaskContext
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
-from fsa_cli.runner import Run, RunResult, execute, execute_async, run
+from fsa_cli.runner.execute import execute, execute_async, run
+from fsa_cli.runner.run import Run, RunResult
 from support.backends import Backend
 from support.waiting import wait_until
 

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from fsa_cli import task
-from fsa_cli.scheduler.clock import Clock
-from fsa_cli.scheduler.plan import plan
-from fsa_cli.scheduler.timer import Timer
-from fsa_cli.tasks import registry
+from fsa_cli.processes.clock import Clock
+from fsa_cli.processes.schedule_plan import plan
+from fsa_cli.processes.timer import Timer
+from fsa_cli.tasks.registry import registry
 from support.backends import Backend
 from support.processes import Process, Run, Start
 from support.waiting import wait_until

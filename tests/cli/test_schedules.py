@@ -19,7 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fsa_cli.exceptions import ScheduleError
-from fsa_cli.schedules import parse, parse_timezone, upcoming, zone_name
+from fsa_cli.schedules.schedule import parse_schedule, upcoming
+from fsa_cli.schedules.timezones import parse_timezone, zone_name
 
 BERLIN = "Europe/Berlin"
 NEW_YORK = "America/New_York"
@@ -31,7 +32,7 @@ def utc(text: str) -> datetime:
 
 
 def instants(schedule: object, zone: object, after: str, count: int) -> list[str]:
-    found = upcoming(parse(schedule, zone), utc(after), count)
+    found = upcoming(parse_schedule(schedule, zone), utc(after), count)
     assert all(instant.tzinfo is UTC for instant in found)
     return [instant.strftime("%Y-%m-%d %H:%M") for instant in found]
 
@@ -174,7 +175,7 @@ def test_wall_clock_text_gives_exactly_the_minutes_that_match(
 ) -> None:
     after = start.replace(tzinfo=UTC, second=0, microsecond=0)
     until = after + timedelta(days=3)
-    schedule = parse(f"{minute} {hour} {day} {month} {weekday}", zone)
+    schedule = parse_schedule(f"{minute} {hour} {day} {month} {weekday}", zone)
 
     found = []
     instant = schedule.next_after(after)
@@ -210,7 +211,7 @@ def test_wall_clock_text_gives_exactly_the_minutes_that_match(
 @pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, LORD_HOWE, "America/Havana"])
 @pytest.mark.parametrize("text", ["0 0 * * *", "30 1 * * *", "15 2 * * *", "45 23 * * *"])
 def test_a_fixed_time_comes_once_on_every_day_of_the_year(text: str, zone: str) -> None:
-    schedule = parse(text, zone)
+    schedule = parse_schedule(text, zone)
     first = utc("2026-01-01 12:00")
 
     found = upcoming(schedule, first, 365)
@@ -258,7 +259,7 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_wrong_text_says_what_is_wrong(text: str) -> None:
     with pytest.raises(ScheduleError) as caught:
-        parse(text)
+        parse_schedule(text)
 
     assert WRONG[text] in caught.value.message
     assert f'"{text}"' in caught.value.message
@@ -267,17 +268,17 @@ def test_wrong_text_says_what_is_wrong(text: str) -> None:
 @pytest.mark.parametrize(("schedule", "kind"), [(15, "int"), (None, "NoneType"), ({}, "dict")])
 def test_what_is_no_schedule_says_what_one_is(schedule: object, kind: str) -> None:
     with pytest.raises(ScheduleError, match=f"cannot be a {kind}"):
-        parse(schedule)
+        parse_schedule(schedule)
 
 
 def test_an_empty_list_is_no_schedule() -> None:
     with pytest.raises(ScheduleError, match="empty"):
-        parse([])
+        parse_schedule([])
 
 
 def test_a_backward_range_says_how_to_write_it() -> None:
     with pytest.raises(ScheduleError) as caught:
-        parse("0 0 * * fri-mon")
+        parse_schedule("0 0 * * fri-mon")
 
     hint = caught.value.hint or ""
     assert hint == 'write "fri-sat,sun-mon"'
@@ -326,7 +327,7 @@ def test_a_zone_is_found_where_the_system_has_no_zone_files() -> None:
     program = (
         "import zoneinfo; zoneinfo.reset_tzpath(['/nonexistent'])\n"
         "import sys; sys.modules['tzdata'] = None\n"
-        "from fsa_cli.schedules import parse_timezone\n"
+        "from fsa_cli.schedules.timezones import parse_timezone\n"
         "from datetime import datetime\n"
         "print(datetime(2026, 7, 1, tzinfo=parse_timezone('Europe/Berlin')).utcoffset())\n"
     )
@@ -355,7 +356,7 @@ def test_reading_a_trigger_leaves_the_trigger_as_it_was() -> None:
     trigger = IntervalTrigger(minutes=15, timezone=UTC)
     start = trigger.start_date
 
-    parse(trigger)
+    parse_schedule(trigger)
 
     assert trigger.start_date == start
 
@@ -364,7 +365,7 @@ def test_a_cron_trigger_keeps_apschedulers_meaning() -> None:
     trigger = CronTrigger(day_of_week=0, hour=4, timezone=BERLIN)
 
     assert instants(trigger, "UTC", "2026-11-22 12:00", 1) == ["2026-11-23 03:00"]
-    assert zone_name(parse(trigger, "UTC").timezone) == BERLIN
+    assert zone_name(parse_schedule(trigger, "UTC").timezone) == BERLIN
 
 
 def test_a_cron_trigger_does_not_stick_in_the_repeated_hour() -> None:
@@ -404,14 +405,14 @@ def test_an_or_trigger_is_any_of_its_parts() -> None:
 
 def test_jitter_in_a_trigger_is_refused() -> None:
     with pytest.raises(ScheduleError, match="jitter"):
-        parse(IntervalTrigger(hours=1, jitter=10, timezone=UTC))
+        parse_schedule(IntervalTrigger(hours=1, jitter=10, timezone=UTC))
 
 
 def test_text_is_read_without_apscheduler() -> None:
     program = (
         "import sys\n"
-        "from fsa_cli.schedules import parse\n"
-        "parse('0 3 * * *', 'Europe/Berlin'); parse('every 15m')\n"
+        "from fsa_cli.schedules.schedule import parse_schedule\n"
+        "parse_schedule('0 3 * * *', 'Europe/Berlin'); parse_schedule('every 15m')\n"
         "print([name for name in sys.modules if name.startswith('apscheduler')])\n"
     )
 

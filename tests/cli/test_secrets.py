@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
+from fsa_cli.cli.app import COMMANDS
 from fsa_cli.exceptions import FsaError
-from fsa_cli.main import COMMANDS
-from fsa_cli.output import Output
-from fsa_cli.secrets import mask
+from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.output import Output
 from support.backends import Backend
 from support.processes import Run, write_files
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fsa_cli import dotenv
 from fsa_cli.exceptions import ConfigurationError
-from fsa_cli.settings import KEYS, Flags, read
+from fsa_cli.project import dotenv
+from fsa_cli.project.settings import KEYS, Flags, read
 
 PYPROJECT = """
 [project]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import declarative_base
 
-from fsa_cli.inspection import mapped_classes, model_names
+from fsa_cli.database.models import mapped_classes, model_names
 
 APP = """
     from fastapi import FastAPI

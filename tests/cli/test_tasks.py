@@ -14,7 +14,7 @@ import pytest
 
 from fsa_cli import Task, TaskContext, task
 from fsa_cli.exceptions import DuplicateTask, TaskDefinitionError
-from fsa_cli.tasks import registry
+from fsa_cli.tasks.registry import registry
 from support.processes import Run
 
 
@@ -327,4 +327,4 @@ def test_no_task_is_said(fsa: Run, write_app: Callable[..., Path], tmp_path: Pat
 
 
 def test_the_context_is_importable_for_annotations() -> None:
-    assert TaskContext.__module__ == "fsa_cli.context"
+    assert TaskContext.__module__ == "fsa_cli.tasks.context"

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fsa_cli.ledger import handover
-from fsa_cli.ledger.handover import Wanted
+from fsa_cli.ledger.enqueue import NewRun, write_run
 from support.backends import Backend
 from support.engines import (
     ENGINES,
@@ -33,9 +32,9 @@ def busy(context: TaskContext):
 Fleet = Callable[..., Replicas]
 
 
-def wanted(engine: Engine, task: str) -> Wanted:
+def wanted(engine: Engine, task: str) -> NewRun:
     """A run that waits in the ledger until it is handed to the engine."""
-    return Wanted.of(task, "{}", executor=engine.executor, queue=engine.queue, handed_off=False)
+    return NewRun.of(task, "{}", executor=engine.executor, queue=engine.queue, handed_off=False)
 
 
 @pytest.fixture
@@ -189,7 +188,7 @@ def test_what_a_worker_that_is_stopped_has_in_hand_is_made_by_another_at_once(
     replicas.wait_up()
     with ledger_of(replicas) as ledger:
         for _ in range(24):
-            handover.enqueue(ledger, wanted(engine, "busy"))
+            write_run(ledger, wanted(engine, "busy"))
     # One of them may begin to listen when the other one has taken all there was.
     at_work = wait_until(
         lambda: [each for each in replicas.replicas if replicas.running_of(each.process.pid)]
@@ -218,7 +217,7 @@ def test_a_worker_that_begins_when_its_broker_is_away_says_so_and_waits_for_it(
     for each in replicas.replicas:
         each.process.wait_for("Celery's broker cannot be reached")
     with ledger_of(replicas) as ledger:
-        handover.enqueue(ledger, wanted(engine, "busy"))
+        write_run(ledger, wanted(engine, "busy"))
     assert replicas.replicas[1].process.stop().returncode == 0
 
     engine.come_back()

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from fsa_cli.ledger import history
+from fsa_cli.ledger import control
 from support.backends import Backend
 from support.ledgers import enqueue
 from support.oracle import judge
@@ -122,15 +122,15 @@ def test_mixed_runs_leave_no_connection_no_transaction_and_no_context_behind(
                 assert time.monotonic() < deadline_s, open_runs
                 for run, name, status in open_runs:
                     if (name, status) == ("is_cancelled", "running"):
-                        history.cancel(ledger, run)
+                        control.cancel(ledger, run)
                 time.sleep(0.2)
-        history.pause(ledger, ["tick"], "the test")
+        control.pause(ledger, ["tick"], "the test")
         time.sleep(1.5)
         enqueue(ledger, "probe", "{}")
         result = wait_until(
             lambda: postgresql.rows("SELECT result FROM fsa_run WHERE result LIKE '%pools%'")
         )
-        history.resume(ledger, ["tick"])
+        control.resume(ledger, ["tick"])
 
     found = json.loads(result[0][0])
     assert found["out"] == 0

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from fsa_cli.ledger import history
+from fsa_cli.ledger import control
 from support.backends import Backend
 from support.ledgers import enqueue
 from support.oracle import Verdict, starts_of
@@ -60,10 +60,10 @@ def test_a_task_that_is_paused_from_another_process_begins_nothing_until_it_is_r
     time.sleep(1)
 
     with ledger_of(replicas) as ledger:
-        assert history.pause(ledger, ["tick"], "the test") == ["tick"]
+        assert control.pause(ledger, ["tick"], "the test") == ["tick"]
         paused_ms = replicas.now_ms()
         time.sleep(6)
-        assert history.resume(ledger, ["tick"]) == ["tick"]
+        assert control.resume(ledger, ["tick"]) == ["tick"]
         resumed_ms = replicas.now_ms()
     wait_until(lambda: any(s.at_ms > resumed_ms for s in starts_of(replicas)), within_s=5)
 

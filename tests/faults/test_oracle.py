@@ -10,9 +10,9 @@ from support.oracle import judge
 from support.replicas import RECOVERED_WITHIN_S, Replicas, Scheduled
 
 NO_REAPER = """
-from fsa_cli.ledger import nodes
+from fsa_cli.ledger import maintenance
 
-nodes.reap = lambda ledger, dead, applied=(): nodes.Died((), (), (), ())
+maintenance.reap = lambda ledger, dead, applied=(): maintenance.Died((), (), (), ())
 
 @task(schedule="every 1s", overlap="allow")
 def work(context: TaskContext):
@@ -41,7 +41,7 @@ def test_a_broken_reaper_is_found(
 
 
 NO_FENCE = """
-from fsa_cli.ledger.effects import Fence
+from fsa_cli.ledger.fence import Fence
 
 Fence.guard = lambda self, session, connection, wrote: None
 

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Connection
 
-from fsa_cli.ledger import claims, history
-from fsa_cli.ledger.claims import Due, claim, claim_queued, unclaim
-from fsa_cli.ledger.finishes import Finish, finish
+from fsa_cli.ledger import control
+from fsa_cli.ledger.claim_due import claim_due
+from fsa_cli.ledger.claim_queued import claim_queued, requeue_claimed
+from fsa_cli.ledger.finish import finish
+from fsa_cli.ledger.records import ClaimedRun, Due, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from support.ledgers import enqueue, make_node, now_ms, open_ledger, runs_of
 
@@ -28,8 +30,8 @@ def test_an_instant_is_claimed_once_and_its_row_says_by_whom(ledger: Ledger) -> 
     first, second = make_node(ledger), make_node(ledger)
     due = due_now(ledger)
 
-    mine = claim(ledger, first.id, [due], window_ms=WINDOW_MS)
-    theirs = claim(ledger, second.id, [due], window_ms=WINDOW_MS)
+    mine = claim_due(ledger, first.id, [due], window_ms=WINDOW_MS)
+    theirs = claim_due(ledger, second.id, [due], window_ms=WINDOW_MS)
 
     assert [(c.task, c.scheduled_ms, c.attempt) for c in mine.mine] == [("report", *due.key[1:], 1)]
     assert theirs.mine == []
@@ -50,7 +52,7 @@ def test_of_many_replicas_at_once_exactly_one_gets_each_instant(ledger: Ledger) 
     def take(replica: Ledger) -> list[tuple[str, int]]:
         node = make_node(replica)
         ready.wait()
-        outcome = claim(replica, node.id, due, window_ms=WINDOW_MS)
+        outcome = claim_due(replica, node.id, due, window_ms=WINDOW_MS)
         return [(c.task, c.scheduled_ms) for c in outcome.mine]
 
     with ThreadPoolExecutor(len(replicas)) as threads:
@@ -70,9 +72,9 @@ def test_while_the_run_before_goes_on_an_instant_is_skipped_or_waits(ledger: Led
     for name, waits, status in (("skips", False, "skipped"), ("waits", True, "queued")):
         first = due_now(ledger, name, waits=waits)
         second = Due(name, first.scheduled_ms + 1, first.lock_key, waits)
-        claim(ledger, node.id, [first], window_ms=WINDOW_MS)
+        claim_due(ledger, node.id, [first], window_ms=WINDOW_MS)
 
-        outcome = claim(ledger, node.id, [second], window_ms=WINDOW_MS)
+        outcome = claim_due(ledger, node.id, [second], window_ms=WINDOW_MS)
 
         assert outcome.mine == []
         assert (outcome.queued if waits else outcome.skipped) == [second]
@@ -86,17 +88,17 @@ def test_without_a_lock_runs_overlap(ledger: Ledger) -> None:
     first = due_now(ledger, lock=False)
     second = Due("report", first.scheduled_ms + 1)
 
-    assert len(claim(ledger, node.id, [first, second], window_ms=WINDOW_MS).mine) == 2
+    assert len(claim_due(ledger, node.id, [first, second], window_ms=WINDOW_MS).mine) == 2
 
 
 def test_what_is_early_old_or_paused_is_not_claimed(ledger: Ledger) -> None:
     node = make_node(ledger)
     at_ms = now_ms(ledger)
-    history.pause(ledger, ["paused"], "ann")
+    control.pause(ledger, ["paused"], "ann")
     early, old = Due("early", at_ms + 60_000), Due("old", at_ms - WINDOW_MS - 1000)
     paused = Due("paused", at_ms)
 
-    outcome = claim(ledger, node.id, [early, old, paused], window_ms=WINDOW_MS)
+    outcome = claim_due(ledger, node.id, [early, old, paused], window_ms=WINDOW_MS)
 
     assert outcome.mine == []
     assert outcome.early == [early]
@@ -107,7 +109,7 @@ def test_what_is_early_old_or_paused_is_not_claimed(ledger: Ledger) -> None:
 def test_a_name_is_taken_letter_by_letter(ledger: Ledger) -> None:
     node, at_ms = make_node(ledger), now_ms(ledger)
 
-    outcome = claim(
+    outcome = claim_due(
         ledger, node.id, [Due("Report", at_ms), Due("report", at_ms)], window_ms=WINDOW_MS
     )
 
@@ -127,7 +129,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_token(
 
     monkeypatch.setattr(Ledger, "at_once", without_answer)
 
-    outcome = claim(ledger, node.id, [due], window_ms=WINDOW_MS)
+    outcome = claim_due(ledger, node.id, [due], window_ms=WINDOW_MS)
 
     assert len(outcome.mine) == 1
     assert [row.claim for row in runs_of(ledger)] == [outcome.mine[0].token]
@@ -179,7 +181,7 @@ def test_of_many_replicas_at_once_exactly_one_gets_each_queued_run(ledger: Ledge
 def test_a_queued_run_waits_for_its_lock_and_its_time(ledger: Ledger) -> None:
     node = make_node(ledger)
     lock = f"{ledger.namespace}/report"
-    (running,) = claim(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
+    (running,) = claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
     waiting = enqueue(ledger, "report", "{}")
 
     assert claim_queued(ledger, node.id, {"report": lock}, most=5)[0] == []
@@ -199,21 +201,21 @@ def test_tasks_that_this_process_does_not_know_are_left_to_others(ledger: Ledger
 
 def test_what_was_claimed_and_not_begun_can_be_given_back(ledger: Ledger) -> None:
     node, other = make_node(ledger), make_node(ledger)
-    (claimed,) = claim(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
+    (claimed,) = claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
 
-    unclaim(ledger, [claimed])
+    requeue_claimed(ledger, [claimed])
 
     (row,) = runs_of(ledger)
     assert (row.status, row.claim, row.lock_key, row.attempt) == ("queued", None, None, 1)
     (again,), *_ = claim_queued(ledger, other.id, {"report": claimed.lock_key}, most=5)
     assert again.run_id == claimed.run_id
-    unclaim(ledger, [claimed])  # a token of before gives nothing back
+    requeue_claimed(ledger, [claimed])  # a token of before gives nothing back
     assert runs_of(ledger)[0].status == "running"
 
 
-def ended(claimed: claims.Claimed, at_ms: int, **more: object) -> Finish:
+def ended(claimed: ClaimedRun, at_ms: int, **more: object) -> RunOutcome:
     values: dict[str, object] = {"status": "failed", "error": "no", **more}
-    return Finish(
+    return RunOutcome(
         run_id=claimed.run_id,
         token=claimed.token,
         task=claimed.task,

@@ -12,16 +12,18 @@ from sqlalchemy import text
 
 from fastapi_sqlalchemy import Database
 from fsa_cli.exceptions import Fenced
-from fsa_cli.ledger import effects, nodes
-from fsa_cli.ledger.claims import Claimed, Due, claim
-from fsa_cli.ledger.effects import Fence
-from fsa_cli.ledger.finishes import Finish, finish
+from fsa_cli.ledger import effects, maintenance
+from fsa_cli.ledger.claim_due import claim_due
+from fsa_cli.ledger.fence import Fence
+from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.location import shares
+from fsa_cli.ledger.records import ClaimedRun, Due, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import KEPT_MS
-from fsa_cli.runner import Run, RunResult, execute
-from fsa_cli.scheduler.recorder import encoded
-from fsa_cli.tasks import Task
+from fsa_cli.runner.execute import execute
+from fsa_cli.runner.outcome import encode_result
+from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.definition import TaskDefinition
 from support.backends import Backend
 from support.ledgers import end_lease, make_node, now_ms, open_ledger, runs_of
 
@@ -36,21 +38,21 @@ class Stage:
         self.backend, self.ledger, self.db = backend, ledger, db
         self.node = make_node(ledger)
 
-    def claim(self) -> Claimed:
+    def claim(self) -> ClaimedRun:
         due = Due("report", now_ms(self.ledger), f"{self.ledger.namespace}/report")
-        (claimed,) = claim(self.ledger, self.node.id, [due], window_ms=5000).mine
+        (claimed,) = claim_due(self.ledger, self.node.id, [due], window_ms=5000).mine
         return claimed
 
-    def run(self, claimed: Claimed, function: Callable[..., Any], **options: Any) -> RunResult:
-        fence = Fence(self.ledger, claimed.run_id, claimed.token, self.db, encoded)
+    def run(self, claimed: ClaimedRun, function: Callable[..., Any], **options: Any) -> RunResult:
+        fence = Fence(self.ledger, claimed.run_id, claimed.token, self.db, encode_result)
         self.fence = fence
-        task = Task(name="report", function=function, **options)
+        task = TaskDefinition(name="report", function=function, **options)
         return execute(Run(task=task, database=self.db, run_id=claimed.run_id, fence=fence))
 
     def die(self) -> None:
         """Everybody else takes this process for dead."""
         end_lease(self.ledger, self.node.id)
-        nodes.reap(self.ledger, [self.node.id])
+        maintenance.reap(self.ledger, [self.node.id])
 
     def written(self) -> list[int]:
         return [n for (n,) in self.backend.rows("SELECT n FROM written ORDER BY n")]
@@ -246,12 +248,12 @@ def test_marks_of_effects_are_forgotten_with_their_runs(stage: Stage) -> None:
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == set()
 
 
-def _end(stage: Stage, claimed: Claimed) -> None:
+def _end(stage: Stage, claimed: ClaimedRun) -> None:
     at = now_ms(stage.ledger)
     finish(
         stage.ledger,
         [
-            Finish(
+            RunOutcome(
                 run_id=claimed.run_id,
                 token=claimed.token,
                 task="report",

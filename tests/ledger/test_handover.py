@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Connection, update
 
-from fsa_cli.executors.choice import queue_of
-from fsa_cli.ledger import claims, handover, history, nodes, tables
-from fsa_cli.ledger.claims import Claimed, Due, claim, claim_queued, take
-from fsa_cli.ledger.handover import Wanted
+from fsa_cli.ledger import control, nodes, queries, redelivery, tables
+from fsa_cli.ledger.claim_due import claim_due
+from fsa_cli.ledger.claim_queued import claim_dispatched, claim_queued, requeue_dispatched
+from fsa_cli.ledger.enqueue import NewRun, write_run
+from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, Due
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
-from fsa_cli.tasks import Task
+from fsa_cli.runs.executor_registry import queue_name
+from fsa_cli.tasks.definition import TaskDefinition
 from support.ledgers import LEASE_MS, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
@@ -27,8 +29,8 @@ def due_now(ledger: Ledger, name: str = "report", *, lock: bool = True, waits: b
     return Due(name, now_ms(ledger), key, waits, "{}", ENGINE, "mail")
 
 
-def wanted(task: str = "report") -> Wanted:
-    return Wanted.of(task, '{"n": 1}', executor=ENGINE, queue="mail", handed_off=True)
+def wanted(task: str = "report") -> NewRun:
+    return NewRun.of(task, '{"n": 1}', executor=ENGINE, queue="mail", handed_off=True)
 
 
 def make_late(ledger: Ledger, run_id: str, by_ms: int) -> None:
@@ -37,7 +39,7 @@ def make_late(ledger: Ledger, run_id: str, by_ms: int) -> None:
     statement = (
         update(tables.run)
         .where(tables.run.c.id == run_id)
-        .values(queued_ms=at_ms, not_before_ms=at_ms + claims.SENT_AGAIN_MS)
+        .values(queued_ms=at_ms, not_before_ms=at_ms + SENT_AGAIN_MS)
     )
     ledger.write(lambda connection: connection.execute(statement))
 
@@ -48,7 +50,7 @@ class Sent:
     def __init__(self) -> None:
         self.run_ids: list[str] = []
 
-    def __call__(self, connection: Connection, claimed: Sequence[Claimed | str]) -> None:
+    def __call__(self, connection: Connection, claimed: Sequence[ClaimedRun | str]) -> None:
         assert connection.in_transaction()
         self.run_ids += [each if isinstance(each, str) else each.run_id for each in claimed]
 
@@ -57,13 +59,13 @@ def test_what_is_due_is_handed_off_with_its_lock_and_without_a_node(ledger: Ledg
     node, sent = make_node(ledger), Sent()
     due = due_now(ledger)
 
-    outcome = claim(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
+    outcome = claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
 
     (row,) = runs_of(ledger)
     assert [each.run_id for each in outcome.mine] == sent.run_ids == [row.id]
     assert (row.status, row.node, row.lock_key) == ("handed_off", None, due.lock_key)
     assert (row.executor, row.queue, row.started_ms) == (ENGINE, "mail", None)
-    assert row.not_before_ms - row.queued_ms == pytest.approx(claims.SENT_AGAIN_MS, abs=2)
+    assert row.not_before_ms - row.queued_ms == pytest.approx(SENT_AGAIN_MS, abs=2)
 
 
 def test_an_instant_is_handed_off_by_one_of_many_replicas(ledger: Ledger) -> None:
@@ -76,7 +78,7 @@ def test_an_instant_is_handed_off_by_one_of_many_replicas(ledger: Ledger) -> Non
     def hand_off(replica: Ledger) -> list[str]:
         node, sent = make_node(replica), Sent()
         ready.wait()
-        outcome = claim(replica, node.id, due, window_ms=WINDOW_MS, hand_off=sent)
+        outcome = claim_due(replica, node.id, due, window_ms=WINDOW_MS, hand_off=sent)
         assert [each.run_id for each in outcome.mine] == sent.run_ids
         return sent.run_ids
 
@@ -90,11 +92,11 @@ def test_an_instant_is_handed_off_by_one_of_many_replicas(ledger: Ledger) -> Non
 
 
 def test_an_engine_that_refuses_leaves_no_row(ledger: Ledger) -> None:
-    def refuse(connection: Connection, claimed: Sequence[Claimed]) -> None:
+    def refuse(connection: Connection, claimed: Sequence[ClaimedRun]) -> None:
         raise LookupError("no such queue")
 
     with pytest.raises(LookupError):
-        claim(
+        claim_due(
             ledger,
             make_node(ledger).id,
             [due_now(ledger)],
@@ -110,10 +112,10 @@ def test_while_one_is_handed_off_the_next_is_skipped_or_waits(
     waits: bool, status: str, ledger: Ledger
 ) -> None:
     node, sent = make_node(ledger), Sent()
-    claim(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS, hand_off=sent)
 
     again = due_now(ledger, waits=waits)
-    claim(
+    claim_due(
         ledger,
         node.id,
         [Due(again.task, again.scheduled_ms + 1, *again_of(again))],
@@ -131,11 +133,11 @@ def again_of(due: Due) -> tuple[str | None, bool, str, str, str | None]:
 
 def test_a_message_that_comes_twice_is_taken_once(ledger: Ledger) -> None:
     run = wanted()
-    handover.enqueue(ledger, run)
+    write_run(ledger, run)
     first, second = make_node(ledger), make_node(ledger)
 
-    taken = take(ledger, first.id, {"report": None}, [run.run_id, run.run_id])
-    again = take(ledger, second.id, {"report": None}, [run.run_id])
+    taken = claim_dispatched(ledger, first.id, {"report": None}, [run.run_id, run.run_id])
+    again = claim_dispatched(ledger, second.id, {"report": None}, [run.run_id])
 
     assert [(each.run_id, each.task, each.arguments) for each in taken] == [
         (run.run_id, "report", '{"n": 1}')
@@ -150,7 +152,7 @@ def test_what_was_taken_and_the_answer_lost_is_taken_all_the_same(
 ) -> None:
     node, runs = make_node(ledger), [wanted(), wanted("locked")]
     for each in runs:
-        handover.enqueue(ledger, each)
+        write_run(ledger, each)
     at_once = Ledger.at_once
 
     def twice(self: Ledger, work: Callable[[Connection], object]) -> object:
@@ -159,7 +161,9 @@ def test_what_was_taken_and_the_answer_lost_is_taken_all_the_same(
 
     monkeypatch.setattr(Ledger, "at_once", twice)
 
-    taken = take(ledger, node.id, {"report": None, "locked": "key"}, [each.run_id for each in runs])
+    taken = claim_dispatched(
+        ledger, node.id, {"report": None, "locked": "key"}, [each.run_id for each in runs]
+    )
 
     assert {each.run_id: each.token for each in taken} == {
         row.id: row.claim for row in runs_of(ledger)
@@ -170,7 +174,7 @@ def test_what_was_taken_and_the_answer_lost_is_taken_all_the_same(
 def test_of_many_workers_one_takes_each_run(ledger: Ledger) -> None:
     runs = [wanted(f"task{n % 3}") for n in range(30)]
     for run in runs:
-        handover.enqueue(ledger, run)
+        write_run(ledger, run)
     ids = [run.run_id for run in runs]
     url = ledger.engine.url.render_as_string(hide_password=False)
     workers = [open_ledger(url, ledger.namespace) for _ in range(4)]
@@ -182,7 +186,7 @@ def test_of_many_workers_one_takes_each_run(ledger: Ledger) -> None:
         return [
             each.run_id
             for start in range(0, len(ids), 7)
-            for each in take(
+            for each in claim_dispatched(
                 worker, node.id, {f"task{n}": None for n in range(3)}, ids[start : start + 7]
             )
         ]
@@ -198,12 +202,12 @@ def test_of_many_workers_one_takes_each_run(ledger: Ledger) -> None:
 def test_a_run_whose_lock_is_held_goes_back_to_the_queue(ledger: Ledger) -> None:
     runs = [wanted() for _ in range(3)]
     for run in runs:
-        handover.enqueue(ledger, run)
+        write_run(ledger, run)
     node, sent = make_node(ledger), Sent()
     locks = {"report": f"{ledger.namespace}/report"}
 
-    (first,) = take(ledger, node.id, locks, [runs[0].run_id])
-    assert take(ledger, node.id, locks, [run.run_id for run in runs[1:]]) == []
+    (first,) = claim_dispatched(ledger, node.id, locks, [runs[0].run_id])
+    assert claim_dispatched(ledger, node.id, locks, [run.run_id for run in runs[1:]]) == []
 
     assert sorted(row.status for row in runs_of(ledger)) == ["queued", "queued", "running"]
     assert claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, hand_off=sent).runs == []
@@ -217,12 +221,14 @@ def test_of_two_messages_that_come_at_once_the_run_that_holds_the_lock_is_taken(
     names = [f"report{n}" for n in range(8)]
     due = [due_now(ledger, name) for name in names]
     locks = {each.task: each.lock_key for each in due}
-    claim(ledger, node.id, due, window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, due, window_ms=WINDOW_MS, hand_off=sent)
     by_hand = [wanted(name) for name in names]
     for run in by_hand:
-        handover.enqueue(ledger, run)
+        write_run(ledger, run)
 
-    taken = take(ledger, node.id, locks, [*(run.run_id for run in by_hand), *sent.run_ids])
+    taken = claim_dispatched(
+        ledger, node.id, locks, [*(run.run_id for run in by_hand), *sent.run_ids]
+    )
 
     assert {each.run_id for each in taken} == set(sent.run_ids)
     rows = {row.id: (row.status, row.lock_key) for row in runs_of(ledger)}
@@ -235,25 +241,25 @@ def test_runs_that_are_given_back_leave_their_locks_and_are_handed_off_again(
     node, sent = make_node(ledger), Sent()
     due = due_now(ledger)
     locks = {due.task: due.lock_key}
-    claim(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
 
-    claims.give_back(ledger, sent.run_ids)
+    requeue_dispatched(ledger, sent.run_ids)
 
     (row,) = runs_of(ledger)
     assert (row.status, row.lock_key, row.claim) == ("queued", None, None)
     claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, hand_off=sent)
     assert sent.run_ids == [row.id] * 2
-    assert [each.run_id for each in take(ledger, node.id, locks, [row.id])] == [row.id]
-    claims.give_back(ledger, [row.id])
+    assert [each.run_id for each in claim_dispatched(ledger, node.id, locks, [row.id])] == [row.id]
+    requeue_dispatched(ledger, [row.id])
     (row,) = runs_of(ledger)
     assert row.status == "running"
 
 
 def test_a_task_that_a_worker_does_not_know_is_left_for_one_that_does(ledger: Ledger) -> None:
     run = wanted("new_here_soon")
-    handover.enqueue(ledger, run)
+    write_run(ledger, run)
 
-    assert take(ledger, make_node(ledger).id, {"report": None}, [run.run_id]) == []
+    assert claim_dispatched(ledger, make_node(ledger).id, {"report": None}, [run.run_id]) == []
 
     (row,) = runs_of(ledger)
     assert row.status == "handed_off"
@@ -261,8 +267,8 @@ def test_a_task_that_a_worker_does_not_know_is_left_for_one_that_does(ledger: Le
 
 def test_a_queued_run_is_handed_off_and_waits_from_then_on(ledger: Ledger) -> None:
     node, sent = make_node(ledger), Sent()
-    queued = Wanted.of("report", "{}", executor=ENGINE, queue="mail", handed_off=False)
-    handover.enqueue(ledger, queued)
+    queued = NewRun.of("report", "{}", executor=ENGINE, queue="mail", handed_off=False)
+    write_run(ledger, queued)
 
     found = claim_queued(ledger, node.id, {"report": None}, most=9, executor=ENGINE, hand_off=sent)
 
@@ -270,24 +276,24 @@ def test_a_queued_run_is_handed_off_and_waits_from_then_on(ledger: Ledger) -> No
     assert sent.run_ids == [queued.run_id]
     (row,) = runs_of(ledger)
     assert (row.status, row.node) == ("handed_off", None)
-    assert row.not_before_ms - row.queued_ms == pytest.approx(claims.SENT_AGAIN_MS, abs=2)
+    assert row.not_before_ms - row.queued_ms == pytest.approx(SENT_AGAIN_MS, abs=2)
 
 
 def test_a_late_message_is_sent_again_after_twice_the_time_and_by_one(ledger: Ledger) -> None:
     run, sent = wanted(), Sent()
-    handover.enqueue(ledger, run)
-    assert handover.late(ledger, ENGINE) == {}
+    write_run(ledger, run)
+    assert redelivery.late_messages(ledger, ENGINE) == {}
 
     make_late(ledger, run.run_id, 31_000)
-    assert handover.late(ledger, ENGINE) == {"mail": (1, 1)}
-    assert handover.resend(ledger, ENGINE, "mail", 10, sent) == [run.run_id] == sent.run_ids
-    assert handover.late(ledger, ENGINE) == {}
-    assert handover.resend(ledger, ENGINE, "mail", 10, sent) == []
+    assert redelivery.late_messages(ledger, ENGINE) == {"mail": (1, 1)}
+    assert redelivery.resend(ledger, ENGINE, "mail", 10, sent) == [run.run_id] == sent.run_ids
+    assert redelivery.late_messages(ledger, ENGINE) == {}
+    assert redelivery.resend(ledger, ENGINE, "mail", 10, sent) == []
 
     (row,) = runs_of(ledger)
     assert row.not_before_ms - now_ms(ledger) == pytest.approx(31_000, abs=2000)
     make_late(ledger, run.run_id, 120_000)
-    handover.resend(ledger, ENGINE, "mail", 10, sent)
+    redelivery.resend(ledger, ENGINE, "mail", 10, sent)
     (row,) = runs_of(ledger)
     assert row.not_before_ms - now_ms(ledger) == pytest.approx(120_000, abs=2000)
 
@@ -295,32 +301,32 @@ def test_a_late_message_is_sent_again_after_twice_the_time_and_by_one(ledger: Le
 def test_no_more_messages_are_sent_again_than_are_missing(ledger: Ledger) -> None:
     runs, sent = [wanted() for _ in range(5)], Sent()
     for run in runs:
-        handover.enqueue(ledger, run)
+        write_run(ledger, run)
         make_late(ledger, run.run_id, 40_000)
 
-    assert len(handover.resend(ledger, ENGINE, "mail", 2, sent)) == 2
-    assert handover.late(ledger, ENGINE) == {"mail": (5, 3)}
-    assert handover.late(ledger, "another") == {}
+    assert len(redelivery.resend(ledger, ENGINE, "mail", 2, sent)) == 2
+    assert redelivery.late_messages(ledger, ENGINE) == {"mail": (5, 3)}
+    assert redelivery.late_messages(ledger, "another") == {}
 
 
 def test_a_message_that_could_not_be_sent_is_late_soon(ledger: Ledger) -> None:
     run = wanted()
-    handover.enqueue(ledger, run)
+    write_run(ledger, run)
 
-    handover.unsent(ledger, [run.run_id], 0)
+    redelivery.mark_unsent(ledger, [run.run_id], 0)
 
-    assert handover.late(ledger, ENGINE) == {"mail": (1, 1)}
+    assert redelivery.late_messages(ledger, ENGINE) == {"mail": (1, 1)}
 
 
 def test_of_an_engine_that_was_away_all_messages_are_late(ledger: Ledger) -> None:
     for run in (wanted(), wanted()):
-        handover.enqueue(ledger, run)
+        write_run(ledger, run)
 
-    handover.doubt(ledger, "another")
-    assert handover.late(ledger, ENGINE) == {}
-    handover.doubt(ledger, ENGINE)
+    redelivery.mark_all_late(ledger, "another")
+    assert redelivery.late_messages(ledger, ENGINE) == {}
+    redelivery.mark_all_late(ledger, ENGINE)
 
-    assert handover.late(ledger, ENGINE) == {"mail": (2, 2)}
+    assert redelivery.late_messages(ledger, ENGINE) == {"mail": (2, 2)}
 
 
 def test_a_handed_off_run_that_is_cancelled_frees_its_lock_and_is_not_taken(
@@ -328,19 +334,19 @@ def test_a_handed_off_run_that_is_cancelled_frees_its_lock_and_is_not_taken(
 ) -> None:
     node, sent = make_node(ledger), Sent()
     due = due_now(ledger)
-    claim(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
     (run_id,) = sent.run_ids
 
-    assert history.cancel(ledger, run_id) == "queued"
+    assert control.cancel(ledger, run_id) == "queued"
 
-    assert take(ledger, node.id, {"report": due.lock_key}, [run_id]) == []
+    assert claim_dispatched(ledger, node.id, {"report": due.lock_key}, [run_id]) == []
     (row,) = runs_of(ledger)
     assert (row.status, row.lock_key) == ("cancelled", None)
 
 
 def test_a_run_is_written_once_whatever_became_of_the_commit(ledger: Ledger) -> None:
     run = wanted()
-    handover.enqueue(ledger, run)
+    write_run(ledger, run)
     tries: list[str] = []
 
     def enlist(connection: Connection) -> None:
@@ -349,7 +355,7 @@ def test_a_run_is_written_once_whatever_became_of_the_commit(ledger: Ledger) -> 
             connection.invalidate()
             raise_lost(connection)
 
-    handover.enqueue(ledger, wanted("other"), enlist)
+    write_run(ledger, wanted("other"), enlist)
 
     assert len(tries) == 2
     assert len(runs_of(ledger)) == 2
@@ -363,20 +369,20 @@ def raise_lost(connection: Connection) -> None:
 
 
 def test_services_that_share_a_broker_have_queues_of_their_own() -> None:
-    task = Task(name="report", function=lambda: None)
-    named = Task(name="report", function=lambda: None, queue="mail")
+    task = TaskDefinition(name="report", function=lambda: None)
+    named = TaskDefinition(name="report", function=lambda: None, queue="mail")
 
-    assert queue_of(task, "shop") == "fsa.shop" != queue_of(task, "bank")
-    assert queue_of(named, "shop") == "mail"
-    assert len(queue_of(task, "n" * 100)) == QUEUE_LENGTH
+    assert queue_name(task, "shop") == "fsa.shop" != queue_name(task, "bank")
+    assert queue_name(named, "shop") == "mail"
+    assert len(queue_name(task, "n" * 100)) == QUEUE_LENGTH
 
 
 def test_what_was_handed_over_is_stranded_while_no_worker_lives(ledger: Ledger) -> None:
-    assert history.vitals(ledger).stranded_ms is None
+    assert queries.vitals(ledger).stranded_ms is None
 
-    handover.enqueue(ledger, wanted())
+    write_run(ledger, wanted())
     (row,) = runs_of(ledger)
-    assert history.vitals(ledger).stranded_ms == row.queued_ms
+    assert queries.vitals(ledger).stranded_ms == row.queued_ms
 
     nodes.register(ledger, "worker", LEASE_MS)
-    assert history.vitals(ledger).stranded_ms is None
+    assert queries.vitals(ledger).stranded_ms is None

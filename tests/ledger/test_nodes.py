@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from fsa_cli.ledger import history, nodes
-from fsa_cli.ledger.claims import Claimed, Due, claim, claim_queued
-from fsa_cli.ledger.finishes import Finish, finish
+from fsa_cli.ledger import maintenance, nodes
+from fsa_cli.ledger.backfill import register_tasks
+from fsa_cli.ledger.claim_due import claim_due
+from fsa_cli.ledger.claim_queued import claim_queued
+from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.nodes import Leases
+from fsa_cli.ledger.records import ClaimedRun, Due, RegisteredTask, RunOutcome
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.sweep import Registered, register
 from support.ledgers import LEASE_MS, end_lease, make_node, now_ms, runs_of
 
 
-def claimed_by(ledger: Ledger, node_id: str, name: str = "report") -> Claimed:
+def claimed_by(ledger: Ledger, node_id: str, name: str = "report") -> ClaimedRun:
     due = Due(name, now_ms(ledger), f"{ledger.namespace}/{name}")
-    (mine,) = claim(ledger, node_id, [due], window_ms=5000).mine
+    (mine,) = claim_due(ledger, node_id, [due], window_ms=5000).mine
     return mine
 
 
@@ -37,7 +39,7 @@ def test_who_was_declared_dead_cannot_renew(ledger: Ledger) -> None:
     node = make_node(ledger)
     end_lease(ledger, node.id)
 
-    nodes.reap(ledger, [node.id])
+    maintenance.reap(ledger, [node.id])
 
     assert nodes.renew(ledger, node.id, LEASE_MS) is None
     assert nodes.leases(ledger).expired == ()
@@ -47,7 +49,7 @@ def test_a_node_that_has_renewed_meanwhile_is_not_declared_dead(ledger: Ledger) 
     node = make_node(ledger)
     running = claimed_by(ledger, node.id)
 
-    died = nodes.reap(ledger, [node.id])
+    died = maintenance.reap(ledger, [node.id])
 
     assert (died.marked, died.queued) == ((), ())
     assert runs_of(ledger)[0].claim == running.token
@@ -55,16 +57,19 @@ def test_a_node_that_has_renewed_meanwhile_is_not_declared_dead(ledger: Ledger) 
 
 
 def test_a_dead_nodes_run_is_interrupted_unless_its_task_may_be_repeated(ledger: Ledger) -> None:
-    register(
+    register_tasks(
         ledger,
-        [Registered("once", '{"on_crash": "mark"}'), Registered("again", '{"on_crash": "retry"}')],
+        [
+            RegisteredTask("once", '{"on_crash": "mark"}'),
+            RegisteredTask("again", '{"on_crash": "retry"}'),
+        ],
     )
     node, other = make_node(ledger), make_node(ledger)
     once, again = claimed_by(ledger, node.id, "once"), claimed_by(ledger, node.id, "again")
     end_lease(ledger, node.id)
 
-    died = nodes.reap(ledger, [node.id])
-    twice = nodes.reap(ledger, [node.id])
+    died = maintenance.reap(ledger, [node.id])
+    twice = maintenance.reap(ledger, [node.id])
 
     assert (died.marked, died.queued) == ((once.run_id,), (again.run_id,))
     assert (twice.marked, twice.queued) == ((), ())
@@ -80,12 +85,12 @@ def test_the_end_that_a_dead_node_reports_does_not_count(ledger: Ledger) -> None
     node = make_node(ledger)
     running = claimed_by(ledger, node.id)
     end_lease(ledger, node.id)
-    nodes.reap(ledger, [node.id])
+    maintenance.reap(ledger, [node.id])
 
     lost = finish(
         ledger,
         [
-            Finish(
+            RunOutcome(
                 run_id=running.run_id,
                 token=running.token,
                 task="report",
@@ -104,16 +109,16 @@ def test_a_run_that_has_taken_effect_elsewhere_has_succeeded(ledger: Ledger) -> 
     node = make_node(ledger)
     running = claimed_by(ledger, node.id)
     end_lease(ledger, node.id)
-    assert nodes.running(ledger, [node.id]) == [running.run_id]
+    assert maintenance.running(ledger, [node.id]) == [running.run_id]
 
-    died = nodes.reap(ledger, [node.id], applied=[running.run_id])
+    died = maintenance.reap(ledger, [node.id], applied=[running.run_id])
 
     assert died.succeeded == (running.run_id,)
     assert runs_of(ledger)[0].status == "succeeded"
 
 
 def test_a_run_that_ends_its_process_each_time_is_not_made_for_ever(ledger: Ledger) -> None:
-    register(ledger, [Registered("poison", '{"on_crash": "retry"}')])
+    register_tasks(ledger, [RegisteredTask("poison", '{"on_crash": "retry"}')])
     statuses = []
     claimed_by(ledger, make_node(ledger).id, "poison")
     for _ in range(25):
@@ -124,7 +129,7 @@ def test_a_run_that_ends_its_process_each_time_is_not_made_for_ever(ledger: Ledg
             claim_queued(ledger, node.id, {"poison": None}, most=1)
         else:
             end_lease(ledger, row.node)
-            nodes.reap(ledger, [row.node])
+            maintenance.reap(ledger, [row.node])
 
     for _ in range(25):
         row = runs_of(ledger)[0]
@@ -132,7 +137,7 @@ def test_a_run_that_ends_its_process_each_time_is_not_made_for_ever(ledger: Ledg
             claim_queued(ledger, make_node(ledger).id, {"poison": None}, most=1)
         elif row.status == "running":
             end_lease(ledger, row.node)
-            nodes.reap(ledger, [row.node])
+            maintenance.reap(ledger, [row.node])
     assert runs_of(ledger)[0].status == "interrupted"
     assert runs_of(ledger)[0].attempt == 20
 
@@ -163,8 +168,8 @@ def test_rows_that_a_node_does_not_know_of_are_queued_again(ledger: Ledger) -> N
     node = make_node(ledger)
     known, stray = claimed_by(ledger, node.id, "known"), claimed_by(ledger, node.id, "stray")
 
-    assert history.reconcile(ledger, node.id, {known.run_id}, before_ms=0) == []
-    strays = history.reconcile(ledger, node.id, {known.run_id}, before_ms=now_ms(ledger) + 1000)
+    assert maintenance.reconcile(ledger, node.id, {known.run_id}, before_ms=0) == []
+    strays = maintenance.reconcile(ledger, node.id, {known.run_id}, before_ms=now_ms(ledger) + 1000)
 
     assert strays == [stray.run_id]
     assert {row.task: row.status for row in runs_of(ledger)} == {
@@ -180,7 +185,7 @@ def test_a_node_that_has_left_is_not_alive(ledger: Ledger, state: str) -> None:
         nodes.release(ledger, node.id)
     else:
         end_lease(ledger, node.id)
-        nodes.reap(ledger, [node.id])
+        maintenance.reap(ledger, [node.id])
 
     assert nodes.alive(ledger) == []
     assert nodes.leases(ledger).expired == ()
@@ -190,7 +195,7 @@ def test_a_run_that_was_broken_off_began_when_it_was_claimed(ledger: Ledger) -> 
     mine = claimed_by(ledger, make_node(ledger).id)
     (claimed,) = runs_of(ledger)
 
-    end = Finish(
+    end = RunOutcome(
         run_id=mine.run_id,
         token=mine.token,
         task="report",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from fsa_cli.ledger import history, nodes
-from fsa_cli.ledger.claims import Due
+from fsa_cli.ledger import control, nodes
+from fsa_cli.ledger.backfill import backfill, register_tasks
+from fsa_cli.ledger.records import CatchUp, Due, ExpectedInstant, RegisteredTask
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.sweep import CatchUp, Expected, Registered, fill, register
 from support.ledgers import end_lease, make_node, now_ms, runs_of
 
 
-def expected(*at_ms: int, catch_up: CatchUp = "latest", passed: int = 0) -> list[Expected]:
-    return [Expected(Due("report", at), catch_up, passed) for at in at_ms]
+def expected(*at_ms: int, catch_up: CatchUp = "latest", passed: int = 0) -> list[ExpectedInstant]:
+    return [ExpectedInstant(Due("report", at), catch_up, passed) for at in at_ms]
 
 
 def statuses(ledger: Ledger) -> list[tuple[str, str]]:
@@ -23,11 +23,11 @@ def test_what_came_while_a_node_knew_the_task_is_queued(ledger: Ledger) -> None:
     node = make_node(ledger, "report")
     at_ms = node.started_ms
 
-    counts = fill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, {})
+    counts = backfill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, {})
 
     assert counts == {"queued": 2}
     assert statuses(ledger) == [("schedule", "queued")] * 2
-    assert fill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, {}) == {}
+    assert backfill(ledger, node.id, expected(at_ms, at_ms + 1), at_ms + 1, {}) == {}
     assert len(runs_of(ledger)) == 2
 
 
@@ -45,7 +45,7 @@ def test_what_came_while_nobody_did_is_missed_but_for_what_catch_up_says(
     node = make_node(ledger, "report")
     before = [node.started_ms - minute * 60_000 for minute in (3, 2, 1)]
 
-    fill(ledger, node.id, expected(*before, catch_up=catch_up), node.started_ms, {})
+    backfill(ledger, node.id, expected(*before, catch_up=catch_up), node.started_ms, {})
 
     assert statuses(ledger) == found
     missed = [row for row in runs_of(ledger) if row.status == "missed"]
@@ -57,7 +57,7 @@ def test_what_came_while_nobody_did_is_missed_but_for_what_catch_up_says(
 def test_what_is_older_than_the_window_is_one_row_that_says_how_many(ledger: Ledger) -> None:
     node = make_node(ledger, "report")
 
-    fill(ledger, node.id, expected(node.started_ms - 10**8, passed=400), node.started_ms, {})
+    backfill(ledger, node.id, expected(node.started_ms - 10**8, passed=400), node.started_ms, {})
 
     (row,) = runs_of(ledger)
     assert (row.status, row.error) == (
@@ -76,7 +76,7 @@ def test_a_dead_nodes_instants_were_its_own_until_its_lease_ended(ledger: Ledger
     end_at = [in_lease, after]
     _cover_from(ledger, dead.id, at_ms - 5000)
 
-    fill(ledger, node.id, expected(*end_at, catch_up="none"), node.started_ms, {})
+    backfill(ledger, node.id, expected(*end_at, catch_up="none"), node.started_ms, {})
 
     assert statuses(ledger) == [("schedule", "queued"), ("schedule", "missed")]
 
@@ -86,49 +86,56 @@ def test_a_node_that_did_not_know_the_task_covers_nothing(ledger: Ledger) -> Non
     _cover_from(ledger, other.id, other.started_ms - 60_000)
     node = make_node(ledger, "report")
 
-    fill(ledger, node.id, expected(node.started_ms - 30_000, catch_up="none"), node.started_ms, {})
+    backfill(
+        ledger, node.id, expected(node.started_ms - 30_000, catch_up="none"), node.started_ms, {}
+    )
 
     assert statuses(ledger) == [("schedule", "missed")]
 
 
 def test_a_paused_tasks_instants_are_skipped_and_say_so(ledger: Ledger) -> None:
     node = make_node(ledger, "report")
-    history.pause(ledger, ["report"], "ann")
+    control.pause(ledger, ["report"], "ann")
 
-    fill(ledger, node.id, expected(node.started_ms), node.started_ms, {})
+    backfill(ledger, node.id, expected(node.started_ms), node.started_ms, {})
 
     (row,) = runs_of(ledger)
     assert (row.status, row.error) == ("skipped", "the task is paused")
-    assert history.resume(ledger, ["report"]) == ["report"]
-    assert history.resume(ledger, ["report"]) == []
+    assert control.resume(ledger, ["report"]) == ["report"]
+    assert control.resume(ledger, ["report"]) == []
 
 
 def test_a_watermark_rises_and_belongs_to_the_schedule(ledger: Ledger) -> None:
     node = make_node(ledger, "report")
     began_ms = now_ms(ledger)
-    first = register(ledger, [Registered("report", "{}", "hash-1")])["report"]
+    first = register_tasks(ledger, [RegisteredTask("report", "{}", "hash-1")])["report"]
     assert first >= began_ms
 
-    fill(ledger, node.id, [], first + 50_000, {"report": "hash-1"})
-    fill(ledger, node.id, [], first + 40_000, {"report": "hash-1"})  # a replica that is behind
-    fill(ledger, node.id, [], first + 90_000, {"report": "hash-2"})  # one that has another schedule
+    backfill(ledger, node.id, [], first + 50_000, {"report": "hash-1"})
+    backfill(ledger, node.id, [], first + 40_000, {"report": "hash-1"})  # a replica that is behind
+    backfill(
+        ledger, node.id, [], first + 90_000, {"report": "hash-2"}
+    )  # one that has another schedule
 
-    assert register(ledger, [Registered("report", "{}", "hash-1")])["report"] == first + 50_000
-    changed = register(ledger, [Registered("report", "{}", "hash-2")])["report"]
+    assert (
+        register_tasks(ledger, [RegisteredTask("report", "{}", "hash-1")])["report"]
+        == first + 50_000
+    )
+    changed = register_tasks(ledger, [RegisteredTask("report", "{}", "hash-2")])["report"]
     assert first <= changed < first + 40_000, "a changed schedule begins now"
 
 
 def test_ten_thousand_tasks_can_be_told_and_swept(ledger: Ledger) -> None:
     names = [f"task{n}" for n in range(10_000)]
-    known = [Registered(name, "{}", name) for name in names]
+    known = [RegisteredTask(name, "{}", name) for name in names]
     node = nodes.register(ledger, "scheduler", 20_000, {name: name for name in names})
 
-    register(ledger, known)
-    rows = [Expected(Due(name, node.started_ms)) for name in names[:3000]]
-    counts = fill(ledger, node.id, rows, node.started_ms, {name: name for name in names})
+    register_tasks(ledger, known)
+    rows = [ExpectedInstant(Due(name, node.started_ms)) for name in names[:3000]]
+    counts = backfill(ledger, node.id, rows, node.started_ms, {name: name for name in names})
 
     assert counts == {"queued": 3000}
-    assert len(register(ledger, known)) == 10_000
+    assert len(register_tasks(ledger, known)) == 10_000
 
 
 def _cover_from(ledger: Ledger, node_id: str, at_ms: int) -> None:

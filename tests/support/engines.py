@@ -50,9 +50,10 @@ def engines(*short: str, of: Sequence[str] = ENGINES) -> pytest.MarkDecorator:
 
 #: For an app: messages that were lost are sent again after 4 s, not 30.
 SOON = """
-from fsa_cli.ledger import claims, handover
+from fsa_cli.ledger import claim_due, claim_queued, enqueue as new_runs, redelivery
 
-claims.SENT_AGAIN_MS = handover.SENT_AGAIN_MS = 4000
+claim_due.SENT_AGAIN_MS = claim_queued.SENT_AGAIN_MS = 4000
+new_runs.SENT_AGAIN_MS = redelivery.SENT_AGAIN_MS = 4000
 """
 
 _TASK = "fsa.run"

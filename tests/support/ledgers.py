@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Row, select
 
-from fsa_cli.ledger import handover, nodes, tables
-from fsa_cli.ledger.handover import Wanted
+from fsa_cli.ledger import nodes, tables
+from fsa_cli.ledger.enqueue import NewRun, write_run
 from fsa_cli.ledger.store import Ledger
 from support.databases import MariaDBServer, PostgreSQLServer
 
@@ -52,14 +52,14 @@ def now_ms(ledger: Ledger) -> int:
     return ledger.read(ledger.now_ms)
 
 
-def make_node(ledger: Ledger, *tasks: str, lease_ms: int = LEASE_MS) -> nodes.Node:
+def make_node(ledger: Ledger, *tasks: str, lease_ms: int = LEASE_MS) -> nodes.RegisteredNode:
     return nodes.register(ledger, "scheduler", lease_ms, dict.fromkeys(tasks, "hash"))
 
 
 def enqueue(ledger: Ledger, task: str, arguments: str = "{}", by: str | None = None) -> str:
     """Queue a run for any process; its id."""
-    wanted = Wanted.of(task, arguments, executor="local", queue=None, handed_off=False, by=by)
-    handover.enqueue(ledger, wanted)
+    wanted = NewRun.of(task, arguments, executor="local", queue=None, handed_off=False, by=by)
+    write_run(ledger, wanted)
     return wanted.run_id
 
 

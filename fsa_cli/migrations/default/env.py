@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from fsa_cli.connections import connected
+from fsa_cli.database.connections import connected
 
 db = context.config.attributes["database"]
 

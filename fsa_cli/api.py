@@ -1,0 +1,145 @@
+"""What an app imports: `task`, `Task`.
+
+    @task(schedule="0 3 * * *")
+    def count_users(active: bool = True) -> int: ...
+
+Importing this module imports none of typer, rich, apscheduler and SQLAlchemy: an app may have tasks
+without paying for the tool that runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from fsa_cli.tasks.definition import (
+    CatchUp,
+    Isolation,
+    OnCrash,
+    Overlap,
+    TaskDefinition,
+    check_definition,
+)
+from fsa_cli.tasks.registry import registry
+
+if TYPE_CHECKING:
+    from fsa_cli.runner.run import RunResult
+
+__all__ = ["Task", "TaskFunction", "task"]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task(TaskDefinition):
+    """A task that an app's own code can enqueue."""
+
+    def enqueue(self, *args: Any, session: Any = None, **kwargs: Any) -> str:
+        """Have it run soon, in whichever process is free; the run's id.
+
+        Args:
+            session: The run is part of its transaction: it is there if and only if that commits.
+                Where the ledger is in another database, the run is written just after the COMMIT.
+
+        Raises:
+            ArgumentError: The task takes other arguments.
+            ConfigurationError: There is no ledger here, or no such executor.
+            DatabaseUnreachable: The ledger's database is away.
+        """
+        from fsa_cli.runs.enqueue import enqueue
+
+        return enqueue(self, args, kwargs, session)
+
+    async def aenqueue(self, *args: Any, session: Any = None, **kwargs: Any) -> str:
+        """As `enqueue`, for `async def`: it keeps no event loop waiting.
+
+        Args:
+            session: An `AsyncSession`, or a `Session`.
+        """
+        from fsa_cli.runs.enqueue import aenqueue
+
+        return await aenqueue(self, args, kwargs, session)
+
+
+class TaskFunction(Protocol[P, R_co]):
+    """What `@task` gives back: the same function, with its Task at hand."""
+
+    __name__: str
+    __qualname__: str
+    task: Task
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+@overload
+def task(function: Callable[P, R], /) -> TaskFunction[P, R]: ...
+
+
+@overload
+def task(
+    *,
+    name: str | None = None,
+    schedule: object = None,
+    timezone: object = None,
+    args: Mapping[str, Any] | None = None,
+    timeout_s: float | None = None,
+    retries: int = 0,
+    backoff_s: float = 1.0,
+    overlap: Overlap = "skip",
+    group: str | None = None,
+    catch_up: CatchUp = "latest",
+    catch_up_window_s: float = 3600.0,
+    start_within_s: float | None = None,
+    on_crash: OnCrash = "mark",
+    jitter_s: float = 0.0,
+    isolation: Isolation | None = None,
+    on_failure: Callable[[RunResult], object] | Sequence[Callable[[RunResult], object]] = (),
+    ping: str | None = None,
+    commit: bool = True,
+    database: str | None = None,
+    executor: str | None = None,
+    queue: str | None = None,
+    tags: Sequence[str] = (),
+) -> Callable[[Callable[P, R]], TaskFunction[P, R]]: ...
+
+
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    on_failure: Callable[[Any], object] | Sequence[Callable[[Any], object]] = (),
+    **options: Any,
+) -> Any:
+    """Register a function as a task and return it, with its Task as `.task`.
+
+    The options are the attributes of `Task`. The function can still be called as before; only what
+    `fsa` runs gets a session of its own.
+
+    Raises:
+        TaskDefinitionError: a name that cannot be used, a generator function, a bad time-out.
+        DuplicateTask: another function has that name already.
+    """
+
+    def register(function: Callable[P, R]) -> TaskFunction[P, R]:
+        defined = Task(
+            name=getattr(function, "__name__", "") if name is None else name,
+            function=function,
+            args=dict(args or {}),
+            tags=frozenset([tags] if isinstance(tags, str) else tags),
+            on_failure=(on_failure,) if callable(on_failure) else tuple(on_failure),
+            **options,
+        )
+        check_definition(defined)
+        registry.add(defined)
+        decorated = cast(TaskFunction[P, R], function)
+        decorated.task = defined
+        return decorated
+
+    return register if function is None else register(function)

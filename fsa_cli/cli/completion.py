@@ -1,0 +1,25 @@
+"""What the shell is told when a person presses Tab after a task's name was begun."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from fsa_cli.cli.context import Fsa
+
+
+def task_names(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The tasks whose names begin so, each with its summary. A broken app has none, silently."""
+    silence, stdout = os.open(os.devnull, os.O_WRONLY), os.dup(1)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)  # for good: nothing that comes later belongs between a person's words
+    try:
+        Fsa().load()
+    except Exception:
+        return []
+    finally:
+        os.dup2(stdout, 1)
+    from fsa_cli.tasks.registry import registry
+
+    return [(task.name, task.summary) for task in registry if task.name.startswith(incomplete)]

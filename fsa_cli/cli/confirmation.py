@@ -1,0 +1,83 @@
+"""Have a person agree to what cannot be undone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from fsa_cli.exceptions import Refused
+from fsa_cli.project.environments import Environment
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from fastapi_sqlalchemy import Database
+
+
+def confirm(
+    environment: Environment,
+    action: str,
+    database: Database,
+    *,
+    typed: str | None = None,
+    yes: bool = False,
+) -> None:
+    """Have a person agree to *action*, which cannot be undone. Returns if they do.
+
+    In a protected environment they type the database's name, or give it with `--confirm`; `--yes`
+    is not enough there. Elsewhere they say y, or give `--yes` or `--confirm`.
+
+    Args:
+        action: What would be done, as `drop the table users`.
+        typed: The value of `--confirm`.
+
+    Raises:
+        Refused: They do not, or there is no terminal to ask at.
+    """
+    name = database_name(database.url)
+    where = f" in {environment.name}" if environment.name else ""
+    if typed is not None:
+        _compare(typed, name, action)
+    elif environment.protected:
+        if not _can_ask():
+            raise Refused(
+                f"{action}: {environment.name} is protected, and here is no terminal to ask at",
+                details=["--yes is not enough there"] if yes else [],
+                hint=f"--confirm {name}",
+            )
+        question = f"{action}{where}? Type the database's name ({name}) to go on: "
+        _compare(_ask(question), name, action)
+    elif not yes:
+        if not _can_ask():
+            raise Refused(
+                f"{action}: here is no terminal to ask at", hint=f"--yes, or --confirm {name}"
+            )
+        if _ask(f"{action}{where}, database {name}? [y/N] ").lower() not in ("y", "yes"):
+            raise Refused("nothing was done: the answer was not y")
+
+
+def database_name(url: URL | None) -> str:
+    """What a person types to confirm: the database's name; a SQLite file's without its folder."""
+    if url is None or not url.database:
+        return "default"
+    if url.get_backend_name() == "sqlite":
+        return PurePath(url.database).name
+    return url.database
+
+
+def _can_ask() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(question: str) -> str:
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip()
+
+
+def _compare(typed: str, name: str, action: str) -> None:
+    if typed != name:
+        raise Refused(
+            f"{action}: the database's name is {name!r}, not {typed!r}", hint=f"--confirm {name}"
+        )

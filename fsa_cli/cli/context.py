@@ -1,0 +1,181 @@
+"""What every command is given: the common flags, and from them the settings, the app, the output.
+
+def count(context: typer.Context) -> None:
+    fsa = Fsa.of(context)
+    fsa.output.line(str(len(fsa.load().databases)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsa_cli.cli import confirmation
+from fsa_cli.exceptions import UsageError
+from fsa_cli.project import environments
+from fsa_cli.project.settings import Flags, Settings, read
+from fsa_cli.terminal.output import Output
+
+if TYPE_CHECKING:
+    import typer
+
+    from fastapi_sqlalchemy import Database
+    from fsa_cli.project.loader import LoadedApp
+
+#: The spellings of the common flags, and the field of `Flags` that each sets.
+SPELLINGS = {
+    "-A": "app",
+    "--app": "app",
+    "--env-file": "env_file",
+    "-d": "database",
+    "--database": "database",
+    "--env": "env",
+    "-v": "verbose",
+    "--verbose": "verbose",
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "--json": "json",
+    "--no-color": "no_color",
+    "-y": "yes",
+    "--yes": "yes",
+    "--traceback": "traceback",
+}
+_VALUED = {"app", "env_file", "database", "env"}
+_LOADING = {"app", "env_file", "env"}
+
+
+class Fsa:
+    """One call of `fsa`. Nothing is read or imported before it is asked for."""
+
+    def __init__(self, flags: Flags | None = None) -> None:
+        self.command = ""
+        """The words of the command that runs, as `db downgrade`."""
+        self._flags = flags or Flags()
+        self._output: Output | None = None
+        self._settings: Settings | None = None
+        self._loaded: LoadedApp | None = None
+
+    @classmethod
+    def of(cls, context: typer.Context) -> Fsa:
+        """The one that *context*'s command was called with."""
+        fsa: Fsa = context.obj
+        return fsa
+
+    @property
+    def flags(self) -> Flags:
+        return self._flags
+
+    @property
+    def output(self) -> Output:
+        if self._output is None:
+            self._output = Output(
+                json=bool(self._flags.json),
+                quiet=bool(self._flags.quiet),
+                verbose=self._flags.verbose or 0,
+                color=False if self._flags.no_color else None,
+                traceback=bool(self._flags.traceback),
+            )
+        return self._output
+
+    @property
+    def settings(self) -> Settings:
+        """Raises ConfigurationError where a setting is wrong."""
+        if self._settings is None:
+            self._settings = read(self._flags)
+        return self._settings
+
+    @property
+    def loaded(self) -> LoadedApp | None:
+        """The app, if it was loaded."""
+        return self._loaded
+
+    def load(self) -> LoadedApp:
+        """The app, imported on the first call; `db` is configured and the tasks are registered.
+
+        Raises:
+            AppLoadError: It was not found, or failed while it was imported.
+            ConfigurationError: A setting is wrong.
+            Refused: The environment prohibits the command.
+        """
+        if self._loaded is None:
+            from fsa_cli.project import loader
+
+            loaded = loader.load(self.settings)
+            self.output.detail(f"app {loaded.target}, found by {loaded.found}")
+            chosen = loaded.databases.get(self.settings.database)
+            environment = environments.of(self.settings, [chosen] if chosen else [])
+            environment.refuse_prohibited(self.command)
+            self._loaded = loaded
+        return self._loaded
+
+    def environment(self) -> environments.Environment:
+        """The environment of all the app's databases; the chosen one decides first.
+
+        Raises:
+            Refused: One was named, and a database is that of another one, which is protected.
+        """
+        loaded, chosen = self.load(), self.settings.database
+        ordered = sorted(loaded.databases.items(), key=lambda item: item[0] != chosen)
+        return environments.of(self.settings, [database for _, database in ordered])
+
+    def confirm(self, action: str, database: Database, *, typed: str | None = None) -> None:
+        """Have a person agree to *action* on *database*, which cannot be undone.
+
+        Args:
+            action: What would be done, as `drop the table users`.
+            typed: The value of the command's `--confirm`.
+
+        Raises:
+            Refused: They do not, or there is no terminal to ask at.
+        """
+        environment = environments.of(self.settings, [database])
+        yes = bool(self._flags.yes)
+        confirmation.confirm(environment, action, database, typed=typed, yes=yes)
+
+    def carry(self, executor: str | None) -> None:
+        """Have *executor* carry the runs of tasks that name none; None: as the settings say."""
+        if executor is not None:
+            sources = {**self.settings.sources, "executor": "--executor"}
+            self._settings = replace(self.settings, executor=executor, sources=sources)
+
+    def set(self, **flags: Any) -> None:
+        """Give flags a new value; what was derived from the old ones is made anew.
+
+        A loaded app stays, unless the flags say which one to load.
+        """
+        self._flags = replace(self._flags, **flags)
+        self._output = self._settings = None
+        if not _LOADING.isdisjoint(flags):
+            self._loaded = None
+
+
+def split_flags(words: Sequence[str], *, but: Collection[str] = ()) -> tuple[Flags, list[str]]:
+    """The common flags among *words*, and the words that are left.
+
+    For commands whose words belong to someone else: `fsa run-task NAME WORDS`. Everything after
+    `--` is left as it is, without the `--`.
+
+    Args:
+        but: Fields of `Flags` that are not meant here, such as `{"json"}`.
+    """
+    found: dict[str, Any] = {}
+    rest: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            return Flags(**found), rest + waiting
+        spelling, equals, value = word.partition("=")
+        name = SPELLINGS.get(spelling)
+        if name is None or name in but or (equals and name not in _VALUED):
+            rest.append(word)
+        elif name in _VALUED:
+            if not equals and not waiting:
+                raise UsageError(f"{word} needs a value")
+            text = value if equals else waiting.pop(0)
+            found[name] = Path(text) if name == "env_file" else text
+        else:
+            found[name] = found.get(name, 0) + 1 if name == "verbose" else True
+    return Flags(**found), rest

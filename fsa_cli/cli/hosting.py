@@ -1,0 +1,163 @@
+"""What `fsa scheduler start`, `tick` and `fsa worker start` share: their options, and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from fsa_cli.cli.context import Fsa
+from fsa_cli.exceptions import DatabaseUnreachable, FsaError, Interrupted, Terminated
+from fsa_cli.processes import heartbeat
+from fsa_cli.tasks.registry import registry
+
+if TYPE_CHECKING:
+    from fsa_cli.processes.assembly import ProcessBuilder
+    from fsa_cli.processes.node import Node, Unfinished
+
+
+class LogFormat(Enum):
+    text = "text"
+    json = "json"
+
+
+class HostingOptions:
+    """The options of a command that hosts runs, each of them also a variable: FSA_COMMAND_OPTION.
+
+    Args:
+        command: As its variables name it.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self.grace = self.option(
+            "--grace",
+            help="Seconds that running tasks have to end after SIGTERM or Ctrl-C.",
+            min=0,
+            metavar="S",
+        )
+        self.concurrency = self.option(
+            "--concurrency",
+            help="How many tasks run at a time; half of the app's connection pool (7).",
+            min=1,
+            metavar="N",
+            show_default=False,
+        )
+        self.port = self.option(
+            "--port", help="Serve /livez, /readyz and /metrics.", min=0, max=65535
+        )
+        self.host = self.option("--host", help="Where to serve them.", metavar="ADDRESS")
+        self.log_format = self.option("--log-format", help="How each run's line is written.")
+        self.executor = self.option(
+            "--executor",
+            help="What carries the runs: local, procrastinate, celery; else the settings'.",
+            metavar="NAME",
+            show_default=False,
+        )
+
+    def option(self, spelling: str, **more: Any) -> Any:
+        variable = f"FSA_{self._command}_{spelling.lstrip('-').replace('-', '_').upper()}"
+        return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+
+
+def process_builder(
+    fsa: Fsa, only: Sequence[str] = (), tags: Sequence[str] = (), *, json: bool = False
+) -> ProcessBuilder:
+    """The app's schedule and its ledger; nothing is connected yet.
+
+    Args:
+        json: Log JSON lines; `--json` does so too.
+    """
+    from fsa_cli.processes.assembly import ProcessBuilder
+
+    loaded = fsa.load()
+    json = json or fsa.output.json
+    return ProcessBuilder.of(
+        loaded, fsa.settings, fsa.output, registry, only=only, tags=tags, json=json
+    )
+
+
+def host_until_signal(
+    fsa: Fsa,
+    setup: ProcessBuilder,
+    made: Node,
+    address: str,
+    port: int | None,
+    introduce: Callable[[], None],
+) -> None:
+    """Have *made* run until a signal comes, with its probes where there is a *port* for them.
+
+    Args:
+        introduce: Says what it is; whoever has read that may send a signal.
+    """
+    from fsa_cli.processes import probes
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(made.signals())
+        introduce()
+        if port is not None:
+            served = stack.enter_context(probes.serving(made, address, port))
+            setup.log.say("probes", f"probes on http://{address}:{served}/", port=served)
+        run_to_end(fsa, setup, made.run)
+    setup.log.say("stopped", "stopped: every task that was running has ended")
+
+
+def run_to_end(fsa: Fsa, setup: ProcessBuilder, run: Callable[[], Unfinished | None]) -> None:
+    """Run it; leave at once where something goes wrong or is left."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from fsa_cli.database.connections import driver_message
+    from fsa_cli.processes.run_log import running_for
+
+    try:
+        left = run()
+    except SQLAlchemyError as exc:
+        unreachable = DatabaseUnreachable(
+            "the ledger cannot be reached", details=[setup.ledger.where, driver_message(exc)]
+        )
+        unreachable.__cause__ = exc
+        _leave(fsa, unreachable)
+    except FsaError as exc:
+        _leave(fsa, exc)
+    if left is not None:
+        _leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
+    setup.close()
+
+
+def heartbeat_writer(setup: ProcessBuilder) -> Callable[[], None]:
+    """What says that this process is alive; where it cannot be written, that is said once."""
+    failed: list[OSError] = []
+
+    def beat() -> None:
+        try:
+            heartbeat.beat()
+        except OSError as exc:
+            if not failed:
+                setup.log.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
+            failed.append(exc)
+
+    return beat
+
+
+def _left(number: signal.Signals, runs: list[str]) -> FsaError:
+    kind = Interrupted if number == signal.SIGINT else Terminated
+    return kind(
+        f"stopped by {number.name} with work left: {', '.join(runs)}",
+        details=["what it had not committed is rolled back"],
+        hint="--grace S gives running tasks more time",
+    )
+
+
+def _leave(fsa: Fsa, error: FsaError) -> NoReturn:
+    """End the process now: a thread that hangs must not hold it back."""
+    fsa.output.error(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(error.exit_code)

@@ -1,0 +1,148 @@
+"""The words after a task's name: whose they are, fsa's or the task's, and what they mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fsa_cli.cli.context import SPELLINGS, Fsa, split_flags
+from fsa_cli.exceptions import UsageError
+from fsa_cli.project.loader import LoadedApp
+from fsa_cli.project.settings import Flags
+from fsa_cli.tasks import arguments
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.lookup import get_task
+from fsa_cli.tasks.signature import signature_of
+
+__all__ = ["Call", "enqueue", "read"]
+
+_LOADING = {"app", "env_file", "env"}
+_FLAGS = {word: field in {*_LOADING, "database"} for word, field in SPELLINGS.items()}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A task, its words, and the command's own options that stood among them.
+
+    Attributes:
+        name: As it was written; `module:function` of one that is not registered.
+    """
+
+    loaded: LoadedApp
+    name: str
+    task: TaskDefinition
+    words: list[str]
+    options: dict[str, str]
+
+    @property
+    def help(self) -> bool:
+        return "--help" in self.options or "-h" in self.options
+
+    def values(self) -> dict[str, Any]:
+        """The values of the task's parameters.
+
+        Raises:
+            ArgumentError: A word is not what the task takes.
+        """
+        signature = signature_of(self.task.function)
+        return arguments.parse(signature, self.words, args_json=self.options.get("--args-json"))
+
+    def number(self, option: str, *, least: float = 0, whole: bool = False) -> float | None:
+        """The value of *option*; None if it was not given."""
+        text = self.options.get(option)
+        if text is None:
+            return None
+        try:
+            number = int(text) if whole else float(text)
+        except ValueError:
+            number = -1
+        if not least <= number < float("inf") or (option == "--timeout" and number == 0):
+            kind = "a whole number" if whole else "seconds"
+            more = "more than 0" if option == "--timeout" else "0 or more"
+            raise UsageError(f'{option} "{text}": expected {kind}, {more}')
+        return number
+
+
+def read(
+    fsa: Fsa,
+    name: str,
+    words: Sequence[str],
+    given: Mapping[str, str | None],
+    own: Mapping[str, bool],
+) -> Call:
+    """Load the app and tell fsa's flags from the task's words.
+
+    Args:
+        given: The command's own options that stood before the name; None: it was not given.
+        own: Its own options that may also stand after the name, and whether each takes a value.
+
+    Raises:
+        TaskNotFound: There is no such task.
+        UsageError: A flag may be fsa's or the task's.
+    """
+    # Which words are the task's is known only when the app is loaded, and these say which app.
+    early, _ = split_flags(words, but={field.name for field in fields(Flags)} - _LOADING)
+    _apply(fsa, early)
+    loaded = fsa.load()
+    task = get_task(name)
+    signature = signature_of(task.function)
+    _refuse_ambiguous(name, early, signature.options())
+    ours, theirs = arguments.split(signature, words, {**_FLAGS, **own})
+    late, rest = split_flags(ours)
+    _apply(fsa, late)
+    options = {option: value for option, value in given.items() if value is not None}
+    while rest:
+        word, equals, value = rest.pop(0).partition("=")
+        if own[word] and not equals:
+            if not rest:
+                raise UsageError(f"{word} needs a value")
+            value = rest.pop(0)
+        options[word] = value
+    return Call(loaded, name, task, theirs, options)
+
+
+def enqueue(fsa: Fsa, call: Call, *, waits: bool = False) -> None:
+    """Have it run soon, by whoever is free, and print the run's id.
+
+    Args:
+        waits: Wait for its end instead, and exit as it ended.
+    """
+    from fsa_cli.ledger.access import reached
+    from fsa_cli.ledger.location import ledger_of
+    from fsa_cli.runs import control
+    from fsa_cli.runs.enqueue import arguments_of
+
+    control.require_registered(call.name, call.task)
+    values = arguments_of(call.task, call.values())
+    ledger = ledger_of(call.loaded.databases, fsa.settings)
+    try:
+        with reached(ledger):
+            run_id = control.trigger(ledger, fsa.settings, call.task, values, fsa.output.warn)
+            if waits:
+                control.wait(ledger, run_id, fsa.output)
+                return
+    finally:
+        ledger.dispose()
+    if fsa.output.json:
+        shown = {"id": run_id, "task": call.task.name, "arguments": json.loads(values)}
+        fsa.output.document(shown)
+    else:
+        fsa.output.line(run_id)
+
+
+def _apply(fsa: Fsa, flags: Flags) -> None:
+    given = {f.name: getattr(flags, f.name) for f in fields(flags)}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if any(getattr(fsa.flags, name) != value for name, value in changed.items()):
+        fsa.set(**changed)
+
+
+def _refuse_ambiguous(name: str, early: Flags, options: Collection[str]) -> None:
+    for word, field in SPELLINGS.items():
+        if getattr(early, field) is not None and word in options:
+            raise UsageError(
+                f"{word} after {name!r} may be fsa's, and the task has a parameter of that name",
+                hint=f"fsa's goes before the name, the task's after --: {name} -- {word} ...",
+            )

@@ -1,0 +1,152 @@
+"""`fsa scheduler trigger | pause | resume | init`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from fsa_cli.cli.completion import task_names
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.task_call import enqueue, read
+from fsa_cli.exceptions import UsageError
+from fsa_cli.tasks.registry import registry
+
+#: The options of `trigger` that may also stand after NAME, and whether each takes a value.
+_OWN = {"--wait": False, "--args-json": True, "--help": False, "-h": False}
+
+
+def _option(command: str, spelling: str, **more: Any) -> Any:
+    variable = f"FSA_SCHEDULER_{command}_{spelling.lstrip('-').replace('-', '_').upper()}"
+    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+
+
+_NAMES = typer.Argument(metavar="NAME", help="A task.", autocompletion=task_names)
+
+
+def trigger(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task.", autocompletion=task_names)],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="The task's own: fsa run-task NAME --help."),
+    ] = None,
+    args_json: Annotated[
+        str | None,
+        _option(
+            "TRIGGER",
+            "--args-json",
+            help="Its arguments as a JSON object, @FILE or -.",
+            metavar="JSON",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, _option("TRIGGER", "--wait", help="Wait for its end, and exit as it ended.")
+    ] = False,
+) -> None:
+    """Have a scheduler run a task soon; prints the run's id. Also where the task is paused.
+
+    \b
+      fsa scheduler trigger count_users
+      fsa scheduler trigger count_users --no-active --since 2026-01-01 --wait
+    """
+    from fsa_cli.cli.task_help import task_help
+
+    fsa = Fsa.of(context)
+    given = {"--args-json": args_json, "--wait": "" if wait else None}
+    call = read(fsa, name, words or [], given, _OWN)
+    if call.help:
+        for line in task_help(call.task, fsa.settings.timezone):
+            fsa.output.line(line)
+        return
+    enqueue(fsa, call, waits="--wait" in call.options)
+
+
+def pause(
+    context: typer.Context,
+    names: Annotated[list[str] | None, _NAMES] = None,
+    every: Annotated[
+        bool, _option("PAUSE", "--all", help="Every task that has a schedule.")
+    ] = False,
+) -> None:
+    """Have tasks no longer run by schedule; what comes meanwhile is recorded as skipped.
+
+    \b
+      fsa scheduler pause count_users
+      fsa scheduler pause --all
+    """
+    _steer(Fsa.of(context), names or [], every, paused=True)
+
+
+def resume(
+    context: typer.Context,
+    names: Annotated[list[str] | None, _NAMES] = None,
+    every: Annotated[bool, _option("RESUME", "--all", help="Every task that is paused.")] = False,
+) -> None:
+    """Have paused tasks run by schedule again.
+
+    \b
+      fsa scheduler resume count_users
+      fsa scheduler resume --all
+    """
+    _steer(Fsa.of(context), names or [], every, paused=False)
+
+
+def init(
+    context: typer.Context,
+    sql: Annotated[
+        bool, _option("INIT", "--sql", help="Print the SQL that makes it; connect to nothing.")
+    ] = False,
+) -> None:
+    """Make the tables of the ledger of runs, as `fsa scheduler start` would.
+
+    \b
+      fsa scheduler init
+      fsa scheduler init --sql > ledger.sql
+    """
+    from fsa_cli.ledger import schema
+    from fsa_cli.ledger.location import ledger_of
+    from fsa_cli.runs.executor_registry import ExecutorRegistry
+
+    fsa = Fsa.of(context)
+    loaded = fsa.load()
+    ledger = ledger_of(loaded.databases, fsa.settings)
+    engines = [
+        each for each, _ in ExecutorRegistry(ledger, fsa.settings).engines(registry).values()
+    ]
+    if sql:
+        for statement in schema.statements(ledger, loaded.databases.values()):
+            fsa.output.line(statement)
+        for engine in engines:
+            for statement in engine.statements():
+                fsa.output.line(statement)
+        return
+    made = schema.create(ledger, loaded.databases.values(), fsa.output.warn)
+    prepared = [engine.name for engine in engines if engine.prepare()]
+    ledger.dispose()
+    if fsa.output.json:
+        fsa.output.document({"ledger": ledger.where, "made": made, "engines": prepared})
+        return
+    fsa.output.say(f"{'made' if made else 'it is there already'}: {ledger.where}")
+    for name in prepared:
+        fsa.output.say(f"made: what {name} needs there")
+
+
+def _steer(fsa: Fsa, names: Sequence[str], every: bool, *, paused: bool) -> None:
+    from fsa_cli.ledger.access import existing
+    from fsa_cli.runs import control
+
+    if bool(names) == every:
+        raise UsageError("which tasks?", hint="their names, or --all")
+    with existing(fsa.load(), fsa.settings) as ledger:
+        change = control.pause if paused else control.resume
+        changed = change(ledger, names)
+    if fsa.output.json:
+        fsa.output.document({"paused" if paused else "resumed": changed})
+        return
+    for name in changed:
+        fsa.output.line(name)
+    was = "paused" if paused else "resumed"
+    tasks = "1 task" if len(changed) == 1 else f"{len(changed)} tasks"
+    fsa.output.say(f"{was} {tasks}" if changed else f"nothing was {was}: it is so already")

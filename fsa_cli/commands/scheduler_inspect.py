@@ -1,0 +1,227 @@
+"""`fsa scheduler list | next | test | status`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fsa_cli.cli.completion import task_names
+from fsa_cli.cli.context import Fsa
+from fsa_cli.exceptions import UsageError
+from fsa_cli.schedules.formatting import format_fire_time
+from fsa_cli.schedules.schedule import Schedule, parse_schedule, upcoming
+from fsa_cli.schedules.timezones import zone_name
+from fsa_cli.tasks.lookup import get_task
+from fsa_cli.tasks.registry import registry
+from fsa_cli.terminal.formatting import format_duration
+
+if TYPE_CHECKING:
+    from fsa_cli.processes.schedule_plan import Scheduled
+
+_NEXT = 5
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+def _option(command: str, *spellings: str, **more: Any) -> Any:
+    variable = f"FSA_SCHEDULER_{command}_{spellings[-1].lstrip('-').replace('-', '_').upper()}"
+    return typer.Option(*spellings, envvar=variable, show_envvar=True, **more)
+
+
+def list_(context: typer.Context) -> None:
+    """The scheduled tasks and when each comes next, in its own time zone.
+
+    \b
+      fsa scheduler list
+      fsa scheduler list --json
+    """
+    from fsa_cli.processes.schedule_plan import plan
+
+    fsa = Fsa.of(context)
+    fsa.load()
+    now = datetime.now(UTC)
+    planned = plan(registry, fsa.settings.timezone)
+    if fsa.output.json:
+        fsa.output.document([_document(each, now) for each in planned])
+    elif not planned:
+        fsa.output.say('no task has a schedule: @task(schedule="0 3 * * *")')
+    else:
+        fsa.output.table(
+            [_row(each, now) for each in planned],
+            {
+                "task": "task",
+                "schedule": "schedule",
+                "timezone": "zone",
+                "next": "next",
+                "in": "in",
+                "then": "then",
+            },
+        )
+
+
+def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
+    """A scheduled task as JSON has it."""
+    schedule = scheduled.schedule
+    return {
+        "task": scheduled.task.name,
+        "schedule": schedule.text,
+        "timezone": zone_name(schedule.timezone),
+        "next": upcoming(schedule, now, _NEXT),
+    }
+
+
+def _row(scheduled: Scheduled, now: datetime) -> dict[str, object]:
+    """A scheduled task as a person reads it."""
+    schedule = scheduled.schedule
+    instants = upcoming(schedule, now, 2)
+    first = instants[0] if instants else None
+    return {
+        **_document(scheduled, now),
+        "next": format_fire_time(first, schedule) if first else "never again",
+        "in": format_duration(first - now) if first else "",
+        "then": "".join(
+            format_fire_time(instant, schedule, after=first) for instant in instants[1:]
+        ),
+    }
+
+
+def next_(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A task; else all of them.",
+            show_default=False,
+            autocompletion=task_names,
+        ),
+    ] = None,
+    count: Annotated[
+        int, _option("NEXT", "-n", "--count", help="How many instants.", min=1, metavar="COUNT")
+    ] = 10,
+) -> None:
+    """The coming instants, in the task's time zone and in UTC, and where its clocks change.
+
+    \b
+      fsa scheduler next
+      fsa scheduler next count_users -n 20
+      fsa scheduler next --json
+    """
+    from fsa_cli.processes.schedule_plan import plan
+    from fsa_cli.schedules import preview
+
+    fsa = Fsa.of(context)
+    fsa.load()
+    chosen = list(registry) if name is None else [get_task(name)]
+    planned = plan(chosen, fsa.settings.timezone)
+    if name is not None and not planned:
+        raise UsageError(f"the task {name!r} has no schedule", hint="fsa scheduler list")
+    now = datetime.now(UTC)
+    pairs = [(each.task.name, each.schedule) for each in planned]
+    found = preview.upcoming_fire_times(pairs, now, count)
+    if not found:
+        fsa.output.say("no task has a schedule" if not planned else "never again")
+    rows = [
+        {
+            "task": each.task,
+            "local": each.local.isoformat(sep=" "),
+            "timezone": zone_name(each.schedule.timezone),
+            "at": each.at if fsa.output.json else each.at.strftime("%Y-%m-%d %H:%M:%S"),
+            "in": (each.at - now) if fsa.output.json else format_duration(each.at - now),
+            "clocks": each.change,
+        }
+        for each in found
+    ]
+    columns = {"task": "task", "local": "local", "timezone": "zone", "at": "UTC", "in": "in"}
+    if any(each.change for each in found):
+        columns["clocks"] = "clocks"
+    fsa.output.table(rows, columns)
+
+
+def fires(
+    context: typer.Context,
+    schedule: Annotated[
+        str, typer.Argument(metavar="SCHEDULE", help="A schedule, or the name of a task.")
+    ],
+    at: Annotated[
+        str,
+        _option("TEST", "--at", help="An instant; without an offset, in the zone.", metavar="ISO"),
+    ],
+    timezone: Annotated[
+        str | None, _option("TEST", "--timezone", help="The schedule's zone.", metavar="ZONE")
+    ] = None,
+) -> None:
+    """Does a schedule fire at an instant? Exits 0 if it does, 1 if not.
+
+    \b
+      fsa scheduler test count_users --at 2026-10-25T03:00Z
+      fsa scheduler test "30 2 * * *" --at 2026-03-29T02:30 --timezone Europe/Berlin
+    """
+    from fsa_cli.schedules import preview
+
+    fsa = Fsa.of(context)
+    meant = _schedule(fsa, schedule, timezone)
+    found = preview.check_fires(meant, preview.read_instant(at, meant))
+    shown = {
+        "schedule": meant.text,
+        "timezone": zone_name(meant.timezone),
+        "at": found.at,
+        "fires": found.fires,
+        "before": found.before,
+        "after": found.after,
+    }
+    if not fsa.output.json:
+        for key in ("at", "before", "after"):
+            shown[key] = _both(shown[key], meant)
+    fsa.output.record(shown)
+    raise typer.Exit(0 if found.fires else 1)
+
+
+def status(context: typer.Context) -> None:
+    """Who runs the tasks, and how each task fares: its last run, its failures, what it missed.
+
+    \b
+      fsa scheduler status
+      fsa scheduler status --json
+    """
+    from fsa_cli.ledger import queries
+    from fsa_cli.ledger.access import existing
+    from fsa_cli.runs import status_view as views
+
+    fsa = Fsa.of(context)
+    with existing(fsa.load(), fsa.settings) as ledger:
+        seen = queries.overview(ledger)
+        where, namespace = ledger.where, ledger.namespace
+    if fsa.output.json:
+        fsa.output.document(views.document(seen, where, namespace))
+        return
+    fsa.output.say(f"ledger: {where}, namespace {namespace}")
+    for warning in views.warnings(seen):
+        fsa.output.warn(warning)
+    if nodes := views.node_rows(seen):
+        fsa.output.table(nodes, views.NODE_COLUMNS)
+        fsa.output.line("")
+    rows = views.task_rows(seen)
+    every = not fsa.output.console.is_terminal
+    fsa.output.table(rows, views.task_columns(rows, every=every))
+
+
+def _schedule(fsa: Fsa, text: str, zone: str | None) -> Schedule:
+    if _NAME.fullmatch(text):
+        fsa.load()
+        task = get_task(text)
+        if task.schedule is None:
+            raise UsageError(f"the task {text!r} has no schedule", hint="fsa scheduler list")
+        return parse_schedule(task.schedule, zone or task.timezone or fsa.settings.timezone)
+    return parse_schedule(text, zone or fsa.settings.timezone)
+
+
+def _both(instant: object, schedule: Schedule) -> str:
+    """An instant in the zone, and in UTC where that is another one."""
+    if not isinstance(instant, datetime):
+        return "never"
+    local = instant.astimezone(schedule.timezone)
+    text = f"{local:%a} {local.isoformat(sep=' ')}"
+    return text if schedule.timezone is UTC else f"{text}, {instant:%Y-%m-%d %H:%M:%S} UTC"

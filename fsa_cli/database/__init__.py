@@ -1,0 +1,1 @@
+"""The user's database: connections, what is in it, SQL on it."""

@@ -1,0 +1,156 @@
+"""Where a database is, and whether an error is there because no connection to it can be opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from fsa_cli.exceptions import DatabaseUnreachable
+from fsa_cli.terminal.user_code import summarize_error
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection
+    from sqlalchemy.engine import ExceptionContext
+
+    from fastapi_sqlalchemy import Database
+
+T = TypeVar("T")
+
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+_DRIVERS = {"asyncpg", "psycopg", "psycopg2", "pymysql", "aiomysql", "asyncmy", "sqlite3"}
+_MARK = "_fsa_could_not_connect"
+_PING_TIMEOUT_S = 5.0
+
+
+def connected(db: Database, work: Callable[[Connection], T]) -> T:
+    """What *work* returns, given a connection; what it does not commit is rolled back.
+
+    It is the sync engine's, or the async one's where only that has a driver.
+    """
+    from fastapi_sqlalchemy.exceptions import ConfigurationError
+
+    try:
+        engine = db.engine
+    except ConfigurationError:
+        return asyncio.run(_aconnected(db, work))
+    with engine.connect() as connection:
+        return work(connection)
+
+
+def watch() -> None:
+    """From now on, mark each exception of a connection that could not be opened, on any engine."""
+    from sqlalchemy import Engine, event
+
+    if not event.contains(Engine, "handle_error", _mark):
+        event.listen(Engine, "handle_error", _mark)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a connection could not be opened, or was lost; else the database has answered."""
+    return any(
+        getattr(each, _MARK, None) is not None or getattr(each, "connection_invalidated", False)
+        for each in _chain(error)
+    )
+
+
+def unreachable(
+    error: BaseException,
+    databases: Mapping[str, Database],
+    url_sources: Mapping[str, str] | None = None,
+) -> DatabaseUnreachable | None:
+    """What to say if *error* means that a database cannot be reached; else None.
+
+    Some drivers' connection errors do not pass through an engine's events, and a
+    `ConnectionRefusedError` may be about something else: then the databases are asked.
+
+    Args:
+        url_sources: Where each database's URL is from.
+    """
+    chain = list(_chain(error))
+    for each in chain:
+        if (url := getattr(each, _MARK, None)) is not None:
+            name = next((n for n, db in databases.items() if _same(db.url, url)), None)
+            return _unreachable(each, name, url, url_sources or {})
+    if not any(_may_mean_it(each) for each in chain):
+        return None
+    from fastapi_sqlalchemy.health import ping
+
+    for name, db in databases.items():
+        try:
+            ping(db, timeout_s=_PING_TIMEOUT_S)
+        except Exception as exc:
+            return _unreachable(exc, name, db.url, url_sources or {})
+    return None
+
+
+def address(url: URL | None) -> str:
+    """Where a database is, for a person: never its password."""
+    if url is None:
+        return "not configured"
+    kind = url.get_backend_name()
+    if kind == "sqlite":
+        return f"sqlite {url.database or 'in memory'}"
+    port = url.port or _PORTS.get(kind)
+    where = f"{url.host or 'local socket'}{f':{port}' if port else ''}"
+    user = f" as {url.username}" if url.username else ""
+    return f"{kind} {where}, database {url.database or 'not named'}{user}"
+
+
+def driver_message(error: BaseException) -> str:
+    """The driver's own words: SQLAlchemy's wrapping and link left out."""
+    return summarize_error(getattr(error, "orig", None) or error)
+
+
+async def _aconnected(db: Database, work: Callable[[Connection], T]) -> T:
+    async with db.async_engine.connect() as connection:
+        return await connection.run_sync(work)
+
+
+def _mark(context: ExceptionContext) -> None:
+    if context.connection is None and context.engine is not None:
+        for error in (context.sqlalchemy_exception, context.original_exception):
+            if error is not None:
+                setattr(error, _MARK, context.engine.url)
+
+
+def _unreachable(
+    error: BaseException, name: str | None, url: URL | None, sources: Mapping[str, str]
+) -> DatabaseUnreachable:
+    details = [address(url), driver_message(error)]
+    if name is not None and name in sources:
+        details.append(f"its URL is from {sources[name]}")
+    failure = DatabaseUnreachable(
+        f"the database {name!r} cannot be reached" if name else "a database cannot be reached",
+        details=details,
+        hint="is the server running, and are the host, the port, the user and the name right?",
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _may_mean_it(error: BaseException) -> bool:
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    if isinstance(error, OperationalError | InterfaceError | OSError):
+        return True
+    return type(error).__module__.partition(".")[0] in _DRIVERS
+
+
+def _same(one: URL | None, other: URL) -> bool:
+    """Whether two URLs mean one database; the sync and the async side differ in their driver."""
+    return one is not None and (one.get_backend_name(), one.host, one.port, one.database) == (
+        other.get_backend_name(),
+        other.host,
+        other.port,
+        other.database,
+    )

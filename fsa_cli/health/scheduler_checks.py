@@ -1,0 +1,83 @@
+"""Is the schedule kept? What `fsa health` asks of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from fsa_cli.exceptions import CheckFailed
+from fsa_cli.ledger import queries
+from fsa_cli.ledger.access import existing
+from fsa_cli.ledger.queries import Vitals
+from fsa_cli.terminal.formatting import format_duration
+
+if TYPE_CHECKING:
+    from fsa_cli.project.loader import LoadedApp
+    from fsa_cli.project.settings import Settings
+
+__all__ = ["alive", "kept", "vitals"]
+
+# One failure is a task's own affair; a task that fails each time is not well.
+_FAILURES = 3
+# A worker of the engine's own becomes a node with the first run that it takes.
+_STRANDED_MS = 60 * 1000
+# A schedule that `fsa scheduler tick` keeps has no scheduler that lives on.
+_TICKED_MS = 15 * 60 * 1000
+
+
+def vitals(loaded: LoadedApp, settings: Settings) -> Vitals:
+    """What the ledger says of its schedulers and tasks.
+
+    Raises:
+        LedgerUnusable: There is none, or it cannot be read.
+        DatabaseUnreachable: Its database is away.
+    """
+    with existing(loaded, settings) as ledger:
+        return queries.vitals(ledger)
+
+
+def alive(seen: Vitals) -> str:
+    """How many schedulers live, and how long the best lease still lasts.
+
+    Raises:
+        CheckFailed: None does.
+    """
+    left = [each.lease_until_ms - seen.now_ms for each in seen.nodes]
+    live = [ms for ms, each in zip(left, seen.nodes, strict=True) if ms >= 0 and each.is_open]
+    if live:
+        return f"{len(live)} alive, lease for {_spoken(max(live))} more"
+    ago = min((-ms for ms in left), default=None)
+    if ago is None:
+        raise CheckFailed("no scheduler has run yet: fsa scheduler start")
+    ticked = [-ms for ms, each in zip(left, seen.nodes, strict=True) if each.role == "tick"]
+    if ticked and min(ticked) <= _TICKED_MS:
+        return f"the last tick was {_spoken(min(ticked))} ago"
+    raise CheckFailed(f"no scheduler is alive, the last one was {_spoken(ago)} ago")
+
+
+def kept(seen: Vitals, names: Collection[str]) -> str:
+    """That none of these tasks has missed an instant since its last success, or fails each time.
+
+    And that somebody takes what was handed to an engine.
+
+    Raises:
+        CheckFailed: One has.
+    """
+    wrong = []
+    for name in sorted(names):
+        missed, failures = seen.missed.get(name, 0), seen.failures.get(name, 0)
+        parts = [f"missed {missed}"] if missed else []
+        parts += [f"failed {failures} times in a row"] if failures >= _FAILURES else []
+        if parts:
+            wrong.append(f"{name} {' and '.join(parts)}")
+    waits_ms = 0 if seen.stranded_ms is None else seen.now_ms - seen.stranded_ms
+    if waits_ms > _STRANDED_MS:
+        wrong.append(f"no worker takes runs, for {_spoken(waits_ms)}: fsa worker start")
+    if wrong:
+        raise CheckFailed("; ".join(wrong))
+    return "nothing since the last success"
+
+
+def _spoken(ms: int) -> str:
+    return format_duration(timedelta(milliseconds=ms))

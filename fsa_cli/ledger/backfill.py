@@ -1,0 +1,291 @@
+"""The sweep: an instant without a row gets one, so that nothing disappears.
+
+Every instant up to a task's watermark has a row. What came when a live node knew the task is
+queued; what came when none did is missed, and the task's `catch_up` says which of it still runs.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from sqlalchemy import Connection, TextClause, bindparam, select, update
+from sqlalchemy.exc import IntegrityError
+
+from fsa_cli.ledger.dialects import DialectSQL, execute_rows, insert_rows, typed
+from fsa_cli.ledger.instants import instants_with_row
+from fsa_cli.ledger.records import SCHEDULED, ExpectedInstant, RegisteredTask
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import node, node_task, task
+
+__all__ = ["backfill", "register_tasks"]
+T = TypeVar("T")
+
+# Of bound parameters; SQLite takes 32,766 in all, MySQL a packet of 16 MB.
+_BATCH = 1000
+
+
+def register_tasks(ledger: Ledger, known: Sequence[RegisteredTask]) -> dict[str, int]:
+    """Tell the ledger of these tasks; the watermark of each.
+
+    A task that is new, or whose schedule has changed, begins at the database's now.
+    """
+    while True:
+        try:
+            return ledger.write(lambda connection: _register(ledger, connection, known))
+        except IntegrityError:  # another replica told it of the same task at this moment
+            continue
+
+
+def backfill(
+    ledger: Ledger,
+    node_id: str,
+    expected: Sequence[ExpectedInstant],
+    cut_ms: int,
+    hashes: Mapping[str, str],
+) -> dict[str, int]:
+    """Give every expected instant a row and raise the watermarks to *cut_ms*.
+
+    Args:
+        hashes: The tasks, each with the hash of its schedule, of which every instant up to *cut_ms*
+            is among *expected*, or has a row.
+
+    Returns:
+        How many rows were written with each status.
+    """
+
+    def work(connection: Connection) -> dict[str, int]:
+        missing = [
+            each
+            for part in _parts(sorted(expected, key=lambda one: one.due.key))
+            for each in _without_row(ledger, connection, part)
+        ]
+        counts: dict[str, int] = defaultdict(int)
+        if missing:
+            rows = _decided(connection, ledger.namespace, node_id, missing)
+            for status, chosen in rows.items():
+                statement = _insert(ledger.words, status)
+                for part in _parts(chosen):
+                    connection.execute(
+                        statement, {"namespace": ledger.namespace, "rows": _json(part)}
+                    )
+                counts[status] += len(chosen)
+        for names in _parts(sorted(hashes)):
+            marks = [
+                {
+                    "in_namespace": ledger.namespace,
+                    "task_name": name,
+                    "to_hash": hashes[name],
+                    "cut_ms": cut_ms,
+                }
+                for name in names
+            ]
+            execute_rows(connection, ledger.words, _raising(ledger.words), marks)
+        return dict(counts)
+
+    return ledger.write(work)
+
+
+def _register(
+    ledger: Ledger, connection: Connection, known: Sequence[RegisteredTask]
+) -> dict[str, int]:
+    now_ms = ledger.now_ms(connection)
+    rows = connection.execute(
+        select(task.c.name, task.c.options, task.c.schedule_hash, task.c.watermark_ms).where(
+            task.c.namespace == ledger.namespace
+        )
+    )
+    there = {row.name: row for row in rows}
+    added, changed, watermarks = [], [], {}
+    for each in known:
+        row = there.get(each.name)
+        watermarks[each.name] = now_ms
+        values = {"options": each.options, "schedule_hash": each.schedule_hash}
+        if row is None:
+            added.append(
+                {
+                    "namespace": ledger.namespace,
+                    "name": each.name,
+                    "watermark_ms": now_ms,
+                    "consecutive_failures": 0,
+                    **values,
+                }
+            )
+        elif row.schedule_hash != each.schedule_hash:
+            changed.append({"task_name": each.name, "watermark_ms": now_ms, **values})
+        else:
+            watermarks[each.name] = row.watermark_ms
+            if row.options != each.options:
+                values["watermark_ms"] = row.watermark_ms
+                changed.append({"task_name": each.name, **values})
+    insert_rows(connection, ledger.words, "fsa_task", _TASK, added)
+    if changed:
+        connection.execute(
+            update(task).where(
+                task.c.namespace == ledger.namespace, task.c.name == bindparam("task_name")
+            ),
+            changed,
+        )
+    return watermarks
+
+
+_TASK = {
+    "namespace": "text",
+    "name": "text",
+    "options": "text",
+    "schedule_hash": "text",
+    "watermark_ms": "bigint",
+    "consecutive_failures": "bigint",
+}
+
+
+def _without_row(
+    ledger: Ledger, connection: Connection, expected: Sequence[ExpectedInstant]
+) -> list[ExpectedInstant]:
+    known = instants_with_row(ledger, connection, [each.due.key for each in expected])
+    return [each for each in expected if each.due.key not in known]
+
+
+def _decided(
+    connection: Connection, namespace: str, node_id: str, missing: Sequence[ExpectedInstant]
+) -> dict[str, list[tuple[ExpectedInstant, str, str | None]]]:
+    """The rows to write: by their status, each with its kind and its reason."""
+    paused = set(
+        connection.scalars(
+            select(task.c.name).where(task.c.namespace == namespace, task.c.paused_ms.is_not(None))
+        )
+    )
+    covered = _covered(connection, namespace, node_id, missing)
+    decided: dict[str, list[tuple[ExpectedInstant, str, str | None]]] = defaultdict(list)
+    passed: dict[str, list[ExpectedInstant]] = defaultdict(list)
+    for each in missing:
+        name = each.due.task
+        if name in paused:
+            decided["skipped"].append((each, "schedule", "the task is paused"))
+        elif each.due.key in covered and not each.passed:
+            decided["queued"].append((each, "schedule", None))
+        else:
+            passed[name].append(each)
+    for instants in passed.values():
+        *older, latest = sorted(instants, key=lambda one: one.due.scheduled_ms)
+        for each in older:
+            _decide_missed(decided, each, runs=each.catch_up == "all")
+        _decide_missed(decided, latest, runs=latest.catch_up != "none")
+    return decided
+
+
+def _decide_missed(
+    decided: dict[str, list[tuple[ExpectedInstant, str, str | None]]],
+    each: ExpectedInstant,
+    *,
+    runs: bool,
+) -> None:
+    if runs and not each.passed:
+        decided["queued"].append((each, "catch_up", None))
+        return
+    reason = "no scheduler was running and in touch with the ledger"
+    if each.passed > 1:
+        reason += f", for this and {each.passed - 1} more instants"
+    decided["missed"].append((each, "schedule", reason))
+
+
+def _covered(
+    connection: Connection, namespace: str, node_id: str, missing: Sequence[ExpectedInstant]
+) -> set[tuple[str, int]]:
+    """The instants at which a live node knew the task."""
+    instants = [each.due.scheduled_ms for each in missing]
+    first, last = min(instants), max(instants)
+    nodes = connection.execute(
+        select(node.c.id, node.c.covered_from_ms, node.c.lease_until_ms).where(
+            node.c.namespace == namespace,
+            node.c.role == "scheduler",
+            node.c.lease_until_ms >= first,
+            node.c.covered_from_ms <= last,
+        )
+    ).all()
+    mine = next((row for row in nodes if row.id == node_id), None)
+    if mine is not None and mine.covered_from_ms <= first and last <= mine.lease_until_ms:
+        return {each.due.key for each in missing}
+    by_task: dict[str, list[int]] = defaultdict(list)
+    for each in missing:
+        by_task[each.due.task].append(each.due.scheduled_ms)
+    covered: set[tuple[str, int]] = set()
+    for names in _parts(sorted(by_task)):
+        knew = connection.execute(
+            select(node_task.c.node, node_task.c.task).where(
+                node_task.c.node.in_([row.id for row in nodes]), node_task.c.task.in_(names)
+            )
+        ).all()
+        leases = {row.id: (row.covered_from_ms, row.lease_until_ms) for row in nodes}
+        for row in knew:
+            since, until = leases[row.node]
+            covered |= {(row.task, at) for at in by_task[row.task] if since <= at <= until}
+    return covered
+
+
+_COLUMNS: Mapping[str, str] = {
+    "id": "text",
+    "task": "text",
+    "at": "bigint",
+    "kind": "text",
+    "arguments": "text",
+    "executor": "text",
+    "queue": "text",
+    "error": "text",
+}
+
+
+@lru_cache
+def _insert(words: DialectSQL, status: str) -> TextClause:
+    finished = "NULL" if status == "queued" else words.now_ms
+    return typed(
+        f"""
+        INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
+            executor, queue, attempt, not_before_ms, commits, queued_ms, finished_ms, error)
+        SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', v.kind, '{status}', v.arguments,
+            v.executor, v.queue, 1, v.at, 0, {words.now_ms}, {finished}, v.error
+        FROM {words.from_rows(_COLUMNS)}
+        WHERE 1 = 1
+        ORDER BY v.task, v.at
+        {words.ignore}
+        """
+    )
+
+
+@lru_cache
+def _raising(words: DialectSQL) -> TextClause:
+    return words.update_from_rows(
+        "fsa_task",
+        {"in_namespace": "text", "task_name": "text", "to_hash": "text", "cut_ms": "bigint"},
+        ("name", "task_name"),
+        "watermark_ms = v.cut_ms",
+        "t.namespace = v.in_namespace AND t.schedule_hash = v.to_hash "
+        "AND t.watermark_ms < v.cut_ms",
+    )
+
+
+def _json(rows: Iterable[tuple[ExpectedInstant, str, str | None]]) -> str:
+    return json.dumps(
+        [
+            {
+                "id": uuid.uuid4().hex,
+                "task": each.due.task,
+                "at": each.due.scheduled_ms,
+                "kind": kind,
+                "arguments": each.due.arguments,
+                "executor": each.due.executor,
+                "queue": each.due.queue,
+                "error": reason,
+            }
+            for each, kind, reason in rows
+        ]
+    )
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]

@@ -1,0 +1,193 @@
+"""Claim instants that have come: of all replicas exactly one gets an instant.
+
+The claim of what is due is one statement, however much is due. A UNIQUE key on (task, instant)
+decides who has it, and one on `lock_key` whether the task may run now.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, select
+
+from fsa_cli.ledger.dialects import DialectSQL, typed
+from fsa_cli.ledger.instants import instants_with_row
+from fsa_cli.ledger.records import EARLY_MS, SCHEDULED, SENT_AGAIN_MS, ClaimedRun, ClaimResult, Due
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import run
+
+__all__ = ["claim_due"]
+
+
+def claim_due(
+    ledger: Ledger,
+    node: str,
+    due: Sequence[Due],
+    *,
+    window_ms: int,
+    hand_off: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+) -> ClaimResult:
+    """Take what is *due*, as far as nobody else has it.
+
+    Args:
+        window_ms: How old an instant may be.
+        hand_off: Given, an engine is to carry them: they are `handed_off`, and it is called in the
+            transaction.
+    """
+    # In one order for all replicas: in several they deadlock.
+    ordered = sorted(due, key=lambda each: (each.lock_key or "", each.task, each.scheduled_ms))
+    ids = {uuid.uuid4().hex: each for each in ordered}
+    token = uuid.uuid4().hex
+    given: dict[str, Any] = {
+        "namespace": ledger.namespace,
+        "node": node,
+        "claim": token,
+        "early_ms": EARLY_MS,
+        "window_ms": window_ms,
+        "rows": _json(ids, locked=True),
+    }
+    if hand_off is not None:
+        return ledger.write(lambda c: _dispatched(ledger, c, ids, given, hand_off))
+    outcome = ClaimResult()
+    made: set[str] = set()
+    if ledger.words.returns:
+        made = ledger.at_once(
+            lambda connection: set(connection.scalars(_insert(ledger.words, "running"), given))
+        )
+    if len(made) < len(ids):
+        outcome = ledger.write(lambda connection: _contested(ledger, connection, ids, made, given))
+    outcome.mine += [_claimed(run_id, token, ids[run_id]) for run_id in made]
+    return outcome
+
+
+def _dispatched(
+    ledger: Ledger,
+    connection: Connection,
+    ids: Mapping[str, Due],
+    given: dict[str, Any],
+    hand_off: Callable[[Connection, Sequence[ClaimedRun]], None],
+) -> ClaimResult:
+    values = {key: value for key, value in given.items() if key != "node"}
+    connection.execute(_insert(ledger.words, "handed_off"), values)
+    outcome = _unmade(ledger, connection, ids, given)
+    if outcome.mine:
+        hand_off(connection, outcome.mine)
+    return outcome
+
+
+def _contested(
+    ledger: Ledger,
+    connection: Connection,
+    ids: Mapping[str, Due],
+    made: Collection[str],
+    given: dict[str, Any],
+) -> ClaimResult:
+    """What became of those that were not made at once."""
+    rest = {run_id: each for run_id, each in ids.items() if run_id not in made}
+    if not ledger.words.returns:
+        connection.execute(_insert(ledger.words, "running"), given)
+    return _unmade(ledger, connection, rest, given)
+
+
+def _unmade(
+    ledger: Ledger, connection: Connection, rest: Mapping[str, Due], given: dict[str, Any]
+) -> ClaimResult:
+    """What became of rows that somebody has tried to insert."""
+    outcome = ClaimResult()
+    # A COMMIT whose answer was lost may have happened: what carries the token is ours.
+    mine = set(
+        connection.scalars(
+            select(run.c.id).where(run.c.id.in_(list(rest)), run.c.claim == given["claim"])
+        )
+    )
+    outcome.mine = [_claimed(run_id, given["claim"], rest[run_id]) for run_id in mine]
+    rest = {run_id: each for run_id, each in rest.items() if run_id not in mine}
+    if not rest:
+        return outcome
+    known = instants_with_row(ledger, connection, [each.key for each in rest.values()])
+    outcome.others = [each for each in rest.values() if each.key in known]
+    rest = {run_id: each for run_id, each in rest.items() if each.key not in known}
+    if not rest:
+        return outcome
+    now_ms = ledger.now_ms(connection)
+    outcome.early = [e for e in rest.values() if e.scheduled_ms > now_ms + EARLY_MS // 2]
+    rest = {i: e for i, e in rest.items() if e not in outcome.early}
+    for status, into in (("skipped", outcome.skipped), ("queued", outcome.queued)):
+        chosen = {i: e for i, e in rest.items() if e.waits is (status == "queued")}
+        if chosen:
+            values = {key: given[key] for key in ("namespace", "early_ms", "window_ms")}
+            values["rows"] = _json(chosen, locked=False)
+            connection.execute(_insert(ledger.words, status), values)
+            there = instants_with_row(ledger, connection, [each.key for each in chosen.values()])
+            into += [e for e in chosen.values() if e.key in there]
+            outcome.left += [e for e in chosen.values() if e.key not in there]
+    return outcome
+
+
+def _claimed(run_id: str, token: str, due: Due) -> ClaimedRun:
+    return ClaimedRun(
+        *(run_id, token, due.task, due.scheduled_ms, "schedule", 1, due.arguments, due.lock_key),
+        due.queue,
+    )
+
+
+def _json(ids: Mapping[str, Due], *, locked: bool) -> str:
+    return json.dumps(
+        [
+            {
+                "id": run_id,
+                "task": each.task,
+                "at": each.scheduled_ms,
+                "lock_name": each.lock_key if locked else None,
+                "arguments": each.arguments,
+                "executor": each.executor,
+                "queue": each.queue,
+            }
+            for run_id, each in ids.items()
+        ]
+    )
+
+
+_COLUMNS = {
+    "id": "text",
+    "task": "text",
+    "at": "bigint",
+    "lock_name": "text",
+    "arguments": "text",
+    "executor": "text",
+    "queue": "text",
+}
+
+
+@lru_cache
+def _insert(words: DialectSQL, status: str) -> TextClause:
+    """INSERT of the rows whose instant has come, is not too old, and whose task is not paused.
+
+    A subquery for each and no join: its plan must not depend on the statistics of new tables.
+    """
+    running, handed_off = status == "running", status == "handed_off"
+    claimed = "node, claim, started_ms," if running else "claim," if handed_off else ""
+    values = f":node, :claim, {words.now_ms}," if running else ":claim," if handed_off else ""
+    not_before = f"{words.now_ms} + {SENT_AGAIN_MS}" if handed_off else "v.at"
+    ended = "finished_ms, error," if status == "skipped" else ""
+    ending = f"{words.now_ms}, 'the run before it has not ended'," if status == "skipped" else ""
+    return typed(
+        f"""
+        INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
+            executor, queue, attempt, not_before_ms, {claimed} {ended} lock_key, commits, queued_ms)
+        SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', 'schedule', '{status}', v.arguments,
+            v.executor, v.queue, 1, {not_before}, {values} {ending} v.lock_name, 0, {words.now_ms}
+        FROM {words.from_rows(_COLUMNS)}
+        WHERE v.at <= {words.now_ms} + :early_ms AND v.at >= {words.now_ms} - :window_ms
+            AND (
+                SELECT t.paused_ms FROM fsa_task t
+                WHERE t.namespace = :namespace AND t.name = v.task
+            ) IS NULL
+        ORDER BY v.lock_name, v.task, v.at
+        {words.ignore} {"RETURNING id" if running and words.returns else ""}
+        """
+    )

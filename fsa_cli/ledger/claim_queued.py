@@ -1,0 +1,301 @@
+"""Claims: of all replicas exactly one gets an instant, and whoever gets it runs it.
+
+The claim of what is due is one statement, however much is due. A UNIQUE key on (task, instant)
+decides who has it, and one on `lock_key` whether the task may run now.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, TextClause, literal_column, select, update
+from sqlalchemy.exc import IntegrityError
+
+from fsa_cli.ledger.dialects import DialectSQL, execute_rows, typed
+from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, QueueClaim
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import run
+
+__all__ = ["claim_dispatched", "claim_queued", "requeue_claimed", "requeue_dispatched"]
+
+_LOCKED_AGAIN_MS = 200
+_MANY = 4
+
+
+def claim_queued(
+    ledger: Ledger,
+    node: str,
+    locks: Mapping[str, str | None],
+    *,
+    most: int,
+    executor: str = "local",
+    hand_off: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+) -> QueueClaim:
+    """Take up to *most* queued runs whose time has come and whose lock is free.
+
+    Args:
+        locks: The tasks that this process can run, and the lock of each.
+        hand_off: As in `claim`.
+    """
+    candidates, held, waits = ledger.read(
+        lambda connection: _queue(ledger, connection, locks, most, executor)
+    )
+    wanted: list[ClaimedRun] = []
+    for row in candidates:
+        lock = locks[row.task]
+        if len(wanted) == most:
+            break
+        if lock is not None and lock in held:
+            waits = True
+            continue
+        if lock is not None:
+            held.add(lock)
+        given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
+        wanted.append(ClaimedRun(row.id, uuid.uuid4().hex, *given, row.queue))
+    if hand_off is None:
+        taken = _take(ledger, node, wanted)
+    else:
+        taken = _take(ledger, None, wanted, to="handed_off", then=hand_off)
+    return QueueClaim(taken, len(candidates) > len(taken), waits)
+
+
+def claim_dispatched(
+    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+) -> list[ClaimedRun]:
+    """Those of the runs whose messages have come that are now *node*'s to make.
+
+    One whose lock is held goes back to the queue. One of a task that is not among *locks* stays for
+    a process that has it.
+    """
+    taken: list[ClaimedRun] = []
+    if ledger.words.update is not None and ledger.words.returns:
+        taken = _take_free(ledger, node, locks, run_ids)
+        run_ids = set(run_ids) - {each.run_id for each in taken}
+    return [*taken, *_take_with_locks(ledger, node, locks, run_ids)] if run_ids else taken
+
+
+def _take_free(
+    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+) -> list[ClaimedRun]:
+    """Those that lock nothing, in one statement."""
+    token = uuid.uuid4().hex
+    given = {
+        "namespace": ledger.namespace,
+        "node": node,
+        "claim": token,
+        "tasks": json.dumps([name for name, lock in locks.items() if lock is None]),
+        "ids": json.dumps(sorted(run_ids)),
+    }
+    tried = False
+
+    def work(connection: Connection) -> list[Any]:
+        nonlocal tried
+        before: Sequence[Any] = ()
+        if tried:  # a COMMIT whose outcome was unknown may have happened
+            mine = select(*_OF_CANDIDATES).where(run.c.id.in_(list(run_ids)), run.c.claim == token)
+            before = connection.execute(mine).all()
+        tried = True
+        return [*before, *connection.execute(_taking_free(ledger.words), given).all()]
+
+    return [
+        ClaimedRun(
+            *(row.id, token, row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments),
+            queue=row.queue,
+        )
+        for row in ledger.at_once(work)
+    ]
+
+
+def _take_with_locks(
+    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+) -> list[ClaimedRun]:
+    rows = ledger.read(
+        lambda connection: connection.execute(
+            select(*_OF_CANDIDATES, run.c.lock_key).where(
+                run.c.namespace == ledger.namespace,
+                run.c.id.in_(list(run_ids)),
+                run.c.status == "handed_off",
+            )
+        ).all()
+    )
+    held: set[str] = set()
+    wanted: list[ClaimedRun] = []
+    locked: list[ClaimedRun] = []
+    for row in sorted(rows, key=lambda each: each.lock_key is None):  # who holds a lock goes first
+        if row.task not in locks:
+            continue
+        lock = locks[row.task]
+        given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock, row.queue)
+        (locked if lock in held else wanted).append(ClaimedRun(row.id, uuid.uuid4().hex, *given))
+        if lock is not None:
+            held.add(lock)
+    taken = _take(ledger, node, wanted, since="handed_off", locked=locked)
+    if locked:
+        requeue_dispatched(ledger, [each.run_id for each in locked], _LOCKED_AGAIN_MS)
+    return taken
+
+
+def requeue_dispatched(ledger: Ledger, run_ids: Collection[str], after_ms: int = 0) -> None:
+    """Queue runs again whose messages have come and which are not begun, for so much later."""
+    later = literal_column(ledger.words.now_ms, BigInteger()) + after_ms
+    statement = (
+        update(run)
+        .where(run.c.id.in_(sorted(run_ids)), run.c.status == "handed_off")
+        .values(status="queued", claim=None, lock_key=None, not_before_ms=later)
+    )
+    ledger.write(lambda connection: connection.execute(statement))
+
+
+def requeue_claimed(ledger: Ledger, claimed: Collection[ClaimedRun]) -> None:
+    """Give back what was not begun: it is queued again, for any node."""
+
+    def work(connection: Connection) -> None:
+        for each in sorted(claimed, key=lambda one: one.run_id):
+            connection.execute(
+                update(run)
+                .where(
+                    run.c.id == each.run_id, run.c.claim == each.token, run.c.status == "running"
+                )
+                .values(status="queued", node=None, claim=None, lock_key=None, started_ms=None)
+            )
+
+    if claimed:
+        ledger.write(work)
+
+
+def _take(
+    ledger: Ledger,
+    node: str | None,
+    wanted: Sequence[ClaimedRun],
+    *,
+    since: str = "queued",
+    to: str = "running",
+    then: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+    locked: list[ClaimedRun] | None = None,
+) -> list[ClaimedRun]:
+    """Those of *wanted* that are ours now.
+
+    Args:
+        since, to: What their status was, and what it becomes.
+        then: Called in the transaction, with those that are ours.
+        locked: Given those whose lock is held.
+    """
+    ordered = sorted(wanted, key=lambda each: each.run_id)
+    values = [
+        {"run_id": each.run_id, "token": each.token, "by_node": node, "lock_name": each.lock_key}
+        for each in ordered
+    ]
+
+    def work(connection: Connection) -> list[ClaimedRun]:
+        statement = _taking(ledger.words, since, to)
+        ours = ordered
+        if execute_rows(connection, ledger.words, statement, values) < len(ordered):
+            # By the token, because a COMMIT whose outcome was unknown may have happened.
+            rows = connection.execute(
+                select(run.c.id, run.c.claim).where(run.c.id.in_([each.run_id for each in ordered]))
+            )
+            tokens = {row.id: row.claim for row in rows}
+            ours = [each for each in ordered if tokens.get(each.run_id) == each.token]
+        if then is not None and ours:
+            then(connection, ours)
+        return ours
+
+    if not ordered:
+        return []
+    try:
+        return ledger.write(work) if then is not None else ledger.at_once(work)
+    except IntegrityError:  # a lock is held
+        if len(ordered) == 1:
+            if locked is not None:
+                locked += ordered
+            return []
+        return [
+            each
+            for one in ordered
+            for each in _take(ledger, node, [one], since=since, to=to, then=then, locked=locked)
+        ]
+
+
+@lru_cache
+def _taking(words: DialectSQL, since: str, to: str) -> TextClause:
+    handed_off = to == "handed_off"
+    times = (
+        f"not_before_ms = {words.now_ms} + {SENT_AGAIN_MS}, queued_ms = {words.now_ms}"
+        if handed_off
+        else f"started_ms = {words.now_ms}"
+    )
+    return words.update_from_rows(
+        "fsa_run",
+        {"run_id": "text", "token": "text", "by_node": "text", "lock_name": "text"},
+        ("id", "run_id"),
+        f"status = '{to}', node = v.by_node, claim = v.token, lock_key = v.lock_name, {times}",
+        f"t.status = '{since}'",
+    )
+
+
+@lru_cache
+def _taking_free(words: DialectSQL) -> TextClause:
+    """UPDATE of the runs in `:ids` whose task is in `:tasks`, both arrays of JSON."""
+    listed = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
+    return typed(
+        f"""
+        UPDATE fsa_run AS t
+        SET status = 'running', node = :node, claim = :claim, lock_key = NULL,
+            started_ms = {words.now_ms}
+        WHERE t.id = {listed.format(":ids")} AND t.status = 'handed_off'
+            AND t.namespace = :namespace AND t.task = {listed.format(":tasks")}
+        RETURNING t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue
+        """
+    )
+
+
+_OF_CANDIDATES = (
+    run.c.id,
+    run.c.task,
+    run.c.scheduled_ms,
+    run.c.kind,
+    run.c.attempt,
+    run.c.arguments,
+    run.c.queue,
+)
+
+
+def _queue(
+    ledger: Ledger,
+    connection: Connection,
+    locks: Mapping[str, str | None],
+    most: int,
+    executor: str,
+) -> tuple[list[Any], set[str], bool]:
+    """Runs that could be taken, the locks that are held, and whether others wait for these."""
+    rows = connection.execute(
+        select(*_OF_CANDIDATES)
+        .where(
+            run.c.namespace == ledger.namespace,
+            run.c.status == "queued",
+            run.c.not_before_ms <= literal_column(ledger.words.now_ms),
+            run.c.executor == executor,
+        )
+        .order_by(run.c.not_before_ms, run.c.scheduled_ms)
+        .limit(max(most * _MANY, 50))
+    ).all()
+    if not rows:
+        return [], set(), False
+    held = set(
+        connection.scalars(
+            select(run.c.lock_key).where(
+                run.c.namespace == ledger.namespace, run.c.lock_key.is_not(None)
+            )
+        )
+    )
+    ours = [row for row in rows if row.task in locks]
+    found = [row for row in ours if locks[row.task] not in held]
+    # Replicas that look at once should not all try the same ones first.
+    chosen = found[: most * 2]
+    random.shuffle(chosen)
+    return chosen, held, len(found) < len(ours)

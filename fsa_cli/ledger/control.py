@@ -1,0 +1,97 @@
+"""What a person wants of runs and tasks: cancel, pause, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, and_, insert, select, update
+
+from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import run, task
+
+__all__ = ["cancel", "cancel_requested", "pause", "record_attempt", "resume"]
+
+
+def record_attempt(ledger: Ledger, claimed: ClaimedRun, attempt: int) -> None:
+    """Write down that a run is made again, in the process that has it."""
+    ours = run.c.id == claimed.run_id, run.c.claim == claimed.token
+    ledger.write(
+        lambda connection: connection.execute(update(run).where(*ours).values(attempt=attempt))
+    )
+
+
+def cancel(ledger: Ledger, run_id: str) -> str | None:
+    """Cancel a run: at once if it is queued, else ask its process to. What it was; None: ended."""
+
+    def work(connection: Connection) -> str | None:
+        now_ms = ledger.now_ms(connection)
+        queued = connection.execute(
+            update(run)
+            .where(run.c.id == run_id, run.c.status.in_(("queued", "handed_off")))
+            .values(
+                status="cancelled", finished_ms=now_ms, cancel_requested_ms=now_ms, lock_key=None
+            )
+        )
+        if queued.rowcount:
+            return "queued"
+        running = connection.execute(
+            update(run)
+            .where(run.c.id == run_id, run.c.status == "running")
+            .values(cancel_requested_ms=now_ms)
+        )
+        return "running" if running.rowcount else None
+
+    return ledger.write(work)
+
+
+def pause(ledger: Ledger, names: Sequence[str], by: str) -> list[str]:
+    """Have these tasks no longer run by schedule; those that did until now."""
+    return _pause(ledger, names, by, paused=True)
+
+
+def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
+    """Have these tasks run by schedule again; those that were paused."""
+    return _pause(ledger, names, None, paused=False)
+
+
+def cancel_requested(ledger: Ledger, node_id: str) -> list[str]:
+    """The running runs of a node that somebody wants cancelled."""
+    return ledger.read(
+        lambda connection: list(
+            connection.scalars(
+                select(run.c.id).where(
+                    run.c.node == node_id,
+                    run.c.status == "running",
+                    run.c.cancel_requested_ms.is_not(None),
+                )
+            )
+        )
+    )
+
+
+def _pause(ledger: Ledger, names: Sequence[str], by: str | None, *, paused: bool) -> list[str]:
+    def work(connection: Connection) -> list[str]:
+        now_ms = ledger.now_ms(connection)
+        of_names = and_(task.c.namespace == ledger.namespace, task.c.name.in_(names))
+        known = set(connection.scalars(select(task.c.name).where(of_names)))
+        for name in sorted(set(names) - known):
+            connection.execute(
+                insert(task).values(
+                    namespace=ledger.namespace,
+                    name=name,
+                    options="{}",
+                    watermark_ms=now_ms,
+                    consecutive_failures=0,
+                )
+            )
+        before = task.c.paused_ms.is_(None) if paused else task.c.paused_ms.is_not(None)
+        changed = list(connection.scalars(select(task.c.name).where(of_names, before)))
+        connection.execute(
+            update(task)
+            .where(of_names, task.c.name.in_(changed))
+            .values(paused_ms=now_ms if paused else None, paused_by=by)
+        )
+        return sorted(changed)
+
+    return ledger.write(work)

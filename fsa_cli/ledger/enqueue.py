@@ -1,0 +1,198 @@
+"""New rows of runs that somebody asks for: queued, dispatched, or running here and now."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    TextClause,
+    insert,
+    select,
+)
+from sqlalchemy.exc import IntegrityError
+
+from fsa_cli.ledger.dialects import DialectSQL, typed
+from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import FINAL, run
+
+__all__ = ["NewRun", "insert_retry", "insert_run", "insert_running", "write_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that somebody asks for.
+
+    Attributes:
+        arguments: JSON.
+        handed_off: Whether an engine's message says so at once; else it is `queued`.
+        by: Who asks.
+    """
+
+    run_id: str
+    task: str
+    arguments: str
+    executor: str
+    queue: str | None
+    handed_off: bool
+    by: str | None = None
+
+    @classmethod
+    def of(cls, task: str, arguments: str, **more: Any) -> NewRun:
+        return cls(uuid.uuid4().hex, task, arguments, **more)
+
+
+def insert_run(
+    connection: Connection, words: DialectSQL, namespace: str, wanted: NewRun, enlisting: str = ""
+) -> None:
+    """Write the row of a run, in whatever transaction *connection* is in.
+
+    Args:
+        enlisting: A SELECT that is part of the same statement.
+    """
+    connection.execute(
+        _inserting(words, enlisting),
+        {
+            "id": wanted.run_id,
+            "namespace": namespace,
+            "task": wanted.task,
+            "arguments": wanted.arguments,
+            "executor": wanted.executor,
+            "queue": wanted.queue,
+            "status": "handed_off" if wanted.handed_off else "queued",
+            "wait_ms": SENT_AGAIN_MS if wanted.handed_off else 0,
+            "requested_by": wanted.by,
+        },
+    )
+
+
+def write_run(
+    ledger: Ledger,
+    wanted: NewRun,
+    enlist: Callable[[Connection], None] | None = None,
+    enlisting: str = "",
+) -> None:
+    """Write the row of a run.
+
+    Args:
+        enlist: Called in the transaction.
+        enlisting: As in `put`.
+    """
+    tried = False
+
+    def work(connection: Connection) -> None:
+        nonlocal tried
+        if tried and _is_there(connection, wanted.run_id):
+            return
+        tried = True
+        insert_run(connection, ledger.words, ledger.namespace, wanted, enlisting)
+        if enlist is not None:
+            enlist(connection)
+
+    if enlist is None:
+        ledger.at_once(work)
+    else:
+        ledger.write(work)
+
+
+def _is_there(connection: Connection, run_id: str) -> bool:
+    """Whether the run has a row: a COMMIT whose answer was lost may have happened."""
+    return connection.scalar(select(run.c.id).where(run.c.id == run_id)) is not None
+
+
+@lru_cache
+def _inserting(words: DialectSQL, enlisting: str) -> TextClause:
+    insert = f"""
+        INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
+            executor, queue, attempt, not_before_ms, commits, queued_ms, requested_by)
+        VALUES (:id, :namespace, :task, {words.now_ms}, :id, 'manual', :status, :arguments,
+            :executor, :queue, 1, {words.now_ms} + :wait_ms, 0, {words.now_ms}, :requested_by)
+        """
+    return typed(f"WITH put AS ({insert}) {enlisting}" if enlisting else insert)
+
+
+def insert_running(
+    ledger: Ledger,
+    node_id: str,
+    name: str,
+    arguments: str,
+    *,
+    lock_key: str | None = None,
+    by: str | None = None,
+    attempt: int = 1,
+) -> ClaimedRun | None:
+    """Write down a run that a person starts here and now; None if its lock is held."""
+    made, token = uuid.uuid4().hex, uuid.uuid4().hex
+
+    def work(connection: Connection) -> int:
+        now_ms = ledger.now_ms(connection)
+        if connection.scalar(select(run.c.id).where(run.c.id == made)) is None:
+            connection.execute(
+                insert(run).values(
+                    **_manual(ledger, made, name, arguments, now_ms, by),
+                    status="running",
+                    executor="local",
+                    node=node_id,
+                    claim=token,
+                    lock_key=lock_key,
+                    started_ms=now_ms,
+                )
+            )
+        return now_ms
+
+    try:
+        now_ms = ledger.write(work)
+    except IntegrityError:
+        return None
+    return ClaimedRun(made, token, name, now_ms, "manual", attempt, arguments, lock_key)
+
+
+def insert_retry(ledger: Ledger, run_id: str, *, by: str | None = None) -> str | None:
+    """Queue a new run with the arguments of one that has ended; None if it has not."""
+    made = uuid.uuid4().hex
+
+    def work(connection: Connection) -> str | None:
+        before = connection.execute(
+            select(run.c.task, run.c.arguments, run.c.executor, run.c.queue).where(
+                run.c.id == run_id, run.c.status.in_(FINAL)
+            )
+        ).one_or_none()
+        if before is None:
+            return None
+        if connection.scalar(select(run.c.id).where(run.c.id == made)) is None:
+            now_ms = ledger.now_ms(connection)
+            connection.execute(
+                insert(run).values(
+                    **_manual(ledger, made, before.task, before.arguments, now_ms, by),
+                    status="queued",
+                    executor=before.executor,
+                    queue=before.queue,
+                )
+            )
+        return made
+
+    return ledger.write(work)
+
+
+def _manual(
+    ledger: Ledger, run_id: str, name: str, arguments: str, now_ms: int, by: str | None
+) -> dict[str, object]:
+    return {
+        "id": run_id,
+        "namespace": ledger.namespace,
+        "task": name,
+        "scheduled_ms": now_ms,
+        "slot": run_id,
+        "kind": "manual",
+        "arguments": arguments,
+        "attempt": 1,
+        "not_before_ms": now_ms,
+        "commits": 0,
+        "queued_ms": now_ms,
+        "requested_by": by,
+    }

@@ -1,0 +1,177 @@
+"""How runs end: written in batches, and only while the run's row still carries its claim."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, select, update
+
+from fsa_cli.ledger.dialects import DialectSQL, execute_rows
+from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import run
+
+__all__ = ["finish", "free"]
+
+_ROWS = 1000
+_LENGTH = 4_000_000
+
+
+def finish(ledger: Ledger, ends: Sequence[RunOutcome]) -> set[str]:
+    """Write *ends*; the ids of those that did not count, because the run was no longer ours."""
+    ordered = sorted(ends, key=lambda each: each.run_id)
+    unwritten = [each for each in ordered if not each.recorded]
+    ended = [each for each in unwritten if each.retry_in_ms is None]
+    again = [each for each in unwritten if each.retry_in_ms is not None]
+
+    def work(connection: Connection) -> set[str]:
+        written = 0
+        for statement, values in (
+            (_ended(ledger.words, "t.lock_key"), [e for e in ended if e.keeps_lock]),
+            (_ended(ledger.words, "NULL"), [e for e in ended if not e.keeps_lock]),
+            (_again(ledger.words), again),
+        ):
+            for part in _parts(values):
+                rows = [_row(each) for each in part]
+                written += execute_rows(connection, ledger.words, statement, rows)
+        lost = set() if written == len(unwritten) else _lost(connection, unwritten)
+        _count(ledger, connection, [each for each in ordered if each.run_id not in lost])
+        return lost
+
+    return ledger.write(work)
+
+
+def free(ledger: Ledger, run_id: str, token: str) -> None:
+    """Give back the lock of a run that had timed out and has now returned."""
+
+    def work(connection: Connection) -> None:
+        connection.execute(
+            update(run).where(run.c.id == run_id, run.c.claim == token).values(lock_key=None)
+        )
+
+    ledger.write(work)
+
+
+def _lost(connection: Connection, ends: Sequence[RunOutcome]) -> set[str]:
+    """Which were not ours any more. After a COMMIT of unknown outcome they may be written."""
+    rows = connection.execute(
+        select(run.c.id, run.c.claim, run.c.status, run.c.attempt).where(
+            run.c.id.in_([each.run_id for each in ends])
+        )
+    )
+    now = {row.id: row for row in rows}
+    return {
+        each.run_id
+        for each in ends
+        if each.run_id not in now
+        or not (
+            (each.retry_in_ms is not None and now[each.run_id].status == "queued")
+            or (now[each.run_id].claim == each.token and now[each.run_id].status == each.status)
+        )
+    }
+
+
+def _count(ledger: Ledger, connection: Connection, ends: Sequence[RunOutcome]) -> None:
+    """Keep each task's last success, and its failures since."""
+    successes: dict[str, int] = {}
+    failures: dict[str, int] = defaultdict(int)
+    for each in ends:
+        if each.retry_in_ms is not None:
+            continue
+        if each.status == "succeeded":
+            successes[each.task] = max(each.finished_ms, successes.get(each.task, 0))
+            failures[each.task] = 0
+        else:
+            failures[each.task] += 1
+    # In one order for all replicas: in several they deadlock.
+    rows = [
+        {
+            "in_namespace": ledger.namespace,
+            "task_name": name,
+            "success_ms": successes.get(name),
+            "more": failures[name],
+        }
+        for name in sorted(failures)
+    ]
+    if rows:
+        execute_rows(connection, ledger.words, _counted(ledger.words), rows)
+
+
+def _row(each: RunOutcome) -> dict[str, Any]:
+    return {
+        "run_id": each.run_id,
+        "token": each.token,
+        "to_status": each.status,
+        "began_ms": each.started_ms,
+        "ended_ms": each.finished_ms,
+        "again_ms": each.finished_ms + (each.retry_in_ms or 0),
+        "to_result": each.result,
+        "to_error_type": each.error_type,
+        "to_error": each.error,
+        "to_traceback": each.traceback,
+    }
+
+
+def _parts(ends: Sequence[RunOutcome]) -> Iterator[Sequence[RunOutcome]]:
+    """As many as one statement should carry: MySQL takes packets of 16 MB."""
+    part: list[RunOutcome] = []
+    length = 0
+    for each in ends:
+        length += sum(len(told or "") for told in (each.result, each.error, each.traceback))
+        part.append(each)
+        if len(part) == _ROWS or length > _LENGTH:
+            yield part
+            part, length = [], 0
+    if part:
+        yield part
+
+
+_COLUMNS = {
+    "run_id": "text",
+    "token": "text",
+    "to_status": "text",
+    "began_ms": "bigint",
+    "ended_ms": "bigint",
+    "again_ms": "bigint",
+    "to_result": "text",
+    "to_error_type": "text",
+    "to_error": "text",
+    "to_traceback": "text",
+}
+_KEY = "id", "run_id"
+_MINE = "t.claim = v.token AND t.status = 'running'"
+_SAID = "error_type = v.to_error_type, error = v.to_error, traceback = v.to_traceback"
+
+
+@lru_cache
+def _ended(words: DialectSQL, lock: str) -> TextClause:
+    values = (
+        "status = v.to_status, started_ms = COALESCE(v.began_ms, t.started_ms), "
+        f"finished_ms = v.ended_ms, result = v.to_result, lock_key = {lock}, {_SAID}"
+    )
+    return words.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
+
+
+@lru_cache
+def _again(words: DialectSQL) -> TextClause:
+    values = (
+        "status = 'queued', node = NULL, claim = NULL, lock_key = NULL, attempt = t.attempt + 1, "
+        f"not_before_ms = v.again_ms, finished_ms = v.ended_ms, {_SAID}"
+    )
+    return words.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
+
+
+@lru_cache
+def _counted(words: DialectSQL) -> TextClause:
+    return words.update_from_rows(
+        "fsa_task",
+        {"in_namespace": "text", "task_name": "text", "success_ms": "bigint", "more": "bigint"},
+        ("name", "task_name"),
+        "consecutive_failures = v.more + "
+        "CASE WHEN v.success_ms IS NULL THEN t.consecutive_failures ELSE 0 END, "
+        "last_success_ms = COALESCE(v.success_ms, t.last_success_ms)",
+        "t.namespace = v.in_namespace",
+    )

@@ -1,0 +1,229 @@
+"""What ran and what is asked for: reading the ledger, and writing what a person wants of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, case, exists, func, select
+
+from fsa_cli.ledger.nodes import lives
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import FINAL, node, node_task, progress, run, task
+
+__all__ = ["Overview", "Vitals", "find", "holder", "overview", "runs", "tasks", "vitals"]
+
+_DAY_MS = 24 * 3600 * 1000
+_NODES = 50
+_OPEN = ("queued", "running", "handed_off")
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The ledger at a glance: its rows, as they are."""
+
+    now_ms: int
+    nodes: Sequence[Row[Any]]
+    tasks: Sequence[Row[Any]]
+    open_runs: Mapping[str, Mapping[str, int]]
+    last_runs: Mapping[str, Row[Any]]
+    missed: Mapping[str, int]
+    """How many instants of each task were missed since its last success."""
+    known: frozenset[str]
+    """The tasks that a live scheduler fires."""
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """Whether the schedule is kept.
+
+    Attributes:
+        nodes: Those that keep it, the longest lease first: role, lease_until_ms, is_open.
+        failures: Each task that is not paused, and how often it has failed since its last success.
+        missed: How many instants of each of these were missed since then.
+        stranded_ms: When the oldest run was handed to an engine that no live worker has taken; None
+            where there is none, or a worker lives.
+    """
+
+    now_ms: int
+    nodes: Sequence[Row[Any]]
+    failures: Mapping[str, int]
+    missed: Mapping[str, int]
+    stranded_ms: int | None
+
+
+def holder(ledger: Ledger, lock_key: str) -> Row[Any] | None:
+    """The run that holds a lock, and the node that makes it; None: it is free."""
+    statement = (
+        select(run, node.c.host, node.c.pid)
+        .outerjoin(node, node.c.id == run.c.node)
+        .where(run.c.lock_key == lock_key)
+    )
+    return ledger.read(lambda connection: connection.execute(statement).one_or_none())
+
+
+def find(ledger: Ledger, prefix: str) -> list[Row[Any]]:
+    """The runs whose id begins with *prefix*, at most two, each with its progress."""
+
+    def work(connection: Connection) -> list[Row[Any]]:
+        return list(
+            connection.execute(
+                select(run, progress.c.done, progress.c.total, progress.c.text)
+                .outerjoin(progress, progress.c.run == run.c.id)
+                .where(
+                    run.c.namespace == ledger.namespace,
+                    run.c.id.startswith(prefix, autoescape=True),
+                )
+                .limit(2)
+            )
+        )
+
+    return ledger.read(work)
+
+
+def runs(
+    ledger: Ledger,
+    *,
+    name: str | None = None,
+    statuses: Sequence[str] = (),
+    since_ms: int | None = None,
+    limit: int = 20,
+) -> list[Row[Any]]:
+    """The latest runs, the newest first."""
+
+    def work(connection: Connection) -> list[Row[Any]]:
+        statement = (
+            select(run, progress.c.done, progress.c.total, progress.c.text)
+            .outerjoin(progress, progress.c.run == run.c.id)
+            .where(run.c.namespace == ledger.namespace)
+            .order_by(run.c.scheduled_ms.desc(), run.c.id)
+            .limit(limit)
+        )
+        if name is not None:
+            statement = statement.where(run.c.task == name)
+        if statuses:
+            statement = statement.where(run.c.status.in_(statuses))
+        if since_ms is not None:
+            statement = statement.where(run.c.scheduled_ms >= since_ms)
+        return list(connection.execute(statement))
+
+    return ledger.read(work)
+
+
+def tasks(ledger: Ledger) -> list[Row[Any]]:
+    """The tasks that it knows, by name."""
+    statement = select(task).where(task.c.namespace == ledger.namespace).order_by(task.c.name)
+    return ledger.read(lambda connection: list(connection.execute(statement)))
+
+
+def overview(ledger: Ledger) -> Overview:
+    """Who runs tasks, which tasks there are, and how they fare."""
+    mine = run.c.namespace == ledger.namespace
+
+    def work(connection: Connection) -> Overview:
+        open_runs: dict[str, dict[str, int]] = {}
+        for row in connection.execute(
+            select(run.c.task, run.c.status, func.count().label("number"))
+            .where(mine, run.c.status.in_(_OPEN))
+            .group_by(run.c.task, run.c.status)
+        ):
+            open_runs.setdefault(row.task, {})[row.status] = row.number
+        tasks = connection.execute(
+            select(task).where(task.c.namespace == ledger.namespace).order_by(task.c.name)
+        ).all()
+        last_runs = {}
+        for each in tasks:
+            last = connection.execute(
+                select(run)
+                .where(mine, run.c.task == each.name, run.c.status.in_(FINAL))
+                .order_by(run.c.scheduled_ms.desc())
+                .limit(1)
+            ).one_or_none()
+            if last is not None:
+                last_runs[each.name] = last
+        now_ms = ledger.now_ms(connection)
+        lives = and_(
+            node.c.namespace == ledger.namespace,
+            node.c.state.in_(("alive", "draining")),
+            node.c.lease_until_ms >= now_ms,
+        )
+        known = (
+            select(node_task.c.task)
+            .join(node, node.c.id == node_task.c.node)
+            .where(lives, node.c.role == "scheduler")
+            .distinct()
+        )
+        return Overview(
+            now_ms=now_ms,
+            nodes=connection.execute(
+                select(node)
+                .where(
+                    node.c.namespace == ledger.namespace,
+                    node.c.lease_until_ms >= now_ms - _DAY_MS,
+                )
+                .order_by(case((lives, 0), else_=1), node.c.started_ms.desc())
+                .limit(_NODES)
+            ).all(),
+            tasks=tasks,
+            open_runs=open_runs,
+            last_runs=last_runs,
+            missed=_missed(connection, ledger.namespace),
+            known=frozenset(connection.scalars(known)),
+        )
+
+    return ledger.read(work)
+
+
+def vitals(ledger: Ledger) -> Vitals:
+    """Whether the schedule is kept, by a few small questions."""
+
+    def work(connection: Connection) -> Vitals:
+        keepers = (
+            select(
+                node.c.role,
+                node.c.lease_until_ms,
+                node.c.state.in_(("alive", "draining")).label("is_open"),
+            )
+            .where(node.c.namespace == ledger.namespace, node.c.role.in_(("scheduler", "tick")))
+            .order_by(node.c.lease_until_ms.desc())
+            .limit(_NODES)
+        )
+        rows = connection.execute(
+            select(task.c.name, task.c.consecutive_failures).where(
+                task.c.namespace == ledger.namespace, task.c.paused_ms.is_(None)
+            )
+        ).all()
+        failures = {row.name: row.consecutive_failures for row in rows}
+        missed = _missed(connection, ledger.namespace)
+        now_ms = ledger.now_ms(connection)
+        a_worker_lives = exists().where(lives(ledger, now_ms), node.c.role == "worker")
+        stranded = select(func.min(run.c.queued_ms)).where(
+            run.c.namespace == ledger.namespace,
+            run.c.status == "handed_off",
+            ~a_worker_lives,
+        )
+        return Vitals(
+            now_ms=now_ms,
+            nodes=connection.execute(keepers).all(),
+            failures=failures,
+            missed={name: number for name, number in missed.items() if name in failures},
+            stranded_ms=connection.scalar(stranded),
+        )
+
+    return ledger.read(work)
+
+
+def _missed(connection: Connection, namespace: str) -> dict[str, int]:
+    """How many instants of each task were missed since its last success."""
+    rows = connection.execute(
+        select(run.c.task, func.count().label("number"))
+        .join(task, and_(task.c.namespace == run.c.namespace, task.c.name == run.c.task))
+        .where(
+            run.c.namespace == namespace,
+            run.c.status == "missed",
+            run.c.scheduled_ms > func.coalesce(task.c.last_success_ms, 0),
+        )
+        .group_by(run.c.task)
+    )
+    return {row.task: row.number for row in rows}

@@ -1,0 +1,20 @@
+"""Epoch milliseconds and datetimes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+__all__ = ["instant_of", "ms_of"]
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def instant_of(ms: int) -> datetime:
+    """The instant of *ms* since 1970, in UTC."""
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+def ms_of(instant: datetime) -> int:
+    """Milliseconds since 1970."""
+    return (instant - _EPOCH) // timedelta(milliseconds=1)

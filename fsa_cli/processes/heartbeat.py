@@ -1,0 +1,52 @@
+"""A file that says "I am alive", for probes that may touch neither the app nor the database.
+
+Kubernetes gives a liveness probe one second, and runs it every few: no pathlib here, whose import
+would cost more than all the rest.
+"""
+
+# ruff: noqa: PTH103, PTH116, PTH118, PTH120, PTH123
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from fsa_cli.project.state_dir import state_dir
+
+#: A heartbeat that is older than this is no life. Whoever writes it does so every few seconds.
+STALE_S = 30.0
+
+
+def path() -> str:
+    """The heartbeat's file."""
+    return os.path.join(state_dir(), "heartbeat")
+
+
+def beat() -> None:
+    """Say that this process is alive, now."""
+    file = path()
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    with open(file, "w", encoding="ascii") as stream:
+        stream.write(f"{os.getpid()}\n")
+
+
+def age_s() -> float | None:
+    """How long ago the last heartbeat was; None if there is none."""
+    try:
+        return max(time.time() - os.stat(path()).st_mtime, 0.0)
+    except FileNotFoundError:
+        return None
+
+
+def live() -> int:
+    """Print whether there is a recent heartbeat; the exit code, 0 or 1."""
+    age = age_s()
+    if age is None:
+        sys.stderr.write(f"not alive: there is no heartbeat at {path()}\n")
+        return 1
+    if age > STALE_S:
+        sys.stderr.write(f"not alive: the last heartbeat was {age:.0f} s ago\n")
+        return 1
+    sys.stdout.write(f"alive: heartbeat {age:.1f} s ago\n")
+    return 0

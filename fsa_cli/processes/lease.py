@@ -1,0 +1,131 @@
+"""This process's place among the nodes: its id, its lease, and whether it may still trust it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from fsa_cli.ledger import nodes
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.processes.clock import Clock
+from fsa_cli.processes.outage import Outage
+
+__all__ = ["LEASE_S", "Lease"]
+
+#: How long the other nodes take one for alive after it was last heard of.
+LEASE_S = 20.0
+
+_MARGIN_S = 2.0
+_AGAIN_S = 0.5
+
+
+class Lease:
+    """Renews the lease every quarter of it, in a thread of its own, whatever the tasks do.
+
+    Args:
+        tasks: The hash of each schedule that this node fires.
+        rejoined: Called when the node was declared dead and has a new id: what it was running is
+            no longer its own.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        trouble: Outage,
+        *,
+        role: str,
+        lease_s: float,
+        tasks: Mapping[str, str],
+        rejoined: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._trouble = trouble
+        self._role = role
+        self._lease_s = lease_s
+        self._tasks = tasks
+        self._rejoined = rejoined
+        self._ended = threading.Event()
+        self._draining = False
+        self._thread: threading.Thread | None = None
+        self._node: nodes.RegisteredNode | None = None
+        self._trusted_until_s = 0.0
+        self._steady_since_s = time.monotonic()
+
+    @property
+    def id(self) -> str:
+        assert self._node is not None
+        return self._node.id
+
+    @property
+    def started_ms(self) -> int:
+        assert self._node is not None
+        return self._node.started_ms
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is there."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nobody can have declared it dead yet: past that it starts nothing."""
+        return time.monotonic() < self._trusted_until_s
+
+    @property
+    def may_reap(self) -> bool:
+        """Whether it has been in touch long enough to tell a dead node from a dead database."""
+        return self.trusted and time.monotonic() >= self._steady_since_s + self._lease_s / 2
+
+    def join(self) -> None:
+        """Become a node, and stay one."""
+        asked_s = time.monotonic()
+        self._node = nodes.register(
+            self._ledger, self._role, round(self._lease_s * 1000), self._tasks
+        )
+        self._clock.set(self._node.started_ms, asked_s, time.monotonic())
+        self._trusted_until_s = asked_s + self._lease_s - _MARGIN_S
+        # Nothing was lost before it began: what is expired now is dead.
+        self._steady_since_s = asked_s - self._lease_s
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep, name="fsa lease", daemon=True)
+            self._thread.start()
+
+    def drain(self) -> None:
+        """From the next renewal on, say that nothing more is begun."""
+        self._draining = True
+
+    def leave(self) -> None:
+        """Give the lease back."""
+        self._ended.set()
+        self._trusted_until_s = 0.0
+        if self._node is not None:
+            self._trouble.met(lambda: nodes.release(self._ledger, self.id))
+
+    def _keep(self) -> None:
+        pause_s = self._lease_s / 4
+        while not self._ended.wait(pause_s):
+            began_s = time.monotonic()
+            self._trouble.met(self._renew)
+            if self.trusted:
+                pause_s = max(self._lease_s / 4 - (time.monotonic() - began_s), _AGAIN_S)
+            else:
+                pause_s = _AGAIN_S
+
+    def _renew(self) -> None:
+        asked_s = time.monotonic()
+        lapsed = asked_s > self._trusted_until_s
+        lease_ms = round(self._lease_s * 1000)
+        now_ms = nodes.renew(self._ledger, self.id, lease_ms, draining=self._draining)
+        answered_s = time.monotonic()
+        if now_ms is None:
+            self.join()
+            self._steady_since_s = answered_s
+            self._rejoined()
+            return
+        self._clock.set(now_ms, asked_s, answered_s)
+        if lapsed:
+            self._steady_since_s = answered_s
+        self._trusted_until_s = asked_s + self._lease_s - _MARGIN_S

@@ -1,0 +1,70 @@
+"""The ledger cannot be reached: said once when it begins, and once when it is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from fsa_cli.database.connections import driver_message
+
+__all__ = ["Outage"]
+
+T = TypeVar("T")
+
+_TRIED_AGAIN_S = 10.0
+
+
+class Outage:
+    """Several threads meet it; one of them says so.
+
+    Args:
+        warn: Puts a line in front of a person.
+    """
+
+    def __init__(self, warn: Callable[[str], None], where: str) -> None:
+        self._warn = warn
+        self._where = where
+        self._lock = threading.Lock()
+        self._failing: dict[str, float] = {}
+        self._since_s = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing has failed lately that has not succeeded since."""
+        return not self._failing
+
+    def met(self, work: Callable[[], T]) -> T | None:
+        """What *work* returns; None if the ledger could not be reached."""
+        name = getattr(work, "__qualname__", repr(work))
+        try:
+            value = work()
+        except SQLAlchemyError as exc:
+            now_s = time.monotonic()
+            with self._lock:
+                first = not self._failing
+                self._failing[name] = now_s
+                self._since_s = now_s if first else self._since_s
+            if first:
+                self._warn(f"the ledger cannot be reached: {driver_message(exc)} ({self._where})")
+            return None
+        if self._failing:
+            self._note_success(name)
+        return value
+
+    def _note_success(self, name: str) -> None:
+        """It is back when everything that had failed has succeeded, or is not tried any more."""
+        now_s = time.monotonic()
+        with self._lock:
+            left = {
+                each: at_s
+                for each, at_s in self._failing.items()
+                if each != name and now_s - at_s < _TRIED_AGAIN_S
+            }
+            back = bool(self._failing) and not left
+            self._failing = left
+        if back:
+            self._warn(f"the ledger is back after {now_s - self._since_s:.1f} s")

@@ -1,0 +1,236 @@
+"""The record of a run that a person makes with `fsa run-task`, where there is a ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from fastapi_sqlalchemy.exceptions import DBSessionError
+from fsa_cli.database.connections import driver_message
+from fsa_cli.exceptions import LockHeld
+from fsa_cli.ledger import control, effects, queries
+from fsa_cli.ledger.enqueue import insert_running
+from fsa_cli.ledger.fence import Fence
+from fsa_cli.ledger.finish import finish
+from fsa_cli.ledger.progress import write_progress
+from fsa_cli.ledger.records import ClaimedRun, RunOutcome
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import NAME_LENGTH
+from fsa_cli.ledger.time import instant_of
+from fsa_cli.processes.clock import Clock
+from fsa_cli.processes.completer import outcome_of
+from fsa_cli.processes.lease import Lease
+from fsa_cli.processes.outage import Outage
+from fsa_cli.runner.outcome import encode_result
+from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.runs.requester import requester
+from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.locks import lock_of
+from fsa_cli.tasks.signature import signature_of
+from fsa_cli.terminal.json_values import jsonable
+from fsa_cli.terminal.masking import mask
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["RecordedRun"]
+
+_LOOKED_EVERY_S = 1.0
+
+
+class RecordedRun:
+    """A run that is this process's, with a lease that is renewed while it goes on."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lease_s: float,
+        run: Run,
+        name: str,
+        locks: bool,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.stop = threading.Event()
+        """Tells the task to end."""
+        self.cancelled = False
+        """Whether somebody has cancelled it: SIGTERM is on its way."""
+        self._ledger = ledger
+        self._warn = warn
+        self._clock = Clock()
+        self._trouble = Outage(warn, ledger.where)
+        assert run.database is not None
+        self._database = run.database
+        self._fenced = _prepared(ledger, run.database)
+        self._membership = Lease(
+            ledger, self._clock, self._trouble, role="command", lease_s=lease_s, tasks={}
+        )
+        self._membership.join()
+        try:
+            self._claimed = self._begin(run, name, locks)
+        except BaseException:
+            self._membership.leave()
+            raise
+        self._run: Run | None = None
+        self._progress: Progress | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="fsa record", daemon=True)
+        self._thread.start()
+
+    @property
+    def run_id(self) -> str:
+        return self._claimed.run_id
+
+    @property
+    def committed(self) -> bool:
+        """Whether the last attempt's COMMIT has happened."""
+        run = self._run
+        return run is not None and run.fence is not None and run.fence.recorded
+
+    def attempt(self, run: Run) -> Run:
+        """*run*, fenced: what it commits counts only while the run is this process's."""
+        if run.attempt > 1:
+            self._trouble.met(
+                lambda: control.record_attempt(self._ledger, self._claimed, run.attempt)
+            )
+        if self._fenced:
+            claimed = self._claimed
+            fence = Fence(
+                self._ledger, claimed.run_id, claimed.token, self._database, encode_result
+            )
+            run = replace(run, fence=fence)
+        self._run = run
+        return run
+
+    def progress(self, progress: Progress) -> None:
+        """How far it has come; written about once a second."""
+        self._progress = progress
+
+    def ended(self, result: RunResult) -> None:
+        """Write down how it ended."""
+        assert self._run is not None
+        took_effect = result.at_commit and bool(self._trouble.met(self._applied))
+        end = outcome_of(self._run, self._claimed, result, self._clock, took_effect=took_effect)
+        # What a person starts, that person starts again.
+        self._close(replace(end, retry_in_ms=None))
+
+    def broken(self, reason: str) -> None:
+        """Write down that it was stopped before its end."""
+        if self._closed.is_set():
+            return
+        if self.committed:
+            end = self._end("succeeded", None, recorded=True)
+        elif self.cancelled:
+            end = self._end("cancelled", None)
+        else:
+            end = self._end("interrupted", reason)
+        self._close(end)
+
+    def _begin(self, run: Run, name: str, locks: bool) -> ClaimedRun:
+        namespace = self._ledger.namespace
+        lock = lock_of(run.task, namespace) or f"{namespace}/{name}"
+        claimed = insert_running(
+            self._ledger,
+            self._membership.id,
+            name[:NAME_LENGTH],
+            _arguments(run),
+            lock_key=lock if locks else None,
+            by=requester(),
+        )
+        if claimed is None:
+            raise _held(self._ledger, name, lock)
+        return claimed
+
+    def _end(self, status: str, error: str | None, *, recorded: bool = False) -> RunOutcome:
+        return RunOutcome(
+            run_id=self._claimed.run_id,
+            token=self._claimed.token,
+            task=self._claimed.task,
+            status=status,
+            started_ms=self._claimed.scheduled_ms,
+            finished_ms=self._clock.now_ms,
+            error_type="Interrupted" if error else None,
+            error=error,
+            recorded=recorded,
+        )
+
+    def _close(self, end: RunOutcome) -> None:
+        self._closed.set()
+        self._thread.join(_LOOKED_EVERY_S)
+        self._trouble.met(self._write_progress)
+        if self._trouble.met(lambda: finish(self._ledger, [end])):
+            self._warn(f"run {self.run_id} was no longer this process's: its end does not count")
+        self._membership.leave()
+        self._ledger.dispose()
+
+    def _look(self) -> None:
+        while not self._closed.wait(_LOOKED_EVERY_S):
+            self._trouble.met(self._write_progress)
+            if not self.cancelled and self._trouble.met(self._is_cancelled):
+                self.cancelled = True
+                self.stop.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _is_cancelled(self) -> bool:
+        return self.run_id in control.cancel_requested(self._ledger, self._membership.id)
+
+    def _write_progress(self) -> None:
+        told, self._progress = self._progress, None
+        if told is not None:
+            come = (told.done, told.total, told.text)
+            write_progress(self._ledger, {self.run_id: come})
+
+    def _applied(self) -> bool:
+        return bool(effects.applied(self._ledger, self._database, [self.run_id]))
+
+
+def _prepared(ledger: Ledger, database: Database) -> bool:
+    """Whether what is committed in *database* can be fenced."""
+    try:
+        return effects.prepare(ledger, database)
+    except (SQLAlchemyError, DBSessionError):
+        return False
+
+
+def _arguments(run: Run) -> str:
+    """The values as the ledger keeps them: JSON, without what is secret."""
+    values = jsonable(dict(run.arguments))
+    secret = {p.name for p in signature_of(run.task.function).parameters if p.is_secret}
+    return json.dumps(
+        {name: "***" if name in secret else _masked(value) for name, value in values.items()},
+        ensure_ascii=False,
+    )
+
+
+def _masked(value: Any) -> Any:
+    match value:
+        case str():
+            return mask(value)
+        case list():
+            return [_masked(item) for item in value]
+        case dict():
+            return {key: _masked(item) for key, item in value.items()}
+    return value
+
+
+def _held(ledger: Ledger, name: str, lock: str) -> LockHeld:
+    try:
+        holder = queries.holder(ledger, lock)
+    except SQLAlchemyError as exc:
+        return LockHeld(f"{name} is locked", details=[driver_message(exc)], hint="try later")
+    if holder is None:
+        return LockHeld(f"{name} was locked a moment ago", hint="try again")
+    by = f", started by {holder.requested_by}" if holder.requested_by else ""
+    where = f" on {holder.host}, pid {holder.pid}" if holder.host else ""
+    since = f"{instant_of(holder.started_ms):%Y-%m-%d %H:%M:%S} UTC" if holder.started_ms else "?"
+    return LockHeld(
+        f"{name} is locked: a run of {holder.task} goes on",
+        details=[f"run {holder.id} since {since}{where}{by}"],
+        hint=f"try later; fsa runs show {holder.id[:8]}",
+    )

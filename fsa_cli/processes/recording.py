@@ -1,0 +1,64 @@
+"""Whether a run that a person makes is recorded. Where it is not, this costs next to no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fsa_cli.exceptions import FsaError
+from fsa_cli.ledger.access import reached, require
+from fsa_cli.ledger.location import ledger_of
+from fsa_cli.runner.run import Run
+
+if TYPE_CHECKING:
+    from fsa_cli.processes.recorded_run import RecordedRun
+    from fsa_cli.project.loader import LoadedApp
+    from fsa_cli.project.settings import Settings
+
+__all__ = ["begin"]
+
+
+def begin(
+    loaded: LoadedApp,
+    settings: Settings,
+    run: Run,
+    name: str,
+    *,
+    locks: bool,
+    warn: Callable[[str], None],
+) -> RecordedRun | None:
+    """Write down that it begins, where there is a ledger; None: it goes on without a record.
+
+    A ledger that is away, old or read-only keeps no task from running, unless the lock is asked
+    for: then it is an error.
+
+    Args:
+        name: What the ledger calls the task.
+        locks: Whether the run holds the task's lock meanwhile.
+
+    Raises:
+        LockHeld: Another run holds the lock.
+        FsaError: The lock is asked for, and the ledger cannot give it.
+    """
+    try:
+        ledger = ledger_of(loaded.databases, settings)
+        try:
+            with reached(ledger):
+                if locks:
+                    require(ledger)
+                elif not ledger.exists():
+                    ledger.dispose()
+                    return None
+                from fsa_cli.processes.lease import LEASE_S
+                from fsa_cli.processes.recorded_run import RecordedRun
+
+                return RecordedRun(ledger, settings.lease_s or LEASE_S, run, name, locks, warn)
+        except BaseException:
+            ledger.dispose()
+            raise
+    except FsaError as exc:
+        if locks:
+            raise
+        why = next(iter(reversed(exc.details)), None)
+        warn(f"the run is not recorded: {exc.message}{f' ({why})' if why else ''}")
+        return None

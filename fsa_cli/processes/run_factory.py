@@ -1,0 +1,141 @@
+"""From a claim to the run that is made of it: the task, its arguments, its database, its fence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from fastapi_sqlalchemy import Database
+from fsa_cli.database.connections import driver_message
+from fsa_cli.exceptions import FsaError, TaskNotFound
+from fsa_cli.ledger import effects
+from fsa_cli.ledger.fence import Fence
+from fsa_cli.ledger.location import shares
+from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.time import instant_of
+from fsa_cli.processes.schedule_plan import Scheduled
+from fsa_cli.processes.subprocess_run import SubprocessRun
+from fsa_cli.project.loader import LoadedApp
+from fsa_cli.project.settings import Settings
+from fsa_cli.runner.outcome import encode_result
+from fsa_cli.runner.run import Run
+from fsa_cli.tasks import arguments
+from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.locks import lock_of
+from fsa_cli.tasks.lookup import database_for
+from fsa_cli.tasks.signature import signature_of
+
+__all__ = ["RunFactory"]
+
+
+class RunFactory:
+    """The tasks that this process can run.
+
+    Args:
+        report: Told of a run's progress, with the run's id.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedApp,
+        settings: Settings,
+        ledger: Ledger,
+        tasks: Iterable[TaskDefinition],
+        planned: Iterable[Scheduled] = (),
+        report: Callable[[str, Progress], None] | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._settings = settings
+        self._ledger = ledger
+        self._tasks = {task.name: task for task in tasks}
+        self._planned = {scheduled.task.name: scheduled for scheduled in planned}
+        self.report = report
+        self.trusted: Callable[[], bool] = lambda: False
+        """Whether this process's lease holds."""
+        self._elsewhere = [
+            database
+            for database in loaded.databases.values()
+            if database.url is not None and not shares(ledger, database.url)
+        ]
+
+    @property
+    def locks(self) -> Mapping[str, str | None]:
+        """Each task, and what its runs lock."""
+        return {name: lock_of(task, self._ledger.namespace) for name, task in self._tasks.items()}
+
+    def __call__(self, claimed: ClaimedRun) -> Run:
+        """The run of a claim.
+
+        Raises:
+            FsaError: The task is not here, or its arguments are not what it takes.
+        """
+        task = self._tasks.get(claimed.task)
+        if task is None:
+            raise TaskNotFound(f"there is no task {claimed.task!r} here")
+        scheduled = self._planned.get(claimed.task)
+        if claimed.kind != "manual" and scheduled is not None:
+            values = scheduled.arguments
+        else:
+            values = arguments.bind(signature_of(task.function), json.loads(claimed.arguments))
+        database = database_for(task, self._loaded, self._settings)
+        at = None if claimed.kind == "manual" else instant_of(claimed.scheduled_ms)
+        return Run(
+            task=task,
+            arguments=values,
+            app=self._loaded.app,
+            database=database,
+            run_id=claimed.run_id,
+            attempt=claimed.attempt,
+            scheduled_at=at,
+            timeout_s=task.timeout_s,
+            report=partial(self.report, claimed.run_id) if self.report is not None else None,
+            isolated=SubprocessRun.of(claimed, self._settings) if task.isolation else None,
+            fence=Fence(
+                self._ledger, claimed.run_id, claimed.token, database, encode_result, self.trusted
+            ),
+        )
+
+    def applied(self, run_ids: Sequence[str]) -> set[str]:
+        """Which of these runs have taken effect in databases that are not the ledger's.
+
+        Raises:
+            SQLAlchemyError: One of them is away.
+        """
+        found: set[str] = set()
+        for database in self._elsewhere:
+            found |= effects.applied(self._ledger, database, run_ids)
+        return found
+
+    def prune(self) -> None:
+        """Forget the effects of runs that the ledger has forgotten."""
+        for database in self._elsewhere:
+            with contextlib.suppress(SQLAlchemyError):  # it is away, or may not: the next time
+                effects.prune(self._ledger, database)
+
+    def prepare(self, warn: Callable[[str], None]) -> None:
+        """Make `fsa_effect` where it is needed; say where that cannot be."""
+        for database in self._elsewhere:
+            try:
+                effects.prepare(self._ledger, database)
+            except (SQLAlchemyError, FsaError) as exc:
+                warn(
+                    f"fsa_effect cannot be made in the database {database.name!r}: "
+                    f"{driver_message(exc)}; a crash in COMMIT may repeat what a task wrote"
+                )
+
+    def databases(self) -> Mapping[str, Database]:
+        """The database of each task; it is asked for now, so that a mistake shows at the start.
+
+        Raises:
+            FsaError: The app has no such database.
+        """
+        return {
+            name: database_for(task, self._loaded, self._settings)
+            for name, task in self._tasks.items()
+        }

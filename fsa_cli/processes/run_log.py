@@ -1,0 +1,161 @@
+"""What the scheduler says while it runs: one line per run, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fsa_cli.ledger.maintenance import Died
+from fsa_cli.project.loader import LoadedApp
+from fsa_cli.runner import report
+from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.terminal.formatting import format_duration, format_elapsed
+from fsa_cli.terminal.json_values import dumps
+from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.output import Output
+from fsa_cli.terminal.user_code import summarize_error, unwrap_error, user_frame
+
+__all__ = ["RunLog", "running_for"]
+
+_SHOWN = 60
+_LATE_S = 1.0
+_STATUS_WIDTH = len("timed out")
+_STYLES = {"failed": "red", "timed out": "red", "cancelled": "yellow", "skipped": "yellow"}
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """A listener of the host.
+
+    Args:
+        width: Of the longest task's name.
+        json: One JSON object a line, for whatever collects logs.
+    """
+
+    output: Output
+    loaded: LoadedApp
+    width: int
+    json: bool = False
+
+    def finished(self, run: Run, result: RunResult, again: bool) -> None:
+        if self.json:
+            self._json({"event": "run", "retried": again, **report.document(result)})
+            return
+        told = [f"{format_elapsed(result.duration_ms):>8}", self._outcome(result)]
+        if run.scheduled_at is not None:
+            late_s = (result.started_at - run.scheduled_at).total_seconds()
+            if late_s > _LATE_S:
+                told.append(f"(started {late_s:.1f} s late)")
+        if again:
+            told.append(f"(attempt {result.attempt}; it will be made again)")
+        status = result.status.replace("_", " ")
+        self._line(run.scheduled_at, run.task.name, status, "  ".join(t for t in told if t))
+
+    def cancelled(self, run: Run) -> None:
+        self._event(run.task.name, run.scheduled_at, "cancelled", "rolled back")
+
+    def skipped(self, name: str, instant: datetime, reason: str) -> None:
+        self._event(name, instant, "skipped", reason)
+
+    def died(self, died: Died) -> None:
+        told = [
+            f"{len(runs)} {word}"
+            for runs, word in (
+                (died.marked, "interrupted"),
+                (died.queued, "queued again"),
+                (died.succeeded, "succeeded after all"),
+            )
+            if runs
+        ]
+        for node in died.nodes:
+            text = f"node {node[:8]} has died: {', '.join(told) or 'it was running nothing'}"
+            self._say("node_died", text, node=node)
+
+    def lost(self, run_ids: set[str]) -> None:
+        for run_id in sorted(run_ids):
+            text = f"run {run_id} was no longer this node's when it ended: its end does not count"
+            self._say("run_lost", text, run_id=run_id)
+
+    def warn(self, text: str) -> None:
+        self._say("warning", text)
+
+    def say(self, event: str, text: str, **more: object) -> None:
+        """What a person reads as *text*, and whatever collects logs as an event."""
+        if self.json:
+            self._json({"event": event, "at": datetime.now(UTC), "message": text, **more})
+        else:
+            self.output.say(text)
+
+    def stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None:
+        names = ", ".join(running_for(run) for run in running)
+        text = f"{signal_name}: waiting up to {grace_s:g} s for {names}"
+        self.say("stopping", text, grace_s=grace_s)
+
+    def _say(self, event: str, text: str, **more: object) -> None:
+        if self.json:
+            self.say(event, text, **more)
+        else:
+            self.output.warn(text)
+
+    def _outcome(self, result: RunResult) -> str:
+        if result.error is None:
+            return "" if result.value is None else _cut(report.format_result(result.value))
+        gone = self.loaded.unreachable(result.error)
+        if gone is not None:
+            return gone.message
+        leaf = unwrap_error(result.error)
+        where = user_frame(leaf)
+        at_commit = "at COMMIT: " if result.at_commit else ""
+        return f"{at_commit}{summarize_error(leaf)}{f' ({where.lines()[0]})' if where else ''}"
+
+    def _event(self, name: str, instant: datetime | None, status: str, reason: str) -> None:
+        if self.json:
+            self._json(
+                {
+                    "event": "run",
+                    "task": name,
+                    "status": status,
+                    "scheduled_at": instant,
+                    "reason": reason,
+                }
+            )
+        else:
+            self._line(instant, name, status, reason)
+
+    def _line(self, instant: datetime | None, name: str, status: str, text: str) -> None:
+        stamp = (instant or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        line = f"{stamp}  {name:<{self.width}}  {status:<{_STATUS_WIDTH}}  {text}".rstrip()
+        style = _STYLES.get(status)
+        if self.output.quiet and style != "red":
+            return
+        if self.output.narration.is_terminal:
+            self.output.narration.print(
+                mask(line), style=style, markup=False, emoji=False, soft_wrap=True
+            )
+        else:
+            self._write(mask(line))
+
+    def _json(self, document: dict[str, object]) -> None:
+        self._write(dumps(document))
+
+    def _write(self, line: str) -> None:
+        # One write for the line and its end: several threads write, and lines must not mix.
+        text = f"{line}\n"
+        # Celery's worker puts something in its place that has no encoding.
+        encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+        sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def running_for(run: Run) -> str:
+    """A run that goes on, and for how long by now."""
+    since = run.scheduled_at
+    return run.task.name + (
+        f" (since {since:%H:%M:%S}, {format_duration(datetime.now(UTC) - since)})" if since else ""
+    )
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."

@@ -1,0 +1,74 @@
+"""The child process of `subprocess_run`: load the app, execute one run, say how it ended.
+
+python -m fsa_cli.processes.subprocess_child FD: the claim comes on stdin, the outcome goes to FD.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from typing import Any
+
+from fsa_cli.exceptions import FsaError
+from fsa_cli.ledger.location import ledger_of
+from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.processes.run_factory import RunFactory
+from fsa_cli.project import loader, settings
+from fsa_cli.project.settings import Flags
+from fsa_cli.runner.execute import execute
+from fsa_cli.runner.outcome import error_fields
+from fsa_cli.runner.run import Run
+from fsa_cli.tasks.registry import registry
+from fsa_cli.terminal.json_values import jsonable
+
+
+def main() -> None:
+    """Execute the run whose claim is on stdin, in the app of this directory."""
+    answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
+    claimed = ClaimedRun(**json.loads(sys.stdin.readline()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    ended: dict[str, Any] = {"error_type": None, "status": "failed"}
+    try:
+        run = _build_run(claimed)
+        answers.write("began\n")
+        answers.flush()
+        result = execute(run)
+    except FsaError as exc:
+        ended |= {"error_type": type(exc).__name__, "error": exc.message, "traceback": None}
+    except KeyboardInterrupt:
+        ended |= {"error_type": "Interrupted", "error": "it was told to end", "traceback": None}
+    else:
+        kind, message, traceback = error_fields(result.error)
+        ended = {
+            "status": result.status,
+            "value": jsonable(result.value),
+            "error_type": kind,
+            "error": message,
+            "traceback": traceback,
+            "at_commit": result.at_commit,
+            "recorded": run.fence is not None and run.fence.recorded,
+        }
+    answers.write(json.dumps(ended))
+    answers.flush()
+    os._exit(0)
+
+
+def _build_run(claimed: ClaimedRun) -> Run:
+    told = settings.read(Flags())
+    loaded = loader.load(told)
+    run = RunFactory(loaded, told, ledger_of(loaded.databases, told), registry)(claimed)
+    return replace(run, isolated=None)
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A run in a process of its own (`isolation="process"`), which can be killed when its time is over.
+
+This is the parent; the child is `subprocess_child`. The claim goes to its stdin, the outcome comes
+back on a pipe of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fsa_cli.exceptions import TimedOut
+from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.project.settings import Settings
+from fsa_cli.runner.outcome import RemoteError
+from fsa_cli.runner.run import Run, RunResult
+
+__all__ = ["SubprocessRun"]
+
+_LOADING_S = 120.0
+# Its own time-out ends it more gently, with a rollback and a place in the user's file.
+_AFTER_TIMEOUT_S = 2.0
+_TERMINATED_S = 3.0
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class SubprocessRun:
+    """Makes a run in a new process, as `execute` does here.
+
+    Args:
+        environ: What the process is told besides this one's environment.
+    """
+
+    claimed: ClaimedRun
+    environ: Mapping[str, str]
+
+    @classmethod
+    def of(cls, claimed: ClaimedRun, settings: Settings) -> SubprocessRun:
+        """It loads the same app: what flags have said, the environment says to it."""
+        told = {
+            "app": settings.app,
+            "app_dir": settings.app_dir,
+            "env_file": settings.env_file,
+            "env": settings.env,
+            "database": settings.database,
+        }
+        return cls(
+            claimed,
+            {
+                f"FSA_{name.upper()}": str(value)
+                for name, value in told.items()
+                if value is not None and settings.sources.get(name, "").startswith("--")
+            },
+        )
+
+    def __call__(self, run: Run) -> RunResult:
+        """How it ended; the process is gone when this returns."""
+        began_s, started_at = time.monotonic(), datetime.now(UTC)
+        reading, writing = os.pipe()
+        with os.fdopen(reading, encoding="utf-8") as answers:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fsa_cli.processes.subprocess_child", str(writing)],
+                stdin=subprocess.PIPE,
+                env={**os.environ, **self.environ},
+                pass_fds=[writing],
+                start_new_session=True,  # Ctrl-C is for the scheduler, which lets runs end
+            )
+            os.close(writing)
+            assert process.stdin is not None
+            with process.stdin:  # when this process dies, it is at an end, and so is the other
+                process.stdin.write(json.dumps(asdict(self.claimed)).encode() + b"\n")
+                process.stdin.flush()
+                late = _watched(process, run, answers)
+            told = answers.read()
+        return self._result(run, told, started_at, time.monotonic() - began_s, late=late)
+
+    def _result(
+        self, run: Run, told: str, started_at: datetime, took_s: float, *, late: bool
+    ) -> RunResult:
+        ended: dict[str, Any] = json.loads(told) if told else {}
+        error: BaseException | None = None
+        if late or ended.get("status") == "timed_out":
+            error = TimedOut(f"{run.task.name} took longer than {run.timeout_s or 0:g} s")
+        elif not ended:
+            error = RemoteError.of("ProcessDied", "its process has died")
+        elif ended["error_type"] is not None:
+            error = RemoteError.of(ended["error_type"], ended["error"], ended["traceback"])
+        if run.fence is not None and ended.get("recorded"):
+            run.fence.recorded = True
+        status = "timed_out" if isinstance(error, TimedOut) else "failed"
+        return RunResult(
+            task=run.task,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            scheduled_at=run.scheduled_at,
+            status="succeeded" if error is None else status,  # type: ignore[arg-type]
+            started_at=started_at,
+            duration_ms=round(took_s * 1000, 1),
+            value=ended.get("value"),
+            error=error,
+            at_commit=bool(ended.get("at_commit")),
+        )
+
+
+def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> bool:
+    """Wait for its end, and see to it; whether it had to be killed because its time was over."""
+    until_s = time.monotonic() + _LOADING_S
+    began = threading.Event()
+
+    def listen() -> None:
+        answers.readline()
+        began.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    counting = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_S)
+            return False
+        if began.is_set() and not counting:
+            counting = True
+            limit_s = run.timeout_s if run.timeout_s is not None else float("inf")
+            until_s = time.monotonic() + limit_s + _AFTER_TIMEOUT_S
+        late = time.monotonic() >= until_s
+        if late or run.stop.is_set():
+            _end(process)
+            return late
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_TERMINATED_S)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

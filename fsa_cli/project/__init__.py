@@ -1,0 +1,1 @@
+"""The user's project: its settings, its app, its tasks, its own commands."""

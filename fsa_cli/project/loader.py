@@ -1,0 +1,153 @@
+"""Import the app, configure its databases from it, and import its tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from fsa_cli.database import connections
+from fsa_cli.exceptions import ConfigurationError, DatabaseUnreachable, UsageError
+from fsa_cli.project.app_discovery import Target, targets
+from fsa_cli.project.app_import import app_of, load_module
+from fsa_cli.project.settings import Settings
+from fsa_cli.terminal.user_code import summarize_error, user_frame
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from fastapi_sqlalchemy import Database
+
+
+@dataclass(frozen=True)
+class LoadedApp:
+    """The app, with `db` configured and its tasks registered."""
+
+    app: Starlette
+    target: str
+    """`module:attr`."""
+    found: str
+    """How it was found."""
+    databases: Mapping[str, Database]
+    url_sources: Mapping[str, str] = field(default_factory=dict)
+    """Where each database's URL is from."""
+    task_modules: tuple[str, ...] = ()
+
+    def database(self, name: str = "default") -> Database:
+        """The app's database of that name.
+
+        Raises:
+            ConfigurationError: The app has no database.
+            UsageError: It has others.
+        """
+        if name in self.databases:
+            return self.databases[name]
+        if not self.databases:
+            raise ConfigurationError(
+                f"the app {self.target} has no database",
+                details=[self._why_no_database()],
+                hint='app.add_middleware(DBSessionMiddleware, db_url="..."), or FSA_DB_URL',
+            )
+        raise UsageError(
+            f"the app {self.target} has no database {name!r}",
+            hint=f"it has {', '.join(self.databases)}",
+        )
+
+    def _why_no_database(self) -> str:
+        from fastapi_sqlalchemy import DBSessionMiddleware
+
+        classes: list[object] = [entry.cls for entry in self.app.user_middleware]
+        if DBSessionMiddleware in classes:
+            return "its DBSessionMiddleware has no db_url, and it does not call db.configure"
+        return "it has no DBSessionMiddleware, and it does not call db.configure"
+
+    def unreachable(self, error: BaseException) -> DatabaseUnreachable | None:
+        """What to say if *error* is there because a database cannot be reached; else None."""
+        return connections.unreachable(error, self.databases, self.url_sources)
+
+
+_current: list[tuple[LoadedApp, Settings]] = []
+
+
+def current() -> tuple[LoadedApp, Settings] | None:
+    """The app that `fsa` has loaded in this process, and its settings; None in a web server."""
+    return _current[-1] if _current else None
+
+
+def load(settings: Settings) -> LoadedApp:
+    """Find and import the app, bind its databases, import its tasks.
+
+    What the app prints meanwhile goes to stderr. The variables of the env file are put into the
+    environment first; none that is set is replaced.
+
+    Raises:
+        AppLoadError: The app was not found, or failed while it was imported.
+        ConfigurationError: What it gives its databases is wrong.
+    """
+    for name, value in settings.variables.items():
+        os.environ.setdefault(name, value)
+    connections.watch()
+    with contextlib.redirect_stdout(sys.stderr), _without_collections():
+        target, app = app_of(targets(settings))
+        databases, sources = _bind(app, settings)
+        modules = _tasks(target, settings)
+    loaded = LoadedApp(app, target.text, target.found, databases, sources, modules)
+    _current[:] = [(loaded, settings)]
+    return loaded
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """An import makes next to no garbage, and a tenth of its time goes into looking for some."""
+    before, none = gc.get_threshold(), (0, 0, 0)
+    gc.set_threshold(*none)
+    try:
+        yield
+    finally:
+        if gc.get_threshold() == none:  # else the app has set its own
+            gc.set_threshold(*before)
+
+
+def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict[str, str]]:
+    from fastapi_sqlalchemy.middleware import bind_app
+
+    urls = settings.database_urls
+    try:
+        databases = bind_app(app, urls)
+    except Exception as exc:
+        where = user_frame(exc)
+        raise ConfigurationError(
+            "the app's database cannot be configured",
+            details=[*(where.lines() if where else []), summarize_error(exc)],
+            hint="pass db_url to DBSessionMiddleware or db.configure, or set FSA_DB_URL",
+        ) from exc
+    unknown = urls.keys() - databases.keys()
+    if unknown:
+        name = min(unknown)
+        raise ConfigurationError(
+            f"the app has no database {name!r}",
+            details=[f"named by {settings.sources[f'database_urls.{name}']}"],
+            hint=f"it has {', '.join(databases) or 'none'}",
+        )
+    sources = {name: settings.sources.get(f"database_urls.{name}", "the app") for name in databases}
+    return databases, sources
+
+
+def _tasks(target: Target, settings: Settings) -> tuple[str, ...]:
+    modules = settings.tasks
+    if modules is None:
+        package = sys.modules[target.module].__package__
+        name = f"{package}.tasks" if package else "tasks"
+        beside = target.root / "tasks.py", target.root / "tasks" / "__init__.py"
+        exists = importlib.util.find_spec(name) if package else any(p.is_file() for p in beside)
+        modules = (name,) if exists else ()
+    found = settings.sources["tasks"]
+    for name in modules:
+        by = "the app's package" if found == "default" else found
+        load_module(name, replace(target, found=by), f"the tasks {name!r}")
+    return modules

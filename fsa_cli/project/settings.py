@@ -1,0 +1,294 @@
+"""What `fsa` was told: flag > environment > .env > pyproject.toml, each value with its source."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.project import dotenv
+
+#: The keys of `[tool.fsa]` and what each may be. A list may also be written as one string.
+KEYS: Mapping[str, type] = {
+    "app": str,
+    "app_dir": str,
+    "tasks": list,
+    "metadata": str,
+    "namespace": str,
+    "commands": list,
+    "executor": str,
+    "broker_url": str,
+    "celery_app": str,
+    "ledger_url": str,
+    "lease_s": float,
+    "timezone": str,
+    "shell": str,
+    "health": dict,
+    "env": dict,
+}
+#: So many characters of a namespace tell services apart.
+NAMESPACE_LENGTH = 100
+
+_NAMES = {str: "a string", list: "a list of strings", float: "a number", dict: "a table"}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The common flags, as they were given on the command line. None is "not given"."""
+
+    app: str | None = None
+    env_file: Path | None = None
+    database: str | None = None
+    env: str | None = None
+    verbose: int | None = None
+    quiet: bool | None = None
+    json: bool | None = None
+    no_color: bool | None = None
+    yes: bool | None = None
+    traceback: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting of one run of `fsa`; `sources` says where each was found."""
+
+    directory: Path
+    """Where `fsa` was started."""
+    project: Path
+    """The directory of the nearest pyproject.toml, else `directory`."""
+    app: str | None
+    """`module`, `module:attr` or a file; None leaves it to the usual places."""
+    app_base: Path
+    """The directory that `app` is relative to: that of the file which names it."""
+    app_dir: Path | None
+    database: str
+    """The name of the database that a command works on."""
+    database_urls: Mapping[str, str] = field(repr=False)
+    """URLs that replace the app's own, by the database's name."""
+    tasks: tuple[str, ...] | None
+    metadata: str | None
+    namespace: str
+    commands: tuple[str, ...]
+    executor: str | None
+    """What carries the runs of tasks that do not say it; None is `local`."""
+    broker_url: str | None = field(repr=False)
+    """Where Celery's messages go."""
+    celery_app: str | None
+    """`module:attr` of a Celery app of the user's own."""
+    ledger_url: str | None = field(repr=False)
+    lease_s: float | None
+    timezone: str | None
+    shell: str | None
+    health: Mapping[str, Any]
+    env: str | None
+    """The name of the chosen `[tool.fsa.env.NAME]`."""
+    environments: Mapping[str, Mapping[str, Any]]
+    env_file: Path | None
+    variables: Mapping[str, str] = field(repr=False)
+    """What `env_file` holds."""
+    sources: Mapping[str, str]
+
+
+def read(
+    flags: Flags | None = None,
+    *,
+    directory: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings for *directory* (the current one). Nothing is imported or changed.
+
+    Raises:
+        ConfigurationError: A file cannot be read, a key is unknown, a value has the wrong type.
+    """
+    flags = flags or Flags()
+    directory = directory or Path.cwd()
+    environ = os.environ if environ is None else environ
+    reader = _Reader(flags, directory, environ)
+    namespace, namespace_source = reader.namespace()
+    app_value, app_base = reader.app()
+    settings = Settings(
+        directory=directory,
+        project=reader.project,
+        app=app_value,
+        app_base=app_base,
+        app_dir=reader.path("app_dir"),
+        database=reader.text("database", default="default") or "default",
+        database_urls=reader.database_urls(),
+        tasks=reader.texts("tasks"),
+        metadata=reader.text("metadata"),
+        namespace=namespace,
+        commands=reader.texts("commands") or (),
+        executor=reader.text("executor"),
+        broker_url=reader.text("broker_url"),
+        celery_app=reader.text("celery_app"),
+        ledger_url=reader.text("ledger_url"),
+        lease_s=reader.number("lease_s"),
+        timezone=reader.text("timezone"),
+        shell=reader.text("shell"),
+        health=reader.table.get("health", {}),
+        env=reader.text("env"),
+        environments=reader.table.get("env", {}),
+        env_file=reader.env_file,
+        variables=reader.variables,
+        sources={**reader.sources, "namespace": namespace_source},
+    )
+    if settings.env is not None and settings.env not in settings.environments:
+        raise ConfigurationError(
+            f"there is no environment {settings.env!r}",
+            details=[f"asked for by {settings.sources['env']}"],
+            hint=_meant(settings.env, settings.environments)
+            or f"add [tool.fsa.env.{settings.env}]",
+        )
+    return settings
+
+
+class _Reader:
+    """Looks values up in their order and notes where each was found."""
+
+    def __init__(self, flags: Flags, directory: Path, environ: Mapping[str, str]) -> None:
+        self.flags = flags
+        self.directory = directory
+        self.environ = environ
+        self.sources: dict[str, str] = {}
+        self.env_file = self._env_file()
+        self.variables = dotenv.read(self.env_file) if self.env_file else {}
+        above = [directory, *directory.parents]
+        self.project = next((p for p in above if (p / "pyproject.toml").is_file()), directory)
+        self.pyproject = _toml(self.project / "pyproject.toml")
+        self.table = self._table()
+
+    def _env_file(self) -> Path | None:
+        asked, source = self.flags.env_file, "--env-file"
+        if asked is None and (named := self.environ.get("FSA_ENV_FILE")):
+            asked, source = Path(named), "FSA_ENV_FILE"
+        if asked is None:
+            found = dotenv.find(self.directory)
+            if found:
+                self.sources["env_file"] = "found"
+            return found
+        path = self.directory / asked
+        if not path.is_file():
+            raise ConfigurationError(
+                f"the file {asked} does not exist", details=[f"asked for by {source}"]
+            )
+        self.sources["env_file"] = source
+        return path
+
+    def _table(self) -> dict[str, Any]:
+        table = self.pyproject.get("tool", {}).get("fsa", {})
+        where = self.project / "pyproject.toml"
+        for key, value in table.items():
+            if key not in KEYS:
+                raise ConfigurationError(
+                    f"unknown key {key!r} in [tool.fsa]",
+                    details=[f"in {where}"],
+                    hint=_meant(key, KEYS) or f"the keys are {', '.join(KEYS)}",
+                )
+            kind = KEYS[key]
+            fits = isinstance(value, (float, int) if kind is float else kind)
+            if kind is list:
+                fits = isinstance(value, str) or (
+                    fits and all(isinstance(item, str) for item in value)
+                )
+            if isinstance(value, bool) or not fits:
+                raise ConfigurationError(
+                    f"[tool.fsa] {key} must be {_NAMES[kind]}, not {value!r}",
+                    details=[f"in {where}"],
+                )
+        return dict(table)
+
+    def _find(self, name: str) -> tuple[Any, str]:
+        """The first of flag, environment, env file and pyproject.toml that has a value."""
+        variable = f"FSA_{name.upper()}"
+        if (flag := getattr(self.flags, name, None)) is not None:
+            return flag, f"--{name.replace('_', '-')}"
+        if value := self.environ.get(variable):
+            return value, variable
+        if value := self.variables.get(variable):
+            return value, f"{variable} in {self.env_file}"
+        if name in KEYS and KEYS[name] is not dict and name in self.table:
+            return self.table[name], f"[tool.fsa] {name} in {self.project / 'pyproject.toml'}"
+        return None, "default"
+
+    def text(self, name: str, *, default: str | None = None) -> str | None:
+        value, self.sources[name] = self._find(name)
+        return default if value is None else str(value)
+
+    def texts(self, name: str) -> tuple[str, ...] | None:
+        value, self.sources[name] = self._find(name)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return None if value is None else tuple(value)
+
+    def number(self, name: str) -> float | None:
+        value, source = self._find(name)
+        self.sources[name] = source
+        try:
+            return None if value is None else float(value)
+        except ValueError:
+            raise ConfigurationError(f"{source} must be a number, not {value!r}") from None
+
+    def path(self, name: str) -> Path | None:
+        value, source = self._find(name)
+        self.sources[name] = source
+        return None if value is None else self._base(source) / value
+
+    def app(self) -> tuple[str | None, Path]:
+        value, source = self._find("app")
+        if value is None:
+            entrypoint = self.pyproject.get("tool", {}).get("fastapi", {}).get("entrypoint")
+            if isinstance(entrypoint, str):
+                pyproject = self.project / "pyproject.toml"
+                value, source = entrypoint, f"[tool.fastapi] entrypoint in {pyproject}"
+        self.sources["app"] = source
+        return value, self._base(source)
+
+    def namespace(self) -> tuple[str, str]:
+        value, source = self._find("namespace")
+        if value is None:
+            project = self.pyproject.get("project", {}).get("name")
+            if isinstance(project, str):
+                return project, f"[project] name in {self.project / 'pyproject.toml'}"
+            return self.project.name, "the directory's name"
+        return str(value), source
+
+    def database_urls(self) -> dict[str, str]:
+        urls: dict[str, str] = {}
+        for origin, variables in (("env_file", self.variables), ("environ", self.environ)):
+            for variable, value in variables.items():
+                if not value or not (variable + "_").startswith("FSA_DB_URL_"):
+                    continue
+                name = variable.removeprefix("FSA_DB_URL").removeprefix("_").lower() or "default"
+                urls[name] = value
+                self.sources[f"database_urls.{name}"] = (
+                    variable if origin == "environ" else f"{variable} in {self.env_file}"
+                )
+        return urls
+
+    def _base(self, source: str) -> Path:
+        """What a relative value is relative to: the directory of the file that it stands in."""
+        if source.endswith("pyproject.toml"):
+            return self.project
+        if self.env_file is not None and source.endswith(str(self.env_file)):
+            return self.env_file.parent
+        return self.directory
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
+
+
+def _meant(word: str, known: Sequence[str] | Mapping[str, object]) -> str | None:
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else None

@@ -1,0 +1,1 @@
+"""One run of a task: executed here, in its own session, and reported."""

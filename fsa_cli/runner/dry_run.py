@@ -1,0 +1,177 @@
+"""`--dry-run`: a task really runs, in a sandbox of every database, and is rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import greenlet_spawn
+
+from fsa_cli.exceptions import Refused
+from fsa_cli.runner.execute import execute, execute_async
+from fsa_cli.runner.row_changes import RowChanges, statement_changes
+from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.enqueue_capture import capture
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["DryRun", "execute_dry_run"]
+
+_COLUMNS = {
+    "inserted": "inserted",
+    "updated": "updated",
+    "deleted": "deleted",
+    "inserted_or_updated": "inserted or updated",
+}
+
+
+@dataclass
+class DryRun:
+    """What a run has done, all of it rolled back.
+
+    Attributes:
+        tables: For each table whose rows it changed how many were inserted, updated, deleted.
+        schema: The statements that changed the schema.
+        uncounted: Statements that changed rows of which the database says no number.
+        enqueued: The tasks whose runs it asked for, and how many of each; none was enqueued.
+        kept: What no rollback undoes.
+    """
+
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    schema: list[str] = field(default_factory=list)
+    uncounted: list[str] = field(default_factory=list)
+    enqueued: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The headings of the table that shows `tables`."""
+        several = len({row["database"] for row in self.tables}) > 1
+        columns = {"database": "database"} if several else {}
+        columns["table"] = "table"
+        for key, heading in _COLUMNS.items():
+            if key != "inserted_or_updated" or any(row[key] for row in self.tables):
+                columns[key] = heading
+        return columns
+
+    @property
+    def changes_something(self) -> bool:
+        return bool(self.tables or self.schema or self.uncounted or self.enqueued)
+
+    def add(self, changes: RowChanges) -> None:
+        counted = changes.rows()
+        for table, counts in sorted(counted.items()):
+            numbers = {key: counts[kind] for key, kind in _COLUMNS.items()}  # type: ignore[index]
+            self.tables.append({"database": changes.database, "table": table, **numbers})
+        self.schema += changes.said("schema")
+        self.uncounted += changes.said("uncounted")
+        counters = {
+            "postgresql": "the numbers that were taken from sequences",
+            "mysql": "the numbers that were taken from AUTO_INCREMENT",
+            "mariadb": "the numbers that were taken from AUTO_INCREMENT",
+        }
+        kept = counters.get(changes.dialect)
+        if kept and kept not in self.kept and any(c["inserted"] for c in counted.values()):
+            self.kept.append(kept)
+
+
+def execute_dry_run(run: Run, databases: Mapping[str, Database]) -> tuple[RunResult, DryRun]:
+    """Make *run* in a sandbox of each of *databases*, and roll all of it back.
+
+    What it would enqueue is kept back. A write over a connection outside the sandboxes
+    (`db.engine`, an engine of the task's own) raises `Refused`. On PostgreSQL deferred constraints
+    are checked where a commit would do it.
+    """
+    watched: list[RowChanges] = []
+
+    def watch(name: str, connection: Connection) -> None:
+        watched.append(RowChanges(connection, name))
+
+    sandboxes = [db.sandbox(partial(watch, name)) for name, db in databases.items()]
+    told = DryRun()
+
+    async def inside() -> RunResult:
+        async with contextlib.AsyncExitStack() as stack:
+            for sandbox in sandboxes:
+                await stack.enter_async_context(sandbox)
+            result = await execute_async(run)
+            return await greenlet_spawn(_finish, result, watched, told)
+
+    def made() -> RunResult:
+        if run.task.is_async:
+            with _at_once():
+                return asyncio.run(inside())
+        with contextlib.ExitStack() as stack:
+            for sandbox in sandboxes:
+                stack.enter_context(sandbox)
+            return _finish(execute(run), watched, told)
+
+    with _nothing_outside(watched), capture() as held:
+        result = made()
+    told.enqueued += [{"task": name, "runs": number} for name, number in sorted(held.items())]
+    return result, told
+
+
+def _finish(result: RunResult, watched: list[RowChanges], told: DryRun) -> RunResult:
+    if not result.succeeded:
+        return result
+    for changes in watched:
+        told.add(changes)
+        if changes.dialect == "postgresql":
+            try:
+                changes.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+            except DBAPIError as exc:
+                return replace(result, status="failed", value=None, error=exc, at_commit=True)
+    told.kept.append("what the task did outside the app's databases")
+    return result
+
+
+@contextlib.contextmanager
+def _at_once() -> Iterator[None]:
+    """Ctrl-C interrupts a coroutine that blocks its loop, as a sandbox's sync connection does.
+
+    With a handler that is not Python's own, asyncio.run installs none that only cancels.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _nothing_outside(watched: list[RowChanges]) -> Iterator[None]:
+    """Refuse to write over any connection that is in no sandbox."""
+
+    def refuse(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if any(changes.connection is connection for changes in watched):
+            return
+        if statement_changes(statement, connection.dialect.name):
+            raise Refused(
+                "a dry run covers db's own sessions, and this would have been written for good: "
+                f"{' '.join(statement.split())[:60]}",
+                hint="write through db.session, not over db.engine or another engine",
+            )
+
+    event.listen(Engine, "before_cursor_execute", refuse)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", refuse)

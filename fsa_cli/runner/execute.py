@@ -1,0 +1,242 @@
+"""The one place where a task is run: by hand, by the scheduler, in a shell, in a test.
+
+A sync task runs in `with db():`, an async one in `async with db():`. A run that returns commits,
+unless the task says `commit=False`; one that raises, takes too long or is interrupted is rolled
+back, and a commit that fails is a failed run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fsa_cli.exceptions import TaskDefinitionError, TimedOut
+from fsa_cli.runner.run import Run, RunResult, Status
+from fsa_cli.runner.statement_cancellation import Statements
+from fsa_cli.tasks.context import TaskContext
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.signature import Injected, signature_of
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["execute", "execute_async", "run"]
+
+_NOTHING = contextlib.nullcontext()
+
+
+def run(
+    task: TaskDefinition,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    app: object = None,
+    database: Database | None = None,
+    timeout_s: float | None = None,
+) -> RunResult:
+    """Run *task* once, here, and say how it ended. An async task gets an event loop of its own."""
+    return execute(
+        Run(
+            task=task,
+            arguments=arguments or {},
+            app=app,
+            database=database,
+            timeout_s=timeout_s,
+        )
+    )
+
+
+def execute(run: Run) -> RunResult:
+    """Make *run*; it returns when the transaction has ended.
+
+    A sync task that takes too long is interrupted where it runs in the main thread. In another
+    thread nothing can interrupt it: its context's `cancelled` becomes true, and when it returns,
+    however late, it is rolled back and has timed out.
+
+    Raises:
+        BaseException: KeyboardInterrupt and its like go through, after the rollback.
+    """
+    if run.task.is_async:
+        return asyncio.run(execute_async(run))
+    attempt = _Attempt(run)
+    try:
+        with run.statements, run.fence or _NOTHING, attempt.scope, _interruptible(attempt):
+            value = attempt.call()
+            attempt.check(value)
+    except (Exception, SystemExit, _TimeIsUp) as exc:
+        return attempt.failed(exc)
+    return attempt.succeeded(value)
+
+
+async def execute_async(run: Run) -> RunResult:
+    """As `execute`, for an async task on the running event loop. It is cancelled at its time-out.
+
+    Raises:
+        asyncio.CancelledError: this run was cancelled; it is rolled back.
+    """
+    attempt = _Attempt(run)
+    try:
+        with run.statements as statements, run.fence or _NOTHING:
+            async with attempt.scope:
+                with statements.ended_by_signals():
+                    async with asyncio.timeout(attempt.timeout_s):
+                        value = await statements.ended_by_cancelling(attempt.await_call())
+                attempt.check(value)
+    except (Exception, SystemExit, _TimeIsUp) as exc:
+        return attempt.failed(exc)
+    except asyncio.CancelledError as exc:
+        current = asyncio.current_task()
+        if current is None or current.cancelling():
+            raise
+        return attempt.failed(exc)
+    return attempt.succeeded(value)
+
+
+class _Attempt:
+    """A run that is being made."""
+
+    def __init__(self, run: Run) -> None:
+        import fastapi_sqlalchemy
+
+        self.run = run
+        self.timeout_s = run.timeout_s if run.timeout_s is not None else run.task.timeout_s
+        self.database: Database = run.database or fastapi_sqlalchemy.db
+        self.scope = self.database(commit_on_exit=run.task.commit)
+        self.started_at = datetime.now(UTC)
+        self._began_s = time.monotonic()
+        self._returned = False
+        self._value: object = None
+        limit = self.timeout_s
+        self._deadline_s = self._began_s + limit if limit is not None else None
+        self._context = TaskContext(
+            task=run.task.name,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            scheduled_at=run.scheduled_at,
+            dry_run=run.dry_run,
+            deadline=self.started_at + timedelta(seconds=limit) if limit is not None else None,
+            _deadline_s=self._deadline_s,
+            _stop=run.stop,
+            _report=run.report,
+        )
+
+    def call(self) -> Any:
+        """Call the user's function, inside its scope."""
+        signature = signature_of(self.run.task.function)
+        values = dict(self.run.arguments)
+        for name, kind in signature.injected.items():
+            values[name] = self._inject(name, kind)
+        positional, named = signature.call(values)
+        return self.run.task.function(*positional, **named)
+
+    async def await_call(self) -> Any:
+        return await self.call()
+
+    def _inject(self, name: str, kind: Injected) -> object:
+        match kind:
+            case "session":
+                return self.database.session
+            case "async_session":
+                return self.database.async_session
+            case "context":
+                return self._context
+            case "app" if self.run.app is not None:
+                return self.run.app
+        raise TaskDefinitionError(
+            f"task {self.run.task.name!r} takes the app as {name!r}, and here is none",
+            hint="run(task, app=app)",
+        )
+
+    def check(self, value: object) -> None:
+        """What must hold before the commit."""
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise TaskDefinitionError(
+                f"task {self.run.task.name!r} returned a coroutine that nobody awaits",
+                hint="write it as `async def`",
+            )
+        if self._late:
+            raise _TimeIsUp
+        self._returned = True
+        self._value = value
+        if self.run.fence is not None:
+            self.run.fence.returned(value)
+
+    @property
+    def _late(self) -> bool:
+        return self._deadline_s is not None and time.monotonic() >= self._deadline_s
+
+    def succeeded(self, value: object) -> RunResult:
+        return self._result("succeeded", value=value)
+
+    def failed(self, error: BaseException) -> RunResult:
+        if self.run.fence is not None and self.run.fence.recorded:
+            # The answer to COMMIT was lost on its way, and the database says that it has happened.
+            return self.succeeded(self._value)
+        if isinstance(error, _TimeIsUp) or (self._late and not self._returned):
+            late = TimedOut(f"{self.run.task.name} took longer than {self.timeout_s:g} s")
+            told = isinstance(error, _TimeIsUp) or (type(error) is TimeoutError and not str(error))
+            late.__cause__ = None if told else error
+            return self._result("timed_out", error=late)
+        return self._result("failed", error=error, at_commit=self._returned)
+
+    def _result(self, status: Status, **outcome: Any) -> RunResult:
+        return RunResult(
+            task=self.run.task,
+            run_id=self.run.run_id,
+            attempt=self.run.attempt,
+            scheduled_at=self.run.scheduled_at,
+            status=status,
+            started_at=self.started_at,
+            duration_ms=round((time.monotonic() - self._began_s) * 1000, 1),
+            **outcome,
+        )
+
+
+class _TimeIsUp(KeyboardInterrupt):
+    """A sync task's time is over.
+
+    A KeyboardInterrupt, so that no `except Exception` of the task keeps it going, and so that
+    psycopg cancels the statement that it waits for.
+    """
+
+
+def _interruptible(attempt: _Attempt) -> AbstractContextManager[object]:
+    """While inside, signals and the time limit end what the main thread does; no other can."""
+    if threading.current_thread() is not threading.main_thread():
+        return _NOTHING
+    return _in_main_thread(attempt.run.statements, attempt.timeout_s)
+
+
+@contextlib.contextmanager
+def _in_main_thread(statements: Statements, seconds: float | None) -> Iterator[None]:
+    with statements.ended_by_signals(), _alarm(seconds):
+        yield
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float | None) -> Iterator[None]:
+    """Interrupt the main thread after *seconds*."""
+    if seconds is None:
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TimeIsUp
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

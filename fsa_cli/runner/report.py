@@ -1,0 +1,136 @@
+"""How a run ended, told to a person, as JSON, and as an error with its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from fsa_cli.exceptions import FsaError, Refused, TaskFailed, TimedOut
+from fsa_cli.project.loader import LoadedApp
+from fsa_cli.runner.run import RunResult
+from fsa_cli.tasks.context import Progress
+from fsa_cli.terminal.formatting import format_elapsed
+from fsa_cli.terminal.json_values import dumps, jsonable
+from fsa_cli.terminal.user_code import UserFrame, summarize_error, unwrap_error, user_frame
+
+if TYPE_CHECKING:
+    from fsa_cli.runner.dry_run import DryRun
+
+__all__ = ["brief", "document", "failure_of", "format_result"]
+
+
+def document(
+    result: RunResult, progress: Sequence[Progress] = (), rehearsal: DryRun | None = None
+) -> dict[str, object]:
+    """A run as JSON has it."""
+    error: dict[str, object] | None = None
+    if result.error is not None:
+        leaf = unwrap_error(result.error)
+        where = user_frame(leaf)
+        error = {
+            "type": type(leaf).__name__,
+            "message": str(leaf),
+            "file": where.file if where else None,
+            "line": where.line if where else None,
+            "at_commit": result.at_commit,
+        }
+    return {
+        "task": result.task.name,
+        "run_id": result.run_id,
+        "status": result.status,
+        "attempt": result.attempt,
+        "scheduled_at": result.scheduled_at,
+        "started_at": result.started_at,
+        "duration_ms": result.duration_ms,
+        "result": jsonable(result.value),
+        "error": error,
+        "progress": [
+            {"text": each.text, "done": each.done, "total": each.total} for each in progress
+        ],
+        "dry_run": asdict(rehearsal) if rehearsal is not None else None,
+    }
+
+
+def format_result(value: object) -> str:
+    """What a task returned, on one or more lines: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else dumps(jsonable(value))
+
+
+def brief(result: RunResult) -> str:
+    """How a run failed, in a few words: `failed after 23 ms: LookupError: no such user`."""
+    assert result.error is not None
+    if isinstance(result.error, TimedOut):
+        return f"timed out after {format_elapsed(result.duration_ms)}"
+    what = "could not be committed" if result.at_commit else "failed"
+    summary = summarize_error(unwrap_error(result.error))
+    return f"{what} after {format_elapsed(result.duration_ms)}: {summary}"
+
+
+def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
+    """What to say of a run that did not succeed."""
+    from fastapi_sqlalchemy.exceptions import SandboxError
+
+    error = result.error
+    assert error is not None
+    name = result.task.name
+    if isinstance(error, TimedOut):
+        cause = error.__cause__
+        return _with_cause(
+            TimedOut(
+                error.message,
+                details=[
+                    *(
+                        [summarize_error(cause), *_lines(user_frame(cause))]
+                        if cause is not None
+                        else []
+                    ),
+                    "what it wrote was rolled back",
+                ],
+                hint="--timeout S, or timeout_s= of the task, gives it more",
+            ),
+            cause,
+        )
+    if isinstance(error, FsaError):
+        return error
+    if isinstance(unwrap_error(error), SandboxError):
+        leaf = unwrap_error(error)
+        return _with_cause(
+            Refused(
+                f"{name} cannot be run dry: {_one_line(leaf)}",
+                details=[*_lines(user_frame(leaf)), "what it wrote was rolled back"],
+            ),
+            error,
+        )
+    gone = loaded.unreachable(error)
+    if gone is not None:
+        return gone
+    leaf = unwrap_error(error)
+    where = user_frame(leaf)
+    if isinstance(leaf, SystemExit):
+        summary = f"it called sys.exit({leaf.code!r}): return, or raise an error"
+    else:
+        summary = summarize_error(leaf)
+    what = "could not be committed" if result.at_commit else "failed"
+    attempts = f" in attempt {result.attempt}" if result.attempt > 1 else ""
+    return _with_cause(
+        TaskFailed(
+            f"{name} {what}{attempts} after {format_elapsed(result.duration_ms)}: {summary}",
+            details=[*_lines(where), "what it wrote was rolled back"],
+            hint="--traceback shows where it comes from",
+        ),
+        error,
+    )
+
+
+def _lines(where: UserFrame | None) -> list[str]:
+    return where.lines() if where else []
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _with_cause(failed: FsaError, cause: BaseException | None) -> FsaError:
+    failed.__cause__ = cause
+    return failed

@@ -1,0 +1,99 @@
+"""`Run`, what is to be executed, and `RunResult`, how it ended."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from fsa_cli.runner.statement_cancellation import Statements
+from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.definition import TaskDefinition
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+
+__all__ = ["Fence", "Run", "RunResult", "Status"]
+
+
+Status = Literal["succeeded", "failed", "timed_out"]
+
+
+class Fence(Protocol):
+    """A context manager around a run: what is committed inside counts only while it says so.
+
+    Attributes:
+        recorded: Whether the run's success is written, in the transaction of its effects.
+    """
+
+    recorded: bool
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exc_info: Any) -> None: ...
+
+    def returned(self, value: object) -> None:
+        """The task has returned *value*: what commits now is the runner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is to be made.
+
+    Attributes:
+        arguments: The values of the task's parameters; what is left out has its default.
+        app: Given to a parameter annotated `FastAPI`.
+        database: Whose scope the task runs in; None is the global `db`.
+        timeout_s: None is the task's own.
+        dry_run: What the context's `dry_run` says; the sandbox is the caller's to open.
+        stop: Set from outside, it makes the context's `cancelled` true.
+        report: Told of the task's progress.
+        fence: Keeps what it commits to the time in which the run is this process's.
+        isolated: Makes it elsewhere, in `execute`'s place.
+        statements: What it waits for in a database, for whoever has to end that.
+    """
+
+    task: TaskDefinition
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    app: object = None
+    database: Database | None = None
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    attempt: int = 1
+    scheduled_at: datetime | None = None
+    timeout_s: float | None = None
+    dry_run: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+    report: Callable[[Progress], None] | None = None
+    fence: Fence | None = None
+    statements: Statements = field(default_factory=Statements)
+    isolated: Callable[[Run], RunResult] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        value: What the task returned.
+        error: What it raised, or `TimedOut`; None if it succeeded.
+        at_commit: Whether it was the commit that failed, after the task had returned.
+    """
+
+    task: TaskDefinition
+    run_id: str
+    attempt: int
+    scheduled_at: datetime | None
+    status: Status
+    started_at: datetime
+    duration_ms: float
+    value: Any = None
+    error: BaseException | None = None
+    at_commit: bool = False
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == "succeeded"

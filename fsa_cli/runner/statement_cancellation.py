@@ -1,0 +1,173 @@
+"""Statements that are waited for in a driver's C code, ended when their run is interrupted.
+
+SQLite and psycopg2 do not come back to Python before a statement has ended, so neither Ctrl-C nor a
+time-out would reach the task. Drivers that wait in Python need nothing of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Coroutine, Generator, Iterator
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, TypeVar
+
+__all__ = ["Statements"]
+
+#: What ends a driver's statement, from any thread.
+_ENDING = {"sqlite3": "interrupt", "psycopg2": "cancel"}
+_KEY = "fsa_statements"
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
+_AGAIN_S = 0.05
+
+T = TypeVar("T")
+
+_current: ContextVar[Statements | None] = ContextVar("fsa_statements", default=None)
+
+
+class Statements:
+    """The connections that one run has in use; a context manager, for the run's own context."""
+
+    def __init__(self) -> None:
+        self._connections: dict[int, Any] = {}
+        self._aiosqlite: dict[int, Any] = {}
+        self._waiting_in_python: dict[int, Any] = {}
+        self._rollbacks: list[asyncio.Task[None]] = []
+
+    def __enter__(self) -> Statements:
+        _listen()
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _current.reset(self._token)
+
+    def add(self, record: object, connection: object) -> None:
+        driver_connection: Any = getattr(connection, "driver_connection", connection)
+        raw = getattr(driver_connection, "_conn", driver_connection)  # aiosqlite's own
+        if type(raw).__module__.partition(".")[0] in _ENDING:
+            self._connections[id(record)] = raw
+            if raw is not driver_connection:
+                self._aiosqlite[id(record)] = driver_connection
+        else:
+            self._waiting_in_python[id(record)] = raw
+
+    def remove(self, record: object) -> None:
+        for known in (self._connections, self._aiosqlite, self._waiting_in_python):
+            known.pop(id(record), None)
+
+    def end(self) -> None:
+        """End whatever statement runs on them; where none does, nothing happens."""
+        for connection in list(self._connections.values()):
+            with contextlib.suppress(Exception):  # closed meanwhile
+                getattr(connection, _ENDING[type(connection).__module__.partition(".")[0]])()
+
+    def end_of_thread(self) -> None:
+        """End them for a run in another thread, which no signal reaches."""
+        self.end()
+        for connection in list(self._waiting_in_python.values()):
+            with contextlib.suppress(Exception):  # closed meanwhile
+                if hasattr(connection, "cancel"):  # psycopg: it tells the server
+                    connection.cancel()
+                else:  # pymysql knows no way: its thread gets an error instead of an answer
+                    connection._sock.shutdown(socket.SHUT_RDWR)
+
+    def cancel(self) -> None:
+        """End them, on the loop of a run that is being cancelled.
+
+        SQLAlchemy closes an aiosqlite connection that was cancelled. sqlite3 keeps it, and its lock
+        on the database, until the exception that holds the cursor is gone: so it is rolled back
+        before that.
+        """
+        self.end()
+        for connection in list(self._aiosqlite.values()):
+            self._rollbacks.append(asyncio.create_task(_roll_back(connection)))
+
+    @contextlib.contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        """While inside, a signal ends them, so that its handler is run. In the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        if before != -1:  # somebody else has to hear of signals
+            signal.set_wakeup_fd(before)
+        watcher = threading.Thread(target=self._watch, args=(reading,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            if before == -1:
+                signal.set_wakeup_fd(-1)
+            writing.close()
+            watcher.join()
+            reading.close()
+
+    def ended_by_cancelling(self, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """*coroutine*, which ends them when it is cancelled: else its cleanup waits for them."""
+        return _CancellableCoroutine(coroutine, self)
+
+    def _watch(self, reading: socket.socket) -> None:
+        while number := reading.recv(1):
+            if number[0] not in _SIGNALS:
+                continue
+            self.end()
+            # The signal may have come just before the statement began.
+            if not select.select([reading], [], [], _AGAIN_S)[0]:
+                self.end()
+
+
+class _CancellableCoroutine(Generator[Any, Any, Any]):
+    """Passes everything on to a coroutine, and sees when it is cancelled."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], statements: Statements) -> None:
+        self._coroutine = coroutine
+        self._statements = statements
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def send(self, value: Any) -> Any:
+        return self._coroutine.send(value)
+
+    def throw(self, error: Any, *rest: Any) -> Any:
+        if isinstance(error, asyncio.CancelledError):
+            self._statements.cancel()
+        return self._coroutine.throw(error, *rest)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+
+async def _roll_back(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # closed meanwhile
+        await connection.rollback()
+
+
+@cache
+def _listen() -> None:
+    from sqlalchemy import event
+    from sqlalchemy.pool import Pool
+
+    event.listen(Pool, "checkout", _checked_out)
+    event.listen(Pool, "checkin", _checked_in)
+
+
+def _checked_out(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    statements = _current.get()
+    if statements is not None:
+        record.info[_KEY] = statements
+        statements.add(record, dbapi_connection)
+
+
+def _checked_in(dbapi_connection: Any, record: Any) -> None:
+    statements: Statements | None = record.info.pop(_KEY, None)
+    if statements is not None:
+        statements.remove(record)

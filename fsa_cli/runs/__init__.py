@@ -1,0 +1,1 @@
+"""Runs that somebody asks for: enqueue, control, view."""

@@ -1,0 +1,56 @@
+"""Work that is done once a session's transaction has committed, and not if it is rolled back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from fsa_cli.ledger.offload import off_the_loop
+
+__all__ = ["after_commit"]
+
+logger = logging.getLogger("fsa.enqueue")
+
+_PENDING = "fsa_enqueued"
+
+
+def after_commit(session: Session, work: Callable[[], None]) -> None:
+    """Do *work* when what the session is in now has committed, and not if it is rolled back.
+
+    In a sandbox, which nothing leaves, it is never done.
+    """
+    if isinstance(session.get_bind(), Connection):
+        return
+    pending = session.info.get(_PENDING)
+    if pending is None:
+        pending = session.info[_PENDING] = []
+        event.listen(session, "after_commit", _committed)
+        event.listen(session, "after_soft_rollback", _rolled_back)
+    pending.append((session.get_nested_transaction() or session.get_transaction(), work))
+
+
+def _committed(session: Session) -> None:
+    if session.in_nested_transaction():  # a savepoint's
+        return
+    pending, session.info[_PENDING][:] = list(session.info[_PENDING]), []
+    for _, work in pending:
+        try:
+            off_the_loop(work)
+        except Exception:  # what has committed has committed: its caller must not hear otherwise
+            logger.exception("a run that was asked for in this transaction could not be enqueued")
+
+
+def _rolled_back(session: Session, previous: SessionTransaction) -> None:
+    pending = session.info[_PENDING]
+    pending[:] = [(within, work) for within, work in pending if not _is_in(within, previous)]
+
+
+def _is_in(transaction: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while transaction is not None:
+        if transaction is outer:
+            return True
+        transaction = transaction.parent
+    return False

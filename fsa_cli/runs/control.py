@@ -1,0 +1,186 @@
+"""What a person wants of the ledger: trigger, pause, resume, retry, cancel."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from sqlalchemy import Row
+
+from fsa_cli.exceptions import FsaError, Interrupted, TaskFailed, TaskNotFound, TimedOut, UsageError
+from fsa_cli.ledger import control, nodes, queries
+from fsa_cli.ledger.enqueue import insert_retry
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import FINAL
+from fsa_cli.project.settings import Settings
+from fsa_cli.runner import report
+from fsa_cli.runs.enqueue import Enqueuer
+from fsa_cli.runs.executor import Executor
+from fsa_cli.runs.executor_registry import ExecutorRegistry
+from fsa_cli.runs.requester import requester
+from fsa_cli.runs.run_view import document, get_run
+from fsa_cli.tasks import arguments
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.lookup import get_task
+from fsa_cli.tasks.registry import registry
+from fsa_cli.tasks.signature import signature_of
+from fsa_cli.terminal.formatting import format_elapsed
+from fsa_cli.terminal.output import Output
+
+__all__ = ["cancel", "known", "pause", "require_registered", "resume", "retry", "trigger", "wait"]
+
+_ASKED_EVERY_S = 0.25
+
+
+def require_registered(name: str, task: TaskDefinition) -> None:
+    """Raises TaskNotFound if *task* is a function that no scheduler has."""
+    if registry.get(task.name) is not task:
+        raise TaskNotFound(
+            f"{name!r} is not a registered task: no scheduler has it",
+            hint=f"fsa run-task {name} runs it here",
+        )
+
+
+def trigger(
+    ledger: Ledger,
+    settings: Settings,
+    task: TaskDefinition,
+    values: str,
+    warn: Callable[[str], None],
+) -> str:
+    """Have *task* run soon with *values*, which `arguments_of` has made; the run's id."""
+    enqueuer = Enqueuer(ledger, settings)
+    try:
+        run_id = enqueuer.enqueue(task, values)
+        _warn_if_alone(ledger, enqueuer.choice.of(task), warn)
+        return run_id
+    finally:
+        enqueuer.choice.close()
+
+
+def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
+    """Queue a run with the arguments of one that has ended; the new one.
+
+    Raises:
+        UsageError: There is no such run, or it has not ended.
+        TaskNotFound: Its task is no longer there.
+        ArgumentError: Its task takes other arguments now.
+    """
+    before = get_run(ledger, prefix)
+    task = get_task(before.task)
+    require_registered(before.task, task)
+    values = json.loads(before.arguments)
+    signature = signature_of(task.function)
+    if any(p.is_secret and p.name in values for p in signature.parameters):
+        raise UsageError(
+            f"the run {before.id[:8]} was given a secret, which the ledger has not kept",
+            hint=f"fsa run-task {task.name} runs it anew",
+        )
+    arguments.bind(signature, values)
+    made = insert_retry(ledger, before.id, by=requester())
+    if made is None:
+        raise UsageError(
+            f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
+            hint=f"fsa runs cancel {before.id[:8]}",
+        )
+    _warn_if_alone(ledger, ExecutorRegistry(ledger, settings).of(task), warn)
+    return get_run(ledger, made)
+
+
+def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:
+    """Cancel a run; the run, and what it was: `queued` or `running`.
+
+    Raises:
+        UsageError: There is no such run, or it has ended.
+    """
+    wanted = get_run(ledger, prefix)
+    was = control.cancel(ledger, wanted.id)
+    if was is None:
+        raise UsageError(f"the run {wanted.id[:8]} of {wanted.task} has ended: {wanted.status}")
+    return get_run(ledger, wanted.id), was
+
+
+def pause(ledger: Ledger, names: Sequence[str]) -> list[str]:
+    """Pause these tasks, or where there is no name all that have a schedule; which it was."""
+    tasks = queries.tasks(ledger)
+    wanted = known(names, [each.name for each in tasks]) or [
+        *(task.name for task in registry if task.schedule is not None),
+        *(each.name for each in tasks if each.schedule_hash is not None),
+    ]
+    return control.pause(ledger, sorted(set(wanted)), requester())
+
+
+def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
+    """Resume these tasks, or where there is no name all that are paused; which it was."""
+    tasks = queries.tasks(ledger)
+    wanted = known(names, [each.name for each in tasks]) or [
+        each.name for each in tasks if each.paused_ms is not None
+    ]
+    return control.resume(ledger, wanted)
+
+
+def known(names: Sequence[str], recorded: Collection[str]) -> list[str]:
+    """*names*, each of a task that is registered here, or that the ledger knows.
+
+    Raises:
+        TaskNotFound: It says which one was meant.
+    """
+    there = {*recorded, *(task.name for task in registry)}
+    for name in names:
+        if name not in there:
+            close = get_close_matches(name, there, n=3, cutoff=0.6)
+            raise TaskNotFound(
+                f"there is no task {name!r}",
+                hint=f"did you mean {' or '.join(close)}?" if close else "fsa tasks lists them",
+            )
+    return list(names)
+
+
+def wait(ledger: Ledger, run_id: str, output: Output) -> None:
+    """Wait for a run's end, and show what it returned.
+
+    Raises:
+        TaskFailed, TimedOut: As it has ended.
+        Interrupted: Nobody waits any more; the run goes on.
+    """
+    try:
+        while (run := get_run(ledger, run_id)).status not in FINAL:
+            time.sleep(_ASKED_EVERY_S)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the run {run_id[:8]} goes on", hint=f"fsa runs cancel {run_id[:8]}"
+        ) from None
+    if output.json:
+        output.document(document(run))
+    if run.status != "succeeded":
+        raise _ended(run)
+    if not output.json:
+        if run.result is not None:
+            output.line(report.format_result(document(run)["result"]))
+        output.say(f"{run.task} succeeded in {format_elapsed(run.finished_ms - run.started_ms)}")
+
+
+def _ended(run: Row[Any]) -> FsaError:
+    kind = TimedOut if run.status == "timed_out" else TaskFailed
+    said = f"{run.error_type or ''}: {run.error or ''}".strip(": ")
+    word = run.status.replace("_", " ")
+    return kind(
+        f"{run.task} {'has ' if kind is TimedOut else 'was ' if run.status != 'failed' else ''}"
+        f"{word}{f': {said}' if said else ''}",
+        hint=f"fsa runs show {run.id[:8]}",
+    )
+
+
+def _warn_if_alone(ledger: Ledger, executor: Executor, warn: Callable[[str], None]) -> None:
+    if nodes.alive(ledger, "worker"):
+        return
+    if executor.carries:
+        warn("no worker is alive: it waits for fsa worker start")
+    elif not nodes.alive(ledger, "scheduler"):
+        warn(
+            "no scheduler is alive, and no worker: it waits for fsa scheduler start, "
+            "fsa scheduler tick or fsa worker start"
+        )

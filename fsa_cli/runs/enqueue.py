@@ -1,0 +1,275 @@
+"""`task.enqueue`: a run that is asked for, by a person or by the app's own code.
+
+    count_users.task.enqueue(active=True)
+    count_users.task.enqueue(active=True, session=db.session)
+
+With a session, and the ledger in its database, the run is part of the session's transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from fastapi_sqlalchemy.exceptions import DBSessionError
+from fsa_cli.exceptions import ArgumentError, BrokerUnreachable, ConfigurationError, UsageError
+from fsa_cli.ledger import redelivery
+from fsa_cli.ledger.access import reached
+from fsa_cli.ledger.enqueue import NewRun, insert_run, write_run
+from fsa_cli.ledger.location import ledger_of, shares
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.project import loader, settings
+from fsa_cli.project.settings import Settings
+from fsa_cli.runs.after_commit import after_commit
+from fsa_cli.runs.executor import Executor, Message
+from fsa_cli.runs.executor_registry import ExecutorRegistry, queue_name
+from fsa_cli.runs.requester import requester
+from fsa_cli.tasks import arguments
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.enqueue_capture import captured
+from fsa_cli.tasks.signature import signature_of
+from fsa_cli.terminal.json_values import jsonable
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue"]
+
+logger = logging.getLogger("fsa.enqueue")
+
+_SENT_SOON_MS = 1000
+# To find out that a broker is away may take seconds: not every request is to wait for that.
+_AWAY_FOR_S = 10.0
+
+
+def enqueue(
+    task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
+) -> str:
+    """What `Task.enqueue` does."""
+    if isinstance(session, AsyncSession):
+        raise UsageError(
+            f"{task.name}.task.enqueue was given an AsyncSession",
+            hint=f"await {task.name}.task.aenqueue(..., session=session)",
+        )
+    text = arguments_of(task, _arguments_by_name(task, args, kwargs))
+    if captured(task.name):
+        return uuid.uuid4().hex
+    return _here().enqueue(task, text, _session(task, session))
+
+
+async def aenqueue(
+    task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
+) -> str:
+    """What `Task.aenqueue` does."""
+    text = arguments_of(task, _arguments_by_name(task, args, kwargs))
+    if captured(task.name):
+        return uuid.uuid4().hex
+    here = await asyncio.to_thread(_here)
+    if session is None:
+        return await asyncio.to_thread(here.enqueue, task, text)
+    await asyncio.to_thread(here.prepare, here.choice.of(task))
+    if isinstance(session, AsyncSession):
+        return await session.run_sync(lambda sync: here.enqueue(task, text, sync))
+    return here.enqueue(task, text, _session(task, session))
+
+
+def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
+    """The values as the ledger keeps them, checked so that whoever reads them gets the same.
+
+    Raises:
+        UsageError: One is a secret, or JSON cannot hold it.
+    """
+    signature = signature_of(task.function)
+    secret = [p.label for p in signature.parameters if p.is_secret and p.name in values]
+    if secret:
+        raise UsageError(
+            f"{', '.join(secret)} is a secret, and the ledger keeps none",
+            hint=f"fsa run-task {task.name} runs it here",
+        )
+    arguments.bind(signature, values)
+    document = jsonable(dict(values))
+    if not isinstance(document, dict):
+        raise ArgumentError(f"the arguments of {task.name} cannot be kept as JSON: {values!r}")
+    arguments.bind(signature, document)
+    return json.dumps(document, ensure_ascii=False)
+
+
+class Enqueuer:
+    """Writes runs into a ledger, and has their engines carry them."""
+
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+        self.ledger = ledger
+        self.choice = ExecutorRegistry(ledger, settings)
+        self._ready: set[str] = set()
+        self._away_until_s: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def enqueue(self, task: TaskDefinition, arguments: str, session: Session | None = None) -> str:
+        """Have *task* run soon; the run's id.
+
+        Args:
+            arguments: As `arguments_of` makes them.
+            session: The run is part of its transaction.
+
+        Raises:
+            ConfigurationError: There is no such executor, or it is not ready.
+            DatabaseUnreachable: The ledger's database is away.
+        """
+        executor = self.choice.of(task)
+        self.prepare(executor)
+        wanted = NewRun.of(
+            task.name,
+            arguments,
+            executor=executor.name,
+            queue=queue_name(task, self.ledger.namespace) if executor.carries else task.queue,
+            handed_off=executor.carries,
+            by=requester(),
+        )
+        if session is None:
+            with reached(self.ledger):
+                self._write(wanted, executor)
+            self._publish(wanted, executor)
+            return wanted.run_id
+        connection = session.connection()
+        if shares(self.ledger, connection.engine.url):
+            insert_run(connection, self.ledger.words, self.ledger.namespace, wanted)
+            if executor.carries:
+                executor.enlist(connection, [_message(wanted)])
+                after_commit(session, lambda: self._publish(wanted, executor))
+        else:
+            after_commit(session, lambda: self._write_late(wanted, executor))
+        return wanted.run_id
+
+    def prepare(self, executor: Executor) -> None:
+        """See, once, that the ledger is there, and what *executor* needs; raises as `enqueue`."""
+        if executor.name in self._ready:
+            return
+        with self._lock, reached(self.ledger):
+            self.ledger.create()
+            executor.check()
+        self._ready.add(executor.name)
+
+    def _write(self, wanted: NewRun, executor: Executor) -> None:
+        def enlist(connection: Connection) -> None:
+            executor.enlist(connection, [_message(wanted)])
+
+        if executor.carries and executor.enlisting is None:
+            write_run(self.ledger, wanted, enlist)
+        else:
+            write_run(self.ledger, wanted, enlisting=executor.enlisting or "")
+
+    def _publish(self, wanted: NewRun, executor: Executor) -> None:
+        """Send its message; where that cannot be, the ledger has it sent again."""
+        if not executor.carries:
+            return
+        try:
+            self._send(wanted, executor)
+        except BrokerUnreachable as exc:
+            logger.warning("%s; the run %s is sent later", exc.message.rstrip("."), wanted.run_id)
+            with contextlib.suppress(SQLAlchemyError):  # then a little later
+                redelivery.mark_unsent(self.ledger, [wanted.run_id], _SENT_SOON_MS)
+
+    def _send(self, wanted: NewRun, executor: Executor) -> None:
+        if time.monotonic() < self._away_until_s.get(executor.name, float("-inf")):
+            raise BrokerUnreachable(f"{executor.name} is away")
+        try:
+            executor.publish([_message(wanted)])
+        except BrokerUnreachable:
+            self._away_until_s[executor.name] = time.monotonic() + _AWAY_FOR_S
+            raise
+
+    def _write_late(self, wanted: NewRun, executor: Executor) -> None:
+        with reached(self.ledger):
+            self._write(wanted, executor)
+        self._publish(wanted, executor)
+
+
+def _message(wanted: NewRun) -> Message:
+    assert wanted.queue is not None
+    return Message(wanted.run_id, wanted.queue)
+
+
+def _arguments_by_name(
+    task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    if not args:
+        return dict(kwargs)
+    kinds = inspect.signature(task.function).parameters
+    names = [
+        parameter.name
+        for parameter in signature_of(task.function).parameters
+        if kinds[parameter.name].kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
+    if len(args) > len(names):
+        raise ArgumentError(
+            f"{task.name} takes {len(names)} arguments without a name, and was given {len(args)}",
+            hint=f"it takes {', '.join(names)}" if names else None,
+        )
+    values = dict(zip(names, args, strict=False))
+    if twice := values.keys() & kwargs.keys():
+        raise ArgumentError(f"{task.name} was given {', '.join(sorted(twice))} twice")
+    return {**values, **kwargs}
+
+
+def _session(task: TaskDefinition, session: object) -> Session | None:
+    if session is None or isinstance(session, Session):
+        return session
+    raise UsageError(
+        f"{task.name}.task.enqueue was given {session!r} as its session",
+        hint="session=db.session",
+    )
+
+
+# -- this process's --------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+# A forked child leaves its parent's where it is: what ends it would end the parent's connections.
+_made: dict[tuple[object, ...], Enqueuer] = {}
+
+
+def _here() -> Enqueuer:
+    """This process's; a forked child has its own."""
+    current = loader.current()
+    url = None if current else _url()
+    key = os.getpid(), id(current), url
+    with _lock:
+        if key not in _made:
+            databases, chosen = (current[0].databases, current[1]) if current else _of_server(url)
+            _made[key] = Enqueuer(ledger_of(databases, chosen), chosen)
+        return _made[key]
+
+
+def _of_server(url: URL | None) -> tuple[Mapping[str, Database], Settings]:
+    """The global `db`, and the settings of the directory in which the process was started."""
+    from fastapi_sqlalchemy import db
+
+    chosen = settings.read()
+    if url is None and chosen.ledger_url is None:
+        raise ConfigurationError(
+            "there is no ledger: db is not configured in this process",
+            hint="db.configure(...), or FSA_LEDGER_URL",
+        )
+    return ({"default": db} if url is not None else {}), chosen
+
+
+def _url() -> URL | None:
+    from fastapi_sqlalchemy import db
+
+    try:
+        return db.url
+    except DBSessionError:  # several apps disagree
+        return None

@@ -1,0 +1,102 @@
+"""Which executor carries which task: the task says it, else a flag, else the settings."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import cast
+
+from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import QUEUE_LENGTH
+from fsa_cli.project.settings import Settings
+from fsa_cli.runs.executor import LOCAL, Executor, Surroundings
+from fsa_cli.tasks.definition import TaskDefinition
+
+__all__ = ["ExecutorRegistry", "executor_name", "queue_name"]
+
+_GROUP = "fsa_cli.executors"
+_OURS: Mapping[str, tuple[str, str, str | None]] = {
+    LOCAL: ("fsa_cli.runs.executor", "Local", None),
+    "procrastinate": ("fsa_cli.executors.procrastinate", "Procrastinate", "procrastinate"),
+    "celery": ("fsa_cli.executors.celery", "Celery", "celery"),
+}
+
+
+def executor_name(task: TaskDefinition, default: str | None) -> str:
+    """The executor of *task*; *default* is that of tasks that name none."""
+    return task.executor or default or LOCAL
+
+
+def queue_name(task: TaskDefinition, namespace: str) -> str:
+    """The queue of *task*, where an engine carries its runs.
+
+    Services that share a broker do not take each other's messages.
+    """
+    return task.queue or f"fsa.{namespace}"[:QUEUE_LENGTH]
+
+
+class ExecutorRegistry:
+    """The executors of one app, each made when it is first asked for."""
+
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+        self._surroundings = Surroundings(ledger, settings)
+        self._made: dict[str, Executor] = {}
+
+    def named(self, name: str) -> Executor:
+        """The executor *name*.
+
+        Raises:
+            ConfigurationError: There is none, or it cannot be used as things are.
+        """
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def of(self, task: TaskDefinition) -> Executor:
+        """The executor of *task*; raises as `named` does."""
+        return self.named(executor_name(task, self._surroundings.settings.executor))
+
+    def engines(
+        self, tasks: Iterable[TaskDefinition]
+    ) -> dict[str, tuple[Executor, list[TaskDefinition]]]:
+        """The engines that carry these tasks, each with its own; raises as `named` does."""
+        found: dict[str, tuple[Executor, list[TaskDefinition]]] = {}
+        for task in tasks:
+            executor = self.of(task)
+            if executor.carries:
+                found.setdefault(executor.name, (executor, []))[1].append(task)
+        return found
+
+    def close(self) -> None:
+        for each in self._made.values():
+            each.close()
+
+    def _make(self, name: str) -> Executor:
+        if name in _OURS:
+            module, attribute, extra = _OURS[name]
+            try:
+                factory = getattr(importlib.import_module(module), attribute)
+            except ImportError as exc:
+                raise ConfigurationError(
+                    f"the executor {name!r} is not installed",
+                    details=[f"asked for by {self._source(name)}", str(exc)],
+                    hint=f"pip install 'fastapi-sqlalchemy[{extra}]'",
+                ) from exc
+            return cast(Executor, factory(self._surroundings))
+        others = {each.name: each for each in entry_points(group=_GROUP)}
+        if name not in others:
+            known = [*_OURS, *others]
+            close = get_close_matches(name, known, n=1)
+            raise ConfigurationError(
+                f"there is no executor {name!r}",
+                details=[f"asked for by {self._source(name)}"],
+                hint=f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}",
+            )
+        return cast(Executor, others[name].load()(self._surroundings))
+
+    def _source(self, name: str) -> str:
+        settings = self._surroundings.settings
+        return settings.sources["executor"] if settings.executor == name else f"{name!r} of a task"

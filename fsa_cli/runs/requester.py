@@ -1,0 +1,17 @@
+"""Who asks for a run."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+
+__all__ = ["requester"]
+
+
+def requester() -> str:
+    """Who asks, as the ledger keeps it: `ann@web1`."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        name = "somebody"
+    return f"{name}@{socket.gethostname()}"[:255]

@@ -1,0 +1,206 @@
+"""A run of the ledger: as a row of a table, in full, and as JSON has it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from fsa_cli.exceptions import FsaError, UsageError
+from fsa_cli.ledger import queries
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import FINAL
+from fsa_cli.ledger.time import instant_of
+from fsa_cli.schedules.durations import duration_s
+from fsa_cli.terminal.formatting import format_elapsed
+
+__all__ = ["COLUMNS", "details", "document", "fitted", "get_run", "row", "since_ms"]
+
+COLUMNS = {
+    "run": "run",
+    "task": "task",
+    "status": "status",
+    "at": "at (UTC)",
+    "took": "took",
+    "said": "what it said",
+}
+_SHORT = 8
+
+
+def get_run(ledger: Ledger, prefix: str) -> Row[Any]:
+    """The run whose id begins with *prefix*.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
+    matching = queries.find(ledger, prefix.lower()) if prefix else []
+    if not matching:
+        raise UsageError(f"there is no run {prefix!r}", hint="fsa runs lists the latest ones")
+    if len(matching) > 1:
+        raise UsageError(
+            f"{prefix!r} is the beginning of more than one run",
+            details=[f"{each.id}  {each.task}  {each.status}" for each in matching],
+            hint="write more of it",
+        )
+    return matching[0]
+
+
+def document(run: Row[Any]) -> dict[str, object]:
+    """A run as JSON has it."""
+    error = {"type": run.error_type, "message": run.error, "traceback": run.traceback}
+    return {
+        "id": run.id,
+        "task": run.task,
+        "kind": run.kind,
+        "status": run.status,
+        "attempt": run.attempt,
+        "scheduled_at": _instant(run.scheduled_ms),
+        "queued_at": _instant(run.queued_ms),
+        "not_before": _instant(run.not_before_ms) if run.status == "queued" else None,
+        "started_at": _instant(run.started_ms),
+        "finished_at": _instant(run.finished_ms),
+        "duration_ms": _duration_ms(run, None),
+        "arguments": _value(run.arguments),
+        "requested_by": run.requested_by,
+        "executor": run.executor,
+        "queue": run.queue,
+        "node": run.node,
+        "lock_key": run.lock_key,
+        "commits": run.commits,
+        "cancel_requested_at": _instant(run.cancel_requested_ms),
+        "progress": _progress(run),
+        "result": _value(run.result),
+        "error": error if run.error_type or run.error else None,
+    }
+
+
+def row(run: Row[Any], now: datetime) -> dict[str, object]:
+    """A run as a line of a table."""
+    duration = _duration_ms(run, now)
+    at = instant_of(run.started_ms or run.scheduled_ms)
+    return {
+        "run": run.id[:_SHORT],
+        "task": run.task,
+        "status": run.status,
+        "at": at.strftime("%Y-%m-%d %H:%M:%S"),
+        "took": "" if duration is None else format_elapsed(duration),
+        "said": " ".join(_said(run).split()),
+    }
+
+
+def fitted(rows: list[dict[str, object]], width: int) -> list[dict[str, object]]:
+    """The rows, with what they said cut to one line of a terminal that is so wide."""
+    others = [key for key in COLUMNS if key != "said"]
+    taken = sum(max([len(COLUMNS[k]), *(len(str(r[k])) for r in rows)]) + 2 for k in others)
+    room = max(width - taken, len(COLUMNS["said"]))
+    return [{**each, "said": _cut(str(each["said"]), room)} for each in rows]
+
+
+def details(run: Row[Any], now: datetime) -> dict[str, object]:
+    """A run in full, but for its traceback; what it has not is left out."""
+    duration = _duration_ms(run, now)
+    progress = _progress(run)
+    facts: dict[str, object] = {
+        "run": run.id,
+        "task": run.task,
+        "status": run.status,
+        "kind": run.kind,
+        "requested by": run.requested_by,
+        "arguments": run.arguments if run.arguments != "{}" else None,
+        "attempt": run.attempt,
+        "scheduled at": _instant(run.scheduled_ms) if run.kind != "manual" else None,
+        "queued at": _instant(run.queued_ms),
+        "not before": _instant(run.not_before_ms) if run.status == "queued" else None,
+        "started at": _instant(run.started_ms),
+        "finished at": _instant(run.finished_ms),
+        "took": None if duration is None else format_elapsed(duration),
+        "node": run.node,
+        "commits of its own": run.commits or None,
+        "cancelled at": _instant(run.cancel_requested_ms),
+        "progress": _spoken(progress) if progress else None,
+        "result": run.result,
+        "error": _error(run),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def since_ms(text: str, now: datetime) -> int:
+    """What `--since` means: `2h`, or a day or an instant in ISO 8601, in UTC.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    try:
+        seconds = duration_s(text)
+    except FsaError:
+        seconds = None
+    if seconds is not None:
+        return round((now.timestamp() - seconds) * 1000)
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f'--since "{text}": expected a time', hint="2h, 30m, 2026-11-22, 2026-11-22T12:00"
+        ) from None
+    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _duration_ms(run: Row[Any], now: datetime | None) -> int | None:
+    if run.started_ms is None:
+        return None
+    if run.finished_ms is not None and run.status in FINAL:
+        return max(int(run.finished_ms - run.started_ms), 0)
+    if now is not None and run.status == "running":
+        return max(round(now.timestamp() * 1000) - int(run.started_ms), 0)
+    return None
+
+
+def _said(run: Row[Any]) -> str:
+    progress = _progress(run)
+    if run.status == "running" and progress:
+        return _spoken(progress)
+    if run.status == "queued" and run.attempt > 1:
+        again = instant_of(run.not_before_ms)
+        return f"attempt {run.attempt} at {again:%H:%M:%S}: {_error(run) or ''}"
+    error = _error(run)
+    if error is not None:
+        return error
+    value = _value(run.result)
+    return "" if value is None else value if isinstance(value, str) else str(run.result)
+
+
+def _error(run: Row[Any]) -> str | None:
+    if not (run.error_type or run.error):
+        return None
+    plain = run.error_type in (None, "Interrupted", "TimedOut")
+    return run.error if plain else f"{run.error_type}: {run.error}"
+
+
+def _progress(run: Row[Any]) -> dict[str, object] | None:
+    if run.done is None:
+        return None
+    return {"text": run.text, "done": run.done, "total": run.total}
+
+
+def _spoken(progress: dict[str, object]) -> str:
+    total = progress["total"]
+    come = f"{progress['done']} of {total}" if total is not None else f"{progress['done']}"
+    return f"{progress['text']} {come}".strip()
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 3] + "..."
+
+
+def _instant(ms: int | None) -> datetime | None:
+    return None if ms is None else instant_of(ms)
+
+
+def _value(text: str | None) -> Any:
+    """A value that the ledger keeps as JSON; as it is where it is none."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,201 @@
+"""The scheduler at a glance: who runs tasks, and how each task fares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row
+
+from fsa_cli.ledger.queries import Overview
+from fsa_cli.ledger.time import instant_of
+from fsa_cli.terminal.formatting import format_duration
+
+__all__ = [
+    "NODE_COLUMNS",
+    "document",
+    "live_schedulers",
+    "node_rows",
+    "task_columns",
+    "task_rows",
+    "warnings",
+]
+
+NODE_COLUMNS = {
+    "node": "node",
+    "role": "role",
+    "state": "state",
+    "host": "host",
+    "pid": "pid",
+    "since": "since (UTC)",
+    "lease": "lease",
+}
+_TASK_COLUMNS = {
+    "task": "task",
+    "state": "state",
+    "last": "last run",
+    "status": "was",
+    "success": "last success",
+    "failures": "failures since",
+    "missed": "missed",
+    "running": "running",
+    "queued": "queued",
+    "note": "note",
+}
+_ALWAYS = {"task", "state", "last", "status", "success"}
+_OPEN = ("alive", "draining")
+
+
+def live_schedulers(overview: Overview) -> list[Row[Any]]:
+    """The nodes that keep the schedule now."""
+    return [
+        each
+        for each in overview.nodes
+        if each.role == "scheduler" and _state(each, overview.now_ms) in _OPEN
+    ]
+
+
+def warnings(overview: Overview) -> Iterator[str]:
+    """What keeps runs from being made."""
+    alive = {each.role for each in overview.nodes if _state(each, overview.now_ms) in _OPEN}
+    ticks = any(each.role == "tick" for each in overview.nodes)
+    scheduled = any(each.schedule_hash is not None for each in overview.tasks)
+    if scheduled and not ticks and "scheduler" not in alive:
+        yield "no scheduler is alive: fsa scheduler start"
+    waiting = sum(opened.get("handed_off", 0) for opened in overview.open_runs.values())
+    if waiting and "worker" not in alive:
+        yield f"no worker is alive, and {waiting} handed over: fsa worker start"
+
+
+def document(overview: Overview, where: str, namespace: str) -> dict[str, object]:
+    """The whole as JSON has it."""
+    return {
+        "at": instant_of(overview.now_ms),
+        "ledger": where,
+        "namespace": namespace,
+        "nodes": [
+            {
+                "id": each.id,
+                "role": each.role,
+                "state": _state(each, overview.now_ms),
+                "host": each.host,
+                "pid": each.pid,
+                "version": each.version,
+                "started_at": instant_of(each.started_ms),
+                "lease_until": instant_of(each.lease_until_ms),
+            }
+            for each in overview.nodes
+        ],
+        "tasks": [_task(each, overview) for each in overview.tasks],
+    }
+
+
+def node_rows(overview: Overview) -> list[dict[str, object]]:
+    """The nodes that live or have died; those that have stopped are no news."""
+    rows = []
+    for each in overview.nodes:
+        state = _state(each, overview.now_ms)
+        if state == "stopped":
+            continue
+        left = timedelta(milliseconds=each.lease_until_ms - overview.now_ms)
+        ended = f"ended {format_duration(-left)} ago"
+        rows.append(
+            {
+                "node": each.id[:8],
+                "role": each.role,
+                "state": state,
+                "host": each.host,
+                "pid": each.pid,
+                "since": _shown(each.started_ms),
+                "lease": f"{format_duration(left)} left" if left > timedelta() else ended,
+            }
+        )
+    return rows
+
+
+def task_rows(overview: Overview) -> list[dict[str, object]]:
+    """The tasks, a line each."""
+    rows = []
+    for each in overview.tasks:
+        last = overview.last_runs.get(each.name)
+        opened = overview.open_runs.get(each.name, {})
+        rows.append(
+            {
+                "task": each.name,
+                "state": "paused" if each.paused_ms is not None else "",
+                "last": _shown(last.started_ms or last.scheduled_ms) if last is not None else "",
+                "status": last.status if last is not None else "",
+                "success": _shown(each.last_success_ms),
+                "failures": each.consecutive_failures,
+                "missed": overview.missed.get(each.name, 0),
+                "running": opened.get("running", 0),
+                "queued": opened.get("queued", 0) + opened.get("handed_off", 0),
+                "note": _note(each, overview),
+            }
+        )
+    return rows
+
+
+def task_columns(rows: Sequence[Mapping[str, object]], *, every: bool) -> dict[str, str]:
+    """The columns that say something.
+
+    Args:
+        every: All of them, for whoever reads them by their place.
+    """
+    return {
+        key: heading
+        for key, heading in _TASK_COLUMNS.items()
+        if every or key in _ALWAYS or any(row[key] for row in rows)
+    }
+
+
+def _task(each: Row[Any], overview: Overview) -> dict[str, object]:
+    last = overview.last_runs.get(each.name)
+    opened = overview.open_runs.get(each.name, {})
+    options = json.loads(each.options)
+    return {
+        "task": each.name,
+        "schedule": options.get("schedule"),
+        "timezone": options.get("timezone"),
+        "known": each.name in overview.known,
+        "paused": each.paused_ms is not None,
+        "paused_at": instant_of(each.paused_ms) if each.paused_ms is not None else None,
+        "paused_by": each.paused_by,
+        "last_run": None
+        if last is None
+        else {
+            "id": last.id,
+            "status": last.status,
+            "scheduled_at": instant_of(last.scheduled_ms),
+            "finished_at": instant_of(last.finished_ms) if last.finished_ms else None,
+        },
+        "last_success_at": instant_of(each.last_success_ms) if each.last_success_ms else None,
+        "consecutive_failures": each.consecutive_failures,
+        "missed": overview.missed.get(each.name, 0),
+        "running": opened.get("running", 0),
+        "queued": opened.get("queued", 0) + opened.get("handed_off", 0),
+    }
+
+
+def _note(each: Row[Any], overview: Overview) -> str:
+    if each.paused_ms is not None:
+        by = f" by {each.paused_by}" if each.paused_by else ""
+        return f"since {_shown(each.paused_ms)}{by}"
+    scheduled = each.schedule_hash is not None
+    if scheduled and live_schedulers(overview) and each.name not in overview.known:
+        return "no live scheduler knows it"
+    return ""
+
+
+def _state(each: Row[Any], now_ms: int) -> str:
+    """A node whose lease is over is dead, whether or not another one has noticed."""
+    return "dead" if each.state in _OPEN and each.lease_until_ms < now_ms else str(each.state)
+
+
+def _shown(ms: int | None) -> str:
+    if not ms:
+        return ""
+    at: datetime = instant_of(ms)
+    return at.strftime("%m-%d %H:%M:%S")

@@ -1,0 +1,38 @@
+"""Durations as a person writes them: `90s`, `15m`, `1h30m`."""
+
+from __future__ import annotations
+
+import re
+
+from fsa_cli.exceptions import ScheduleError
+
+__all__ = ["duration_s"]
+
+
+_UNITS = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hour", "hours"), 3600),
+    **dict.fromkeys(("d", "day", "days"), 86400),
+}
+_DURATION = re.compile(r"(?:\d+\s*[a-z]+\s*)+", re.IGNORECASE)
+_DURATION_PART = re.compile(r"(\d+)\s*([a-z]+)", re.IGNORECASE)
+
+
+def duration_s(text: str, written: str = "") -> int | None:
+    """The seconds of `90s`, `15m`, `1h30m`; None if *text* is no such thing, or nothing.
+
+    Args:
+        written: What an error calls it, if not *text*.
+
+    Raises:
+        ScheduleError: It has a unit that is none.
+    """
+    if not _DURATION.fullmatch(text):
+        return None
+    seconds = 0
+    for number, unit in _DURATION_PART.findall(text):
+        if unit.lower() not in _UNITS:
+            raise ScheduleError(f'"{written or text}": "{unit}" is no unit', hint="s, m, h or d")
+        seconds += int(number) * _UNITS[unit.lower()]
+    return seconds or None

@@ -1,0 +1,1 @@
+"""`fsa shell`: the session, its names, its prompts."""

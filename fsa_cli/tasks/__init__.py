@@ -1,0 +1,1 @@
+"""Tasks: what a function takes, how it is called, and the registry of all of them."""

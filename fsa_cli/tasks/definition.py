@@ -1,0 +1,169 @@
+"""A task: a function, and how it is to be run."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fsa_cli.exceptions import TaskDefinitionError
+
+__all__ = ["CatchUp", "Isolation", "OnCrash", "Overlap", "TaskDefinition", "check_definition"]
+
+Overlap = Literal["skip", "queue", "allow"]
+CatchUp = Literal["latest", "all", "none"]
+OnCrash = Literal["mark", "retry"]
+Isolation = Literal["process"]
+
+_CHOICES = {"overlap": Overlap, "catch_up": CatchUp, "on_crash": OnCrash}
+
+# `fsa runs show`, `retry` and `cancel` take a run, `fsa runs NAME` a task.
+_RESERVED = frozenset({"show", "retry", "cancel"})
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,189}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskDefinition:
+    """A function and how it is to be run.
+
+    Attributes:
+        name: What `fsa run-task NAME` calls it; the function's name unless told otherwise.
+        function: The user's function, as it was written.
+        schedule: Cron text, "every 15m", "@daily", an APScheduler trigger, or several of them. Kept
+            as it was given: `fsa_cli.schedules.schedule.parse_schedule` reads it.
+        timezone: A name, or a zoneinfo or pytz zone; None is UTC.
+        args: The arguments of scheduled runs.
+        timeout_s: How long a run may take. An async task is cancelled then; what happens to a sync
+            one is told in `fsa_cli.runner.execute`. None: for ever.
+        retries: How often a run that failed or took too long is made again, by the scheduler. Not a
+            sync one whose thread goes on after its time.
+        backoff_s: The pause before the first of them, doubled each time, at most an hour.
+        overlap: What becomes of an instant while the run before it goes on: "skip" (it is recorded
+            as skipped), "queue" (it waits), "allow" (both run). Runs that are only asked for wait
+            for one another with "queue", and where the task has a schedule or a group.
+        group: Tasks of one group never run at the same time, on any machine; None: a group of its
+            own.
+        catch_up: Of the instants at which no scheduler ran: the "latest" is made up for, "all", or
+            "none".
+        catch_up_window_s: How far back that goes.
+        start_within_s: How late a run may still start; None is the catch-up window.
+        on_crash: What becomes of a run whose process died: "mark" (it is recorded as interrupted:
+            at most once) or "retry" (it is made again: at least once).
+        jitter_s: Runs start up to so much after their instant; how much follows from task and
+            instant, so that it is the same on each machine.
+        isolation: "process" runs it in a process of its own, which a time-out kills.
+        on_failure: Called with the `RunResult` of each run that failed for good, after it.
+        ping: A URL that is called when a run starts (`/start`), succeeds, and fails (`/fail`), as
+            healthchecks.io has it.
+        commit: Whether a run that returns normally commits. False leaves it to the function.
+        database: The name of the `Database` whose scope a run is given; None is the app's `db`.
+        executor: What carries its runs: "local", "procrastinate", "celery", or one of another
+            package; None is the settings'.
+        queue: The engine's queue; None is "fsa.NAMESPACE".
+        tags: Words to choose tasks by.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    schedule: object = None
+    timezone: object = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = None
+    retries: int = 0
+    backoff_s: float = 1.0
+    overlap: Overlap = "skip"
+    group: str | None = None
+    catch_up: CatchUp = "latest"
+    catch_up_window_s: float = 3600.0
+    start_within_s: float | None = None
+    on_crash: OnCrash = "mark"
+    jitter_s: float = 0.0
+    isolation: Isolation | None = None
+    on_failure: tuple[Callable[[Any], object], ...] = ()
+    ping: str | None = None
+    commit: bool = True
+    database: str | None = None
+    executor: str | None = None
+    queue: str | None = None
+    tags: frozenset[str] = frozenset()
+
+    @cached_property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(inspect.unwrap(self.function))
+
+    @property
+    def description(self) -> str:
+        """The whole docstring, without its indentation; empty without one."""
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first paragraph as one line; empty without a docstring."""
+        return " ".join(self.description.split("\n\n")[0].split())
+
+    @property
+    def file(self) -> str:
+        code: Any = getattr(inspect.unwrap(self.function), "__code__", None)
+        return code.co_filename if code else "<unknown>"
+
+    @property
+    def line(self) -> int:
+        code: Any = getattr(inspect.unwrap(self.function), "__code__", None)
+        return code.co_firstlineno if code else 0
+
+    @property
+    def place(self) -> str:
+        """Where it was written: `file:line`, relative to the current directory if inside it."""
+        path = Path(self.file)
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.line}"
+
+
+def check_definition(task: TaskDefinition) -> None:
+    function = inspect.unwrap(task.function)
+
+    def wrong(reason: str, hint: str | None = None) -> TaskDefinitionError:
+        return TaskDefinitionError(f"task {task.name!r} ({task.place}) {reason}", hint=hint)
+
+    if not callable(function):
+        raise TaskDefinitionError(
+            f"@task was given {function!r}, which is not a function",
+            hint="write @task, or @task(name=...) with named options",
+        )
+    if task.name in _RESERVED:
+        raise wrong("has a name that `fsa runs` uses", 'give it another: @task(name="...")')
+    if not _NAME.fullmatch(task.name):
+        raise wrong(
+            "cannot have this name",
+            "letters, digits, _, - and ., beginning with a letter, at most 190",
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise wrong("is a generator function: calling it runs nothing", "return instead of yield")
+    if task.timeout_s is not None and not task.timeout_s > 0:
+        raise wrong(f"has timeout_s={task.timeout_s}", "seconds, more than 0; None for no limit")
+    for option, choices in _CHOICES.items():
+        if getattr(task, option) not in get_args(choices):
+            known = ", ".join(f'"{choice}"' for choice in get_args(choices))
+            raise wrong(f"has {option}={getattr(task, option)!r}", f"it is one of {known}")
+    if task.isolation not in (None, "process"):
+        raise wrong(f"has isolation={task.isolation!r}", '"process", or None for a thread')
+    if not isinstance(task.retries, int) or task.retries < 0:
+        raise wrong(f"has retries={task.retries!r}", "a whole number, 0 or more")
+    for option in ("backoff_s", "catch_up_window_s", "jitter_s", "start_within_s"):
+        value = getattr(task, option)
+        if value is not None and not 0 <= value < float("inf"):
+            raise wrong(f"has {option}={value!r}", "seconds, 0 or more")
+    for option in ("executor", "queue"):
+        value = getattr(task, option)
+        if value is not None and not (isinstance(value, str) and 0 < len(value) <= 50):
+            raise wrong(f"has {option}={value!r}", "a name of at most 50 characters")
+    if task.ping is not None and not task.ping.startswith(("http://", "https://")):
+        raise wrong(f"has ping={task.ping!r}", "a URL: https://hc-ping.com/...")
+    for hook in task.on_failure:
+        if not callable(hook):
+            raise wrong(f"has on_failure={hook!r}", "a function of one argument, the RunResult")

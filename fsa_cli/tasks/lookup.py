@@ -1,0 +1,96 @@
+"""Find a task by what a person wrote, and the database that it runs in."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from fsa_cli.exceptions import AppLoadError, TaskNotFound
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.registry import registry
+from fsa_cli.terminal.user_code import summarize_error, user_frame
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+    from fsa_cli.project.loader import LoadedApp
+    from fsa_cli.project.settings import Settings
+
+__all__ = ["database_for", "get_task"]
+
+_LISTED = 8
+
+
+def get_task(name: str) -> TaskDefinition:
+    """The registered task *name*, or a task made of the function `module:function`.
+
+    Raises:
+        TaskNotFound: it says which one was meant, or which there are.
+        AppLoadError: the module of `module:function` failed while it was imported.
+    """
+    task = registry.get(name)
+    if task is not None:
+        return task
+    if ":" in name:
+        return _of_function(name)
+    names = [task.name for task in registry]
+    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    elif names:
+        more = f" and {len(names) - _LISTED} more: fsa tasks" if len(names) > _LISTED else ""
+        hint = f"there are {', '.join(sorted(names)[:_LISTED])}{more}"
+    else:
+        hint = "no task is registered: write @task above a function, in a module that is imported"
+    raise TaskNotFound(f"there is no task {name!r}", hint=hint)
+
+
+def _of_function(name: str) -> TaskDefinition:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (module_name + ".").startswith(exc.name + "."):
+            raise _import_failed(module_name, exc) from exc
+        raise TaskNotFound(f"there is no module {exc.name!r}", hint="MODULE:FUNCTION") from exc
+    except (Exception, SystemExit) as exc:
+        raise _import_failed(module_name, exc) from exc
+    found = getattr(module, attribute, None)
+    if not inspect.isroutine(found):
+        functions = [n for n, value in vars(module).items() if inspect.isfunction(value)]
+        close = get_close_matches(attribute, functions, n=2, cutoff=0.6)
+        raise TaskNotFound(
+            f"{module_name} has no function {attribute!r}",
+            hint=f"did you mean {' or '.join(f'{module_name}:{n}' for n in close)}?"
+            if close
+            else None,
+        )
+    registered = getattr(found, "task", None)
+    return (
+        registered
+        if isinstance(registered, TaskDefinition)
+        else TaskDefinition(name=attribute, function=found)
+    )
+
+
+def _import_failed(module: str, error: BaseException) -> AppLoadError:
+    where = user_frame(error)
+    return AppLoadError(
+        f"the module {module!r} cannot be imported",
+        details=[*(where.lines() if where else []), summarize_error(error)],
+    )
+
+
+def database_for(task: TaskDefinition, loaded: LoadedApp, settings: Settings) -> Database:
+    """Whose scope *task* runs in: what a person asked for, the task's own, the app's `db`.
+
+    Raises:
+        ConfigurationError: the app has no database.
+        UsageError: it has none of that name.
+    """
+    if settings.sources.get("database") != "default":
+        return loaded.database(settings.database)
+    if task.database is None and len(loaded.databases) == 1:
+        return next(iter(loaded.databases.values()))
+    return loaded.database(task.database or "default")

@@ -1,0 +1,74 @@
+"""The tasks of this process by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from fsa_cli.exceptions import DuplicateTask
+from fsa_cli.tasks.definition import TaskDefinition
+
+__all__ = ["Registry", "registry"]
+
+
+class Registry:
+    """The tasks of this process by name, in the order in which they were defined."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, TaskDefinition] = {}
+        self._executions: dict[str, object] = {}
+
+    def add(self, task: TaskDefinition) -> None:
+        """Add *task*.
+
+        A module that is imported once more (reloaded, or under a second name) defines its tasks
+        again; the new one takes the old one's place.
+
+        Raises:
+            DuplicateTask: another function has that name already.
+        """
+        execution = _module_execution(task)
+        known = self._tasks.get(task.name)
+        if known is not None and not (
+            _origin(known) == _origin(task)
+            and (known.line == task.line or self._executions[task.name] is not execution)
+        ):
+            raise DuplicateTask(
+                f"two tasks are named {task.name!r}: {known.place} and {task.place}",
+                hint='give one of them another name: @task(name="...")',
+            )
+        self._tasks[task.name] = task
+        self._executions[task.name] = execution
+
+    def get(self, name: str) -> TaskDefinition | None:
+        return self._tasks.get(name)
+
+    def clear(self) -> None:
+        """Forget every task; for tests."""
+        self._tasks.clear()
+        self._executions.clear()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __iter__(self) -> Iterator[TaskDefinition]:
+        return iter(tuple(self._tasks.values()))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+registry = Registry()
+
+
+def _origin(task: TaskDefinition) -> tuple[str, str]:
+    function = inspect.unwrap(task.function)
+    return task.file, getattr(function, "__qualname__", task.name)
+
+
+def _module_execution(task: TaskDefinition) -> object:
+    """The module's spec, which is a new object each time its body is executed.
+
+    It tells a reloaded module from one that defines a function twice: in both, file and name agree.
+    """
+    return getattr(inspect.unwrap(task.function), "__globals__", {}).get("__spec__")

@@ -1,0 +1,41 @@
+"""Durations and sizes as a person reads them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+__all__ = ["format_bytes", "format_duration", "format_elapsed"]
+
+
+def format_duration(span: timedelta) -> str:
+    """A span in two units at most: `8 h 17 min`, `4 s`."""
+    seconds = max(round(span.total_seconds()), 0)
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    parts = []
+    for size, unit in units:
+        if seconds >= size:
+            parts.append(f"{seconds // size} {unit}")
+            seconds %= size
+    return " ".join(parts[:2]) or "0 s"
+
+
+def format_elapsed(duration_ms: float) -> str:
+    """`23 ms`, `4.2 s`, `3 min 20 s`."""
+    if duration_ms < 1000:
+        return f"{duration_ms:.0f} ms"
+    if duration_ms < 60_000:
+        return f"{duration_ms / 1000:.1f} s"
+    minutes, seconds = divmod(round(duration_ms / 1000), 60)
+    return f"{minutes} min {seconds} s"
+
+
+def format_bytes(size_bytes: int | None) -> str:
+    """`640 kB`, `1.2 GB`; nothing where it is not known."""
+    if size_bytes is None:
+        return ""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

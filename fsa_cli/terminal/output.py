@@ -1,0 +1,219 @@
+"""What is shown and where: data on stdout, all else on stderr; for a person, a pipe, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, TextIO
+
+from fsa_cli.exceptions import FsaError
+from fsa_cli.terminal.json_values import dumps
+from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.user_code import traceback_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MAX_ERROR_LINES = 8
+_BREAKS = re.compile(r"\s*[\t\n\r\v\f]\s*")
+
+
+# How the cells of the columns `state` and `status` are shown on a terminal.
+_STATES = {
+    **dict.fromkeys(("ok", "succeeded", "alive"), "green"),
+    **dict.fromkeys(("FAILED", "failed", "timed_out", "dead"), "bold red"),
+    **dict.fromkeys(("running", "queued", "handed_off"), "cyan"),
+    **dict.fromkeys(("interrupted", "missed", "paused", "draining"), "yellow"),
+    **dict.fromkeys(("skipped", "cancelled", "stopped"), "dim"),
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command puts what it has to say.
+
+    Args:
+        json: One JSON document on stdout, errors as one JSON object on stderr.
+        quiet: No narration; errors and warnings stay.
+        verbose: 1 adds details to the narration.
+        color: False: never. None: where a terminal shows it.
+        traceback: Errors with their whole traceback.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    color: bool | None = None
+    traceback: bool = False
+
+    @cached_property
+    def console(self) -> Console:
+        """A Rich console on stdout, for data that has a look of its own on a terminal."""
+        return self._console(sys.stdout)
+
+    @cached_property
+    def narration(self) -> Console:
+        """A Rich console on stderr: progress bars, prompts."""
+        return self._console(sys.stderr)
+
+    def document(self, value: object) -> None:
+        """Print *value* as one JSON document."""
+        self._json(sys.stdout, value, indent=2 if _is_terminal(sys.stdout) else None)
+
+    def line(self, text: str) -> None:
+        """Print one line of data, as it is."""
+        self._write(sys.stdout, text)
+
+    def table(self, rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> None:
+        """Print *rows*: a table on a terminal, tab-separated lines in a pipe, a JSON array.
+
+        Args:
+            columns: The keys to show and their headings. JSON has every key of a row.
+        """
+        if self.json:
+            self.document(rows)
+        elif _is_terminal(sys.stdout):
+            self._table(rows, columns)
+        else:
+            lines = [[_plain(row.get(key)) for key in columns] for row in rows]
+            for cells in [list(columns.values()), *lines]:
+                self._write(sys.stdout, "\t".join(cells))
+
+    def record(self, value: Mapping[str, object]) -> None:
+        """Print one thing, a line for each of its fields."""
+        if self.json:
+            self.document(value)
+            return
+        width = max(map(len, value), default=0) if _is_terminal(sys.stdout) else 0
+        for key, item in value.items():
+            head = key.ljust(width) + "  " if width else key + "\t"
+            self._write(sys.stdout, head + _plain(item))
+
+    def say(self, text: str) -> None:
+        """Tell the person what is happening, on stderr."""
+        if not self.quiet and not self.json:
+            self._write(sys.stderr, text)
+
+    def tell(self, text: str) -> None:
+        """Put on stderr what was asked for with a flag of its own, also with `-q` and `--json`."""
+        self._write(sys.stderr, text)
+
+    def detail(self, text: str) -> None:
+        """Tell it only with `-v`."""
+        if self.verbose:
+            self.say(text)
+
+    def warn(self, text: str) -> None:
+        """Say what the person should look at, on stderr, also with `-q` and `--json`."""
+        self._write(sys.stderr, self._styled("warning: ", "33", sys.stderr) + text)
+
+    def error(self, error: FsaError) -> None:
+        """Print *error* on stderr: at most eight lines, or one JSON object."""
+        if self.json:
+            self._json(sys.stderr, _error_document(error))
+            return
+        if self.traceback and error.__cause__ is not None:
+            self._write(sys.stderr, traceback_text(error.__cause__))
+        label = self._styled("error:", "1;31", sys.stderr)
+        lines = [line for part in error.details for line in part.splitlines()]
+        message = error.message.splitlines()
+        hint = error.hint.splitlines() if error.hint else []
+        room = _MAX_ERROR_LINES - len(message) - len(hint)
+        self._write(sys.stderr, "\n".join([f"{label} {message[0]}", *message[1:]]))
+        for line in lines[: max(room, 0)]:
+            self._write(sys.stderr, "  " + line)
+        for line in hint:
+            self._write(sys.stderr, self._styled("hint: ", "36", sys.stderr) + line)
+
+    def _console(self, file: TextIO) -> Console:
+        from rich.console import Console
+
+        return Console(file=file, no_color=True if self.color is False else None, highlight=False)
+
+    def _table(self, rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> None:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for key, heading in columns.items():
+            values = [row.get(key) for row in rows if row.get(key) is not None]
+            numeric = bool(values) and all(isinstance(v, int | float) for v in values)
+            table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            cells = [Text(mask(_plain(row.get(key)))) for key in columns]
+            for key, cell in zip(columns, cells, strict=True):
+                if key in ("state", "status"):
+                    cell.stylize(_STATES.get(cell.plain, ""))
+            table.add_row(*cells)
+        self.console.print(table)
+
+    def _styled(self, text: str, code: str, stream: TextIO) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colors(stream) else text
+
+    def _colors(self, stream: TextIO) -> bool:
+        plain = self.color is False or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+        return not plain and _is_terminal(stream)
+
+    def _json(self, stream: TextIO | None, value: object, *, indent: int | None = None) -> None:
+        text = dumps(value, indent=indent)
+        try:
+            text.encode(getattr(stream, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:  # JSON has escapes of its own for what the locale cannot show
+            text = json.dumps(json.loads(text), indent=indent)
+        self._put(stream, text)  # masked already: what `mask` makes of "token": "..." is no JSON
+
+    def _write(self, stream: TextIO | None, text: str) -> None:
+        self._put(stream, mask(text))
+
+    def _put(self, stream: TextIO | None, text: str) -> None:
+        if stream is None:  # started with that descriptor closed
+            return
+        try:
+            stream.write(text + "\n")
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        if stream is sys.stdout:
+            stream.flush()
+
+
+def _error_document(error: FsaError) -> dict[str, object]:
+    document: dict[str, object] = {
+        "error": error.kind,
+        "message": error.message,
+        "exit_code": error.exit_code,
+    }
+    if error.details:
+        document["details"] = error.details
+    if error.hint:
+        document["hint"] = error.hint
+    return document
+
+
+def _plain(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case datetime():
+            return value.isoformat(sep=" ", timespec="seconds")
+        case list() | tuple() | set() | frozenset():
+            return ", ".join(_plain(item) for item in value)
+        case Mapping():
+            return dumps(value) if value else ""
+        case _:
+            return _BREAKS.sub(" ", str(value))
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()

@@ -1,0 +1,84 @@
+"""Which line of the user's own files an exception comes from."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sysconfig
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+_OURS = str(Path(__file__).parents[1])
+_LIBRARY = str(Path(_OURS).parent / "fastapi_sqlalchemy")
+_INSTALLED = tuple(
+    {*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
+)
+
+
+@dataclass(frozen=True)
+class UserFrame:
+    """A line of a file."""
+
+    file: str
+    line: int
+    function: str
+    source: str
+
+    def lines(self) -> list[str]:
+        """For a person: the file as it is seen from here, the line, and what it says."""
+        inside = f", in {self.function}" if self.function not in ("", "<module>") else ""
+        head = f"{relative_path(self.file)}, line {self.line}{inside}"
+        return [head, f"  {self.source}"] if self.source else [head]
+
+
+def user_frame(error: BaseException) -> UserFrame | None:
+    """The innermost line of *error*'s traceback that is the user's own.
+
+    A SyntaxError is about the line that it names, though nothing ran there. None if all of it is
+    in installed packages.
+    """
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        source = error.text or linecache.getline(error.filename, error.lineno)
+        return UserFrame(error.filename, error.lineno, "", source.strip())
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_user_file(frame.filename):
+            return UserFrame(frame.filename, frame.lineno or 0, frame.name, frame.line or "")
+    return None
+
+
+def is_user_file(file: str) -> bool:
+    """Whether *file* is the user's: neither Python's, nor installed, nor of this project."""
+    if file.startswith(("<fsa", "<stdin>", "<ipython")):  # what a person gave to `fsa shell`
+        return True
+    if file.startswith("<") or "site-packages" in file or "dist-packages" in file:
+        return False
+    return not file.startswith(tuple(p + os.sep for p in (*_INSTALLED, _OURS, _LIBRARY)))
+
+
+def summarize_error(error: BaseException) -> str:
+    """The exception's type and the first line of what it says."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg}"
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def relative_path(file: str) -> str:
+    """*file* as it is seen from the current directory, where it is below that."""
+    if file.startswith("<"):
+        return file
+    relative = os.path.relpath(file)
+    return file if relative.startswith(os.pardir) else relative
+
+
+def traceback_text(error: BaseException) -> str:
+    """The whole traceback, without the values of local variables."""
+    return "".join(traceback.format_exception(error)).rstrip("\n")
+
+
+def unwrap_error(error: BaseException) -> BaseException:
+    """The error inside a group of one, as a TaskGroup raises it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
