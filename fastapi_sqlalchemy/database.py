@@ -7,22 +7,23 @@ import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from . import forks
-from .binding import Binding, Options
-from .discovery import find_unbuilt
+from .asgi.pending_middleware import find_pending
+from .configuration import UNSET, Configuration, Options, Unset
+from .engines import fork_safety
+from .engines.urls import masked
 from .exceptions import MissingSessionError, SandboxError, SessionNotInitialisedError
-from .gathering import gather
-from .requests import RequestScope
-from .sandbox import Sandbox
-from .scope import Scope
-from .urls import masked
+from .sandbox.sandbox import Sandbox
+from .sessions.binding import Binding, OpenSandbox
+from .sessions.gather import gather
+from .sessions.request_scope import RequestScope
+from .sessions.scope import Scope
 
 __all__ = ["Database", "DatabaseContext"]
 
@@ -45,13 +46,13 @@ class Database:
             f"fastapi_sqlalchemy:{name}", default=None
         )
         self._lock = threading.RLock()
-        forks.forget_after_fork(self)
+        fork_safety.forget_after_fork(self)
         self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
         self._in_memory: list[Binding] = []
         self._current: Binding | None = None
         self._configured: Binding | None = None
-        self._defaults: tuple[bool, int | None] = (False, 400)
-        self._sandbox: Sandbox | None = None
+        self._configuration: Configuration | None = None
+        self._sandbox: Sandbox[Any] | None = None
 
     def __repr__(self) -> str:
         url = masked(self.url) if self.url else "not configured"
@@ -65,13 +66,8 @@ class Database:
         custom_engine: Engine | AsyncEngine | None = None,
         engine_args: Mapping[str, Any] | None = None,
         session_args: Mapping[str, Any] | None = None,
-        commit_on_exit: bool = False,
-        *,
-        async_db_url: str | URL | None = None,
-        custom_async_engine: AsyncEngine | None = None,
-        async_engine_args: Mapping[str, Any] | None = None,
-        async_session_args: Mapping[str, Any] | None = None,
-        rollback_from_status: int | None = 400,
+        commit_on_exit: bool | Unset = UNSET,
+        **options: Unpack[Options],
     ) -> None:
         """Say which database to use, without an app. Nothing connects before it is used.
 
@@ -95,20 +91,13 @@ class Database:
         Raises:
             ValueError: neither a URL nor an engine was given.
         """
-        options = Options.of(
-            db_url,
-            custom_engine,
-            engine_args,
-            session_args,
-            async_db_url,
-            custom_async_engine,
-            async_engine_args,
-            async_session_args,
+        configuration = Configuration.of(
+            db_url, custom_engine, engine_args, session_args, commit_on_exit, **options
         )
         with self._lock:
-            earlier, binding = self._configured, self._bind(options)
+            earlier, binding = self._configured, self._bind(configuration)
             self._configured = self._current = binding
-            self._defaults = (commit_on_exit, rollback_from_status)
+            self._configuration = configuration
         if earlier is not None and earlier is not binding and not earlier.holders:
             self._forget(earlier)
 
@@ -239,7 +228,7 @@ class Database:
             1 if self._sandbox is not None else limit,
         )
 
-    def sandbox(self, opened: Callable[[Connection], None] | None = None) -> Sandbox:
+    def sandbox(self, opened: Callable[[Connection], None] | None = None) -> Sandbox[Database]:
         """A context manager: everything inside, commits included, is rolled back at its end.
 
         Args:
@@ -250,13 +239,13 @@ class Database:
 
     # -- used by the middleware ----------------------------------------------------------------
 
-    def _bind(self, options: Options) -> Binding:
-        """The binding of `options`: one that exists and means the same, or a new one."""
+    def _bind(self, configuration: Configuration) -> Binding:
+        """The binding of `configuration`: one that exists and means the same, or a new one."""
         with self._lock:
             for binding in self._bindings:
-                if binding.options.matches(options):
+                if binding.configuration.means_database_of(configuration):
                     return binding
-            binding = Binding(options)
+            binding = Binding(configuration)
             binding.sandbox = self._sandbox
             self._bindings.add(binding)
             if binding.engines.in_memory:
@@ -285,13 +274,13 @@ class Database:
                 self._in_memory.remove(binding)
         binding.engines.end()
 
-    def _adopt(self, options: Options) -> Binding:
-        """The binding of `options`, which from now on serves outside requests.
+    def _adopt(self, configuration: Configuration) -> Binding:
+        """The binding of `configuration`, which from now on serves outside requests.
 
         Not where a request is being served: the middleware of a mounted sub-app is built by its
         first request, and must not move the tasks of the app around it to another database.
         """
-        binding = self._bind(options)
+        binding = self._bind(configuration)
         if self._scope.get() is None:
             self._current = binding
         return binding
@@ -308,9 +297,9 @@ class Database:
         binding = self._here()
         if binding is not None:
             return binding
-        return self._adopt(find_unbuilt(self))
+        return self._adopt(find_pending(self))
 
-    def _set_sandbox(self, sandbox: Sandbox | None) -> None:
+    def _set_sandbox(self, sandbox: Sandbox[Any] | None) -> None:
         with self._lock:
             if sandbox is not None and self._sandbox is not None:
                 raise SandboxError("A sandbox is open already, and they do not nest.")
@@ -350,12 +339,12 @@ class DatabaseContext:
         self._database = database
         self._session_args = session_args
         self._commit_on_exit = commit_on_exit
-        self._entered: list[tuple[Scope, Sandbox | None]] = []
+        self._entered: list[tuple[Scope, OpenSandbox | None]] = []
 
     def __enter__(self) -> Database:
         scope, sandbox = self._new_scope(asynchronous=False)
         if sandbox is not None:
-            sandbox.take_turn(str(scope.outer))
+            sandbox.acquire(str(scope.outer))
         return self._enter(scope, sandbox)
 
     def __exit__(
@@ -375,7 +364,7 @@ class DatabaseContext:
     async def __aenter__(self) -> Database:
         scope, sandbox = self._new_scope(asynchronous=True)
         if sandbox is not None:
-            await sandbox.atake_turn(str(scope.outer))
+            await sandbox.aacquire(str(scope.outer))
         return self._enter(scope, sandbox)
 
     async def __aexit__(
@@ -392,7 +381,7 @@ class DatabaseContext:
         finally:
             self._leave(scope, sandbox)
 
-    def _new_scope(self, *, asynchronous: bool) -> tuple[Scope, Sandbox | None]:
+    def _new_scope(self, *, asynchronous: bool) -> tuple[Scope, OpenSandbox | None]:
         """A scope inside the current one, and the sandbox in which it has to wait for its turn."""
         database = self._database
         outer = database._scope.get()
@@ -403,12 +392,12 @@ class DatabaseContext:
         in_websocket = isinstance(outer, RequestScope) and outer.is_websocket
         return scope, scope.binding.sandbox if in_websocket else None
 
-    def _enter(self, scope: Scope, sandbox: Sandbox | None) -> Database:
+    def _enter(self, scope: Scope, sandbox: OpenSandbox | None) -> Database:
         self._entered.append((scope, sandbox))
         self._database._enter(scope)
         return self._database
 
-    def _leave(self, scope: Scope, sandbox: Sandbox | None) -> None:
+    def _leave(self, scope: Scope, sandbox: OpenSandbox | None) -> None:
         self._database._leave(scope)
         if sandbox is not None:
-            sandbox.end_turn()
+            sandbox.release()

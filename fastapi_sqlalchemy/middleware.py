@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,11 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 from starlette.websockets import WebSocketDisconnect
 
-from .answers import HANDLERS, Handlers
-from .binding import Options
+from .asgi.exception_handlers import HANDLERS, ExceptionHandlers
+from .asgi.pending_middleware import given_arguments
+from .configuration import ARGUMENTS, UNSET, Configuration, Options, Unset
 from .database import Database
-from .endings import collect_abandoned
-from .requests import RequestScope
+from .sessions.request_scope import RequestScope
+from .sessions.shielding import collect_abandoned
 
 __all__ = ["DBSession", "DBSessionMeta", "DBSessionMiddleware", "db"]
 
@@ -63,57 +63,46 @@ class DBSessionMiddleware:
         custom_engine: Engine | AsyncEngine | None = None,
         engine_args: Mapping[str, Any] | None = None,
         session_args: Mapping[str, Any] | None = None,
-        commit_on_exit: bool = False,
+        commit_on_exit: bool | Unset = UNSET,
         *,
-        async_db_url: str | URL | None = None,
-        custom_async_engine: AsyncEngine | None = None,
-        async_engine_args: Mapping[str, Any] | None = None,
-        async_session_args: Mapping[str, Any] | None = None,
-        rollback_from_status: int | None = 400,
         db: Database | None = None,
+        **options: Unpack[Options],
     ) -> None:
         self.app = app
         self.db = db if db is not None else _global_db()
-        self.commit_on_exit = commit_on_exit
-        self.rollback_from_status = rollback_from_status
-        configured = self.db._configured
-        named = db_url or custom_engine or async_db_url or custom_async_engine
-        if configured is not None and not named:
-            self.binding = configured
-            default_commit, default_status = self.db._defaults
-            self.commit_on_exit = commit_on_exit or default_commit
-            if rollback_from_status == 400:
-                self.rollback_from_status = default_status
+        configured = self.db._configuration
+        configuration = Configuration.of(
+            db_url,
+            custom_engine,
+            engine_args,
+            session_args,
+            commit_on_exit,
+            **options,
+            base=configured,
+        )
+        self.commit_on_exit = configuration.commit_on_exit
+        self.rollback_from_status = configuration.rollback_from_status
+        if configured is not None and configuration.changes_nothing_of(configured):
+            self.binding = self.db._bind(configured)
         else:
-            self.binding = self.db._adopt(
-                Options.of(
-                    db_url,
-                    custom_engine,
-                    engine_args,
-                    session_args,
-                    async_db_url,
-                    custom_async_engine,
-                    async_engine_args,
-                    async_session_args,
-                )
-            )
+            self.binding = self.db._adopt(configuration)
         self.binding.holders.add(self)
         self._warned: set[str] = set()
 
     @classmethod
     def configures(
         cls, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Database, Options | None]:
-        """The `Database` that a middleware with these arguments serves, and its options.
+    ) -> tuple[Database, Configuration | None]:
+        """The `Database` that a middleware with these arguments serves, and how it configures it.
 
-        None for options: the arguments name no database.
+        None for the configuration: the arguments name no database.
         """
-        given = _given(cls, args, kwargs)
+        given = given_arguments(cls, args, kwargs)
         database = given.get("db") or _global_db()
-        options = {name: given[name] for name in _OPTION_NAMES if given.get(name)}
-        if not any(name.endswith(("url", "engine")) for name in options):
+        named = {name: given[name] for name in ARGUMENTS if name in given}
+        if not any(named.get(name) for name in ARGUMENTS if name.endswith(("url", "engine"))):
             return database, None
-        return database, Options.of(**options)
+        return database, Configuration.of(**named)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -122,11 +111,11 @@ class DBSessionMiddleware:
             if sandbox is None:
                 await self._serve_request(request, scope, receive, send)
                 return
-            await sandbox.atake_turn(str(request))
+            await sandbox.aacquire(str(request))
             try:
                 await self._serve_request(request, scope, receive, send)
             finally:
-                sandbox.end_turn()
+                sandbox.release()
         elif scope["type"] == "websocket":
             await self._serve_websocket(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -171,7 +160,7 @@ class DBSessionMiddleware:
                     raise
             if failure is not None and started is None:
                 await request.settle(commit=False)
-                await Handlers(app, outer_handlers).answer(failure, asgi, receive, send)
+                await ExceptionHandlers(app, outer_handlers).answer(failure, asgi, receive, send)
             returned = True
         finally:
             if not request.end_unused():
@@ -240,17 +229,6 @@ _END_OF_LIFESPAN = (
     "lifespan.shutdown.complete",
     "lifespan.shutdown.failed",
 )
-_OPTION_NAMES = tuple(inspect.signature(Options.of).parameters)
-
-
-def _given(cls: type[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name; a subclass's `**kwargs` are ours, which it passes on."""
-    signature = inspect.signature(cls)
-    given = dict(signature.bind_partial(None, *args, **kwargs).arguments)
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            given |= given.pop(name, {})
-    return given
 
 
 def _global_db() -> Database:
@@ -262,55 +240,3 @@ def _is_event_stream(start: Message) -> bool:
         name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
         for name, value in start.get("headers", ())
     )
-
-
-def bind_app(app: Any, urls: Mapping[str, str] | None = None) -> dict[str, Database]:
-    """Configure every `Database` that the app's middlewares name, without building its stack.
-
-    Args:
-        app: a Starlette or FastAPI app.
-        urls: by `Database.name`, what replaces the URL that the app gave; also where its middleware
-            is built later.
-
-    Returns:
-        The databases by name.
-
-    Raises:
-        sqlalchemy.exc.ArgumentError: a URL cannot be parsed.
-    """
-    urls = urls or {}
-    bound: dict[str, Database] = {}
-    for entry in app.user_middleware:
-        if not (inspect.isclass(entry.cls) and issubclass(entry.cls, DBSessionMiddleware)):
-            continue
-        database, options = entry.cls.configures(entry.args, entry.kwargs)
-        if database.name in bound:
-            continue
-        url = urls.get(database.name)
-        if options is not None and url is not None:
-            options = options.with_url(url)
-            _replace_options(entry, options)
-        if options is not None:
-            database._adopt(options)
-        elif url is not None:
-            database.configure(db_url=url)
-        if database.is_configured:
-            bound[database.name] = database
-    if db.name not in bound and db.name in urls:
-        db.configure(db_url=urls[db.name])
-    if db.name not in bound and db.is_configured:
-        bound[db.name] = db
-    return bound
-
-
-def _replace_options(entry: Any, options: Options) -> None:
-    given = _given(entry.cls, entry.args, entry.kwargs)
-    kept = {name: value for name, value in given.items() if name not in ("app", *_OPTION_NAMES)}
-    entry.args = ()
-    entry.kwargs = {
-        **kept,
-        "db_url": options.engine.db_url,
-        "engine_args": options.engine.engine_args,
-        "session_args": options.session_args,
-        "async_session_args": options.async_session_args,
-    }

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 import fastapi_sqlalchemy
 
 from .database import Database
-from .scope import Scope
+from .sessions.scope import Scope
 
 __all__ = ["async_db_session", "db_sandbox", "db_session", "sandboxed_database"]
 

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from fastapi_sqlalchemy import urls
+from fastapi_sqlalchemy.engines import urls
 from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.database.connections import address
 from fsa_cli.exceptions import ConfigurationError, LedgerUnusable

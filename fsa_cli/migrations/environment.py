@@ -90,8 +90,8 @@ class AlembicCall:
 
     def _urls(self) -> list[URL | None]:
         """The app's URL, and that of its other side where there is one."""
+        from fastapi_sqlalchemy.engines.urls import serves, url_for
         from fastapi_sqlalchemy.exceptions import ConfigurationError as NoSuchSide
-        from fastapi_sqlalchemy.urls import serves, url_for
 
         given = self.database.url
         assert given is not None

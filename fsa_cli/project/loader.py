@@ -114,7 +114,7 @@ def _without_collections() -> Iterator[None]:
 
 
 def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict[str, str]]:
-    from fastapi_sqlalchemy.middleware import bind_app
+    from fastapi_sqlalchemy.app_binding import bind_app
 
     urls = settings.database_urls
     try:

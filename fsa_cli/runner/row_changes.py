@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, event
 
-from fastapi_sqlalchemy.statements import statements
+from fastapi_sqlalchemy.sandbox.sql_statements import statements
 
 __all__ = ["Kind", "RowChanges", "StatementChange", "statement_changes"]
 

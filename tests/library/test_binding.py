@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware
-from fastapi_sqlalchemy.binding import Options
+from fastapi_sqlalchemy.configuration import Configuration
 from fastapi_sqlalchemy.exceptions import ConfigurationError, DBSessionError
 from support.backends import Backend
 from support.models import Base, User
@@ -62,7 +62,7 @@ def test_equal_arguments_give_the_same_binding(db: Database) -> None:
         {"db_url": "sqlite://", "session_args": {"autoflush": False}},
         {"custom_engine": engine},
     ):
-        assert db._bind(Options.of(**arguments)) is db._bind(Options.of(**arguments))
+        assert db._bind(Configuration.of(**arguments)) is db._bind(Configuration.of(**arguments))
     engine.dispose()
 
 
@@ -79,7 +79,7 @@ def test_other_arguments_give_another_binding(db: Database) -> None:
         {"custom_engine": engines[0]},
         {"custom_engine": engines[1]},  # equal to the other, but not the same
     ]
-    bindings = [db._bind(Options.of(**arguments)) for arguments in several]
+    bindings = [db._bind(Configuration.of(**arguments)) for arguments in several]
     assert len(set(bindings)) == len(bindings)
     for engine in engines:
         engine.dispose()
@@ -592,7 +592,7 @@ def test_a_url_that_replaces_the_apps_own_is_not_overruled_by_its_other_argument
     tmp_path: Path, db: Database
 ) -> None:
     engine = create_engine("sqlite:///elsewhere.db")
-    options = Options.of(
+    options = Configuration.of(
         "postgresql://u@h/d",
         engine_args={"connect_args": {"application_name": "x"}, "creator": print, "echo": False},
         session_args={"bind": engine, "autoflush": False},

@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from starlette.types import Message, Receive, Scope, Send
 
 from fastapi_sqlalchemy import Database, MissingSessionError
-from fastapi_sqlalchemy.endings import wait_out
+from fastapi_sqlalchemy.sessions.shielding import wait_shielded
 from support.models import User
 from support.stores import Store, at_commit
 from support.waiting import wait_until
@@ -357,7 +357,7 @@ async def test_work_that_ends_in_the_turn_of_a_cancellation_is_not_waited_for_fo
 
     async def wait(work: asyncio.Future[None], late: int) -> None:
         await take(late)
-        await wait_out(work, timeout_s)
+        await wait_shielded(work, timeout_s)
 
     for late in range(turns + 3):
         for nth in (late, late + 1):

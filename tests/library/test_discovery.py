@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware, SessionNotInitialisedError
-from fastapi_sqlalchemy.middleware import bind_app
+from fastapi_sqlalchemy.app_binding import bind_app
 from support.models import Base, User
 
 

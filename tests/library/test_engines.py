@@ -115,7 +115,7 @@ async def test_libpq_words_reach_postgresql_through_asyncpg(
     postgresql: Backend, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """psycopg serves both sides of psycopg2's URLs here; asyncpg does where it is not installed."""
-    from fastapi_sqlalchemy import urls
+    from fastapi_sqlalchemy.engines import urls
 
     monkeypatch.setattr(urls, "_is_installed", lambda module: module == "asyncpg")
     db.configure(
@@ -263,7 +263,7 @@ async def test_connect_args_of_the_sync_url_do_not_go_to_another_async_url(
 async def test_words_of_one_dialect_stay_on_its_side(
     postgresql: Backend, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastapi_sqlalchemy import urls
+    from fastapi_sqlalchemy.engines import urls
 
     monkeypatch.setattr(urls, "_is_installed", lambda module: module == "asyncpg")
     db.configure(

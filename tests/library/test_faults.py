@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from fastapi_sqlalchemy import endings, sides
+from fastapi_sqlalchemy.sessions import handles, shielding
 from support.backends import Backend, connect_postgresql
 from support.models import User
 from support.proxy import proxy_to
@@ -32,7 +32,7 @@ SERVERS = {
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sides, "ROLLBACK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(handles, "ROLLBACK_TIMEOUT_S", 0.3)
 
 
 @pytest.mark.parametrize("driver", SERVERS)
@@ -56,7 +56,7 @@ async def test_an_async_scope_ends_although_the_server_hangs_at_rollback(
         proxy.drop_all()
         proxy.silent.clear()
         # psycopg goes on cancelling on the old socket, and may take a new one of its number for it.
-        while endings._unfinished:
+        while shielding._unfinished:
             await asyncio.sleep(0.02)
         async with db():
             assert await db.async_session.scalar(select(User)) is None

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy import select, text
 from sqlalchemy.pool import QueuePool
 
-from fastapi_sqlalchemy import queues
+from fastapi_sqlalchemy.sessions import pool_waiting
 from support.models import User
 from support.stores import Store
 from support.waiting import wait_until
@@ -143,11 +143,11 @@ def test_a_thread_that_is_nobodys_waits_for_a_connection_too(postgresql_store: S
         db.session.scalar(text("SELECT 1"))
         thread.start()
         pool = db.engine.pool
-        wait_until(lambda: queues._queues[pool].length, "the thread waits")
+        wait_until(lambda: pool_waiting._queues[pool].length, "the thread waits")
         assert found == []
     thread.join(60)
     assert found == [1]
-    assert queues._queues[pool].length == 0
+    assert pool_waiting._queues[pool].length == 0
 
 
 def test_sqlalchemys_pool_still_says_how_far_it_may_overflow() -> None:

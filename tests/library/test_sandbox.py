@@ -361,7 +361,7 @@ def test_requests_inside_run_one_at_a_time(stored: Backend, db: Database) -> Non
 def test_a_request_that_waits_too_long_names_the_one_it_waited_for(
     sqlite: Backend, tables: Tables, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastapi_sqlalchemy.sandbox.TURN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("fastapi_sqlalchemy.sandbox.sandbox.ACQUIRE_TIMEOUT_S", 0.2)
     db.configure(tables(sqlite).url)
     app = users_app(db)
     entered, leave = threading.Event(), threading.Event()

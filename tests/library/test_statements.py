@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastapi_sqlalchemy.statements import statements
+from fastapi_sqlalchemy.sandbox.sql_statements import statements
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ USER = """
         SandboxError,
     )
     from fastapi_sqlalchemy.health import aping, ping
-    from fastapi_sqlalchemy.middleware import DBSession, DBSessionMeta, bind_app
+    from fastapi_sqlalchemy.app_binding import bind_app
+    from fastapi_sqlalchemy.middleware import DBSession, DBSessionMeta
 
 
     class Base(DeclarativeBase):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import make_url
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware, SessionNotInitialisedError
+from fastapi_sqlalchemy.engines.urls import Side, masked, parse, url_for
 from fastapi_sqlalchemy.exceptions import ConfigurationError, MissingDriverError
-from fastapi_sqlalchemy.urls import Side, masked, parse, url_for
 from support.processes import Run
 
 
@@ -43,7 +43,7 @@ def test_the_other_side_is_served_by_the_driver_of_the_pair(
 
 
 def test_libpq_words_become_asyncpg_arguments() -> None:
-    from fastapi_sqlalchemy.words import translate
+    from fastapi_sqlalchemy.engines.url_parameters import translate
 
     query: dict[str, Any] = {
         "sslmode": "verify-full",
@@ -70,7 +70,7 @@ def test_libpq_words_become_asyncpg_arguments() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1"])
 def test_a_connect_timeout_of_zero_waits_for_ever_as_in_libpq(text: str) -> None:
-    from fastapi_sqlalchemy.words import translate
+    from fastapi_sqlalchemy.engines.url_parameters import translate
 
     assert translate({"connect_timeout": text}, "libpq", "asyncpg") == ({}, {"timeout": None})
 
@@ -113,7 +113,7 @@ def test_unknown_query_arguments_are_refused_by_name(
 
 
 def test_options_that_are_no_settings_are_refused_by_name() -> None:
-    from fastapi_sqlalchemy.words import translate
+    from fastapi_sqlalchemy.engines.url_parameters import translate
 
     query: dict[str, Any] = {"options": "-c search_path=shop -E"}
     assert translate(query, "libpq", "asyncpg") == ({}, {})
@@ -293,8 +293,8 @@ def test_no_password_is_printed(password: str, word: str, in_query: str, as_obje
         repr(database),
         masked(url),
         repr(binding),
-        repr(binding.options),
-        repr(binding.options.engine),
+        repr(binding.configuration),
+        repr(binding.configuration.engine),
         _message(database, lambda: database.engine.url.get_dialect),
         _message(database, lambda: database.session),
     ]

@@ -11,13 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["HANDLERS", "Handlers"]
+__all__ = ["HANDLERS", "ExceptionHandlers"]
 
 #: Where Starlette keeps them in the ASGI scope: by class, and by status.
 HANDLERS = "starlette.exception_handlers"
 
 
-class Handlers(NamedTuple):
+class ExceptionHandlers(NamedTuple):
     """The exception handlers that a request passes on its way in: made before it goes on.
 
     Those of the innermost app are in the ASGI scope, where a mounted app overwrites its parent's:

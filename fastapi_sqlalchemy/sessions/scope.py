@@ -12,12 +12,12 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from . import forks
-from .activity import ENDED
+from ..engines import fork_safety
+from ..exceptions import MissingSessionError
 from .binding import Binding
-from .endings import wait_out
-from .exceptions import MissingSessionError
-from .sides import AsyncSide, SyncSide
+from .handles import AsyncSessionHandle, SessionHandle, SyncSessionHandle
+from .shielding import wait_shielded
+from .tracking import ENDED
 
 __all__ = ["Scope"]
 
@@ -34,14 +34,14 @@ class Scope:
 
     __slots__ = (
         "__weakref__",
-        "_async_side",
+        "_async_handle",
         "_ended",
         "_ending",
         "_inner",
         "_lock",
         "_process",
         "_session_args",
-        "_sync_side",
+        "_sync_handle",
         "asynchronous",
         "binding",
         "outer",
@@ -59,10 +59,10 @@ class Scope:
         self.outer = outer
         self.asynchronous = asynchronous
         self._session_args = session_args or {}
-        self._sync_side: SyncSide | None = None
-        self._async_side: AsyncSide | None = None
+        self._sync_handle: SyncSessionHandle | None = None
+        self._async_handle: AsyncSessionHandle | None = None
         self._lock = threading.Lock()
-        self._process = forks.process()
+        self._process = fork_safety.process()
         self._inner: weakref.WeakSet[Scope] | None = None
         self._ending = False
         self._ended = False
@@ -77,7 +77,7 @@ class Scope:
     @property
     def ended(self) -> bool:
         """Whether its request or block is over, or was another process's."""
-        return self._ended or self._process is not forks.process()
+        return self._ended or self._process is not fork_safety.process()
 
     @property
     def session(self) -> Session:
@@ -86,17 +86,19 @@ class Scope:
         Raises:
             MissingSessionError: the scope has ended, or was opened before this process forked.
         """
-        side = self._sync_side
-        if side is None or self.ended:
+        handle = self._sync_handle
+        if handle is None or self.ended:
             self._check_open()
             with self._lock:
                 self._check_open()
-                side = self._sync_side
-                if side is None:
+                handle = self._sync_handle
+                if handle is None:
                     session = self.binding.open_session(self._session_args)
-                    side = SyncSide(session, self.binding.is_sqlite, self._on_loop_thread)
-                    self._sync_side = side
-        return side.session
+                    handle = SyncSessionHandle(
+                        session, self.binding.is_sqlite, self._on_loop_thread
+                    )
+                    self._sync_handle = handle
+        return handle.session
 
     @property
     def async_session(self) -> AsyncSession:
@@ -106,8 +108,8 @@ class Scope:
             MissingSessionError: as for `session`, or the scope is a plain `with db():`, which
                 could not await the end of an `AsyncSession`.
         """
-        side = self._async_side
-        if side is None or self.ended:
+        handle = self._async_handle
+        if handle is None or self.ended:
             if not self.asynchronous:
                 raise MissingSessionError(
                     "db.async_session is not available inside a plain `with db():`, which cannot "
@@ -116,36 +118,38 @@ class Scope:
             self._check_open()
             with self._lock:
                 self._check_open()
-                side = self._async_side
-                if side is None:
-                    side = AsyncSide(self.binding.open_async_session(self._session_args))
-                    self._async_side = side
-        return side.async_session
+                handle = self._async_handle
+                if handle is None:
+                    handle = AsyncSessionHandle(self.binding.open_async_session(self._session_args))
+                    self._async_handle = handle
+        return handle.async_session
 
     @property
     def used(self) -> bool:
         """Whether a session was asked for."""
-        return self._sync_side is not None or self._async_side is not None
+        return self._sync_handle is not None or self._async_handle is not None
 
     @property
     def holds_connections_inside(self) -> bool:
         """Whether a scope that was opened inside this one is still open, with a connection."""
         return self._inner is not None and any(
-            side.connection is not None for scope in list(self._inner) for side in scope._sides()
+            handle.connection is not None
+            for scope in list(self._inner)
+            for handle in scope._handles()
         )
 
     @property
     def uncommitted(self) -> bool:
         """Whether something was written, or is waiting to be, that the end would roll back."""
-        sync_side, async_side = self._sync_side, self._async_side
-        return (sync_side is not None and sync_side.uncommitted) or (
-            async_side is not None and async_side.uncommitted
+        sync_handle, async_handle = self._sync_handle, self._async_handle
+        return (sync_handle is not None and sync_handle.uncommitted) or (
+            async_handle is not None and async_handle.uncommitted
         )
 
     def end_unused(self) -> bool:
         """End it if no session was asked for; else False, and it is still open."""
         with self._lock:
-            if self._sync_side is not None or self._async_side is not None:
+            if self._sync_handle is not None or self._async_handle is not None:
                 return False
             self._ending = self._ended = True
         return True
@@ -158,14 +162,14 @@ class Scope:
         """
         if not self._begin_end():
             return
-        side = self._sync_side
+        handle = self._sync_handle
         try:
-            if commit and side is not None and side.session.in_transaction():
-                side.session.commit()
+            if commit and handle is not None and handle.session.in_transaction():
+                handle.session.commit()
         finally:
             self._let_nobody_in()
-            if self._sync_side is not None:
-                self._sync_side.close_here(self)
+            if self._sync_handle is not None:
+                self._sync_handle.close_here(self)
 
     async def aend(self, *, commit: bool = False) -> None:
         """As `end`, for both sessions; all of it is done whatever is cancelled meanwhile.
@@ -179,16 +183,16 @@ class Scope:
         try:
             if commit:
                 await self._commit(
-                    [side for side in self._sides() if side.session.in_transaction()]
+                    [handle for handle in self._handles() if handle.session.in_transaction()]
                 )
         finally:
             self._let_nobody_in()
             try:
-                if self._sync_side is not None:
-                    await self._sync_side.close(self)
+                if self._sync_handle is not None:
+                    await self._sync_handle.close(self)
             finally:
-                if self._async_side is not None:
-                    await self._async_side.close(self)
+                if self._async_handle is not None:
+                    await self._async_handle.close(self)
 
     async def settle(self, *, commit: bool) -> None:
         """Commit or roll back what the sessions have begun, and keep them usable.
@@ -200,28 +204,28 @@ class Scope:
             asyncio.CancelledError: this task was cancelled meanwhile; the work was done.
         """
         begun = [
-            side
-            for side in self._sides()
-            if side.session.in_transaction() and not side.in_own_block
+            handle
+            for handle in self._handles()
+            if handle.session.in_transaction() and not handle.in_own_block
         ]
         if commit:
             await self._commit(begun)
         else:
-            for side in begun:
-                await side.roll_back(self)
+            for handle in begun:
+                await handle.roll_back(self)
 
     # -- how it is done ------------------------------------------------------------------------
 
     def _on_loop_thread(self) -> None:
         """The sync session begins in a thread that runs an event loop: a request says so."""
 
-    def _sides(self) -> list[SyncSide | AsyncSide]:
-        return [side for side in (self._sync_side, self._async_side) if side is not None]
+    def _handles(self) -> list[SessionHandle]:
+        return [handle for handle in (self._sync_handle, self._async_handle) if handle is not None]
 
     def _check_open(self) -> None:
         if self._ended:
             raise MissingSessionError(ENDED)
-        if self._process is not forks.process():
+        if self._process is not fork_safety.process():
             raise MissingSessionError(
                 "This scope was opened before the process forked, and its connection belongs to "
                 "the parent. Open one in the child: `with db():`."
@@ -232,9 +236,9 @@ class Scope:
 
         Until the commit is over, the sessions stay within reach: event listeners may want them.
         """
-        if self._process is not forks.process():
-            forks.abandon((self._sync_side, self._async_side))
-            self._sync_side = self._async_side = None
+        if self._process is not fork_safety.process():
+            fork_safety.abandon((self._sync_handle, self._async_handle))
+            self._sync_handle = self._async_handle = None
             self._ending = self._ended = True
             return False
         with self._lock:
@@ -246,19 +250,23 @@ class Scope:
     def _let_nobody_in(self) -> None:
         with self._lock:
             self._ended = True
-        if self._sync_side is not None:
-            self._sync_side.activity.end()
-        if self._async_side is not None:
-            self._async_side.activity.end()
+        if self._sync_handle is not None:
+            self._sync_handle.activity.end()
+        if self._async_handle is not None:
+            self._async_handle.activity.end()
 
-    async def _commit(self, begun: Sequence[SyncSide | AsyncSide]) -> None:
+    async def _commit(self, begun: Sequence[SessionHandle]) -> None:
         if len(begun) == 2:
             # One piece of work: a cancellation must not come between the two.
-            await wait_out(asyncio.create_task(self._commit_both(*begun)))
+            await wait_shielded(asyncio.create_task(self._commit_both(*begun)))
         elif begun:
             await begun[0].commit()
 
-    async def _commit_both(self, first: SyncSide | AsyncSide, second: SyncSide | AsyncSide) -> None:
+    async def _commit_both(
+        self,
+        first: SessionHandle,
+        second: SessionHandle,
+    ) -> None:
         """Flush both before either is committed, so that what can fail early does."""
         await first.flush()
         await second.flush()

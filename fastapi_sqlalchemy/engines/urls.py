@@ -1,8 +1,8 @@
-"""A database URL, said for the other side: which driver serves it, and in which words.
+"""A database URL for the other side: which driver serves it, and with which parameters.
 
 One URL configures a sync and an async engine. Some drivers serve both (psycopg); the others have a
 counterpart (sqlite and aiosqlite, psycopg2 and asyncpg), which may use other names for the same
-query arguments: see `words`.
+parameters: see `url_parameters`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from .exceptions import ConfigurationError, MissingDriverError
-from .words import native, translate
+from ..exceptions import ConfigurationError, MissingDriverError
+from .url_parameters import native, translate
 
 __all__ = [
     "Side",
+    "is_secret",
     "masked",
     "missing_driver",
     "parse",
-    "same_words",
+    "same_parameters",
     "serves",
     "url_for",
 ]
@@ -31,7 +32,11 @@ __all__ = [
 Side = Literal["sync", "async"]
 _A = {"sync": "a sync", "async": "an async"}
 
-_SECRET = re.compile(r"pass|pwd|secret|token|credential|odbc_connect", re.I)
+_SECRET = re.compile(
+    r"pass|pwd|secret|token|credential|signature|odbc_connect|"
+    r"(api|access|auth|private|account|shared|secret|encryption|signing|sas)[-_.]?key|^key$|^sig$",
+    re.I,
+)
 
 
 class Driver(NamedTuple):
@@ -40,7 +45,7 @@ class Driver(NamedTuple):
     module: str
     package: str
     sides: tuple[Side, ...]
-    words: str
+    parameters: str
 
 
 _DRIVERS: dict[str, dict[str, Driver]] = {
@@ -102,8 +107,13 @@ def parse(url: str | URL) -> URL:
 
 def masked(url: URL) -> str:
     """`url` as text for people and logs: no password, in the query arguments neither."""
-    query = {word: "***" if _SECRET.search(word) else url.query[word] for word in url.query}
+    query = {name: "***" if is_secret(name) else url.query[name] for name in url.query}
     return url.set(query=query).render_as_string().replace("%2A%2A%2A", "***")
+
+
+def is_secret(parameter: str) -> bool:
+    """Whether a URL parameter of this name holds what nobody may read in a log."""
+    return _SECRET.search(parameter) is not None
 
 
 def driver_of(url: URL) -> Driver | None:
@@ -128,12 +138,12 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
 
     Raises:
         ConfigurationError: no driver of that side is known, or a query argument has no
-            counterpart in its words.
+            counterpart in that driver.
         MissingDriverError: none of the drivers that could serve it is installed.
     """
     source = driver_of(url)
     if serves(url, side):
-        query, connect_args = native(dict(url.query), source.words if source else "")
+        query, connect_args = native(dict(url.query), source.parameters if source else "")
         return url.set(query=query), connect_args
     family = _DRIVERS.get(url.get_backend_name(), {})
     candidates = {name: driver for name, driver in family.items() if side in driver.sides}
@@ -148,7 +158,7 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
     for name, driver in candidates.items():
         if _is_installed(driver.module):
             unknown = dict(url.query)
-            query, connect_args = translate(unknown, source.words, driver.words)
+            query, connect_args = translate(unknown, source.parameters, driver.parameters)
             if unknown:
                 raise ConfigurationError(
                     f"The URL's query arguments mean nothing to {driver.module}: "
@@ -174,12 +184,12 @@ def missing_driver(url: URL, side: Side) -> MissingDriverError:
     )
 
 
-def same_words(url: URL, other: URL) -> bool:
+def same_parameters(url: URL, other: URL) -> bool:
     """Whether connect arguments meant for the driver of `url` are understood by that of `other`."""
     one, two = driver_of(url), driver_of(other)
     if one is None or two is None:
         return url.get_driver_name() == other.get_driver_name()
-    return one.module == two.module or one.words == two.words == "sqlite"
+    return one.module == two.module or one.parameters == two.parameters == "sqlite"
 
 
 def _driver_name(url: URL) -> str:

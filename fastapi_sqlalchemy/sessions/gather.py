@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
-from .endings import wait_out
+from .shielding import wait_shielded
 
 __all__ = ["gather"]
 
@@ -41,7 +41,7 @@ async def gather(
         finally:
             for task in tasks:
                 task.cancel()
-            await wait_out(asyncio.gather(*tasks, return_exceptions=True))
+            await wait_shielded(asyncio.gather(*tasks, return_exceptions=True))
     finally:
         for coroutine in coroutines:
             coroutine.close()

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, TextClause, event
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .exceptions import ConcurrentUseError, MissingSessionError
-from .queues import take_turn
+from ..exceptions import ConcurrentUseError, MissingSessionError
+from .pool_waiting import with_spare_thread
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
-__all__ = ["ENDED", "Activity", "Watched", "watched"]
+__all__ = ["ENDED", "Activity", "TrackedSession", "tracked"]
 
 _READING = re.compile(r"\s*(select|show|set|pragma|explain|values|table|desc|describe)\b", re.I)
 _WRITING_CTE = re.compile(r"\b(insert|update|delete|merge)\b", re.I)
@@ -57,7 +57,7 @@ class Activity:
         self.on_loop_thread = None
 
 
-class Watched(Session):
+class TrackedSession(Session):
     """What is mixed into a session class so that its sessions keep an `Activity`.
 
     Its methods are the ones through which every statement and every connection goes, in SQLAlchemy
@@ -74,7 +74,7 @@ class Watched(Session):
             )
 
 
-class _WatchedInThread(Watched):
+class _TrackedInThread(TrackedSession):
     """A `Session` whose threads may have to wait for a connection."""
 
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +86,7 @@ class _WatchedInThread(Watched):
             raise MissingSessionError(ENDED)
         if self.fsa_activity.connection is not None:
             return super()._connection_for_bind(engine, *args, **kwargs)
-        return take_turn(engine, super()._connection_for_bind, engine, *args, **kwargs)
+        return with_spare_thread(engine, super()._connection_for_bind, engine, *args, **kwargs)
 
     def _flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.fsa_activity.ended:
@@ -94,10 +94,10 @@ class _WatchedInThread(Watched):
         if self.fsa_activity.connection is not None:
             super()._flush(objects)
         else:
-            take_turn(self.bind, super()._flush, objects)
+            with_spare_thread(self.bind, super()._flush, objects)
 
 
-class _WatchedInTask(Watched):
+class _TrackedInTask(TrackedSession):
     """The `Session` inside an `AsyncSession`, which serves one task at a time.
 
     The drivers do not say so: once connected, they let two tasks take turns between the statements
@@ -134,12 +134,12 @@ class _WatchedInTask(Watched):
         super()._flush(objects)
 
 
-def watched(session_class: type[Session], *, in_task: bool = False) -> type[Session]:
+def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Session]:
     """A subclass of `session_class` whose sessions keep an `Activity`, which is set after making.
 
     `in_task`: they are the inner ones of an `AsyncSession`.
     """
-    base = _WatchedInTask if in_task else _WatchedInThread
+    base = _TrackedInTask if in_task else _TrackedInThread
     made: type[Session] = type(session_class.__name__, (base, session_class), {})
     event.listen(made, "after_flush", _on_flush)
     event.listen(made, "after_begin", _on_begin)
@@ -165,11 +165,13 @@ def reads_only(sql: str) -> bool:
     return sql.lstrip()[:4].lower() == "with" and not _WRITING_CTE.search(sql)
 
 
-def _on_flush(session: Watched, context: UOWTransaction) -> None:
+def _on_flush(session: TrackedSession, context: UOWTransaction) -> None:
     session.fsa_activity.wrote = True
 
 
-def _on_begin(session: Watched, transaction: SessionTransaction, connection: Connection) -> None:
+def _on_begin(
+    session: TrackedSession, transaction: SessionTransaction, connection: Connection
+) -> None:
     activity = session.fsa_activity
     if activity.ended:
         # The scope ended while this connection was being opened: nobody else would give it back.
@@ -183,7 +185,7 @@ def _on_begin(session: Watched, transaction: SessionTransaction, connection: Con
         on_loop_thread()
 
 
-def _on_end(session: Watched, transaction: SessionTransaction) -> None:
+def _on_end(session: TrackedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         activity = session.fsa_activity
         activity.connection = None

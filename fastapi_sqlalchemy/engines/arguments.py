@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import URL, Engine
@@ -10,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool, SingletonThreadPool
 from sqlalchemy.util import get_cls_kwargs
 
-from .exceptions import ConfigurationError
-from .urls import Side, masked, same_words, serves, url_for
+from ..exceptions import ConfigurationError
+from .urls import Side, masked, same_parameters, serves, url_for
 
 __all__ = ["EngineArguments"]
 
@@ -42,6 +43,18 @@ class EngineArguments:
         assert self.async_db_url is not None
         return self.async_db_url
 
+    def with_args(
+        self, engine_args: Mapping[str, Any] | None, async_engine_args: Mapping[str, Any] | None
+    ) -> EngineArguments:
+        """The same database with other arguments, where any are given; else this object."""
+        if not engine_args and not async_engine_args:
+            return self
+        return replace(
+            self,
+            engine_args=dict(engine_args or self.engine_args),
+            async_engine_args=dict(async_engine_args or self.async_engine_args),
+        )
+
     def url_of(self, side: Side) -> tuple[URL, dict[str, Any]]:
         """The URL that serves `side`, and the connect arguments that its translation needs."""
         given = (self.db_url, self.async_db_url)
@@ -64,10 +77,10 @@ class EngineArguments:
         arguments = dict(self.engine_args)
         native = self.db_url or self.async_db_url
         if native is not None and native.drivername != url.drivername:
-            if not same_words(native, url):
+            if not same_parameters(native, url):
                 arguments.pop("connect_args", None)
             # Words of the other dialect alone: psycopg2's executemany_mode.
-            for name in _dialect_words(native) - _dialect_words(url):
+            for name in _dialect_arguments(native) - _dialect_arguments(url):
                 arguments.pop(name, None)
         if native is None or ("sync" if serves(native, "sync") else "async") != side:
             self._refuse_connections(side, arguments)
@@ -90,7 +103,7 @@ class EngineArguments:
                 )
 
 
-def _dialect_words(url: URL) -> set[str]:
+def _dialect_arguments(url: URL) -> set[str]:
     return set(get_cls_kwargs(url.get_dialect()))
 
 

@@ -7,7 +7,7 @@ import uuid
 
 from sqlalchemy import URL
 
-from .exceptions import ConfigurationError
+from ..exceptions import ConfigurationError
 
 __all__ = ["MemoryDatabase", "is_in_memory"]
 
@@ -20,9 +20,10 @@ def is_in_memory(url: URL) -> bool:
 class MemoryDatabase:
     """An in-memory SQLite database, which lives as long as its one anchor connection.
 
-    A plain `:memory:` is another database in every connection. It gets a name instead: every other
-    connection of the process, sync or async, sees the same tables and has its own transaction. One
-    that the user has named (`file:shop?mode=memory&cache=shared&uri=true`) keeps its name.
+    A plain `:memory:` is another database in every connection, and so is a named one without
+    `cache=shared`. It gets another name instead: every connection of the process, sync or async,
+    sees the same tables and has its own transaction. One that SQLite shares by the name that the
+    user gave it (`file:shop?mode=memory&cache=shared&uri=true`) keeps it.
     https://www.sqlite.org/src/file?name=src/memdb.c
     """
 
@@ -42,7 +43,8 @@ class MemoryDatabase:
         """`url` of this database, as a connection says it."""
         if not self._is_ours:
             return url
-        return url.set(database=self._name, query={**url.query, "vfs": "memdb", "uri": "true"})
+        query = {name: url.query[name] for name in url.query if name not in ("mode", "cache")}
+        return url.set(database=self._name, query={**query, "vfs": "memdb", "uri": "true"})
 
     def close(self) -> None:
         """Let it vanish, once its other connections are closed too."""
@@ -50,14 +52,32 @@ class MemoryDatabase:
 
 
 def _is_private(url: URL) -> bool:
-    return url.database in (None, "", ":memory:")
+    """Whether each connection of `url` would be a database of its own.
+
+    SQLite shares one that has a name and says so: `cache=shared`, or memdb with a leading slash.
+    https://www.sqlite.org/inmemorydb.html https://www.sqlite.org/src/file?name=src/memdb.c
+    """
+    if url.database in (None, "", ":memory:"):
+        return True
+    if not _is_named(url):
+        return False
+    path = _path(url)
+    if url.query.get("vfs") == "memdb":
+        return not path.startswith(("/", "\\"))
+    return url.query.get("cache") != "shared"
 
 
 def _is_named(url: URL) -> bool:
-    if str(url.query.get("uri", "")).lower() not in ("true", "1", "yes", "on", "t", "y"):
+    """Whether `url` is a URI filename, as SQLite reads them, of a database in memory."""
+    if str(url.query.get("uri", "")).strip().lower() not in ("true", "1", "yes", "on", "t", "y"):
         return False
     return (
         url.query.get("mode") == "memory"
         or url.query.get("vfs") == "memdb"
-        or url.database == "file::memory:"
+        or _path(url) == ":memory:"
     )
+
+
+def _path(url: URL) -> str:
+    path = str(url.database).removeprefix("file:")
+    return "/" + path[2:].partition("/")[2] if path.startswith("//") else path

@@ -9,23 +9,34 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 
-from .exceptions import ConfigurationError, SandboxError
+from ..exceptions import ConfigurationError, SandboxError
+from ..sessions.binding import Binding
 from .savepoints import forgive
-from .statements import statements
+from .sql_statements import statements
 
-if TYPE_CHECKING:
-    from .binding import Binding
-    from .database import Database
+__all__ = ["Sandbox", "Sandboxed"]
 
-__all__ = ["Sandbox"]
+
+class Sandboxed(Protocol):
+    """A database that can be put into a sandbox."""
+
+    def _binding(self) -> Binding:
+        """What serves this code."""
+        raise NotImplementedError
+
+    def _set_sandbox(self, sandbox: Sandbox[Any] | None) -> None:
+        """Have every binding use `sandbox`."""
+
+
+D = TypeVar("D", bound=Sandboxed)
 
 #: How long a request waits for the one before it, in seconds.
-TURN_TIMEOUT_S = 10.0
+ACQUIRE_TIMEOUT_S = 10.0
 _POLL_S = 0.002
 _LEVEL = "fastapi_sqlalchemy_isolation_level"
 
@@ -46,7 +57,7 @@ _MYSQL_COMMITS_ON = re.compile(
 )
 
 
-class Sandbox:
+class Sandbox(Generic[D]):
     """Everything inside, commits included, happens on one connection and is rolled back at its end.
 
     Each session joins the connection's transaction with a savepoint of its own: its `commit()`
@@ -68,9 +79,7 @@ class Sandbox:
     https://docs.sqlalchemy.org/en/21/orm/session_transaction.html#joining-a-session-into-an-external-transaction-such-as-for-test-suites
     """
 
-    def __init__(
-        self, database: Database, opened: Callable[[Connection], None] | None = None
-    ) -> None:
+    def __init__(self, database: D, opened: Callable[[Connection], None] | None = None) -> None:
         self._database = database
         self._opened = opened
         self._lock = threading.Lock()
@@ -80,7 +89,7 @@ class Sandbox:
         self._turn = threading.Lock()
         self._holder = ""
 
-    def __enter__(self) -> Database:
+    def __enter__(self) -> D:
         self._database._set_sandbox(self)
         return self._database
 
@@ -98,7 +107,7 @@ class Sandbox:
                 connection.close()
         self._connections.clear()
 
-    async def __aenter__(self) -> Database:
+    async def __aenter__(self) -> D:
         self._loop = asyncio.get_running_loop()
         self._database._set_sandbox(self)
         binding = self._database._binding()
@@ -175,34 +184,34 @@ class Sandbox:
         if self._opened is not None:
             self._opened(connection)
 
-    # -- turns ---------------------------------------------------------------------------------
+    # -- one at a time ---------------------------------------------------------------------------
 
-    def take_turn(self, label: str) -> None:
+    def acquire(self, label: str) -> None:
         """Wait until nobody else is at it, at most 10 s; for code in a thread.
 
         Raises:
             SandboxError: it took longer. The message names `label` and the one it waited for.
         """
-        if not self._turn.acquire(timeout=TURN_TIMEOUT_S):
+        if not self._turn.acquire(timeout=ACQUIRE_TIMEOUT_S):
             raise self._busy(label)
         self._holder = label
 
-    async def atake_turn(self, label: str) -> None:
-        """As `take_turn`, on an event loop: the one it waits for may run on the same loop."""
-        deadline = time.monotonic() + TURN_TIMEOUT_S
+    async def aacquire(self, label: str) -> None:
+        """As `acquire`, on an event loop: the one it waits for may run on the same loop."""
+        deadline = time.monotonic() + ACQUIRE_TIMEOUT_S
         while not self._turn.acquire(blocking=False):
             if time.monotonic() > deadline:
                 raise self._busy(label)
             await asyncio.sleep(_POLL_S)
         self._holder = label
 
-    def end_turn(self) -> None:
+    def release(self) -> None:
         """Let the next one in."""
         self._turn.release()
 
     def _busy(self, label: str) -> SandboxError:
         return SandboxError(
-            f"{label} waited {TURN_TIMEOUT_S:g} s for {self._holder}, which still runs in this "
+            f"{label} waited {ACQUIRE_TIMEOUT_S:g} s for {self._holder}, which still runs in this "
             "sandbox: requests there run one at a time."
         )
 

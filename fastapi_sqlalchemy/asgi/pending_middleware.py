@@ -8,57 +8,56 @@ what the middleware will be built with is in the app's `starlette.middleware.Mid
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from starlette.middleware import Middleware
 
-from .binding import Options
-from .exceptions import SessionNotInitialisedError
-from .urls import masked
+from ..configuration import Configuration
+from ..engines.urls import masked
+from ..exceptions import SessionNotInitialisedError
 
-if TYPE_CHECKING:
-    from .database import Database
-
-__all__ = ["DatabaseMiddleware", "find_unbuilt"]
+__all__ = ["find_pending", "given_arguments"]
 
 
-class DatabaseMiddleware(Protocol):
-    """A middleware class that tells, from its arguments, whom it will configure and how."""
-
-    @classmethod
-    def configures(
-        cls, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Database, Options | None]:
-        """The database, and its options if the arguments say which."""
-        raise NotImplementedError
-
-
-def find_unbuilt(database: Database) -> Options:
-    """The options of the middlewares that will configure `database`, if they agree.
+def find_pending(database: object) -> Configuration:
+    """How the pending middlewares will configure `database`, if they agree.
 
     Raises:
         SessionNotInitialisedError: there is none, or several disagree (it lists them).
     """
     # Apps are full of cycles: without this, one that is gone still has its say.
     gc.collect()
-    found: list[Options] = []
+    found: list[Configuration] = []
     for entry in _entries():
-        configured, options = entry.cls.configures(entry.args, entry.kwargs)  # type: ignore[attr-defined]
-        if configured is not database or options is None:
+        configured, configuration = entry.cls.configures(entry.args, entry.kwargs)  # type: ignore[attr-defined]
+        if configured is not database or configuration is None:
             continue
-        if not any(options.matches(known) for known in found):
-            found.append(options)
+        if not any(configuration.means_database_of(known) for known in found):
+            found.append(configuration)
     if len(found) == 1:
         return found[0]
     if not found:
         raise SessionNotInitialisedError
-    urls = "\n".join(f"    {masked(options.engine.url)}" for options in found)
+    urls = "\n".join(f"    {masked(configuration.engine.url)}" for configuration in found)
     raise SessionNotInitialisedError(
         "Several apps have added DBSessionMiddleware, with different arguments, and none has "
         f"served a request yet:\n\n{urls}\n\nSay which one serves outside of requests: "
         "db.configure(db_url=...)."
     )
+
+
+def given_arguments(
+    middleware_class: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of an entry by name; its class's `**kwargs` are among them."""
+    signature = inspect.signature(middleware_class)
+    given = dict(signature.bind_partial(None, *args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
 
 
 def _entries() -> Iterator[Middleware]:

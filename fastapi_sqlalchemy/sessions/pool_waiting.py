@@ -20,7 +20,7 @@ import anyio.to_thread
 from sqlalchemy import Engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
 
-__all__ = ["take_turn"]
+__all__ = ["with_spare_thread"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class _Queue:
 _queues: weakref.WeakKeyDictionary[Pool, _Queue] = weakref.WeakKeyDictionary()
 
 
-def take_turn(bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def with_spare_thread(bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call `connect`, which takes a connection from the pool of `bind` if that is an engine."""
     pool = bind.pool if isinstance(bind, Engine) else None
     if not isinstance(pool, QueuePool) or isinstance(pool, AsyncAdaptedQueuePool):

@@ -15,9 +15,9 @@ from sqlalchemy import URL, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
-from . import forks
+from . import fork_safety
 from .arguments import EngineArguments
-from .memory import MemoryDatabase, is_in_memory
+from .sqlite_memory import MemoryDatabase, is_in_memory
 from .urls import Side, missing_driver
 
 __all__ = ["Engines"]
@@ -39,10 +39,10 @@ class Engines:
         )
         self._memory: MemoryDatabase | None = None
         if arguments.custom_engine is not None:
-            forks.guard(arguments.custom_engine)
+            fork_safety.guard(arguments.custom_engine)
         if arguments.custom_async_engine is not None:
-            forks.guard(arguments.custom_async_engine.sync_engine)
-        forks.forget_after_fork(self)
+            fork_safety.guard(arguments.custom_async_engine.sync_engine)
+        fork_safety.forget_after_fork(self)
         weakref.finalize(self, _dispose_all, self._made)
 
     @property
@@ -69,7 +69,7 @@ class Engines:
                         engine = sqlalchemy.create_engine(url, **arguments)
                     except ModuleNotFoundError as exc:
                         raise missing_driver(url, "sync") from exc
-                    forks.guard(engine)
+                    fork_safety.guard(engine)
                     self._made.append(engine)
         return self._made[0]
 
@@ -141,7 +141,7 @@ class Engines:
     def after_fork(self) -> None:
         """Start anew in a child: the loops that its async engines belong to are the parent's."""
         self._lock = threading.Lock()
-        forks.abandon(list(self._by_loop.values()))
+        fork_safety.abandon(list(self._by_loop.values()))
         self._by_loop.clear()
 
     def _resolve(self, side: Side) -> tuple[URL, dict[str, Any]]:
@@ -167,7 +167,7 @@ class Engines:
                 engine = sqlalchemy.ext.asyncio.create_async_engine(url, **arguments)
             except ModuleNotFoundError as exc:
                 raise missing_driver(url, "async") from exc
-            forks.guard(engine.sync_engine)
+            fork_safety.guard(engine.sync_engine)
             held = self._by_loop[loop] = _LoopEngine(engine, self._by_loop, loop)
         return held
 

@@ -14,9 +14,9 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from . import forks
+from ..engines import fork_safety
 
-__all__ = ["collect_abandoned", "in_default_thread", "in_thread", "wait_out"]
+__all__ = ["collect_abandoned", "in_default_thread", "in_thread", "wait_shielded"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
@@ -31,7 +31,7 @@ _COLLECT_AFTER_S = 0.1
 class _Threads:
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
-        forks.forget_after_fork(self)
+        fork_safety.forget_after_fork(self)
 
     def submit(self, work: Callable[[], None]) -> asyncio.Future[None]:
         if self._executor is None:
@@ -40,7 +40,7 @@ class _Threads:
         return asyncio.get_running_loop().run_in_executor(self._executor, context.run, work)
 
     def after_fork(self) -> None:
-        forks.abandon(self._executor)
+        fork_safety.abandon(self._executor)
         self._executor = None
 
 
@@ -62,7 +62,7 @@ def in_default_thread(work: Callable[[], None]) -> asyncio.Future[None]:
     return asyncio.create_task(anyio.to_thread.run_sync(work))
 
 
-async def wait_out(future: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
+async def wait_shielded(future: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
     """Wait until `future` is done, at most `timeout_s`; True if it is. Its exception is raised.
 
     anyio's shield does not stop `Task.cancel()` (asyncio.timeout, TaskGroup), and without it anyio

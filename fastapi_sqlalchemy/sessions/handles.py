@@ -1,4 +1,4 @@
-"""The two sides of a scope, its `Session` and its `AsyncSession`: how each of them ends.
+"""The handles of a scope's `Session` and `AsyncSession`: how each of them ends.
 
 Whatever needs the database runs where nothing can interrupt it and nobody else has to wait: in a
 thread of our own, or in a task of its own.
@@ -19,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from .activity import Activity, Watched
-from .endings import in_default_thread, in_thread, wait_out
+from .shielding import in_default_thread, in_thread, wait_shielded
+from .tracking import Activity, TrackedSession
 
-__all__ = ["AsyncSide", "SyncSide"]
+__all__ = ["AsyncSessionHandle", "SessionHandle", "SyncSessionHandle"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
@@ -31,13 +31,13 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 ROLLBACK_TIMEOUT_S = 5.0
 
 
-class _Side:
+class SessionHandle:
     """A session and its `activity`. In messages the scope is called `who`."""
 
     __slots__ = ("_given_up", "activity", "session")
 
     def __init__(self, session: Session, activity: Activity) -> None:
-        assert isinstance(session, Watched)
+        assert isinstance(session, TrackedSession)
         session.fsa_activity = activity
         self.session: Session = session
         self.activity = activity
@@ -59,6 +59,22 @@ class _Side:
         """Whether something was written, or is waiting to be, that a rollback would lose."""
         return self.activity.wrote or (self.session.in_transaction() and self.pending)
 
+    async def flush(self) -> None:
+        """Write what is pending."""
+        raise NotImplementedError
+
+    async def commit(self) -> None:
+        """Commit; its error is raised."""
+        raise NotImplementedError
+
+    async def roll_back(self, who: object) -> None:
+        """Roll back, in bounded time; an error is logged."""
+        raise NotImplementedError
+
+    async def close(self, who: object) -> None:
+        """Close, in bounded time; an error is logged."""
+        raise NotImplementedError
+
     @property
     def in_own_block(self) -> bool:
         """Whether a `with session.begin():` that is still open owns the transaction.
@@ -73,7 +89,7 @@ class _Side:
         return block is not None
 
 
-class SyncSide(_Side):
+class SyncSessionHandle(SessionHandle):
     """The `Session` of a scope."""
 
     __slots__ = ("_is_sqlite",)
@@ -106,11 +122,11 @@ class SyncSide(_Side):
             if not flushes:
                 work()
             else:
-                await wait_out(in_default_thread(work))
+                await wait_shielded(in_default_thread(work))
         elif self._is_sqlite and not self.activity.wrote and not flushes:
             work()
         else:
-            await wait_out(in_thread(work))
+            await wait_shielded(in_thread(work))
 
     async def _run_bounded(self, work: Callable[[], None], who: object) -> None:
         if self._given_up:
@@ -121,7 +137,7 @@ class SyncSide(_Side):
             return
         future = in_thread(lambda: self._finish(work, who))
         try:
-            await wait_out(future, ROLLBACK_TIMEOUT_S)
+            await wait_shielded(future, ROLLBACK_TIMEOUT_S)
         finally:
             if not future.done():
                 self._given_up = True
@@ -139,7 +155,7 @@ class SyncSide(_Side):
             _discard(connection)
 
 
-class AsyncSide(_Side):
+class AsyncSessionHandle(SessionHandle):
     """The `AsyncSession` of a scope."""
 
     __slots__ = ("async_session",)
@@ -179,7 +195,7 @@ class AsyncSide(_Side):
         if self.connection is None and not self.pending:
             await work()
         else:
-            await wait_out(asyncio.create_task(work()))
+            await wait_shielded(asyncio.create_task(work()))
 
     async def _run_bounded(
         self, work: Callable[[], Coroutine[Any, Any, None]], who: object
@@ -192,7 +208,7 @@ class AsyncSide(_Side):
             return
         task = asyncio.create_task(self._finish(work, who))
         try:
-            await wait_out(task, ROLLBACK_TIMEOUT_S)
+            await wait_shielded(task, ROLLBACK_TIMEOUT_S)
         finally:
             if not task.done():
                 self._given_up = True

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine, event
 
-from .exceptions import MissingSessionError
+from ..exceptions import MissingSessionError
 
 __all__ = ["abandon", "forget_after_fork", "guard", "process"]
 
@@ -40,7 +40,7 @@ def process() -> object:
 
 
 def forget_after_fork(holder: Inherits) -> None:
-    """Have `holder.after_fork()` called in every child that this process forks."""
+    """Have `holder.after_fork()` called in every child that this process fork_safety."""
     _holders.add(holder)
 
 

@@ -1,0 +1,1 @@
+"""What the middleware needs of an app: its exception handlers and its pending middlewares."""

@@ -1,0 +1,1 @@
+"""From a URL and arguments to a sync and an async engine."""

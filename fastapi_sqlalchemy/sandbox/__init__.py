@@ -1,0 +1,1 @@
+"""Everything on one connection per database, rolled back at the end."""
