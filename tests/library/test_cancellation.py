@@ -1,6 +1,7 @@
 """A scope that is cancelled, at each of its awaits: nothing leaks, and nobody is told a lie."""
 
 import asyncio
+import gc
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
@@ -10,6 +11,7 @@ import anyio
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.types import Message, Receive, Scope, Send
 
 from fastapi_sqlalchemy import Database, MissingSessionError
@@ -212,6 +214,25 @@ async def test_a_scope_that_rolls_back_cancelled_at_any_await_keeps_nothing(
     assert await at_every_await(read_and_write, cancelled_by, check) > 3
     assert async_store.users() == []
     await db.adispose()
+
+
+async def test_a_custom_aiosqlite_engine_closes_what_it_was_opening_when_it_was_cancelled(
+    sqlite_store: Store, cancelled_by: Callable[[Interrupted], Any]
+) -> None:
+    """From Python 3.13 on, sqlite3 warns of a connection that nobody closed."""
+    engine = create_async_engine(sqlite_store.backend.with_driver("aiosqlite"))
+    db = sqlite_store.db
+    db.configure(custom_async_engine=engine)
+
+    async def connect(nth: int) -> None:
+        async with db():
+            await db.async_session.connection()
+
+    def check(nth: int, confirmed: bool) -> None:
+        gc.collect()
+
+    assert await at_every_await(connect, cancelled_by, check) > 1
+    await engine.dispose()
 
 
 @pytest.mark.parametrize("side", ["sync", "async"])
