@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: `fsa --version` and `fsa health live` need none of it."""
+    """Import a public name on its first use: `fsa --version` and `fsa health live` need none."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""The entry point of `fsa`. What a probe or a script calls often is answered before Typer."""
+"""The entry point of `fsa`. Calls of probes and scripts are answered before Typer is imported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """Run `fsa` with the words of the command line, and exit."""
-    words = sys.argv[1:]
-    if words in (["--version"], ["-V"]):
+    """Run `fsa` with the command line's arguments, and exit."""
+    argv = sys.argv[1:]
+    if argv in (["--version"], ["-V"]):
         sys.stdout.write(f"fsa {VERSION}\n")
         sys.exit(0)
-    if words == ["health", "live"]:
+    if argv == ["health", "live"]:
         from fsa_cli.processes import heartbeat
 
         sys.exit(heartbeat.live())
@@ -25,7 +25,7 @@ def main() -> NoReturn:
 
     from fsa_cli.cli import app as typer_side
 
-    code = typer_side.main(words)
+    code = typer_side.main(argv)
     gc.freeze()  # the interpreter's last collections, of all that the app imported, cost 100 ms
     sys.exit(code)
 

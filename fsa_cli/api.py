@@ -1,4 +1,4 @@
-"""What an app imports: `task`, `Task`.
+"""The names that an app imports: `task`, `Task`.
 
     @task(schedule="0 3 * * *")
     def count_users(active: bool = True) -> int: ...
@@ -39,7 +39,7 @@ class Task(TaskDefinition):
     """A task that an app's own code can enqueue."""
 
     def enqueue(self, *args: Any, session: Any = None, **kwargs: Any) -> str:
-        """Have it run soon, in whichever process is free; the run's id.
+        """Enqueue a run, for any free process; its id.
 
         Args:
             session: The run is part of its transaction: it is there if and only if that commits.
@@ -55,7 +55,7 @@ class Task(TaskDefinition):
         return enqueue(self, args, kwargs, session)
 
     async def aenqueue(self, *args: Any, session: Any = None, **kwargs: Any) -> str:
-        """As `enqueue`, for `async def`: it keeps no event loop waiting.
+        """As `enqueue`, for `async def`: it does not block the event loop.
 
         Args:
             session: An `AsyncSession`, or a `Session`.
@@ -66,7 +66,7 @@ class Task(TaskDefinition):
 
 
 class TaskFunction(Protocol[P, R_co]):
-    """What `@task` gives back: the same function, with its Task at hand."""
+    """The result of `@task`: the same function, with its Task as `.task`."""
 
     __name__: str
     __qualname__: str
@@ -119,8 +119,8 @@ def task(
 ) -> Any:
     """Register a function as a task and return it, with its Task as `.task`.
 
-    The options are the attributes of `Task`. The function can still be called as before; only what
-    `fsa` runs gets a session of its own.
+    The options are the attributes of `Task`. The function can still be called as before; only a run
+    by `fsa` gets a session of its own.
 
     Raises:
         TaskDefinitionError: a name that cannot be used, a generator function, a bad time-out.

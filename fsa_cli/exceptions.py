@@ -1,4 +1,4 @@
-"""What `fsa` says when it cannot go on, each kind with its exit code.
+"""The errors of `fsa`, each kind with its exit code.
 
 FsaError                    1
 ├── TaskFailed              1    the task raised
@@ -15,9 +15,9 @@ FsaError                    1
 │   ├── TaskDefinitionError 3    a function cannot be a task as it is written
 │   │   └── DuplicateTask   3
 │   ├── ScheduleError       3    a schedule or a time zone cannot be read
-│   └── LedgerUnusable      3    the ledger's tables are missing, old or cannot be made
+│   └── LedgerUnusable      3    the ledger's tables are missing, old or cannot be created
 ├── DatabaseUnreachable     4    a connection that cannot be opened
-├── EngineUnreachable       4    the engine that carries runs is away
+├── BrokerUnreachable       4    the broker that carries runs is away
 ├── SchemaBehind            5    the schema is not at Alembic's head
 ├── Refused                 6    a protected environment, or nobody to confirm
 ├── SchedulerStuck         70    the watchdog gave up: restart it
@@ -116,7 +116,7 @@ class ScheduleError(ConfigurationError):
 
 
 class LedgerUnusable(ConfigurationError):
-    """The ledger's tables are missing, of another version, or cannot be made."""
+    """The ledger's tables are missing, of another version, or cannot be created."""
 
 
 class AppLoadError(ConfigurationError):
@@ -130,7 +130,7 @@ class DatabaseUnreachable(FsaError):
 
 
 class BrokerUnreachable(FsaError):
-    """The engine that carries runs, or its broker, cannot be reached."""
+    """The broker that carries runs cannot be reached."""
 
     exit_code = 4
 

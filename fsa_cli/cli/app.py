@@ -1,4 +1,4 @@
-"""The command line: the commands, each imported when it is called, and where errors end."""
+"""The command line: the commands, each imported when it is called, and the end of errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "runs": ("fsa_cli.commands.runs:app", "What ran: status, duration, error or result."),
     "shell": ("fsa_cli.commands.shell:app", "An interactive session: app, db, session, models."),
     "scheduler": ("fsa_cli.commands.scheduler:app", "Host the schedule, or look at it."),
-    "worker": ("fsa_cli.commands.worker:app", "Make the runs that were enqueued or handed over."),
+    "worker": ("fsa_cli.commands.worker:app", "Execute the runs that were enqueued or dispatched."),
     "health": ("fsa_cli.commands.health:app", "Is it well? With exit codes for probes."),
     "db": ("fsa_cli.commands.db:app", "The database: tables, SQL, schema, migrations."),
     "routes": ("fsa_cli.commands.routes:app", "The app's routes, and where each is written."),
@@ -48,7 +48,7 @@ class FsaCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         fsa: Fsa = ctx.obj
-        fsa.command = _words(ctx).partition(" ")[2]
+        fsa.command = _command_path(ctx).partition(" ")[2]
         own: UserCommand | None = ctx.find_root().command.own
         if own is not None:
             environments.of(fsa.settings).refuse_prohibited(fsa.command)
@@ -77,8 +77,8 @@ class FsaGroup(TyperGroup):
         if len(without) < len(every) and not ctx.resilient_parsing:
             self.params = without
             try:
-                _, words, _ = self.make_parser(ctx).parse_args(args=list(args))
-                if words and words[0] in self.commands:
+                _, argv, _ = self.make_parser(ctx).parse_args(args=list(args))
+                if argv and argv[0] in self.commands:
                     return super().parse_args(ctx, args)
             finally:
                 self.params = every
@@ -109,7 +109,7 @@ class FsaGroup(TyperGroup):
         """Add stand-ins for the user's own commands, without those that are named wrongly.
 
         Args:
-            complain: Say which those are, and raise where the settings cannot be read.
+            complain: Warn of those, and raise if the settings cannot be read.
         """
         from fsa_cli.project import plugins
 
@@ -129,7 +129,7 @@ class FsaGroup(TyperGroup):
                 self.add_command(stand_in)
 
     def invoke(self, ctx: Any) -> Any:
-        ctx.obj.command = _words(ctx).partition(" ")[2]
+        ctx.obj.command = _command_path(ctx).partition(" ")[2]
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -273,9 +273,13 @@ def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -
     return loaded
 
 
-def _words(ctx: Any) -> str:
+def _command_path(ctx: Any) -> str:
     """As `fsa runs cancel`; Click's own path of it is `fsa runs [NAME] cancel`."""
-    return f"{_words(ctx.parent)} {ctx.info_name}" if ctx.parent is not None else str(ctx.info_name)
+    return (
+        f"{_command_path(ctx.parent)} {ctx.info_name}"
+        if ctx.parent is not None
+        else str(ctx.info_name)
+    )
 
 
 def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
@@ -297,14 +301,14 @@ def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
                 formatter.write_dl(records)
 
 
-def main(words: Sequence[str]) -> int:
-    """Run `fsa` with *words*; the exit code. The one place where errors end."""
+def main(argv: Sequence[str]) -> int:
+    """Run `fsa` with *argv*; the exit code. The one place where errors end."""
     fsa = Fsa()
     root = command()
     try:
         if "_FSA_COMPLETE" in os.environ:
-            root.main(list(words), prog_name="fsa")
-        with root.make_context("fsa", list(words) or ["--help"], obj=fsa) as context:
+            root.main(list(argv), prog_name="fsa")
+        with root.make_context("fsa", list(argv) or ["--help"], obj=fsa) as context:
             root.invoke(context)
         return 0
     except typer.Exit as exc:
@@ -317,7 +321,7 @@ def main(words: Sequence[str]) -> int:
         error = _as_error(exc, fsa)
     except KeyboardInterrupt:
         error = Interrupted("interrupted")
-    if fsa.flags.json is None and "--json" in words:  # a wrong word before it hid it
+    if fsa.flags.json is None and "--json" in argv:  # a wrong argument before it hid it
         fsa.set(json=True)
     fsa.output.error(error)
     return error.exit_code
@@ -328,7 +332,7 @@ def _as_error(error: Exception, fsa: Fsa) -> FsaError:
         return error
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
-        path = _words(context) if context is not None else "fsa"
+        path = _command_path(context) if context is not None else "fsa"
         wrong = UsageError(error.format_message(), hint=f"{path} --help")
         wrong.__cause__ = error
         return wrong

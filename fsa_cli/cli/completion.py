@@ -1,4 +1,4 @@
-"""What the shell is told when a person presses Tab after a task's name was begun."""
+"""Completions for the shell: the names of tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fsa_cli.cli.context import Fsa
 
 
 def task_names(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """The tasks whose names begin so, each with its summary. A broken app has none, silently."""
+    """The tasks whose names begin with *incomplete*, with their summaries; none of a broken app."""
     silence, stdout = os.open(os.devnull, os.O_WRONLY), os.dup(1)
     os.dup2(silence, 1)
     os.dup2(silence, 2)  # for good: nothing that comes later belongs between a person's words

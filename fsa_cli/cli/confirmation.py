@@ -1,4 +1,4 @@
-"""Have a person agree to what cannot be undone."""
+"""Ask a person to agree to an action that cannot be undone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def confirm(
     typed: str | None = None,
     yes: bool = False,
 ) -> None:
-    """Have a person agree to *action*, which cannot be undone. Returns if they do.
+    """Ask a person to agree to *action*, which cannot be undone. Returns if they do.
 
     In a protected environment they type the database's name, or give it with `--confirm`; `--yes`
     is not enough there. Elsewhere they say y, or give `--yes` or `--confirm`.
@@ -58,7 +58,7 @@ def confirm(
 
 
 def database_name(url: URL | None) -> str:
-    """What a person types to confirm: the database's name; a SQLite file's without its folder."""
+    """The name to type for confirmation: the database's; a SQLite file's without its folder."""
     if url is None or not url.database:
         return "default"
     if url.get_backend_name() == "sqlite":

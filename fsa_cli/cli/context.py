@@ -1,4 +1,4 @@
-"""What every command is given: the common flags, and from them the settings, the app, the output.
+"""`Fsa`, the context of every command: the common flags, the settings, the app, the output.
 
 def count(context: typer.Context) -> None:
     fsa = Fsa.of(context)
@@ -51,7 +51,7 @@ class Fsa:
 
     def __init__(self, flags: Flags | None = None) -> None:
         self.command = ""
-        """The words of the command that runs, as `db downgrade`."""
+        """The path of the command that runs, as `db downgrade`."""
         self._flags = flags or Flags()
         self._output: Output | None = None
         self._settings: Settings | None = None
@@ -81,7 +81,7 @@ class Fsa:
 
     @property
     def settings(self) -> Settings:
-        """Raises ConfigurationError where a setting is wrong."""
+        """Raises ConfigurationError if a setting is wrong."""
         if self._settings is None:
             self._settings = read(self._flags)
         return self._settings
@@ -121,7 +121,7 @@ class Fsa:
         return environments.of(self.settings, [database for _, database in ordered])
 
     def confirm(self, action: str, database: Database, *, typed: str | None = None) -> None:
-        """Have a person agree to *action* on *database*, which cannot be undone.
+        """Ask a person to agree to *action* on *database*, which cannot be undone.
 
         Args:
             action: What would be done, as `drop the table users`.
@@ -134,16 +134,16 @@ class Fsa:
         yes = bool(self._flags.yes)
         confirmation.confirm(environment, action, database, typed=typed, yes=yes)
 
-    def carry(self, executor: str | None) -> None:
-        """Have *executor* carry the runs of tasks that name none; None: as the settings say."""
+    def use_executor(self, executor: str | None) -> None:
+        """Use *executor* for tasks that name none; None: that of the settings."""
         if executor is not None:
             sources = {**self.settings.sources, "executor": "--executor"}
             self._settings = replace(self.settings, executor=executor, sources=sources)
 
     def set(self, **flags: Any) -> None:
-        """Give flags a new value; what was derived from the old ones is made anew.
+        """Set flags; values derived from the old ones are dropped.
 
-        A loaded app stays, unless the flags say which one to load.
+        A loaded app stays, unless the flags choose the app.
         """
         self._flags = replace(self._flags, **flags)
         self._output = self._settings = None
@@ -151,18 +151,18 @@ class Fsa:
             self._loaded = None
 
 
-def split_flags(words: Sequence[str], *, but: Collection[str] = ()) -> tuple[Flags, list[str]]:
-    """The common flags among *words*, and the words that are left.
+def split_flags(argv: Sequence[str], *, but: Collection[str] = ()) -> tuple[Flags, list[str]]:
+    """The common flags in *argv*, and the arguments that are left.
 
-    For commands whose words belong to someone else: `fsa run-task NAME WORDS`. Everything after
+    For commands whose arguments are not fsa's: `fsa run-task NAME ARGS`. Everything after
     `--` is left as it is, without the `--`.
 
     Args:
-        but: Fields of `Flags` that are not meant here, such as `{"json"}`.
+        but: Fields of `Flags` to leave out, such as `{"json"}`.
     """
     found: dict[str, Any] = {}
     rest: list[str] = []
-    waiting = list(words)
+    waiting = list(argv)
     while waiting:
         word = waiting.pop(0)
         if word == "--":

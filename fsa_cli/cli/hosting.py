@@ -1,4 +1,4 @@
-"""What `fsa scheduler start`, `tick` and `fsa worker start` share: their options, and their end."""
+"""The common part of `fsa scheduler start`, `tick` and `fsa worker start`: options and end."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class LogFormat(Enum):
 
 
 class HostingOptions:
-    """The options of a command that hosts runs, each of them also a variable: FSA_COMMAND_OPTION.
+    """The options of a command that hosts a node, each also a variable: FSA_COMMAND_OPTION.
 
     Args:
-        command: As its variables name it.
+        command: Its name in the variables.
     """
 
     def __init__(self, command: str) -> None:
@@ -56,7 +56,7 @@ class HostingOptions:
         self.log_format = self.option("--log-format", help="How each run's line is written.")
         self.executor = self.option(
             "--executor",
-            help="What carries the runs: local, procrastinate, celery; else the settings'.",
+            help="How runs are carried: local, procrastinate, celery; by default the settings'.",
             metavar="NAME",
             show_default=False,
         )
@@ -69,7 +69,7 @@ class HostingOptions:
 def process_builder(
     fsa: Fsa, only: Sequence[str] = (), tags: Sequence[str] = (), *, json: bool = False
 ) -> ProcessBuilder:
-    """The app's schedule and its ledger; nothing is connected yet.
+    """The builder of the app's node; nothing is connected yet.
 
     Args:
         json: Log JSON lines; `--json` does so too.
@@ -85,31 +85,31 @@ def process_builder(
 
 def host_until_signal(
     fsa: Fsa,
-    setup: ProcessBuilder,
-    made: Node,
+    builder: ProcessBuilder,
+    node: Node,
     address: str,
     port: int | None,
     introduce: Callable[[], None],
 ) -> None:
-    """Have *made* run until a signal comes, with its probes where there is a *port* for them.
+    """Run *node* until a signal comes, with its probes if there is a *port* for them.
 
     Args:
-        introduce: Says what it is; whoever has read that may send a signal.
+        introduce: Prints what runs; from then on signals are handled.
     """
     from fsa_cli.processes import probes
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(made.signals())
+        stack.enter_context(node.signals())
         introduce()
         if port is not None:
-            served = stack.enter_context(probes.serving(made, address, port))
-            setup.log.say("probes", f"probes on http://{address}:{served}/", port=served)
-        run_to_end(fsa, setup, made.run)
-    setup.log.say("stopped", "stopped: every task that was running has ended")
+            served = stack.enter_context(probes.serving(node, address, port))
+            builder.log.say("probes", f"probes on http://{address}:{served}/", port=served)
+        run_to_end(fsa, builder, node.run)
+    builder.log.say("stopped", "stopped: every task that was running has ended")
 
 
-def run_to_end(fsa: Fsa, setup: ProcessBuilder, run: Callable[[], Unfinished | None]) -> None:
-    """Run it; leave at once where something goes wrong or is left."""
+def run_to_end(fsa: Fsa, builder: ProcessBuilder, run: Callable[[], Unfinished | None]) -> None:
+    """Run a node; exit at once on an error, or if runs are left."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from fsa_cli.database.connections import driver_message
@@ -119,7 +119,7 @@ def run_to_end(fsa: Fsa, setup: ProcessBuilder, run: Callable[[], Unfinished | N
         left = run()
     except SQLAlchemyError as exc:
         unreachable = DatabaseUnreachable(
-            "the ledger cannot be reached", details=[setup.ledger.where, driver_message(exc)]
+            "the ledger cannot be reached", details=[builder.ledger.where, driver_message(exc)]
         )
         unreachable.__cause__ = exc
         _leave(fsa, unreachable)
@@ -127,11 +127,11 @@ def run_to_end(fsa: Fsa, setup: ProcessBuilder, run: Callable[[], Unfinished | N
         _leave(fsa, exc)
     if left is not None:
         _leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
-    setup.close()
+    builder.close()
 
 
-def heartbeat_writer(setup: ProcessBuilder) -> Callable[[], None]:
-    """What says that this process is alive; where it cannot be written, that is said once."""
+def heartbeat_writer(builder: ProcessBuilder) -> Callable[[], None]:
+    """A function that writes the heartbeat; a failure is reported once."""
     failed: list[OSError] = []
 
     def beat() -> None:
@@ -139,7 +139,7 @@ def heartbeat_writer(setup: ProcessBuilder) -> Callable[[], None]:
             heartbeat.beat()
         except OSError as exc:
             if not failed:
-                setup.log.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
+                builder.log.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
             failed.append(exc)
 
     return beat
@@ -155,7 +155,7 @@ def _left(number: signal.Signals, runs: list[str]) -> FsaError:
 
 
 def _leave(fsa: Fsa, error: FsaError) -> NoReturn:
-    """End the process now: a thread that hangs must not hold it back."""
+    """End the process now: a thread that hangs must not hold it up."""
     fsa.output.error(error)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

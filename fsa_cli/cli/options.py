@@ -1,4 +1,4 @@
-"""What the commands of `fsa db` have in common: their options, and who agrees to what."""
+"""The common options of `fsa db`, and its confirmations."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def confirm_option(command: str) -> Any:
     return option(
         command,
         "--confirm",
-        help="The database's name: agrees where the environment is protected.",
+        help="The database's name: agrees in a protected environment.",
         metavar="DATABASE",
     )
 
 
 def agree(fsa: Fsa, action: str, confirmed: str | None, *, destructive: bool = False) -> None:
-    """Have a person agree to *action*: where the environment is protected, or if it destroys.
+    """Ask a person to agree to *action*, if the environment is protected or it destroys data.
 
     Args:
         action: What would be done, as `drop the table users`.
-        confirmed: The value of `--confirm`; where it is given, it has to be right.
+        confirmed: The value of `--confirm`; if it is given, it has to be right.
 
     Raises:
         Refused: They do not, or nobody can be asked.

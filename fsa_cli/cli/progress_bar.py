@@ -1,4 +1,4 @@
-"""`TaskContext.progress` as a bar, where a person watches."""
+"""`TaskContext.progress` as a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ProgressBars"]
 
 
 class ProgressBars:
-    """Told of progress, it draws a bar on stderr. Rich is imported with the first one."""
+    """Draws a bar on stderr for each progress. Rich is imported with the first one."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -27,17 +27,17 @@ class ProgressBars:
         self._seen: dict[int, Progress] = {}
 
     @property
-    def wanted(self) -> bool:
+    def is_shown(self) -> bool:
         return sys.stderr.isatty() and not self._output.json and not self._output.quiet
 
     @property
     def seen(self) -> list[Progress]:
-        """Whatever was counted on, in the order in which it began."""
+        """Every progress, in the order in which they began."""
         return list(self._seen.values())
 
     def __call__(self, progress: Progress) -> None:
         self._seen[id(progress)] = progress
-        if not self.wanted:
+        if not self.is_shown:
             return
         if self._display is None:
             self._display = self._start()

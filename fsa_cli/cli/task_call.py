@@ -1,4 +1,4 @@
-"""The words after a task's name: whose they are, fsa's or the task's, and what they mean."""
+"""The arguments after a task's name: fsa's own, and those of the task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLAGS = {word: field in {*_LOADING, "database"} for word, field in SPELLINGS.it
 
 @dataclass(frozen=True)
 class Call:
-    """A task, its words, and the command's own options that stood among them.
+    """A task, its arguments, and the command's own options among them.
 
     Attributes:
         name: As it was written; `module:function` of one that is not registered.
@@ -33,7 +33,7 @@ class Call:
     loaded: LoadedApp
     name: str
     task: TaskDefinition
-    words: list[str]
+    argv: list[str]
     options: dict[str, str]
 
     @property
@@ -44,10 +44,10 @@ class Call:
         """The values of the task's parameters.
 
         Raises:
-            ArgumentError: A word is not what the task takes.
+            ArgumentError: An argument is not what the task takes.
         """
         signature = signature_of(self.task.function)
-        return arguments.parse(signature, self.words, args_json=self.options.get("--args-json"))
+        return arguments.parse(signature, self.argv, args_json=self.options.get("--args-json"))
 
     def number(self, option: str, *, least: float = 0, whole: bool = False) -> float | None:
         """The value of *option*; None if it was not given."""
@@ -68,28 +68,28 @@ class Call:
 def read(
     fsa: Fsa,
     name: str,
-    words: Sequence[str],
+    argv: Sequence[str],
     given: Mapping[str, str | None],
     own: Mapping[str, bool],
 ) -> Call:
-    """Load the app and tell fsa's flags from the task's words.
+    """Load the app and divide *argv* into fsa's flags and the task's arguments.
 
     Args:
-        given: The command's own options that stood before the name; None: it was not given.
-        own: Its own options that may also stand after the name, and whether each takes a value.
+        given: The command's own options before the name; None: not given.
+        own: Its own options that may also come after the name, and whether each takes a value.
 
     Raises:
         TaskNotFound: There is no such task.
         UsageError: A flag may be fsa's or the task's.
     """
-    # Which words are the task's is known only when the app is loaded, and these say which app.
-    early, _ = split_flags(words, but={field.name for field in fields(Flags)} - _LOADING)
+    # The task's arguments are known only when the app is loaded, and these flags choose the app.
+    early, _ = split_flags(argv, but={field.name for field in fields(Flags)} - _LOADING)
     _apply(fsa, early)
     loaded = fsa.load()
     task = get_task(name)
     signature = signature_of(task.function)
     _refuse_ambiguous(name, early, signature.options())
-    ours, theirs = arguments.split(signature, words, {**_FLAGS, **own})
+    ours, theirs = arguments.split(signature, argv, {**_FLAGS, **own})
     late, rest = split_flags(ours)
     _apply(fsa, late)
     options = {option: value for option, value in given.items() if value is not None}
@@ -104,7 +104,7 @@ def read(
 
 
 def enqueue(fsa: Fsa, call: Call, *, waits: bool = False) -> None:
-    """Have it run soon, by whoever is free, and print the run's id.
+    """Enqueue a run, and print its id.
 
     Args:
         waits: Wait for its end instead, and exit as it ended.

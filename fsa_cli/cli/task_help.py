@@ -1,4 +1,4 @@
-"""A task's page: what it does, what it takes, when it runs."""
+"""The help page of a task: its description, arguments, schedule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NEXT = 3
 
 
 def task_help(task: TaskDefinition, zone: str | None = None) -> list[str]:
-    """The lines of *task*'s page, at most 100 columns wide.
+    """The lines of *task*'s help page, at most 100 columns wide.
 
     Args:
         zone: The time zone of a schedule that names none.
@@ -42,7 +42,7 @@ def task_help(task: TaskDefinition, zone: str | None = None) -> list[str]:
 
 
 def _width() -> int:
-    """The terminal's width, where it is narrower than a page is wide."""
+    """The terminal's width, if it is narrower than a page."""
     return min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
 
 

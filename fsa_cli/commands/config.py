@@ -32,7 +32,7 @@ def config(context: typer.Context) -> None:
     """
     fsa = Fsa.of(context)
     settings = fsa.settings
-    environments.of(settings)  # what is wrong in [tool.fsa.env.NAME] is told here too
+    environments.of(settings)  # mistakes in [tool.fsa.env.NAME] show here too
     rows = [
         {"setting": name, "value": value, "source": source}
         for name, value, source in [*_settings(settings), *_flags(fsa), *_others(settings)]

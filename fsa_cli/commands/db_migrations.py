@@ -37,19 +37,19 @@ def revision(
       fsa db revision --autogenerate -m "add users.active"
       fsa db revision -m "fill users.active"
 
-    Where there is neither an alembic.ini nor a folder, it begins the folder migrations.
+    Without an alembic.ini and a folder, it begins the folder migrations.
     """
     fsa = Fsa.of(context)
-    made, changes = _migrations(fsa).revision(message, autogenerate=autogenerate)
+    written, changes = _migrations(fsa).revision(message, autogenerate=autogenerate)
     if fsa.output.json:
-        fsa.output.document({"revision": asdict(made) if made else None, "changes": changes})
+        fsa.output.document({"revision": asdict(written) if written else None, "changes": changes})
         return
     for change in changes:
         fsa.output.say(change)
-    if made is None:
+    if written is None:
         fsa.output.say("the models and the database are the same: nothing was written")
     else:
-        fsa.output.line(os.path.relpath(made.file))
+        fsa.output.line(os.path.relpath(written.file))
 
 
 def upgrade(
@@ -60,7 +60,7 @@ def upgrade(
     ] = False,
     confirm: Annotated[str | None, confirm_option("upgrade")] = None,
 ) -> None:
-    """Apply the migrations that the database has not, up to REVISION.
+    """Apply the migrations that the database lacks, up to REVISION.
 
     \b
       fsa db upgrade
@@ -106,7 +106,7 @@ def downgrade(
 
 
 def current(context: typer.Context) -> None:
-    """The revision that the database has, and those to apply. Exits 5 if it is not at head.
+    """The revision of the database, and those to apply. Exits 5 if it is not at head.
 
     \b
       fsa db current
@@ -134,7 +134,7 @@ def current(context: typer.Context) -> None:
 
 
 def history(context: typer.Context) -> None:
-    """Every migration, the newest first, and which of them the database has.
+    """Every migration, the newest first, and its state in the database.
 
     \b
       fsa db history
@@ -197,7 +197,7 @@ def _apply(
 
 
 def _taken_back(revision: str) -> str:
-    """What `downgrade` does, as a question begins."""
+    """The action of `downgrade`, for its question."""
     if revision == "base":
         return "take every migration back"
     if revision.startswith("-"):
@@ -211,7 +211,7 @@ def _document(state: State) -> dict[str, Any]:
 
 
 def _states(fsa: Fsa, migrations: Migrations) -> Callable[[str], str] | None:
-    """What the database has of each revision; None where it cannot be reached."""
+    """The state of each revision in the database; None if it cannot be reached."""
     try:
         state = migrations.state()
     except Exception as exc:

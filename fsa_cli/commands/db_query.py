@@ -72,7 +72,7 @@ def query(
             _write_csv(fsa, columns, first)
         else:
             fsa.output.table(
-                [dict(zip(columns, _told(fsa, row), strict=True)) for row in first],
+                [dict(zip(columns, _shown(fsa, row), strict=True)) for row in first],
                 {name: name for name in columns},
             )
         if limit and next(cells, None) is not None:
@@ -84,7 +84,7 @@ def query(
 
 def shell(
     context: typer.Context,
-    words: Annotated[
+    argv: Annotated[
         list[str] | None,
         typer.Argument(metavar="ARGS", help="Arguments for the client, after --."),
     ] = None,
@@ -103,12 +103,12 @@ def shell(
     fsa = Fsa.of(context)
     url = fsa.load().database(fsa.settings.database).url
     assert url is not None
-    raise typer.Exit(client.run(url, words or []))
+    raise typer.Exit(client.run(url, argv or []))
 
 
 @contextmanager
 def refusals(fsa: Fsa) -> Iterator[None]:
-    """Tell what the database says of a statement, in its driver's own words."""
+    """Raise the database's error about a statement, with its driver's own message."""
     from fsa_cli.database.connections import driver_message
 
     try:
@@ -140,8 +140,8 @@ def _is_read_by_a_person(fsa: Fsa, as_csv: bool) -> bool:
     return sys.stdout.isatty() and not fsa.output.json and not as_csv
 
 
-def _told(fsa: Fsa, row: list[Any]) -> list[Any]:
-    """For a table: a number with all its digits, as the database has it."""
+def _shown(fsa: Fsa, row: list[Any]) -> list[Any]:
+    """For a table: a number with all its digits, as in the database."""
     if fsa.output.json:
         return row
     return [repr(cell) if isinstance(cell, float) else cell for cell in row]

@@ -21,7 +21,7 @@ def create(
     context: typer.Context,
     confirm: Annotated[str | None, confirm_option("create")] = None,
 ) -> None:
-    """Create the models' tables that the database has not. What is there is left as it is.
+    """Create the models' tables that the database lacks. Existing ones are left as they are.
 
     \b
       fsa db create
@@ -47,8 +47,8 @@ def create(
         return
     for name in names:
         fsa.output.line(name)
-    made = f"created {len(names)} table{'' if len(names) == 1 else 's'}"
-    fsa.output.say(made if names else "every table is there already")
+    text = f"created {len(names)} table{'' if len(names) == 1 else 's'}"
+    fsa.output.say(text if names else "every table is there already")
     if names and find(fsa.settings).exist:
         fsa.output.warn(
             "this project has migrations, which do not know of these tables: fsa db stamp head"
@@ -106,7 +106,7 @@ def _metadata(fsa: Fsa) -> list[MetaData]:
 
 
 def _state(fsa: Fsa) -> State | None:
-    """Where the migrations stand; None where there are none, or Alembic is not installed."""
+    """The state of the migrations; None if there are none, or Alembic is not installed."""
     from fsa_cli.exceptions import ConfigurationError
     from fsa_cli.migrations import is_at_head
     from fsa_cli.migrations.scripts import require_alembic
@@ -121,4 +121,4 @@ def _state(fsa: Fsa) -> State | None:
 def _cure(state: State | None) -> str:
     if state is not None:
         return 'fsa db revision --autogenerate -m "what changed", then fsa db upgrade'
-    return "fsa db create makes missing tables; Alembic changes those that are there"
+    return "fsa db create creates missing tables; Alembic changes existing ones"

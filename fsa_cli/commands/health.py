@@ -127,7 +127,7 @@ def _check(fsa: Fsa, timeout_s: float, wait: str | None, watch: bool, *, schedul
 
 
 def _wait(fsa: Fsa, look: Callable[[], list[Check]], wait_s: float) -> list[Check]:
-    """The checks, made again until all is well or the time is over. What fails is said once."""
+    """The checks, repeated until all is well or the time is over. A failure is reported once."""
     deadline = time.monotonic() + wait_s
     said: set[tuple[str, str]] = set()
     while not _well(done := look()) and time.monotonic() < deadline:
@@ -140,7 +140,7 @@ def _wait(fsa: Fsa, look: Callable[[], list[Check]], wait_s: float) -> list[Chec
 
 
 def _watch(fsa: Fsa, look: Callable[[], list[Check]]) -> NoReturn:
-    """Show the checks again and again: a screen on a terminal, else a line for each check."""
+    """Show the checks again and again: a screen on a terminal, or a line for each check."""
     done: list[Check] = []
     try:
         while True:

@@ -67,7 +67,7 @@ def run_task(
             autocompletion=task_names,
         ),
     ],
-    words: Annotated[
+    argv: Annotated[
         list[str] | None,
         typer.Argument(metavar="ARGS", help="The task's own: fsa run-task NAME --help."),
     ] = None,
@@ -81,11 +81,15 @@ def run_task(
     ] = None,
     timeout: Annotated[
         str | None,
-        _option("--timeout", help="Seconds an attempt may take; else the task's own.", metavar="S"),
+        _option(
+            "--timeout", help="Seconds an attempt may take; by default the task's own.", metavar="S"
+        ),
     ] = None,
     retries: Annotated[
         str | None,
-        _option("--retries", help="How often to try again if it fails; else never.", metavar="N"),
+        _option(
+            "--retries", help="How often to try again if it fails; by default never.", metavar="N"
+        ),
     ] = None,
     backoff: Annotated[
         str | None,
@@ -104,7 +108,7 @@ def run_task(
 ) -> None:
     """Run one task now, here, in a session of its own, and commit.
 
-    Where there is a ledger of runs, it is recorded there: fsa runs.
+    If there is a ledger of runs, the run is recorded there: fsa runs.
 
     \b
       fsa run-task count_users
@@ -122,7 +126,7 @@ def run_task(
         "--no-record": "" if no_record else None,
         "--enqueue": "" if enqueue else None,
     }
-    call = read(fsa, name, words or [], given, _OWN)
+    call = read(fsa, name, argv or [], given, _OWN)
     if call.help:
         from fsa_cli.cli.task_help import task_help
 
@@ -133,17 +137,17 @@ def run_task(
         _enqueue(fsa, call)
         return
     bars = ProgressBars(fsa.output)
-    result, rehearsal = _run(fsa, call, bars)
+    result, changes = _run(fsa, call, bars)
     if fsa.output.json:
-        fsa.output.document(report.document(result, bars.seen, rehearsal))
+        fsa.output.document(report.document(result, bars.seen, changes))
     if not result.succeeded:
         raise report.failure_of(result, call.loaded)
     if not fsa.output.json:
-        _tell(fsa, result, rehearsal)
+        _tell(fsa, result, changes)
 
 
 def _enqueue(fsa: Fsa, call: Call) -> None:
-    """Leave it to whoever is free."""
+    """Have any free process run it."""
     from fsa_cli.cli.task_call import enqueue
 
     here = sorted(call.options.keys() - {"--enqueue", "--args-json"})
@@ -164,15 +168,15 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
     database = database_for(task, call.loaded, fsa.settings)
     fsa.output.detail(f"running {task.name} ({task.place}) in {database!r}")
     record: RecordedRun | None = None
-    rehearsal: DryRun | None = None
+    changes: DryRun | None = None
 
-    def make(run: Run) -> RunResult:
-        nonlocal rehearsal
+    def attempt(run: Run) -> RunResult:
+        nonlocal changes
         if not run.dry_run:
             return execute(record.attempt(run) if record else run)
         from fsa_cli.runner.dry_run import execute_dry_run
 
-        result, rehearsal = execute_dry_run(run, call.loaded.databases)
+        result, changes = execute_dry_run(run, call.loaded.databases)
         return result
 
     def failed(result: RunResult, pause_s: float) -> None:
@@ -186,7 +190,7 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
         if record is not None:
             record.progress(progress)
 
-    order = Run(
+    run = Run(
         task=task,
         arguments=values,
         app=call.loaded.app,
@@ -199,13 +203,13 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
     policy = RetryPolicy(retries, 1.0 if backoff_s is None else backoff_s)
     try:
         with _terminable(), redirected, bars:
-            record = _begin(fsa, call, order)
+            record = _begin(fsa, call, run)
             if record is not None:
-                order = replace(order, run_id=record.run_id, stop=record.stop)
-            result = policy.make(order, make, failed)
+                run = replace(run, run_id=record.run_id, stop=record.stop)
+            result = policy.execute(run, attempt, failed)
             if record is not None:
                 record.ended(result)
-            return result, rehearsal
+            return result, changes
     except _Terminate:
         raise Terminated(_stopped(task, "terminated", "SIGTERM", record)) from None
     except KeyboardInterrupt:
@@ -213,7 +217,7 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
 
 
 def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
-    """The run's record; None where it has none."""
+    """The run's record; None if it has none."""
     locks = "--lock" in call.options
     for option in ("--no-record", "--dry-run"):
         if option in call.options:
@@ -236,37 +240,37 @@ def _stopped(task: TaskDefinition, how: str, by: str, record: RecordedRun | None
     return f"{task.name} was {'cancelled' if record.cancelled else how} and rolled back"
 
 
-def _tell(fsa: Fsa, result: RunResult, rehearsal: DryRun | None) -> None:
+def _tell(fsa: Fsa, result: RunResult, changes: DryRun | None) -> None:
     output = fsa.output
     if result.value is not None:
         output.line(report.format_result(result.value))
     ended = f"{result.task.name} succeeded in {format_elapsed(result.duration_ms)}"
-    if rehearsal is None:
+    if changes is None:
         committed = result.task.commit or "not committed: the task says commit=False"
         output.say(f"{ended}, {'committed' if committed is True else committed}")
         return
-    if rehearsal.tables:
-        output.table(rehearsal.tables, rehearsal.columns)
+    if changes.tables:
+        output.table(changes.tables, changes.columns)
     for heading, statements in (
-        ("schema", rehearsal.schema),
-        ("rows not counted", rehearsal.uncounted),
+        ("schema", changes.schema),
+        ("rows not counted", changes.uncounted),
     ):
         if statements:
             output.table([{"statement": each} for each in statements], {"statement": heading})
-    if rehearsal.enqueued:
-        output.table(rehearsal.enqueued, {"task": "would enqueue", "runs": "runs"})
-    nothing = "" if rehearsal.changes_something else " it would change nothing:"
+    if changes.enqueued:
+        output.table(changes.enqueued, {"task": "would enqueue", "runs": "runs"})
+    nothing = "" if changes.changes_something else " it would change nothing:"
     output.say(f"{ended}; a dry run:{nothing} all of it was rolled back")
-    output.say(f"not undone: {'; '.join(rehearsal.kept)}")
+    output.say(f"not undone: {'; '.join(changes.kept)}")
 
 
 class _Terminate(KeyboardInterrupt):
-    """SIGTERM came. Like Ctrl-C it reaches the task wherever it is, and psycopg knows it."""
+    """Raised on SIGTERM. Like Ctrl-C it reaches the task wherever it is, and psycopg handles it."""
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the task as Ctrl-C does; also as PID 1, where it would be ignored."""
+    """Have SIGTERM end the task as Ctrl-C does; also as PID 1, which would ignore it."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminate
@@ -280,7 +284,7 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _prints_to_stderr() -> Iterator[None]:
-    """What the task prints, and what its child processes print, goes to stderr."""
+    """Redirect the output of the task and its child processes to stderr."""
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)

@@ -24,7 +24,7 @@ _ID = typer.Argument(metavar="ID", help="The run's id, or the beginning of it.")
 
 
 class Status(Enum):
-    """What a run may be."""
+    """The statuses of runs, as they are stored and shown."""
 
     queued = "queued"
     running = "running"
@@ -35,7 +35,7 @@ class Status(Enum):
     missed = "missed"
     skipped = "skipped"
     cancelled = "cancelled"
-    handed_off = "handed_off"
+    dispatched = "handed_off"
 
 
 def _option(spelling: str, **more: Any) -> Any:
@@ -135,16 +135,16 @@ def retry(context: typer.Context, run: Annotated[str, _ID]) -> None:
 
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
-        made = control.retry(ledger, fsa.settings, run, fsa.output.warn)
+        new = control.retry(ledger, fsa.settings, run, fsa.output.warn)
     if fsa.output.json:
-        fsa.output.document(views.document(made))
+        fsa.output.document(views.document(new))
     else:
-        fsa.output.line(made.id)
+        fsa.output.line(new.id)
 
 
 @app.command()
 def cancel(context: typer.Context, run: Annotated[str, _ID]) -> None:
-    """Cancel a run: at once where it is queued; where it runs, its process is asked to end it.
+    """Cancel a run: at once if it is queued; a running one is ended by its process.
 
     A sync task is not killed: its statement is ended, and `TaskContext.cancelled` becomes true.
 
@@ -181,7 +181,7 @@ def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
 
 
 def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:
-    """Show them again and again: a screen on a terminal, else a line for each that has changed."""
+    """Show them again and again: a screen on a terminal, or a line for each that has changed."""
     from fsa_cli.ledger import queries
     from fsa_cli.runs import run_view as views
 

@@ -52,7 +52,7 @@ _NOT_INTERSPERSED = {"trigger"}
 
 @app.callback()
 def scheduler() -> None:
-    """Host the schedule, look at it, and steer it from any process that reaches its ledger.
+    """Host the schedule, inspect it, and control it from any process that reaches its ledger.
 
     \b
       fsa scheduler start
@@ -99,18 +99,18 @@ def start(
     from fsa_cli.ledger import control
 
     fsa = Fsa.of(context)
-    fsa.carry(executor)
-    setup = process_builder(fsa, only or (), tag or (), json=log_format is LogFormat.json)
-    if not setup.planned:
+    fsa.use_executor(executor)
+    builder = process_builder(fsa, only or (), tag or (), json=log_format is LogFormat.json)
+    if not builder.planned:
         raise UsageError(
             "no task has a schedule: there is nothing to run",
             hint='@task(schedule="0 3 * * *"), @task(schedule="every 15m")',
         )
-    setup.open()
+    builder.open()
     if paused:
-        control.pause(setup.ledger, [each.task.name for each in setup.planned], "--paused")
-    made = setup.host(concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(setup))
-    host_until_signal(fsa, setup, made, host, port, partial(_introduce, fsa, setup))
+        control.pause(builder.ledger, [each.task.name for each in builder.planned], "--paused")
+    node = builder.node(concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(builder))
+    host_until_signal(fsa, builder, node, host, port, partial(_introduce, fsa, builder))
 
 
 @app.command()
@@ -121,37 +121,36 @@ def tick(
 ) -> None:
     """Run what is due, and exit: for a line of crontab, or a CronJob. 1 if a task failed.
 
-    What is due is what came since the last tick: of each task the latest instant, or what its
-    `catch_up` says.
+    Instants since the last tick are due: of each task the latest one, or those of its `catch_up`.
 
     \b
       fsa scheduler tick
       fsa scheduler tick --grace 60
     """
     fsa = Fsa.of(context)
-    setup = process_builder(fsa)
-    setup.open()
-    made = setup.host(concurrency=concurrency, grace_s=grace_s, role="tick")
-    with made.signals():
-        run_to_end(fsa, setup, made.tick)
-    failed = sum(made.counts.get(status, 0) for status in ("failed", "timed_out"))
+    builder = process_builder(fsa)
+    builder.open()
+    node = builder.node(concurrency=concurrency, grace_s=grace_s, role="tick")
+    with node.signals():
+        run_to_end(fsa, builder, node.tick)
+    failed = sum(node.counts.get(status, 0) for status in ("failed", "timed_out"))
     if failed:
         raise TaskFailed("a run failed" if failed == 1 else f"{failed} runs failed")
 
 
-def _introduce(fsa: Fsa, setup: ProcessBuilder) -> None:
-    planned, target, ledger = setup.planned, setup.loaded.target, setup.ledger
+def _introduce(fsa: Fsa, builder: ProcessBuilder) -> None:
+    planned, target, ledger = builder.planned, builder.loaded.target, builder.ledger
     tasks = "1 task" if len(planned) == 1 else f"{len(planned)} tasks"
     text = f"fsa scheduler {os.getpid()}: {tasks} of {target}. Ctrl-C or SIGTERM stops it."
     more = {"pid": os.getpid(), "tasks": len(planned), "ledger": ledger.where}
-    setup.log.say("started", text, **more, namespace=ledger.namespace)
-    if setup.log.json:
+    builder.log.say("started", text, **more, namespace=ledger.namespace)
+    if builder.log.json:
         return
     fsa.output.say(f"ledger: {ledger.where}, namespace {ledger.namespace}")
-    if engines := sorted(
-        {each.executor for each in planned} & setup.choice.engines(setup.tasks).keys()
+    if brokers := sorted(
+        {each.executor for each in planned} & builder.executors.brokers(builder.tasks).keys()
     ):
-        fsa.output.say(f"carried by {' and '.join(engines)}: fsa worker start makes those runs")
+        fsa.output.say(f"carried by {' and '.join(brokers)}: fsa worker start executes those runs")
     now = datetime.now(UTC)
     name_width = max(len(scheduled.task.name) for scheduled in planned)
     text_width = max(len(scheduled.schedule.text) for scheduled in planned)

@@ -28,7 +28,7 @@ _NAMES = typer.Argument(metavar="NAME", help="A task.", autocompletion=task_name
 def trigger(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A task.", autocompletion=task_names)],
-    words: Annotated[
+    argv: Annotated[
         list[str] | None,
         typer.Argument(metavar="ARGS", help="The task's own: fsa run-task NAME --help."),
     ] = None,
@@ -45,7 +45,7 @@ def trigger(
         bool, _option("TRIGGER", "--wait", help="Wait for its end, and exit as it ended.")
     ] = False,
 ) -> None:
-    """Have a scheduler run a task soon; prints the run's id. Also where the task is paused.
+    """Have a scheduler run a task soon; prints the run's id. Also while the task is paused.
 
     \b
       fsa scheduler trigger count_users
@@ -55,7 +55,7 @@ def trigger(
 
     fsa = Fsa.of(context)
     given = {"--args-json": args_json, "--wait": "" if wait else None}
-    call = read(fsa, name, words or [], given, _OWN)
+    call = read(fsa, name, argv or [], given, _OWN)
     if call.help:
         for line in task_help(call.task, fsa.settings.timezone):
             fsa.output.line(line)
@@ -70,7 +70,7 @@ def pause(
         bool, _option("PAUSE", "--all", help="Every task that has a schedule.")
     ] = False,
 ) -> None:
-    """Have tasks no longer run by schedule; what comes meanwhile is recorded as skipped.
+    """Pause the schedules of tasks; instants that come meanwhile are recorded as skipped.
 
     \b
       fsa scheduler pause count_users
@@ -84,7 +84,7 @@ def resume(
     names: Annotated[list[str] | None, _NAMES] = None,
     every: Annotated[bool, _option("RESUME", "--all", help="Every task that is paused.")] = False,
 ) -> None:
-    """Have paused tasks run by schedule again.
+    """Resume the schedules of paused tasks.
 
     \b
       fsa scheduler resume count_users
@@ -96,10 +96,10 @@ def resume(
 def init(
     context: typer.Context,
     sql: Annotated[
-        bool, _option("INIT", "--sql", help="Print the SQL that makes it; connect to nothing.")
+        bool, _option("INIT", "--sql", help="Print its SQL; connect to nothing.")
     ] = False,
 ) -> None:
-    """Make the tables of the ledger of runs, as `fsa scheduler start` would.
+    """Create the tables of the ledger of runs, as `fsa scheduler start` would.
 
     \b
       fsa scheduler init
@@ -112,25 +112,25 @@ def init(
     fsa = Fsa.of(context)
     loaded = fsa.load()
     ledger = ledger_of(loaded.databases, fsa.settings)
-    engines = [
-        each for each, _ in ExecutorRegistry(ledger, fsa.settings).engines(registry).values()
+    brokers = [
+        each for each, _ in ExecutorRegistry(ledger, fsa.settings).brokers(registry).values()
     ]
     if sql:
         for statement in schema.statements(ledger, loaded.databases.values()):
             fsa.output.line(statement)
-        for engine in engines:
-            for statement in engine.statements():
+        for broker in brokers:
+            for statement in broker.statements():
                 fsa.output.line(statement)
         return
-    made = schema.create(ledger, loaded.databases.values(), fsa.output.warn)
-    prepared = [engine.name for engine in engines if engine.prepare()]
+    created = schema.create(ledger, loaded.databases.values(), fsa.output.warn)
+    prepared = [broker.name for broker in brokers if broker.prepare()]
     ledger.dispose()
     if fsa.output.json:
-        fsa.output.document({"ledger": ledger.where, "made": made, "engines": prepared})
+        fsa.output.document({"ledger": ledger.where, "made": created, "brokers": prepared})
         return
-    fsa.output.say(f"{'made' if made else 'it is there already'}: {ledger.where}")
+    fsa.output.say(f"{'created' if created else 'it exists already'}: {ledger.where}")
     for name in prepared:
-        fsa.output.say(f"made: what {name} needs there")
+        fsa.output.say(f"created: the tables of {name}")
 
 
 def _steer(fsa: Fsa, names: Sequence[str], every: bool, *, paused: bool) -> None:

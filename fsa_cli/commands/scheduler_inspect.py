@@ -62,7 +62,7 @@ def list_(context: typer.Context) -> None:
 
 
 def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
-    """A scheduled task as JSON has it."""
+    """A scheduled task as JSON."""
     schedule = scheduled.schedule
     return {
         "task": scheduled.task.name,
@@ -73,7 +73,7 @@ def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
 
 
 def _row(scheduled: Scheduled, now: datetime) -> dict[str, object]:
-    """A scheduled task as a person reads it."""
+    """A scheduled task for a person."""
     schedule = scheduled.schedule
     instants = upcoming(schedule, now, 2)
     first = instants[0] if instants else None
@@ -93,7 +93,7 @@ def next_(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="A task; else all of them.",
+            help="A task; by default all of them.",
             show_default=False,
             autocompletion=task_names,
         ),
@@ -102,7 +102,7 @@ def next_(
         int, _option("NEXT", "-n", "--count", help="How many instants.", min=1, metavar="COUNT")
     ] = 10,
 ) -> None:
-    """The coming instants, in the task's time zone and in UTC, and where its clocks change.
+    """The coming instants, in the task's time zone and in UTC, with the changes of its clocks.
 
     \b
       fsa scheduler next
@@ -180,7 +180,7 @@ def fires(
 
 
 def status(context: typer.Context) -> None:
-    """Who runs the tasks, and how each task fares: its last run, its failures, what it missed.
+    """The nodes, and the state of each task: its last run, its failures, its missed instants.
 
     \b
       fsa scheduler status
@@ -219,7 +219,7 @@ def _schedule(fsa: Fsa, text: str, zone: str | None) -> Schedule:
 
 
 def _both(instant: object, schedule: Schedule) -> str:
-    """An instant in the zone, and in UTC where that is another one."""
+    """An instant in the zone, and in UTC if that is another one."""
     if not isinstance(instant, datetime):
         return "never"
     local = instant.astimezone(schedule.timezone)

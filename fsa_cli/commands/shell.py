@@ -22,7 +22,7 @@ app = typer.Typer()
 )
 def shell(
     context: typer.Context,
-    words: Annotated[
+    argv: Annotated[
         list[str] | None,
         typer.Argument(metavar="FILE [ARGS]", help="A program and its arguments. - is stdin."),
     ] = None,
@@ -90,7 +90,7 @@ def shell(
     from fsa_cli.shell.session import Shell
 
     fsa = Fsa.of(context)
-    program = _program(code, words or [])
+    program = _program(code, argv or [])
     prompt = None if program else prompts.choose(fsa.settings.shell)
     if read_only:
         readonly.enforce()  # also of what the app does while it is imported
@@ -119,7 +119,7 @@ def shell(
 
 
 def _mode(sandbox: bool | None, read_only: bool | None, default: ShellMode) -> ShellMode:
-    """What the flags say, else what the environment says."""
+    """The mode of the flags, or that of the environment."""
     if read_only:
         return "read-only"
     if sandbox:
@@ -128,17 +128,17 @@ def _mode(sandbox: bool | None, read_only: bool | None, default: ShellMode) -> S
     return "open" if default in unwanted else default
 
 
-def _program(code: str | None, words: list[str]) -> tuple[str, str, list[str]] | None:
-    """The source, the file's name and the arguments of what is to be run; None is a prompt."""
+def _program(code: str | None, argv: list[str]) -> tuple[str, str, list[str]] | None:
+    """The source, the file's name and the arguments of a program; None is a prompt."""
     if code is not None:
-        return code, "<fsa -c>", words
-    if words and words[0] != "-":
+        return code, "<fsa -c>", argv
+    if argv and argv[0] != "-":
         try:
-            return Path(words[0]).read_text(encoding="utf-8"), words[0], words[1:]
+            return Path(argv[0]).read_text(encoding="utf-8"), argv[0], argv[1:]
         except OSError as exc:
-            raise UsageError(f"{words[0]} cannot be read: {exc.strerror}") from exc
-    if words or not sys.stdin.isatty():
-        return sys.stdin.read(), "<stdin>", words[1:]
+            raise UsageError(f"{argv[0]} cannot be read: {exc.strerror}") from exc
+    if argv or not sys.stdin.isatty():
+        return sys.stdin.read(), "<stdin>", argv[1:]
     return None
 
 

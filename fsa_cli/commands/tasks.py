@@ -70,7 +70,7 @@ def tasks(
 
 
 def _document(task: TaskDefinition, zone: str | None) -> dict[str, object]:
-    """A task as JSON has it."""
+    """A task as JSON."""
     signature = signature_of(task.function)
     schedule = None
     if task.schedule is not None:

@@ -25,7 +25,7 @@ _options = HostingOptions("WORKER_START")
 
 @app.callback()
 def worker() -> None:
-    """Make the runs that were enqueued, or that a scheduler has handed to an engine.
+    """Execute the runs that were enqueued, or that a scheduler has dispatched to a broker.
 
     \b
       fsa worker start
@@ -40,7 +40,7 @@ def start(
         list[str] | None,
         _options.option(
             "--queue",
-            help="Serve this queue; again for more; else those of the tasks.",
+            help="Serve this queue; again for more; by default those of the tasks.",
             metavar="Q",
         ),
     ] = None,
@@ -51,11 +51,11 @@ def start(
     host: Annotated[str, _options.host] = "127.0.0.1",
     log_format: Annotated[LogFormat, _options.log_format] = LogFormat.text,
 ) -> None:
-    """Make runs as they come, each in a session of its own, until stopped.
+    """Execute runs as they come, each in a session of its own, until stopped.
 
-    With an engine this hosts its own worker; without one (`local`), the ledger is the queue. It
-    fires no schedule: fsa scheduler start. SIGTERM and Ctrl-C: nothing more is begun, running tasks
-    end. Exits 0 if all have ended.
+    With a broker this hosts its own worker; without one (`local`), the ledger is the queue. It
+    fires no schedule: fsa scheduler start. SIGTERM and Ctrl-C: nothing more is started, running
+    tasks end. Exits 0 if all have ended.
 
     \b
       fsa worker start
@@ -65,28 +65,28 @@ def start(
     from fsa_cli.runs.executor_registry import queue_name
 
     fsa = Fsa.of(context)
-    fsa.carry(executor)
-    setup = process_builder(fsa, json=log_format is LogFormat.json)
-    if not setup.tasks:
+    fsa.use_executor(executor)
+    builder = process_builder(fsa, json=log_format is LogFormat.json)
+    if not builder.tasks:
         raise UsageError("no task is registered: there is nothing to run", hint="fsa tasks")
-    carrier = setup.choice.named(fsa.settings.executor or LOCAL)
-    if queue and not carrier.carries:
+    source = builder.executors.named(fsa.settings.executor or LOCAL)
+    if queue and not source.carries:
         raise UsageError(
-            f"--queue is an engine's, and {carrier.name} has one queue",
+            f"--queue is a broker's, and {source.name} has one queue",
             hint="--executor procrastinate, or celery",
         )
-    theirs = setup.choice.engines(setup.tasks).get(carrier.name, (carrier, setup.tasks))[1]
+    theirs = builder.executors.brokers(builder.tasks).get(source.name, (source, builder.tasks))[1]
     queues = queue or sorted({queue_name(task, fsa.settings.namespace) for task in theirs})
-    setup.open()
-    made = setup.worker(
-        carrier, queues, concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(setup)
+    builder.open()
+    node = builder.worker(
+        source, queues, concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(builder)
     )
-    served = ", ".join(queues) if carrier.carries else "the ledger's queue"
+    served = ", ".join(queues) if source.carries else "the ledger's queue"
 
     def introduce() -> None:
-        text = f"fsa worker {os.getpid()}: {carrier.name}, {served}. Ctrl-C or SIGTERM stops it."
-        setup.log.say("started", text, pid=os.getpid(), executor=carrier.name, queues=queues)
-        if not setup.log.json:
-            fsa.output.say(f"ledger: {setup.ledger.where}, namespace {setup.ledger.namespace}")
+        text = f"fsa worker {os.getpid()}: {source.name}, {served}. Ctrl-C or SIGTERM stops it."
+        builder.log.say("started", text, pid=os.getpid(), executor=source.name, queues=queues)
+        if not builder.log.json:
+            fsa.output.say(f"ledger: {builder.ledger.where}, namespace {builder.ledger.namespace}")
 
-    host_until_signal(fsa, setup, made, host, port, introduce)
+    host_until_signal(fsa, builder, node, host, port, introduce)

@@ -1,1 +1,1 @@
-"""The user's database: connections, what is in it, SQL on it."""
+"""The user's database: connections, its tables, SQL on it."""

@@ -1,4 +1,4 @@
-"""What is in a database: its tables, how large they are, and one of them in full."""
+"""The tables of a database: all with their sizes, or one in full."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COUNTED_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class TableSummary:
-    """One table of a database. `name` has the schema before it where that is not the default."""
+    """One table of a database. `name` begins with the schema if that is not the default."""
 
     name: str
     rows: int | None
     rows_are: str
     """`exact`, `estimated` by the server, or `unknown`."""
     size_bytes: int | None
-    """With its indexes; None where the server does not say."""
+    """With its indexes; None if the server does not say."""
     indexes: tuple[str, ...]
 
 
@@ -89,7 +89,7 @@ def table(connection: Connection, name: str) -> Table:
     """The table or view *name*: `orders`, `sales.orders`, or the model's name, `Order`.
 
     Raises:
-        UsageError: There is none; it says which one was meant.
+        UsageError: There is none; with a did-you-mean.
     """
     with _inspector(connection) as inspector:
         schema, found = _find(inspector, name)

@@ -62,11 +62,11 @@ _MARIADB = {
 }
 
 
-def run(url: URL, words: Sequence[str] = ()) -> int:
+def run(url: URL, argv: Sequence[str] = ()) -> int:
     """Run the client of *url*'s database on this terminal until it ends; its exit code.
 
     Args:
-        words: Arguments for the client.
+        argv: Arguments for the client.
 
     Raises:
         ConfigurationError: It is not installed, or none is known for this database.
@@ -74,22 +74,22 @@ def run(url: URL, words: Sequence[str] = ()) -> int:
     """
     match url.get_backend_name():
         case "postgresql":
-            return _run([_client("psql"), *words], psql_environment(url))
+            return _run([_client("psql"), *argv], psql_environment(url))
         case "mysql" | "mariadb":
             client = _client("mariadb", "mysql")
             with _options_file(url) as path:
                 database = [url.database] if url.database else []
-                return _run([client, f"--defaults-extra-file={path}", *words, *database])
+                return _run([client, f"--defaults-extra-file={path}", *argv, *database])
         case "sqlite":
-            return _run([_client("sqlite3"), *_sqlite(url), *words])
+            return _run([_client("sqlite3"), *_sqlite(url), *argv])
     raise ConfigurationError(
         f"fsa knows no command-line client for {url.get_backend_name()}", hint="fsa db query SQL"
     )
 
 
 def psql_environment(url: URL) -> dict[str, str]:
-    """What tells psql where to go, as libpq's variables."""
-    words = {
+    """The connection of *url* as libpq's variables."""
+    parameters = {
         "host": url.host,
         "port": str(url.port) if url.port else None,
         "user": url.username,
@@ -97,11 +97,11 @@ def psql_environment(url: URL) -> dict[str, str]:
         "dbname": url.database,
         **{word: _text(value) for word, value in url.query.items()},
     }
-    return {_PSQL[word]: value for word, value in words.items() if value and word in _PSQL}
+    return {_PSQL[word]: value for word, value in parameters.items() if value and word in _PSQL}
 
 
 def mariadb_options(url: URL) -> str:
-    """What tells mariadb where to go, as a file of options."""
+    """The connection of *url* as the text of an options file."""
     options = {
         "host": url.host,
         "port": str(url.port) if url.port else None,

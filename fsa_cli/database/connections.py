@@ -1,4 +1,4 @@
-"""Where a database is, and whether an error is there because no connection to it can be opened."""
+"""Connections, the address of a database, and errors that mean that it cannot be reached."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PING_TIMEOUT_S = 5.0
 
 
 def connected(db: Database, work: Callable[[Connection], T]) -> T:
-    """What *work* returns, given a connection; what it does not commit is rolled back.
+    """The value of *work* on a connection; what it does not commit is rolled back.
 
-    It is the sync engine's, or the async one's where only that has a driver.
+    The connection is the sync engine's, or the async one's if only that has a driver.
     """
     from fastapi_sqlalchemy.exceptions import ConfigurationError
 
@@ -39,7 +39,7 @@ def connected(db: Database, work: Callable[[Connection], T]) -> T:
 
 
 def watch() -> None:
-    """From now on, mark each exception of a connection that could not be opened, on any engine."""
+    """Mark, from now on, each exception of a connection that could not be opened, on any engine."""
     from sqlalchemy import Engine, event
 
     if not event.contains(Engine, "handle_error", _mark):
@@ -47,7 +47,7 @@ def watch() -> None:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether a connection could not be opened, or was lost; else the database has answered."""
+    """Whether a connection could not be opened, or was lost. If not, the database has answered."""
     return any(
         getattr(each, _MARK, None) is not None or getattr(each, "connection_invalidated", False)
         for each in _chain(error)
@@ -59,13 +59,13 @@ def unreachable(
     databases: Mapping[str, Database],
     url_sources: Mapping[str, str] | None = None,
 ) -> DatabaseUnreachable | None:
-    """What to say if *error* means that a database cannot be reached; else None.
+    """The error to raise if *error* means that a database cannot be reached; None if not.
 
     Some drivers' connection errors do not pass through an engine's events, and a
     `ConnectionRefusedError` may be about something else: then the databases are asked.
 
     Args:
-        url_sources: Where each database's URL is from.
+        url_sources: The source of each database's URL.
     """
     chain = list(_chain(error))
     for each in chain:
@@ -85,7 +85,7 @@ def unreachable(
 
 
 def address(url: URL | None) -> str:
-    """Where a database is, for a person: never its password."""
+    """The address of a database for a person, without its password."""
     if url is None:
         return "not configured"
     kind = url.get_backend_name()
@@ -98,7 +98,7 @@ def address(url: URL | None) -> str:
 
 
 def driver_message(error: BaseException) -> str:
-    """The driver's own words: SQLAlchemy's wrapping and link left out."""
+    """The driver's own message, without SQLAlchemy's wrapping and link."""
     return summarize_error(getattr(error, "orig", None) or error)
 
 

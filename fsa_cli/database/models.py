@@ -1,4 +1,4 @@
-"""What the app's models are."""
+"""The app's mapped classes and their metadata."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mapped_classes() -> list[type[Any]]:
 
 
 def metadata_of(named: str | None, source: str = "[tool.fsa] metadata") -> list[MetaData]:
-    """The tables that the app means to have.
+    """The metadata of the app's tables.
 
     Args:
         named: `module:attr` of a MetaData or of a declarative base, or several with commas between
@@ -33,7 +33,7 @@ def metadata_of(named: str | None, source: str = "[tool.fsa] metadata") -> list[
         source: Where *named* is from.
 
     Raises:
-        ConfigurationError: There are none, or what is named is not there.
+        ConfigurationError: There are no tables, or *named* does not exist.
     """
     if named is not None:
         found = [_metadata(each.strip(), source) for each in named.split(",") if each.strip()]
@@ -75,9 +75,9 @@ def _metadata(name: str, source: str) -> MetaData:
 
 
 def model_names(classes: list[type[Any]]) -> tuple[dict[str, type[Any] | ModuleType], list[str]]:
-    """The names that a shell gives to *classes*, and what to say of names that are not unique.
+    """The names that a shell gives to *classes*, and notes on names that are not unique.
 
-    A name that two classes have means the first. For both, the top-level package of each is a name
+    A name that two classes share means the first. For both, the top-level package of each is a name
     too, so that `shop.models.User` and `billing.models.User` can be written.
     """
     names: dict[str, type[Any] | ModuleType] = {}

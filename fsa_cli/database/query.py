@@ -33,9 +33,9 @@ _OPEN = """
 
 
 def run(db: Database, statement: str, receive: Callable[[list[str], Rows], T]) -> T:
-    """What *receive* makes of the columns and the rows of *statement*.
+    """The value of *receive*, called with the columns and the rows of *statement*.
 
-    From here on this process can only read. A statement without an answer has no columns.
+    From here on this process can only read. A statement without rows has no columns.
     """
     readonly.enforce()
 
@@ -61,7 +61,7 @@ def unique(names: Iterable[str]) -> list[str]:
 
 
 def value(cell: object) -> object:
-    """A cell as it can be shown: bytes as hexadecimal digits, numbers that JSON has no word for."""
+    """A cell as it is shown: bytes as hexadecimal digits, numbers that JSON lacks as text."""
     match cell:
         case bytes() | bytearray() | memoryview():
             return "\\x" + bytes(cell).hex()

@@ -1,7 +1,7 @@
-"""Read-only, by the database's own word: whatever the SQL says, a write is the server's error.
+"""Read-only, enforced by the database: whatever the SQL says, a write is the server's error.
 
-Nothing here reads SQL. Each connection is told when it leaves its pool, and again when it begins a
-transaction: a session that was talked out of it is read-only again in its next one. SQLite's
+Nothing here reads SQL. Each connection is set when it leaves its pool, and again when it begins a
+transaction: a session that was made writable is read-only again in its next one. SQLite's
 `PRAGMA query_only = OFF` holds for that long; on the others the transaction itself stays read-only.
 """
 
@@ -18,9 +18,9 @@ _ALONE = "fsa_alone"
 
 
 def enforce() -> None:
-    """From now on, this process can only read: every connection of every engine in it.
+    """Make every connection of every engine in this process read-only, from now on.
 
-    Raises, when a connection is used: `ConfigurationError`, where the database is none of
+    Raises, when a connection is used: `ConfigurationError`, if the database is none of
     PostgreSQL, MySQL, MariaDB and SQLite.
     """
     from sqlalchemy import Engine, event
@@ -33,25 +33,25 @@ def enforce() -> None:
 
 def _on_checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:
     # A raw connection has no other way to its dialect; a test holds these two private names.
-    _tell_session(proxy._pool._dialect.name, proxy)
+    _set_session(proxy._pool._dialect.name, proxy)
 
 
 def _on_begin(connection: Connection) -> None:
     # Nothing here goes through the Connection: `--echo` shows what the person's own code sends.
     proxy: Any = connection.connection
     name = connection.dialect.name
-    _tell_session(name, proxy)
+    _set_session(name, proxy)
     if name == "postgresql":
-        if not _tell_transaction(proxy):
+        if not _set_transaction(proxy):
             # In AUTOCOMMIT a statement could begin a transaction of its own, READ WRITE.
             level = connection.default_isolation_level or "READ COMMITTED"
             connection.dialect.set_isolation_level(proxy.dbapi_connection, level)
-            _tell_transaction(proxy)
+            _set_transaction(proxy)
     elif name != "sqlite":
         _run(proxy, "START TRANSACTION READ ONLY")
 
 
-def _tell_session(name: str, proxy: Any) -> None:
+def _set_session(name: str, proxy: Any) -> None:
     match name:
         case "postgresql":
             if _is_alone(proxy):
@@ -68,8 +68,8 @@ def _tell_session(name: str, proxy: Any) -> None:
             )
 
 
-def _tell_transaction(proxy: Any) -> bool:
-    """Make PostgreSQL's transaction read-only; False where none is open.
+def _set_transaction(proxy: Any) -> bool:
+    """Make PostgreSQL's transaction read-only; False if none is open.
 
     A SELECT takes the transaction's snapshot, after which nothing makes it READ WRITE.
     """
@@ -83,8 +83,8 @@ def _tell_transaction(proxy: Any) -> bool:
 def _is_alone(proxy: Any) -> bool:
     """Whether no pooler (pgbouncer) gives the server's session to other clients too.
 
-    What such a session is told outlives this client, and an app's own writes would then fail. A
-    pooler shows its clients a process number of its own making.
+    The settings of such a session outlive this client, and an app's own writes would then fail. A
+    pooler shows its clients a process number of its own.
     """
     if _ALONE not in proxy.info:
         driver_connection = proxy.driver_connection
@@ -97,7 +97,7 @@ def _is_alone(proxy: Any) -> bool:
 
 
 def _run(proxy: Any, statement: str) -> Any:
-    """The first value of the answer; None where there is none."""
+    """The first value of the answer; None if there is none."""
     cursor = proxy.dbapi_connection.cursor()
     try:
         cursor.execute(statement)

@@ -1,4 +1,4 @@
-"""The models' tables against those that a database has."""
+"""The differences between the models' tables and those of a database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """What the models have and the database has not, or what stops the models from inserting."""
+    """Something that the database lacks, or that stops the models from inserting."""
 
     what: str
     """`missing table`, `missing column`, or `unknown column` that an insert has to fill."""
@@ -28,9 +28,9 @@ class Difference:
 
 
 def differences(connection: Connection, wanted: Sequence[MetaData]) -> list[Difference]:
-    """Where the database cannot serve the models: missing tables and columns.
+    """The differences for which the database cannot serve the models: missing tables, columns.
 
-    A table that no model has, or a column that may be left out, is none.
+    A table without a model, or a column that may be left out, is none.
     """
     models = {
         each.__table__: f"{each.__module__}.{each.__qualname__}"
@@ -59,13 +59,13 @@ def differences(connection: Connection, wanted: Sequence[MetaData]) -> list[Diff
 
 
 def missing(connection: Connection, wanted: Sequence[MetaData]) -> list[Table]:
-    """The models' tables that the database has not, in an order in which they can be made."""
+    """The models' tables that the database lacks, in an order in which they can be created."""
     there = _columns(connection, wanted)
     return [table for table in _tables(wanted) if _key(table) not in there]
 
 
 def create(connection: Connection, tables: Sequence[Table]) -> None:
-    """Create *tables*, with what belongs to them, and commit."""
+    """Create *tables*, with their indexes and types, and commit."""
     for metadata in dict.fromkeys(table.metadata for table in tables):
         own = [table for table in tables if table.metadata is metadata]
         metadata.create_all(connection, tables=own)

@@ -1,4 +1,4 @@
-"""How large a database's tables are: the few lines where databases differ."""
+"""The sizes of a database's tables, as each server tells them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SQLITE_MEASURED_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Measured:
-    """A table, as its server sizes it."""
+    """A table with its server's own figures."""
 
     schema: str | None
     """None is the default schema."""
@@ -59,7 +59,7 @@ class Measured:
 
 
 def measured(connection: Connection, inspector: Inspector) -> list[Measured]:
-    """Every table, with what its server knows without reading it."""
+    """Every table, with the figures that its server has without reading it."""
     match kind(connection):
         case "postgresql":
             return [
@@ -86,14 +86,14 @@ def measured(connection: Connection, inspector: Inspector) -> list[Measured]:
 
 
 def total_bytes(connection: Connection) -> int | None:
-    """The size of the database; None where it is not known how to ask for it."""
+    """The size of the database; None for a dialect that is not known."""
     statement = _TOTALS.get(kind(connection))
     value = connection.exec_driver_sql(statement).scalar() if statement else None
     return None if value is None else int(value)
 
 
 def count(connection: Connection, table: Measured) -> int | None:
-    """How many rows a table has; None where they may not be read."""
+    """How many rows a table has; None if they may not be read."""
     import sqlalchemy
     from sqlalchemy.exc import DBAPIError
 

@@ -1,4 +1,4 @@
-"""Show the SQL that is sent, with its parameters, how long it took, and where transactions end."""
+"""Show the SQL that is sent, with its parameters and duration, and the ends of transactions."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The brokers that carry runs, an adapter each."""
+"""The adapters of the brokers that carry runs, loaded by name."""

@@ -1,4 +1,4 @@
-"""What an adapter of a broker is written against.
+"""The names that an adapter of a broker needs.
 
 The protocol itself is in `fsa_cli.runs.executor`. Another package adds a broker by an entry point
 of the group `fsa_cli.executors`: its name, and a callable that takes a `Surroundings` and returns

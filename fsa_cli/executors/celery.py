@@ -1,11 +1,11 @@
 """Celery carries the runs: over Redis, RabbitMQ, or whatever Celery knows.
 
-A message is sent when the ledger has committed that the run is handed off; one that is lost is sent
-again. No result backend is needed: how a run ended, the ledger knows.
+A message is sent when the ledger has committed that the run is dispatched; one that is lost is sent
+again. No result backend is needed: the ledger knows how a run ended.
 
-A team that runs Celery's own worker has it make the runs too: importing this module gives each
-Celery app the task `fsa.run`; its worker must serve the queue
-"fsa.NAMESPACE" (`celery worker -Q fsa.shop`), and those that tasks name.
+Celery's own worker, started by a team itself, executes the runs too: importing this module gives
+each Celery app the task `fsa.run`; its worker must serve the queue "fsa.NAMESPACE"
+(`celery worker -Q fsa.shop`), and those that tasks name.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _take: Take = embedded.take
 
 @celery.shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
 def run(run_id: str) -> None:
-    """Make a run; it returns when that has ended."""
+    """Execute a run; this returns when it has ended."""
     _take(run_id).result()
 
 
 @signals.worker_process_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
 def _end(**of_signal: object) -> None:
-    """A child of the prefork pool ends: what it has made is recorded before."""
+    """Record the runs of a prefork pool's child before it ends."""
     embedded.end()
 
 
 class Celery(OutsideTheLedger):
-    """Messages of `fsa.run`, by the user's own Celery app or one that is made of `broker_url`."""
+    """Messages of `fsa.run`, by the user's own Celery app or one on `broker_url`."""
 
     name = "celery"
     carries = True
@@ -82,7 +82,7 @@ class Celery(OutsideTheLedger):
     ) -> None:
         global _take
         _take = take
-        with self._connected():  # else Celery would try for ever, and tell nobody
+        with self._connected():  # without it Celery would try for ever, silently
             pass
         state.should_stop = state.should_terminate = None
         watching = threading.Thread(target=_stop_when, args=(stop,), daemon=True)

@@ -1,6 +1,6 @@
-"""Procrastinate carries the runs: in PostgreSQL, in the transaction that hands them off.
+"""Procrastinate carries the runs: in PostgreSQL, in the transaction that dispatches them.
 
-A team that runs Procrastinate's own worker has it make them too:
+Procrastinate's own worker, started by a team itself, executes them too:
 
     from fsa_cli.executors.procrastinate import register
 
@@ -64,7 +64,7 @@ _WAITING = text(
     f" WHERE status = 'todo' AND task_name = '{TASK}' AND queue_name = :queue"
 )
 # Procrastinate leaves the jobs of workers that were killed in `doing`, without a worker once their
-# heartbeat was missed; whether their runs have begun, the ledger knows.
+# heartbeat was missed; the ledger knows whether their runs have started.
 _FORGET = text(
     "DELETE FROM procrastinate_jobs"
     f" WHERE status = 'doing' AND task_name = '{TASK}' AND worker_id IS NULL"
@@ -81,7 +81,7 @@ _FETCH = f"""
     SELECT (job).* FROM fetched WHERE (job).id IS NOT NULL ORDER BY number
     """
 _DELETE = "DELETE FROM procrastinate_jobs WHERE id = ANY(%(ids)s::bigint[])"
-# A listener is told at once, as long as its connection is there.
+# A listener is notified at once, as long as its connection lives.
 _POLLED_EVERY_S = 1.0
 _LOOK_S = 0.2
 _IDLE_S = 1.0
@@ -116,12 +116,12 @@ class Procrastinate:
                 with self._ledger.engine.begin() as connection:
                     connection.exec_driver_sql(_escaped(SchemaManager.get_schema()))
             except SQLAlchemyError as exc:
-                if self._is_ready():  # another process has made it at this moment
+                if self._is_ready():  # another process has created it at this moment
                     return False
                 raise LedgerUnusable(
-                    "Procrastinate's tables cannot be made",
+                    "Procrastinate's tables cannot be created",
                     details=[self._ledger.where, mask(driver_message(exc))],
-                    hint="procrastinate schema --apply makes them, or fsa scheduler init --sql",
+                    hint="procrastinate schema --apply creates them, or fsa scheduler init --sql",
                 ) from exc
         return True
 
@@ -135,7 +135,7 @@ class Procrastinate:
         raise ConfigurationError(
             "Procrastinate's tables are missing, or of a version before 3",
             details=[f"looked for the function {_FUNCTION} at {self._ledger.where}"],
-            hint="fsa scheduler init makes them; procrastinate schema --help tells of upgrades",
+            hint="fsa scheduler init creates them; for upgrades: procrastinate schema --help",
         )
 
     def enlist(self, connection: Connection, messages: Sequence[Message]) -> None:
@@ -161,7 +161,7 @@ class Procrastinate:
         self, take: Take, *, queues: Collection[str], concurrency: int, stop: threading.Event
     ) -> None:
         for name in _LOGGERS:
-            logging.getLogger(name).addFilter(_is_news)
+            logging.getLogger(name).addFilter(_is_worth_logging)
         try:
             asyncio.run(self._serve(take, queues, concurrency, stop))
         except (ConnectorException, psycopg.Error, OSError) as exc:
@@ -193,7 +193,7 @@ class Procrastinate:
             while not worker.done() and not stop.is_set():
                 await asyncio.wait({worker}, timeout=_LOOK_S)
             if not worker.done():
-                worker.cancel()  # it fetches no more, and waits for what it has begun
+                worker.cancel()  # it fetches no more, and waits for what it has started
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
             for job in jobs.unbegun():
@@ -212,7 +212,7 @@ def register(app: procrastinate.App, take: Take | None = None) -> None:
 
     Args:
         take: None: the worker's process loads the app of the directory that it was started in, as
-            `fsa` does, and makes the runs itself.
+            `fsa` does, and executes the runs itself.
     """
 
     @app.task(name=TASK)
@@ -223,8 +223,8 @@ def register(app: procrastinate.App, take: Take | None = None) -> None:
             await asyncio.wrap_future(await asyncio.to_thread(embedded.take, run_id))
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not that the database is away: `consume` raises that, without a traceback for each part."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """False for records of a database that is away: `consume` raises that, once."""
     if record.name == "psycopg.pool":
         return not (isinstance(record.args, tuple) and _POOL in record.args)
     error = record.exc_info[1] if record.exc_info else None
@@ -232,7 +232,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class _Jobs(JobManager):
-    """Fetches as many jobs in one statement as there is room for, and deletes those so that end.
+    """Fetches as many jobs in one statement as there is room for, and deletes finished ones so.
 
     Args:
         concurrency: How many a worker has in hand at most.
@@ -262,7 +262,7 @@ class _Jobs(JobManager):
         return self._fetched.popleft()
 
     def unbegun(self) -> Iterator[Job]:
-        """Those that were fetched and that the worker has not asked for before it ended."""
+        """The jobs that were fetched and not started before the worker ended."""
         while self._fetched:
             self._in_hand += 1
             yield self._fetched.popleft()

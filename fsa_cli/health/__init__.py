@@ -1,1 +1,1 @@
-"""Is it well? The checks of `fsa health`, and the page of `fsa doctor`."""
+"""The checks of `fsa health`, and the page of `fsa doctor`."""

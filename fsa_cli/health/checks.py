@@ -1,7 +1,7 @@
-"""Is it well? Each check with its latency.
+"""The checks of an app, each with its latency.
 
 [tool.fsa.health]                  # checks of the app's own: a function raises or returns False
-payments = "shop.checks:payments"  # where it fails, and may return text to show
+payments = "shop.checks:payments"  # if it fails, and may return text to show
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def checks(
     """Each check of the app, as it is done: databases and pools, the schema, the app's own.
 
     Args:
-        own: What `own_checks` has found.
+        own: As returned by `own_checks`.
         timeout_s: How long each may take.
-        scheduler: Whether the schedule is kept, too, where there is one.
+        scheduler: Also check whether the schedule is kept, if there is one.
     """
     well = True
     databases = dict(loaded.databases)
@@ -49,7 +49,7 @@ def checks(
         if reached.ok:
             yield _pool(name, db)
             continue
-        db.dispose()  # an attempt that goes on in vain must not hold a place of the next one's
+        db.dispose()  # an attempt that goes on in vain must not hold a place of the next one
         if name == settings.database:
             well = False
     if well and (schema := _schema(loaded, settings, timeout_s)) is not None:
@@ -102,7 +102,7 @@ def _reach(db: Database, timeout_s: float) -> str:
 
 
 def _pool(name: str, db: Database) -> Check:
-    """Whether every connection that was taken from the pools came back."""
+    """Whether every connection that was checked out of the pools came back."""
     parts, taken = [], 0
     for side, pool in db.pool_status().items():
         taken += pool["checked_out"]
@@ -111,7 +111,7 @@ def _pool(name: str, db: Database) -> Check:
 
 
 def _schema(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Check | None:
-    """Whether the schema is at Alembic's head; None where the project has no migrations."""
+    """Whether the schema is at Alembic's head; None if the project has no migrations."""
 
     def stands() -> str:
         state = is_at_head(loaded, settings)
@@ -124,7 +124,7 @@ def _schema(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Check | 
 
 
 def _scheduler(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Iterator[Check]:
-    """Whether a scheduler lives, and what was missed; nothing where nothing is scheduled."""
+    """Whether a scheduler lives, and instants were missed; nothing if nothing is scheduled."""
     names = {task.name for task in registry if task.schedule is not None}
     if not names:
         return

@@ -1,4 +1,4 @@
-"""What somebody needs to know who is to find out why something does not work."""
+"""One page with the facts for finding out why something does not work."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _PING_TIMEOUT_S = 3.0
 
 @dataclass
 class Report:
-    """The page: titled sections of named lines, and what was found wrong."""
+    """The page: titled sections of named lines, and the problems found."""
 
     sections: dict[str, dict[str, object]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
 def examine(read: Callable[[], Settings], load: Callable[[], LoadedApp]) -> Report:
-    """Look at everything; what fails is a problem on the page, and the rest is there."""
+    """Collect all facts; a failure is a problem on the page, and the rest is there."""
     report = Report()
     report.sections["versions"] = {
         "fsa": VERSION,
@@ -83,7 +83,7 @@ def _attempt(report: Report, work: Callable[[], T]) -> T | None:
 
 
 def _settings(settings: Settings) -> dict[str, object]:
-    """Those that are not as they are by default, and where they are from."""
+    """The settings that differ from their defaults, with their sources."""
     known: dict[str, object] = {"project": settings.project}
     for each in fields(settings):
         source = settings.sources.get(each.name, "default")

@@ -1,4 +1,4 @@
-"""Is the schedule kept? What `fsa health` asks of the ledger."""
+"""Whether the schedule is kept, by the ledger."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["alive", "kept", "vitals"]
 
 # One failure is a task's own affair; a task that fails each time is not well.
 _FAILURES = 3
-# A worker of the engine's own becomes a node with the first run that it takes.
+# A worker that a team starts itself becomes a node with the first run that it takes.
 _STRANDED_MS = 60 * 1000
 # A schedule that `fsa scheduler tick` keeps has no scheduler that lives on.
 _TICKED_MS = 15 * 60 * 1000
 
 
 def vitals(loaded: LoadedApp, settings: Settings) -> Vitals:
-    """What the ledger says of its schedulers and tasks.
+    """The ledger's figures on its schedulers and tasks.
 
     Raises:
         LedgerUnusable: There is none, or it cannot be read.
@@ -57,12 +57,12 @@ def alive(seen: Vitals) -> str:
 
 
 def kept(seen: Vitals, names: Collection[str]) -> str:
-    """That none of these tasks has missed an instant since its last success, or fails each time.
+    """Check that no task has missed an instant since its last success, or fails each time.
 
-    And that somebody takes what was handed to an engine.
+    And that a worker takes the runs that were dispatched to a broker.
 
     Raises:
-        CheckFailed: One has.
+        CheckFailed: One has, or none does.
     """
     wrong = []
     for name in sorted(names):

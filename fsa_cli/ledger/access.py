@@ -1,4 +1,4 @@
-"""A ledger that is there already: what reads it and steers it begins here, and makes nothing."""
+"""A ledger that exists: every command that reads or controls it begins here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["existing", "reached", "require"]
 
 @contextlib.contextmanager
 def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
-    """The app's ledger, while inside; what goes wrong with it there is said as `reached` does.
+    """The app's ledger, while inside; its errors are raised as by `reached`.
 
     Raises:
         LedgerUnusable: There is none yet.
@@ -37,18 +37,18 @@ def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
 
 
 def require(ledger: Ledger) -> None:
-    """Raises LedgerUnusable if *ledger* is not there."""
+    """Raises LedgerUnusable if *ledger* does not exist."""
     if not ledger.exists():
         raise LedgerUnusable(
             "there is no ledger of runs yet",
             details=[f"looked for at {ledger.where}"],
-            hint="fsa scheduler start makes it, or fsa scheduler init",
+            hint="fsa scheduler start creates it, or fsa scheduler init",
         )
 
 
 @contextlib.contextmanager
 def reached(ledger: Ledger) -> Iterator[None]:
-    """Say what a database's error inside means.
+    """Translate a database's error inside.
 
     Raises:
         DatabaseUnreachable: The ledger's database is away.

@@ -1,7 +1,8 @@
-"""The sweep: an instant without a row gets one, so that nothing disappears.
+"""Backfill: an instant without a row gets one, so that nothing disappears.
 
-Every instant up to a task's watermark has a row. What came when a live node knew the task is
-queued; what came when none did is missed, and the task's `catch_up` says which of it still runs.
+Every instant up to a task's watermark has a row. One that came due while a live node knew the
+task is queued; one that came due while none did is missed, and `catch_up` decides which of them
+still run.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ _BATCH = 1000
 
 
 def register_tasks(ledger: Ledger, known: Sequence[RegisteredTask]) -> dict[str, int]:
-    """Tell the ledger of these tasks; the watermark of each.
+    """Register these tasks in the ledger; the watermark of each.
 
     A task that is new, or whose schedule has changed, begins at the database's now.
     """
     while True:
         try:
             return ledger.write(lambda connection: _register(ledger, connection, known))
-        except IntegrityError:  # another replica told it of the same task at this moment
+        except IntegrityError:  # another replica registered the same task at this moment
             continue
 
 
@@ -68,7 +69,7 @@ def backfill(
         if missing:
             rows = _decided(connection, ledger.namespace, node_id, missing)
             for status, chosen in rows.items():
-                statement = _insert(ledger.words, status)
+                statement = _insert(ledger.sql, status)
                 for part in _parts(chosen):
                     connection.execute(
                         statement, {"namespace": ledger.namespace, "rows": _json(part)}
@@ -84,7 +85,7 @@ def backfill(
                 }
                 for name in names
             ]
-            execute_rows(connection, ledger.words, _raising(ledger.words), marks)
+            execute_rows(connection, ledger.sql, _raising(ledger.sql), marks)
         return dict(counts)
 
     return ledger.write(work)
@@ -122,7 +123,7 @@ def _register(
             if row.options != each.options:
                 values["watermark_ms"] = row.watermark_ms
                 changed.append({"task_name": each.name, **values})
-    insert_rows(connection, ledger.words, "fsa_task", _TASK, added)
+    insert_rows(connection, ledger.sql, "fsa_task", _TASK, added)
     if changed:
         connection.execute(
             update(task).where(
@@ -240,25 +241,25 @@ _COLUMNS: Mapping[str, str] = {
 
 
 @lru_cache
-def _insert(words: DialectSQL, status: str) -> TextClause:
-    finished = "NULL" if status == "queued" else words.now_ms
+def _insert(sql: DialectSQL, status: str) -> TextClause:
+    finished = "NULL" if status == "queued" else sql.now_ms
     return typed(
         f"""
         INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
             executor, queue, attempt, not_before_ms, commits, queued_ms, finished_ms, error)
         SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', v.kind, '{status}', v.arguments,
-            v.executor, v.queue, 1, v.at, 0, {words.now_ms}, {finished}, v.error
-        FROM {words.from_rows(_COLUMNS)}
+            v.executor, v.queue, 1, v.at, 0, {sql.now_ms}, {finished}, v.error
+        FROM {sql.from_rows(_COLUMNS)}
         WHERE 1 = 1
         ORDER BY v.task, v.at
-        {words.ignore}
+        {sql.ignore}
         """
     )
 
 
 @lru_cache
-def _raising(words: DialectSQL) -> TextClause:
-    return words.update_from_rows(
+def _raising(sql: DialectSQL) -> TextClause:
+    return sql.update_from_rows(
         "fsa_task",
         {"in_namespace": "text", "task_name": "text", "to_hash": "text", "cut_ms": "bigint"},
         ("name", "task_name"),

@@ -29,14 +29,14 @@ def claim_due(
     due: Sequence[Due],
     *,
     window_ms: int,
-    hand_off: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+    dispatch: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
 ) -> ClaimResult:
-    """Take what is *due*, as far as nobody else has it.
+    """Claim the *due* instants that no other replica has.
 
     Args:
         window_ms: How old an instant may be.
-        hand_off: Given, an engine is to carry them: they are `handed_off`, and it is called in the
-            transaction.
+        dispatch: Given for a broker: the runs become `handed_off` instead of `running`, and it is
+            called with them in the transaction.
     """
     # In one order for all replicas: in several they deadlock.
     ordered = sorted(due, key=lambda each: (each.lock_key or "", each.task, each.scheduled_ms))
@@ -50,17 +50,17 @@ def claim_due(
         "window_ms": window_ms,
         "rows": _json(ids, locked=True),
     }
-    if hand_off is not None:
-        return ledger.write(lambda c: _dispatched(ledger, c, ids, given, hand_off))
+    if dispatch is not None:
+        return ledger.write(lambda c: _dispatched(ledger, c, ids, given, dispatch))
     outcome = ClaimResult()
-    made: set[str] = set()
-    if ledger.words.returns:
-        made = ledger.at_once(
-            lambda connection: set(connection.scalars(_insert(ledger.words, "running"), given))
+    inserted: set[str] = set()
+    if ledger.sql.returns:
+        inserted = ledger.at_once(
+            lambda connection: set(connection.scalars(_insert(ledger.sql, "running"), given))
         )
-    if len(made) < len(ids):
-        outcome = ledger.write(lambda connection: _contested(ledger, connection, ids, made, given))
-    outcome.mine += [_claimed(run_id, token, ids[run_id]) for run_id in made]
+    if len(inserted) < len(ids):
+        outcome = ledger.write(lambda c: _contested(ledger, c, ids, inserted, given))
+    outcome.mine += [_claimed(run_id, token, ids[run_id]) for run_id in inserted]
     return outcome
 
 
@@ -69,13 +69,13 @@ def _dispatched(
     connection: Connection,
     ids: Mapping[str, Due],
     given: dict[str, Any],
-    hand_off: Callable[[Connection, Sequence[ClaimedRun]], None],
+    dispatch: Callable[[Connection, Sequence[ClaimedRun]], None],
 ) -> ClaimResult:
     values = {key: value for key, value in given.items() if key != "node"}
-    connection.execute(_insert(ledger.words, "handed_off"), values)
+    connection.execute(_insert(ledger.sql, "handed_off"), values)
     outcome = _unmade(ledger, connection, ids, given)
     if outcome.mine:
-        hand_off(connection, outcome.mine)
+        dispatch(connection, outcome.mine)
     return outcome
 
 
@@ -83,20 +83,20 @@ def _contested(
     ledger: Ledger,
     connection: Connection,
     ids: Mapping[str, Due],
-    made: Collection[str],
+    inserted: Collection[str],
     given: dict[str, Any],
 ) -> ClaimResult:
-    """What became of those that were not made at once."""
-    rest = {run_id: each for run_id, each in ids.items() if run_id not in made}
-    if not ledger.words.returns:
-        connection.execute(_insert(ledger.words, "running"), given)
+    """The result for instants that the first statement did not insert."""
+    rest = {run_id: each for run_id, each in ids.items() if run_id not in inserted}
+    if not ledger.sql.returns:
+        connection.execute(_insert(ledger.sql, "running"), given)
     return _unmade(ledger, connection, rest, given)
 
 
 def _unmade(
     ledger: Ledger, connection: Connection, rest: Mapping[str, Due], given: dict[str, Any]
 ) -> ClaimResult:
-    """What became of rows that somebody has tried to insert."""
+    """The result for rows of which an insert was tried."""
     outcome = ClaimResult()
     # A COMMIT whose answer was lost may have happened: what carries the token is ours.
     mine = set(
@@ -121,7 +121,7 @@ def _unmade(
         if chosen:
             values = {key: given[key] for key in ("namespace", "early_ms", "window_ms")}
             values["rows"] = _json(chosen, locked=False)
-            connection.execute(_insert(ledger.words, status), values)
+            connection.execute(_insert(ledger.sql, status), values)
             there = instants_with_row(ledger, connection, [each.key for each in chosen.values()])
             into += [e for e in chosen.values() if e.key in there]
             outcome.left += [e for e in chosen.values() if e.key not in there]
@@ -164,30 +164,30 @@ _COLUMNS = {
 
 
 @lru_cache
-def _insert(words: DialectSQL, status: str) -> TextClause:
+def _insert(sql: DialectSQL, status: str) -> TextClause:
     """INSERT of the rows whose instant has come, is not too old, and whose task is not paused.
 
     A subquery for each and no join: its plan must not depend on the statistics of new tables.
     """
-    running, handed_off = status == "running", status == "handed_off"
-    claimed = "node, claim, started_ms," if running else "claim," if handed_off else ""
-    values = f":node, :claim, {words.now_ms}," if running else ":claim," if handed_off else ""
-    not_before = f"{words.now_ms} + {SENT_AGAIN_MS}" if handed_off else "v.at"
+    running, dispatched = status == "running", status == "handed_off"
+    claimed = "node, claim, started_ms," if running else "claim," if dispatched else ""
+    values = f":node, :claim, {sql.now_ms}," if running else ":claim," if dispatched else ""
+    not_before = f"{sql.now_ms} + {SENT_AGAIN_MS}" if dispatched else "v.at"
     ended = "finished_ms, error," if status == "skipped" else ""
-    ending = f"{words.now_ms}, 'the run before it has not ended'," if status == "skipped" else ""
+    ending = f"{sql.now_ms}, 'the run before it has not ended'," if status == "skipped" else ""
     return typed(
         f"""
         INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
             executor, queue, attempt, not_before_ms, {claimed} {ended} lock_key, commits, queued_ms)
         SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', 'schedule', '{status}', v.arguments,
-            v.executor, v.queue, 1, {not_before}, {values} {ending} v.lock_name, 0, {words.now_ms}
-        FROM {words.from_rows(_COLUMNS)}
-        WHERE v.at <= {words.now_ms} + :early_ms AND v.at >= {words.now_ms} - :window_ms
+            v.executor, v.queue, 1, {not_before}, {values} {ending} v.lock_name, 0, {sql.now_ms}
+        FROM {sql.from_rows(_COLUMNS)}
+        WHERE v.at <= {sql.now_ms} + :early_ms AND v.at >= {sql.now_ms} - :window_ms
             AND (
                 SELECT t.paused_ms FROM fsa_task t
                 WHERE t.namespace = :namespace AND t.name = v.task
             ) IS NULL
         ORDER BY v.lock_name, v.task, v.at
-        {words.ignore} {"RETURNING id" if running and words.returns else ""}
+        {sql.ignore} {"RETURNING id" if running and sql.returns else ""}
         """
     )

@@ -1,8 +1,4 @@
-"""Claims: of all replicas exactly one gets an instant, and whoever gets it runs it.
-
-The claim of what is due is one statement, however much is due. A UNIQUE key on (task, instant)
-decides who has it, and one on `lock_key` whether the task may run now.
-"""
+"""Claim queued runs, and runs whose message a broker has delivered; queue them again."""
 
 from __future__ import annotations
 
@@ -34,13 +30,13 @@ def claim_queued(
     *,
     most: int,
     executor: str = "local",
-    hand_off: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+    dispatch: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
 ) -> QueueClaim:
-    """Take up to *most* queued runs whose time has come and whose lock is free.
+    """Claim up to *most* queued runs whose time has come and whose lock is free.
 
     Args:
         locks: The tasks that this process can run, and the lock of each.
-        hand_off: As in `claim`.
+        dispatch: As in `claim_due`.
     """
     candidates, held, waits = ledger.read(
         lambda connection: _queue(ledger, connection, locks, most, executor)
@@ -57,23 +53,23 @@ def claim_queued(
             held.add(lock)
         given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
         wanted.append(ClaimedRun(row.id, uuid.uuid4().hex, *given, row.queue))
-    if hand_off is None:
+    if dispatch is None:
         taken = _take(ledger, node, wanted)
     else:
-        taken = _take(ledger, None, wanted, to="handed_off", then=hand_off)
+        taken = _take(ledger, None, wanted, to="handed_off", then=dispatch)
     return QueueClaim(taken, len(candidates) > len(taken), waits)
 
 
 def claim_dispatched(
     ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
 ) -> list[ClaimedRun]:
-    """Those of the runs whose messages have come that are now *node*'s to make.
+    """Claim delivered runs for *node*; those of them that are its own now.
 
-    One whose lock is held goes back to the queue. One of a task that is not among *locks* stays for
-    a process that has it.
+    One whose lock is held goes back to the queue. One of a task that is not among *locks* is left
+    for a process that knows it.
     """
     taken: list[ClaimedRun] = []
-    if ledger.words.update is not None and ledger.words.returns:
+    if ledger.sql.update is not None and ledger.sql.returns:
         taken = _take_free(ledger, node, locks, run_ids)
         run_ids = set(run_ids) - {each.run_id for each in taken}
     return [*taken, *_take_with_locks(ledger, node, locks, run_ids)] if run_ids else taken
@@ -82,7 +78,7 @@ def claim_dispatched(
 def _take_free(
     ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
 ) -> list[ClaimedRun]:
-    """Those that lock nothing, in one statement."""
+    """Claim those without a lock, in one statement."""
     token = uuid.uuid4().hex
     given = {
         "namespace": ledger.namespace,
@@ -100,7 +96,7 @@ def _take_free(
             mine = select(*_OF_CANDIDATES).where(run.c.id.in_(list(run_ids)), run.c.claim == token)
             before = connection.execute(mine).all()
         tried = True
-        return [*before, *connection.execute(_taking_free(ledger.words), given).all()]
+        return [*before, *connection.execute(_taking_free(ledger.sql), given).all()]
 
     return [
         ClaimedRun(
@@ -126,7 +122,9 @@ def _take_with_locks(
     held: set[str] = set()
     wanted: list[ClaimedRun] = []
     locked: list[ClaimedRun] = []
-    for row in sorted(rows, key=lambda each: each.lock_key is None):  # who holds a lock goes first
+    for row in sorted(
+        rows, key=lambda each: each.lock_key is None
+    ):  # a run that holds its lock goes first
         if row.task not in locks:
             continue
         lock = locks[row.task]
@@ -141,8 +139,8 @@ def _take_with_locks(
 
 
 def requeue_dispatched(ledger: Ledger, run_ids: Collection[str], after_ms: int = 0) -> None:
-    """Queue runs again whose messages have come and which are not begun, for so much later."""
-    later = literal_column(ledger.words.now_ms, BigInteger()) + after_ms
+    """Queue delivered runs again that have not started, for *after_ms* later."""
+    later = literal_column(ledger.sql.now_ms, BigInteger()) + after_ms
     statement = (
         update(run)
         .where(run.c.id.in_(sorted(run_ids)), run.c.status == "handed_off")
@@ -152,7 +150,7 @@ def requeue_dispatched(ledger: Ledger, run_ids: Collection[str], after_ms: int =
 
 
 def requeue_claimed(ledger: Ledger, claimed: Collection[ClaimedRun]) -> None:
-    """Give back what was not begun: it is queued again, for any node."""
+    """Queue claimed runs again that have not started, for any node."""
 
     def work(connection: Connection) -> None:
         for each in sorted(claimed, key=lambda one: one.run_id):
@@ -178,12 +176,12 @@ def _take(
     then: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
     locked: list[ClaimedRun] | None = None,
 ) -> list[ClaimedRun]:
-    """Those of *wanted* that are ours now.
+    """Claim *wanted*; those of them that are ours now.
 
     Args:
-        since, to: What their status was, and what it becomes.
+        since, to: The status before and after.
         then: Called in the transaction, with those that are ours.
-        locked: Given those whose lock is held.
+        locked: Filled with those whose lock is held.
     """
     ordered = sorted(wanted, key=lambda each: each.run_id)
     values = [
@@ -192,9 +190,9 @@ def _take(
     ]
 
     def work(connection: Connection) -> list[ClaimedRun]:
-        statement = _taking(ledger.words, since, to)
+        statement = _taking(ledger.sql, since, to)
         ours = ordered
-        if execute_rows(connection, ledger.words, statement, values) < len(ordered):
+        if execute_rows(connection, ledger.sql, statement, values) < len(ordered):
             # By the token, because a COMMIT whose outcome was unknown may have happened.
             rows = connection.execute(
                 select(run.c.id, run.c.claim).where(run.c.id.in_([each.run_id for each in ordered]))
@@ -222,14 +220,14 @@ def _take(
 
 
 @lru_cache
-def _taking(words: DialectSQL, since: str, to: str) -> TextClause:
-    handed_off = to == "handed_off"
+def _taking(sql: DialectSQL, since: str, to: str) -> TextClause:
+    dispatched = to == "handed_off"
     times = (
-        f"not_before_ms = {words.now_ms} + {SENT_AGAIN_MS}, queued_ms = {words.now_ms}"
-        if handed_off
-        else f"started_ms = {words.now_ms}"
+        f"not_before_ms = {sql.now_ms} + {SENT_AGAIN_MS}, queued_ms = {sql.now_ms}"
+        if dispatched
+        else f"started_ms = {sql.now_ms}"
     )
-    return words.update_from_rows(
+    return sql.update_from_rows(
         "fsa_run",
         {"run_id": "text", "token": "text", "by_node": "text", "lock_name": "text"},
         ("id", "run_id"),
@@ -239,14 +237,14 @@ def _taking(words: DialectSQL, since: str, to: str) -> TextClause:
 
 
 @lru_cache
-def _taking_free(words: DialectSQL) -> TextClause:
+def _taking_free(sql: DialectSQL) -> TextClause:
     """UPDATE of the runs in `:ids` whose task is in `:tasks`, both arrays of JSON."""
     listed = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
     return typed(
         f"""
         UPDATE fsa_run AS t
         SET status = 'running', node = :node, claim = :claim, lock_key = NULL,
-            started_ms = {words.now_ms}
+            started_ms = {sql.now_ms}
         WHERE t.id = {listed.format(":ids")} AND t.status = 'handed_off'
             AND t.namespace = :namespace AND t.task = {listed.format(":tasks")}
         RETURNING t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue
@@ -272,13 +270,13 @@ def _queue(
     most: int,
     executor: str,
 ) -> tuple[list[Any], set[str], bool]:
-    """Runs that could be taken, the locks that are held, and whether others wait for these."""
+    """Runs that could be claimed, the locks that are held, and whether others wait for these."""
     rows = connection.execute(
         select(*_OF_CANDIDATES)
         .where(
             run.c.namespace == ledger.namespace,
             run.c.status == "queued",
-            run.c.not_before_ms <= literal_column(ledger.words.now_ms),
+            run.c.not_before_ms <= literal_column(ledger.sql.now_ms),
             run.c.executor == executor,
         )
         .order_by(run.c.not_before_ms, run.c.scheduled_ms)

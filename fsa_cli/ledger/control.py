@@ -14,7 +14,7 @@ __all__ = ["cancel", "cancel_requested", "pause", "record_attempt", "resume"]
 
 
 def record_attempt(ledger: Ledger, claimed: ClaimedRun, attempt: int) -> None:
-    """Write down that a run is made again, in the process that has it."""
+    """Write that a run is attempted again, in the process that has claimed it."""
     ours = run.c.id == claimed.run_id, run.c.claim == claimed.token
     ledger.write(
         lambda connection: connection.execute(update(run).where(*ours).values(attempt=attempt))
@@ -22,7 +22,7 @@ def record_attempt(ledger: Ledger, claimed: ClaimedRun, attempt: int) -> None:
 
 
 def cancel(ledger: Ledger, run_id: str) -> str | None:
-    """Cancel a run: at once if it is queued, else ask its process to. What it was; None: ended."""
+    """Cancel a run if it is queued, or ask its process to. Its status before; None: ended."""
 
     def work(connection: Connection) -> str | None:
         now_ms = ledger.now_ms(connection)
@@ -46,17 +46,17 @@ def cancel(ledger: Ledger, run_id: str) -> str | None:
 
 
 def pause(ledger: Ledger, names: Sequence[str], by: str) -> list[str]:
-    """Have these tasks no longer run by schedule; those that did until now."""
+    """Pause the schedules of these tasks; the names of those that were not paused."""
     return _pause(ledger, names, by, paused=True)
 
 
 def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
-    """Have these tasks run by schedule again; those that were paused."""
+    """Resume the schedules of these tasks; the names of those that were paused."""
     return _pause(ledger, names, None, paused=False)
 
 
 def cancel_requested(ledger: Ledger, node_id: str) -> list[str]:
-    """The running runs of a node that somebody wants cancelled."""
+    """The running runs of a node whose cancellation is requested."""
     return ledger.read(
         lambda connection: list(
             connection.scalars(

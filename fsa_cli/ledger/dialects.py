@@ -1,4 +1,4 @@
-"""The few lines in which PostgreSQL, MySQL, MariaDB and SQLite differ."""
+"""The SQL and the connection settings in which PostgreSQL, MySQL, MariaDB and SQLite differ."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _MYSQL_AGAIN = {1020, 1040, 1053, 1205, 1213, 1317, 1927, 1969, 2006, 2013, 3024
 
 @dataclass(frozen=True)
 class DialectSQL:
-    """How one kind of database says it.
+    """The SQL of one kind of database.
 
     Attributes:
         now_ms: The database's clock, as it is at this moment and not at the transaction's begin.
-        rows: What follows FROM, of the JSON array in `:rows`.
-        update: An UPDATE of many rows, from the JSON array in `:rows`; None: it is made row by row.
-        ignore: What makes an INSERT leave a row alone that is there already.
-        returns: Whether an INSERT can say which rows it has made.
+        rows: The FROM item of the JSON array in `:rows`.
+        update: An UPDATE of many rows, from the JSON array in `:rows`; None: row by row.
+        ignore: The clause with which an INSERT leaves an existing row alone.
+        returns: Whether an INSERT can return the rows that it inserts.
     """
 
     now_ms: str
@@ -76,9 +76,9 @@ class DialectSQL:
         """An UPDATE for `execute_rows`: `t` is a row of *table*, `v.name` is given for it.
 
         Args:
-            key: A column of *table* that has an index, and what is given for it.
+            key: A column of *table* that has an index, and the name of its value.
             values: `name = ...` for each column.
-            where: What holds besides.
+            where: A further condition.
         """
         where = f"t.{key[0]} = v.{key[1]} AND {where}"
         if self.update is not None:
@@ -93,7 +93,7 @@ class DialectSQL:
 
 def insert_rows(
     connection: Connection,
-    words: DialectSQL,
+    sql: DialectSQL,
     table: str,
     columns: Mapping[str, str],
     rows: Sequence[Mapping[str, Any]],
@@ -101,12 +101,12 @@ def insert_rows(
     """INSERT of many rows, a thousand in a statement: ten thousand one by one take seconds.
 
     Args:
-        columns: As in `Words.from_rows`.
+        columns: As in `DialectSQL.from_rows`.
     """
     names = ", ".join(columns)
     values = ", ".join(f"v.{name}" for name in columns)
     statement = typed(
-        f"INSERT INTO {table} ({names}) SELECT {values} FROM {words.from_rows(columns)}"
+        f"INSERT INTO {table} ({names}) SELECT {values} FROM {sql.from_rows(columns)}"
     )
     for start in range(0, len(rows), _ROWS):
         connection.execute(statement, {"rows": json.dumps(rows[start : start + _ROWS])})
@@ -114,12 +114,12 @@ def insert_rows(
 
 def execute_rows(
     connection: Connection,
-    words: DialectSQL,
+    sql: DialectSQL,
     statement: TextClause,
     rows: Sequence[Mapping[str, Any]],
 ) -> int:
-    """How many rows a statement of `Words.update_from_rows` has changed."""
-    if words.update is not None:
+    """How many rows a statement of `DialectSQL.update_from_rows` has changed."""
+    if sql.update is not None:
         return connection.execute(statement, {"rows": json.dumps(rows)}).rowcount
     return connection.execute(statement, rows).rowcount
 
@@ -129,7 +129,7 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         now_ms="CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
         rows="json_to_recordset(CAST(:rows AS JSON)) AS v({cells})",
         cell="{name} {kind}",
-        # Told which rows these are in two ways: by the join alone it reads all of a new table.
+        # The rows are named in two ways: by the join alone it reads all of a new table.
         update="UPDATE {table} AS t SET {values} FROM {rows} WHERE {where} AND t.{column} = ANY("
         "ARRAY(SELECT value ->> '{given}' FROM json_array_elements(CAST(:rows AS JSON)) AS value))",
         ignore="ON CONFLICT DO NOTHING",
@@ -157,12 +157,12 @@ SUPPORTED: Mapping[str, DialectSQL] = {
 
 
 def dialect_sql(dialect: Dialect) -> DialectSQL:
-    """The words of *dialect*; KeyError where the ledger cannot live on it."""
+    """The SQL of *dialect*; KeyError if the ledger cannot be on it."""
     return SUPPORTED["mysql" if dialect.name == "mariadb" else dialect.name]
 
 
 def typed(sql: str, **types: TypeEngine[Any] | type[TypeEngine[Any]]) -> TextClause:
-    """`text(sql)`, whose parameters are BIGINT where their name ends in `_ms`, else text.
+    """`text(sql)`, with BIGINT for parameters whose names end in `_ms`, and text for the others.
 
     psycopg refuses a parameter without a type that is used twice.
     """
@@ -174,7 +174,7 @@ def typed(sql: str, **types: TypeEngine[Any] | type[TypeEngine[Any]]) -> TextCla
 
 
 def prepare(dialect: str, connection: Any) -> None:
-    """Make a new DBAPI connection the ledger's: its clock, its limits."""
+    """Set the clock and the limits of a new DBAPI connection of the ledger."""
     cursor = connection.cursor()
     if dialect == "sqlite":
         connection.isolation_level = None  # `begin` begins
@@ -196,7 +196,7 @@ def prepare(dialect: str, connection: Any) -> None:
 
 
 def transient(error: BaseException) -> bool:
-    """Whether the same transaction may succeed when it is tried again, on a new connection too."""
+    """Whether the transaction may succeed when it is tried again, on a new connection too."""
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:

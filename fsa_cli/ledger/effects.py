@@ -1,10 +1,4 @@
-"""What a run commits counts only while the run is ours.
-
-A task that leaves the COMMIT to the runner takes effect exactly once: its rows and the row that
-says it has succeeded are one transaction. Where the ledger is in another database, the task's
-transaction leaves the run's id in `fsa_effect`, beside its rows: a second attempt that has the same
-id cannot commit.
-"""
+"""`fsa_effect`: the marks of runs that have committed in a database that is not the ledger's."""
 
 from __future__ import annotations
 
@@ -30,7 +24,7 @@ __all__ = ["applied", "prepare", "prune"]
 
 
 def prepare(ledger: Ledger, database: Database) -> bool:
-    """Make `fsa_effect` in *database*, where the ledger is elsewhere.
+    """Create `fsa_effect` in *database*, if the ledger is in another one.
 
     Returns:
         Whether what is committed there can be fenced.
@@ -49,7 +43,7 @@ def prepare(ledger: Ledger, database: Database) -> bool:
 
 
 def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[str]:
-    """Which of these runs have taken effect in *database*, by what they left there.
+    """Which of these runs have taken effect in *database*, by the marks that they left there.
 
     Raises:
         SQLAlchemyError: The database is away.
@@ -63,7 +57,7 @@ def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[s
 
 
 def prune(ledger: Ledger, database: Database) -> None:
-    """Delete the marks of runs that the ledger has forgotten.
+    """Delete the marks of runs that the ledger has pruned.
 
     Raises:
         SQLAlchemyError: The database refused, or is away.
@@ -72,6 +66,6 @@ def prune(ledger: Ledger, database: Database) -> None:
         return
     with database.engine.begin() as connection:
         if connection.dialect.has_table(connection, effect.name):
-            words = dialects.dialect_sql(connection.dialect)
-            before_ms = literal_column(words.now_ms, BigInteger()) - KEPT_MS
+            sql = dialects.dialect_sql(connection.dialect)
+            before_ms = literal_column(sql.now_ms, BigInteger()) - KEPT_MS
             connection.execute(delete(effect).where(effect.c.applied_ms < before_ms))

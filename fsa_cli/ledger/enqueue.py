@@ -30,7 +30,7 @@ class NewRun:
 
     Attributes:
         arguments: JSON.
-        handed_off: Whether an engine's message says so at once; else it is `queued`.
+        dispatched: Whether a broker is sent its message at once; otherwise it is `queued`.
         by: Who asks.
     """
 
@@ -39,7 +39,7 @@ class NewRun:
     arguments: str
     executor: str
     queue: str | None
-    handed_off: bool
+    dispatched: bool
     by: str | None = None
 
     @classmethod
@@ -48,49 +48,49 @@ class NewRun:
 
 
 def insert_run(
-    connection: Connection, words: DialectSQL, namespace: str, wanted: NewRun, enlisting: str = ""
+    connection: Connection, sql: DialectSQL, namespace: str, new_run: NewRun, enlisting: str = ""
 ) -> None:
-    """Write the row of a run, in whatever transaction *connection* is in.
+    """Insert the row of a run, in the transaction that *connection* is in.
 
     Args:
         enlisting: A SELECT that is part of the same statement.
     """
     connection.execute(
-        _inserting(words, enlisting),
+        _inserting(sql, enlisting),
         {
-            "id": wanted.run_id,
+            "id": new_run.run_id,
             "namespace": namespace,
-            "task": wanted.task,
-            "arguments": wanted.arguments,
-            "executor": wanted.executor,
-            "queue": wanted.queue,
-            "status": "handed_off" if wanted.handed_off else "queued",
-            "wait_ms": SENT_AGAIN_MS if wanted.handed_off else 0,
-            "requested_by": wanted.by,
+            "task": new_run.task,
+            "arguments": new_run.arguments,
+            "executor": new_run.executor,
+            "queue": new_run.queue,
+            "status": "handed_off" if new_run.dispatched else "queued",
+            "wait_ms": SENT_AGAIN_MS if new_run.dispatched else 0,
+            "requested_by": new_run.by,
         },
     )
 
 
 def write_run(
     ledger: Ledger,
-    wanted: NewRun,
+    new_run: NewRun,
     enlist: Callable[[Connection], None] | None = None,
     enlisting: str = "",
 ) -> None:
-    """Write the row of a run.
+    """Insert the row of a run, in a transaction of its own.
 
     Args:
         enlist: Called in the transaction.
-        enlisting: As in `put`.
+        enlisting: As in `insert_run`.
     """
     tried = False
 
     def work(connection: Connection) -> None:
         nonlocal tried
-        if tried and _is_there(connection, wanted.run_id):
+        if tried and _is_there(connection, new_run.run_id):
             return
         tried = True
-        insert_run(connection, ledger.words, ledger.namespace, wanted, enlisting)
+        insert_run(connection, ledger.sql, ledger.namespace, new_run, enlisting)
         if enlist is not None:
             enlist(connection)
 
@@ -106,12 +106,12 @@ def _is_there(connection: Connection, run_id: str) -> bool:
 
 
 @lru_cache
-def _inserting(words: DialectSQL, enlisting: str) -> TextClause:
+def _inserting(sql: DialectSQL, enlisting: str) -> TextClause:
     insert = f"""
         INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
             executor, queue, attempt, not_before_ms, commits, queued_ms, requested_by)
-        VALUES (:id, :namespace, :task, {words.now_ms}, :id, 'manual', :status, :arguments,
-            :executor, :queue, 1, {words.now_ms} + :wait_ms, 0, {words.now_ms}, :requested_by)
+        VALUES (:id, :namespace, :task, {sql.now_ms}, :id, 'manual', :status, :arguments,
+            :executor, :queue, 1, {sql.now_ms} + :wait_ms, 0, {sql.now_ms}, :requested_by)
         """
     return typed(f"WITH put AS ({insert}) {enlisting}" if enlisting else insert)
 
@@ -126,15 +126,15 @@ def insert_running(
     by: str | None = None,
     attempt: int = 1,
 ) -> ClaimedRun | None:
-    """Write down a run that a person starts here and now; None if its lock is held."""
-    made, token = uuid.uuid4().hex, uuid.uuid4().hex
+    """Insert a run that a person starts here and now; None if its lock is held."""
+    run_id, token = uuid.uuid4().hex, uuid.uuid4().hex
 
     def work(connection: Connection) -> int:
         now_ms = ledger.now_ms(connection)
-        if connection.scalar(select(run.c.id).where(run.c.id == made)) is None:
+        if connection.scalar(select(run.c.id).where(run.c.id == run_id)) is None:
             connection.execute(
                 insert(run).values(
-                    **_manual(ledger, made, name, arguments, now_ms, by),
+                    **_manual(ledger, run_id, name, arguments, now_ms, by),
                     status="running",
                     executor="local",
                     node=node_id,
@@ -149,12 +149,12 @@ def insert_running(
         now_ms = ledger.write(work)
     except IntegrityError:
         return None
-    return ClaimedRun(made, token, name, now_ms, "manual", attempt, arguments, lock_key)
+    return ClaimedRun(run_id, token, name, now_ms, "manual", attempt, arguments, lock_key)
 
 
 def insert_retry(ledger: Ledger, run_id: str, *, by: str | None = None) -> str | None:
     """Queue a new run with the arguments of one that has ended; None if it has not."""
-    made = uuid.uuid4().hex
+    new_id = uuid.uuid4().hex
 
     def work(connection: Connection) -> str | None:
         before = connection.execute(
@@ -164,17 +164,17 @@ def insert_retry(ledger: Ledger, run_id: str, *, by: str | None = None) -> str |
         ).one_or_none()
         if before is None:
             return None
-        if connection.scalar(select(run.c.id).where(run.c.id == made)) is None:
+        if connection.scalar(select(run.c.id).where(run.c.id == new_id)) is None:
             now_ms = ledger.now_ms(connection)
             connection.execute(
                 insert(run).values(
-                    **_manual(ledger, made, before.task, before.arguments, now_ms, by),
+                    **_manual(ledger, new_id, before.task, before.arguments, now_ms, by),
                     status="queued",
                     executor=before.executor,
                     queue=before.queue,
                 )
             )
-        return made
+        return new_id
 
     return ledger.write(work)
 

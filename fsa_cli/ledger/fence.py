@@ -46,9 +46,9 @@ class Fence:
 
     Args:
         database: The run's own; its COMMIT at the end is what takes effect once.
-        encoded: Makes the JSON of what the task returned.
-        trusted: Whether this process's lease holds, by its own clock: then nobody can have taken
-            the run away, and where the ledger is in another database it need not be asked.
+        encoded: Encodes the returned value as JSON.
+        trusted: Whether this process's lease holds, by its own clock: then no other node can have
+            the run, and a ledger in another database need not be asked.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Fence:
         self.recorded = False
         """Whether the run's success is written, in the transaction of its effects."""
         self.result: str | None = None
-        """What the task returned, as JSON; None before it has."""
+        """The value that the task returned, as JSON; None before it has."""
         self._ledger = ledger
         self._run_id = run_id
         self._token = token
@@ -92,7 +92,7 @@ class Fence:
         self._returned = True
 
     def guard(self, session: Session, connection: Connection, wrote: bool) -> None:
-        """Look whether the run is ours, as the last thing before COMMIT.
+        """Check that the run is ours, as the last thing before COMMIT.
 
         Raises:
             Fenced: It is not.
@@ -111,15 +111,15 @@ class Fence:
                 self._check(off_the_loop(lambda: self._ledger.write(self._counted)))
 
     def _leave_mark(self, connection: Connection) -> None:
-        words = dialects.dialect_sql(connection.dialect)
+        sql = dialects.dialect_sql(connection.dialect)
         try:
-            _execute(connection, _marking(words), {"run_id": self._run_id})
+            _execute(connection, _marking(sql), {"run_id": self._run_id})
         except IntegrityError as exc:
             raise Fenced("an earlier attempt of this run has taken effect already") from exc
 
     def _succeeded(self, connection: Connection) -> int:
         given = {**self._mine, "result": self.result}
-        return _execute(connection, _succeeding(self._ledger.words), given).rowcount
+        return _execute(connection, _succeeding(self._ledger.sql), given).rowcount
 
     def _counted(self, connection: Connection) -> int:
         counting = _COUNTING_SENT if self._sent else _COUNTING
@@ -133,7 +133,7 @@ class Fence:
             raise Fenced("this run is no longer this process's: nothing is committed")
 
     def _is_recorded(self) -> bool:
-        """Whether a COMMIT that failed for this process has happened for the database."""
+        """Whether a COMMIT that failed for this process has happened in the database."""
         try:
             row = self._ledger.read(
                 lambda connection: connection.execute(
@@ -159,7 +159,7 @@ def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, Sequence[st
     return str(compiled), compiled.positiontup or ()
 
 
-# Texts, made and compiled once: this is on the way of every commit.
+# Texts, compiled once: every commit passes here.
 _MINE = "id = :run_id AND claim = :token"
 _COUNTING_SENT = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE}")
 _COUNTING = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE} AND status = 'running'")
@@ -167,10 +167,10 @@ _LOOKING = typed(f"SELECT id FROM fsa_run WHERE {_MINE} AND status = 'running'")
 
 
 @lru_cache
-def _succeeding(words: DialectSQL) -> TextClause:
+def _succeeding(sql: DialectSQL) -> TextClause:
     return typed(
         f"""
-        UPDATE fsa_run SET status = 'succeeded', finished_ms = {words.now_ms}, result = :result,
+        UPDATE fsa_run SET status = 'succeeded', finished_ms = {sql.now_ms}, result = :result,
             lock_key = NULL, error_type = NULL, error = NULL, traceback = NULL
         WHERE {_MINE} AND status = 'running'
         """
@@ -178,8 +178,8 @@ def _succeeding(words: DialectSQL) -> TextClause:
 
 
 @lru_cache
-def _marking(words: DialectSQL) -> TextClause:
-    return typed(f"INSERT INTO fsa_effect (run_id, applied_ms) VALUES (:run_id, {words.now_ms})")
+def _marking(sql: DialectSQL) -> TextClause:
+    return typed(f"INSERT INTO fsa_effect (run_id, applied_ms) VALUES (:run_id, {sql.now_ms})")
 
 
 @cache

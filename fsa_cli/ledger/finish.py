@@ -1,4 +1,4 @@
-"""How runs end: written in batches, and only while the run's row still carries its claim."""
+"""Write the outcomes of runs in batches, each only while the row still carries its claim."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _ROWS = 1000
 _LENGTH = 4_000_000
 
 
-def finish(ledger: Ledger, ends: Sequence[RunOutcome]) -> set[str]:
-    """Write *ends*; the ids of those that did not count, because the run was no longer ours."""
-    ordered = sorted(ends, key=lambda each: each.run_id)
+def finish(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> set[str]:
+    """Write *outcomes*; the ids of those that do not count because the run is no longer ours."""
+    ordered = sorted(outcomes, key=lambda each: each.run_id)
     unwritten = [each for each in ordered if not each.recorded]
-    ended = [each for each in unwritten if each.retry_in_ms is None]
+    final = [each for each in unwritten if each.retry_in_ms is None]
     again = [each for each in unwritten if each.retry_in_ms is not None]
 
     def work(connection: Connection) -> set[str]:
         written = 0
         for statement, values in (
-            (_ended(ledger.words, "t.lock_key"), [e for e in ended if e.keeps_lock]),
-            (_ended(ledger.words, "NULL"), [e for e in ended if not e.keeps_lock]),
-            (_again(ledger.words), again),
+            (_finished(ledger.sql, "t.lock_key"), [e for e in final if e.keeps_lock]),
+            (_finished(ledger.sql, "NULL"), [e for e in final if not e.keeps_lock]),
+            (_requeued(ledger.sql), again),
         ):
             for part in _parts(values):
                 rows = [_row(each) for each in part]
-                written += execute_rows(connection, ledger.words, statement, rows)
+                written += execute_rows(connection, ledger.sql, statement, rows)
         lost = set() if written == len(unwritten) else _lost(connection, unwritten)
         _count(ledger, connection, [each for each in ordered if each.run_id not in lost])
         return lost
@@ -45,7 +45,7 @@ def finish(ledger: Ledger, ends: Sequence[RunOutcome]) -> set[str]:
 
 
 def free(ledger: Ledger, run_id: str, token: str) -> None:
-    """Give back the lock of a run that had timed out and has now returned."""
+    """Free the lock of a run that had timed out and has returned."""
 
     def work(connection: Connection) -> None:
         connection.execute(
@@ -55,17 +55,17 @@ def free(ledger: Ledger, run_id: str, token: str) -> None:
     ledger.write(work)
 
 
-def _lost(connection: Connection, ends: Sequence[RunOutcome]) -> set[str]:
-    """Which were not ours any more. After a COMMIT of unknown outcome they may be written."""
+def _lost(connection: Connection, outcomes: Sequence[RunOutcome]) -> set[str]:
+    """The runs that are not ours any more. After an unknown COMMIT they may be written."""
     rows = connection.execute(
         select(run.c.id, run.c.claim, run.c.status, run.c.attempt).where(
-            run.c.id.in_([each.run_id for each in ends])
+            run.c.id.in_([each.run_id for each in outcomes])
         )
     )
     now = {row.id: row for row in rows}
     return {
         each.run_id
-        for each in ends
+        for each in outcomes
         if each.run_id not in now
         or not (
             (each.retry_in_ms is not None and now[each.run_id].status == "queued")
@@ -74,11 +74,11 @@ def _lost(connection: Connection, ends: Sequence[RunOutcome]) -> set[str]:
     }
 
 
-def _count(ledger: Ledger, connection: Connection, ends: Sequence[RunOutcome]) -> None:
-    """Keep each task's last success, and its failures since."""
+def _count(ledger: Ledger, connection: Connection, outcomes: Sequence[RunOutcome]) -> None:
+    """Update each task's last success, and its failures since."""
     successes: dict[str, int] = {}
     failures: dict[str, int] = defaultdict(int)
-    for each in ends:
+    for each in outcomes:
         if each.retry_in_ms is not None:
             continue
         if each.status == "succeeded":
@@ -97,7 +97,7 @@ def _count(ledger: Ledger, connection: Connection, ends: Sequence[RunOutcome]) -
         for name in sorted(failures)
     ]
     if rows:
-        execute_rows(connection, ledger.words, _counted(ledger.words), rows)
+        execute_rows(connection, ledger.sql, _counted(ledger.sql), rows)
 
 
 def _row(each: RunOutcome) -> dict[str, Any]:
@@ -115,11 +115,11 @@ def _row(each: RunOutcome) -> dict[str, Any]:
     }
 
 
-def _parts(ends: Sequence[RunOutcome]) -> Iterator[Sequence[RunOutcome]]:
-    """As many as one statement should carry: MySQL takes packets of 16 MB."""
+def _parts(outcomes: Sequence[RunOutcome]) -> Iterator[Sequence[RunOutcome]]:
+    """As many at a time as one statement should carry: MySQL takes packets of 16 MB."""
     part: list[RunOutcome] = []
     length = 0
-    for each in ends:
+    for each in outcomes:
         length += sum(len(told or "") for told in (each.result, each.error, each.traceback))
         part.append(each)
         if len(part) == _ROWS or length > _LENGTH:
@@ -147,26 +147,26 @@ _SAID = "error_type = v.to_error_type, error = v.to_error, traceback = v.to_trac
 
 
 @lru_cache
-def _ended(words: DialectSQL, lock: str) -> TextClause:
+def _finished(sql: DialectSQL, lock: str) -> TextClause:
     values = (
         "status = v.to_status, started_ms = COALESCE(v.began_ms, t.started_ms), "
         f"finished_ms = v.ended_ms, result = v.to_result, lock_key = {lock}, {_SAID}"
     )
-    return words.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
+    return sql.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
 
 
 @lru_cache
-def _again(words: DialectSQL) -> TextClause:
+def _requeued(sql: DialectSQL) -> TextClause:
     values = (
         "status = 'queued', node = NULL, claim = NULL, lock_key = NULL, attempt = t.attempt + 1, "
         f"not_before_ms = v.again_ms, finished_ms = v.ended_ms, {_SAID}"
     )
-    return words.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
+    return sql.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
 
 
 @lru_cache
-def _counted(words: DialectSQL) -> TextClause:
-    return words.update_from_rows(
+def _counted(sql: DialectSQL) -> TextClause:
+    return sql.update_from_rows(
         "fsa_task",
         {"in_namespace": "text", "task_name": "text", "success_ms": "bigint", "more": "bigint"},
         ("name", "task_name"),

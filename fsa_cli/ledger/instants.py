@@ -21,18 +21,18 @@ def instants_with_row(
     """Which of these instants, each a task and its milliseconds, have a row."""
     asked = json.dumps([{"task": task, "at": scheduled_ms} for task, scheduled_ms in keys])
     given = {"namespace": ledger.namespace, "rows": asked}
-    rows = connection.execute(_looking(ledger.words), given)
+    rows = connection.execute(_looking(ledger.sql), given)
     return {(row.task, row.scheduled_ms) for row in rows}
 
 
 @lru_cache
-def _looking(words: DialectSQL) -> TextClause:
+def _looking(sql: DialectSQL) -> TextClause:
     # A subquery that counts, and no join: each is looked up in the UNIQUE key, whatever the
     # database believes of the table. On a new one PostgreSQL and SQLite chose to read all of it.
     return typed(
         f"""
         SELECT v.task AS task, v.at AS scheduled_ms
-        FROM {words.from_rows({"task": "text", "at": "bigint"})}
+        FROM {sql.from_rows({"task": "text", "at": "bigint"})}
         WHERE (
             SELECT COUNT(*) FROM fsa_run t
             WHERE t.namespace = :namespace AND t.task = v.task AND t.scheduled_ms = v.at

@@ -28,11 +28,11 @@ __all__ = ["ledger_of", "shares"]
 
 
 def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
-    """The ledger of an app with these databases; nothing is connected or made yet.
+    """The ledger of an app with these databases; nothing is connected or created yet.
 
     PostgreSQL, MySQL and MariaDB hold it in the app's own database. A SQLite app has it in a file
-    beside its own, because a task that writes holds the whole file. Everything else, and an app
-    without a database, has a file in the project's folder for state.
+    beside its own, because a task that writes holds the whole file. Any other app has it in a file
+    in the project's folder for state.
 
     Raises:
         ConfigurationError: `ledger_url` cannot be one.
@@ -69,7 +69,7 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
 
 
 def shares(ledger: Ledger, url: URL | None) -> bool:
-    """Whether what is committed at *url* and the ledger's rows can be one transaction."""
+    """Whether a commit at *url* and the ledger's rows can be one transaction."""
     mine = ledger.engine.url
     return url is not None and not ledger.is_sqlite and _server(mine) == _server(url)
 
@@ -83,7 +83,7 @@ def _server(url: URL) -> tuple[object, ...]:
 def _place(
     databases: Mapping[str, Database], settings: Settings
 ) -> tuple[URL, Callable[..., Any] | None]:
-    """Its URL, and what opens a connection where the app has a way of its own."""
+    """Its URL, and the function that opens a connection, if the app has one of its own."""
     if settings.ledger_url:
         try:
             url = urls.parse(settings.ledger_url)

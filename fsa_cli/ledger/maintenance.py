@@ -27,10 +27,10 @@ _MOST_ATTEMPTS = 20
 
 
 def reconcile(ledger: Ledger, node_id: str, held: set[str], before_ms: int) -> list[str]:
-    """Queue again what the rows say this node runs, and it does not.
+    """Queue runs again that are this node's by their rows, and that it does not run.
 
     Args:
-        held: What it does run, read after the rows' claims were known to it.
+        held: The runs that it has, read after the rows' claims were known to it.
         before_ms: Younger claims are left: they may not be known here yet.
     """
 
@@ -53,7 +53,7 @@ def reconcile(ledger: Ledger, node_id: str, held: set[str], before_ms: int) -> l
 
 
 def prune(ledger: Ledger) -> int:
-    """Delete what ended more than 30 days ago, some of it; how many runs."""
+    """Delete some of the runs that ended more than 30 days ago; how many."""
 
     def work(connection: Connection) -> int:
         before_ms = ledger.now_ms(connection) - KEPT_MS
@@ -90,11 +90,11 @@ def prune(ledger: Ledger) -> int:
 
 @dataclass(frozen=True)
 class Died:
-    """What a dead node had claimed.
+    """The runs that dead nodes had claimed.
 
     Attributes:
         marked: Runs that are now `interrupted`.
-        queued: Runs that will be made again.
+        queued: Runs that will be executed again.
         succeeded: Runs whose effects were found in the data's database.
     """
 
@@ -105,7 +105,7 @@ class Died:
 
 
 def running(ledger: Ledger, node_ids: Sequence[str]) -> list[str]:
-    """The runs that these nodes have claimed and not ended."""
+    """The runs that these nodes have claimed and not finished."""
     return ledger.read(
         lambda connection: list(
             connection.scalars(
@@ -116,7 +116,7 @@ def running(ledger: Ledger, node_ids: Sequence[str]) -> list[str]:
 
 
 def reap(ledger: Ledger, dead: Sequence[str], applied: Iterable[str] = ()) -> Died:
-    """Declare *dead* nodes dead and say what becomes of their runs. Several may do so at once.
+    """Declare nodes dead and decide their runs. Several processes may do so at once.
 
     A run whose task allows it (`on_crash="retry"`) is queued again, any other is `interrupted`.
 

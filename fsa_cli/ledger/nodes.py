@@ -1,4 +1,4 @@
-"""Nodes: processes that run tasks, each with a lease. Who has not renewed it is dead."""
+"""Nodes: processes that run tasks, each with a lease. One that has not renewed it is dead."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class RegisteredNode:
 
 @dataclass(frozen=True)
 class Leases:
-    """Who lives.
+    """The leases at one moment.
 
     Attributes:
         expired: The nodes whose lease is over.
-        schedulers: How many hold one and fire the schedule.
+        schedulers: How many nodes hold one and fire the schedule.
     """
 
     expired: tuple[str, ...]
@@ -43,19 +43,19 @@ class Leases:
 def register(
     ledger: Ledger, role: str, lease_ms: int, tasks: Mapping[str, str] | None = None
 ) -> RegisteredNode:
-    """Make this process a node.
+    """Register this process as a node.
 
     Args:
-        tasks: The name of each task that it will run when its time comes, and its schedule's hash.
+        tasks: The name of each task whose schedule it fires, and the schedule's hash.
     """
-    made = uuid.uuid4().hex
+    node_id = uuid.uuid4().hex
 
     def work(connection: Connection) -> RegisteredNode:
         now_ms = ledger.now_ms(connection)
-        if connection.scalar(select(node.c.id).where(node.c.id == made)) is None:
+        if connection.scalar(select(node.c.id).where(node.c.id == node_id)) is None:
             connection.execute(
                 insert(node).values(
-                    id=made,
+                    id=node_id,
                     namespace=ledger.namespace,
                     host=socket.gethostname()[:255],
                     pid=os.getpid(),
@@ -68,11 +68,11 @@ def register(
                 )
             )
             rows = [
-                {"node": made, "task": name, "schedule_hash": hashed, "since_ms": now_ms}
+                {"node": node_id, "task": name, "schedule_hash": hashed, "since_ms": now_ms}
                 for name, hashed in (tasks or {}).items()
             ]
-            insert_rows(connection, ledger.words, "fsa_node_task", _NODE_TASK, rows)
-        return RegisteredNode(made, role, now_ms)
+            insert_rows(connection, ledger.sql, "fsa_node_task", _NODE_TASK, rows)
+        return RegisteredNode(node_id, role, now_ms)
 
     return ledger.write(work)
 
@@ -103,7 +103,7 @@ def renew(ledger: Ledger, node_id: str, lease_ms: int, *, draining: bool = False
 
 
 def release(ledger: Ledger, node_id: str) -> None:
-    """Say that the node has stopped. What it had claimed and not begun must be queued before."""
+    """Mark the node as stopped. Claimed runs that have not started must be queued again before."""
 
     def work(connection: Connection) -> None:
         now_ms = ledger.now_ms(connection)
@@ -117,8 +117,8 @@ def release(ledger: Ledger, node_id: str) -> None:
 
 
 def leases(ledger: Ledger) -> Leases:
-    """The leases of all whom nobody has declared dead."""
-    is_over = node.c.lease_until_ms < literal_column(ledger.words.now_ms)
+    """The leases of all nodes that are not declared dead."""
+    is_over = node.c.lease_until_ms < literal_column(ledger.sql.now_ms)
     statement = (
         select(node.c.id, node.c.role, is_over.label("is_over"))
         .where(node.c.namespace == ledger.namespace, node.c.state.in_(("alive", "draining")))
@@ -132,7 +132,7 @@ def leases(ledger: Ledger) -> Leases:
 
 
 def lives(ledger: Ledger, now_ms: int) -> ColumnElement[bool]:
-    """That a row of `fsa_node` is one of a node that holds a lease."""
+    """The condition that a row of `fsa_node` holds a lease."""
     return and_(
         node.c.namespace == ledger.namespace,
         node.c.state.in_(("alive", "draining")),

@@ -13,7 +13,7 @@ __all__ = ["write_progress"]
 
 
 def write_progress(ledger: Ledger, told: Mapping[str, tuple[int, int | None, str]]) -> None:
-    """How far these runs have come: done, total, text."""
+    """Write how far these runs have come: done, total, text."""
 
     def work(connection: Connection) -> None:
         now_ms = ledger.now_ms(connection)

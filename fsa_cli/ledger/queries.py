@@ -1,4 +1,4 @@
-"""What ran and what is asked for: reading the ledger, and writing what a person wants of it."""
+"""Read the ledger: runs, tasks, nodes, and whether the schedule is kept."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Vitals:
         nodes: Those that keep it, the longest lease first: role, lease_until_ms, is_open.
         failures: Each task that is not paused, and how often it has failed since its last success.
         missed: How many instants of each of these were missed since then.
-        stranded_ms: When the oldest run was handed to an engine that no live worker has taken; None
-            where there is none, or a worker lives.
+        stranded_ms: When the oldest run was dispatched that no live worker has claimed; None if
+            there is none, or a worker lives.
     """
 
     now_ms: int
@@ -54,7 +54,7 @@ class Vitals:
 
 
 def holder(ledger: Ledger, lock_key: str) -> Row[Any] | None:
-    """The run that holds a lock, and the node that makes it; None: it is free."""
+    """The run that holds a lock, and the node that executes it; None: it is free."""
     statement = (
         select(run, node.c.host, node.c.pid)
         .outerjoin(node, node.c.id == run.c.node)
@@ -118,7 +118,7 @@ def tasks(ledger: Ledger) -> list[Row[Any]]:
 
 
 def overview(ledger: Ledger) -> Overview:
-    """Who runs tasks, which tasks there are, and how they fare."""
+    """The nodes, the tasks, and the state of each."""
     mine = run.c.namespace == ledger.namespace
 
     def work(connection: Connection) -> Overview:
@@ -176,7 +176,7 @@ def overview(ledger: Ledger) -> Overview:
 
 
 def vitals(ledger: Ledger) -> Vitals:
-    """Whether the schedule is kept, by a few small questions."""
+    """Whether the schedule is kept, by a few small queries."""
 
     def work(connection: Connection) -> Vitals:
         keepers = (

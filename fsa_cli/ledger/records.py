@@ -1,4 +1,4 @@
-"""What goes into the ledger and comes out of it: instants, runs, claims, outcomes."""
+"""The records that go into the ledger and come out of it: instants, runs, claims, outcomes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = [
 ]
 
 
-#: The slot of what the schedule starts; a manual run has its own id there.
+#: The slot of a scheduled run; a manual run has its own id there.
 SCHEDULED = "S"
 #: How far ahead of the database's clock an instant may be claimed.
 EARLY_MS = 500
 
-#: After so long the message of a run that has not begun is sent again.
+#: After so long the message of a run that has not started is sent again.
 SENT_AGAIN_MS = 30_000
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """An instant that has come.
+    """An instant that has come due.
 
     Attributes:
-        lock_key: What only one run may hold at a time; None where runs may overlap.
-        waits: Where the lock is held: whether the run is queued. Else it is skipped.
+        lock_key: Only one run at a time may hold it; None: runs may overlap.
+        waits: Whether the run is queued while the lock is held; otherwise it is skipped.
     """
 
     task: str
@@ -53,7 +53,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """A run that is ours to make. Its result counts while its row carries the token."""
+    """A run that is ours. Its outcome counts while its row carries the token."""
 
     run_id: str
     token: str
@@ -68,11 +68,11 @@ class ClaimedRun:
 
 @dataclass
 class ClaimResult:
-    """What became of what was due.
+    """What became of due instants.
 
     Attributes:
-        early: Not yet, by the database's clock.
-        left: The task is paused or its time is over: the sweep says what becomes of it.
+        early: Not yet due by the database's clock.
+        left: The task is paused or the instant too old: the backfill decides.
     """
 
     mine: list[ClaimedRun] = field(default_factory=list)
@@ -84,10 +84,10 @@ class ClaimResult:
 
 
 class QueueClaim(NamedTuple):
-    """What was taken from the queue.
+    """Runs claimed from the queue.
 
     Attributes:
-        more: Whether there may be more that could be taken.
+        more: Whether there may be more to claim.
         waits: Whether there are others whose lock is held.
     """
 
@@ -98,14 +98,14 @@ class QueueClaim(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """The end of one attempt.
+    """The outcome of one attempt.
 
     Attributes:
-        started_ms, finished_ms: By the database's clock, as far as this process knows it. Of a run
-            that was broken off it is known only when it was claimed: None.
+        started_ms, finished_ms: By the database's clock, as this process estimates it. A start of
+            None is the time of the claim: of a run that was broken off no more is known.
         result: JSON.
-        retry_in_ms: Not None: it is queued again, for so much later.
-        keeps_lock: A time-out whose thread goes on: `free` gives the lock back.
+        retry_in_ms: Not None: the run is queued again, for so much later.
+        keeps_lock: A time-out whose thread goes on: `free` frees the lock.
         recorded: The row is written already, in the task's own transaction.
     """
 
@@ -146,8 +146,8 @@ class ExpectedInstant:
     """An instant that must have a row.
 
     Attributes:
-        passed: Not 0: it is the first of so many that are older than the catch-up window, and
-            stands for all of them.
+        passed: Not 0: it is the first of so many older than the catch-up window, and stands for
+            all of them.
     """
 
     due: Due

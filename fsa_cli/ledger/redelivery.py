@@ -1,4 +1,4 @@
-"""Runs that an engine carries: asked for, handed off, and sent again where a message was lost."""
+"""Messages that are late or lost: which to send again, and when."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _LONGEST_MS = 3600 * 1000
 
 
 def late_messages(ledger: Ledger, executor: str) -> dict[str, tuple[int, int]]:
-    """Of each queue of *executor* with late messages: how many runs are handed off, and late."""
-    is_late = run.c.not_before_ms <= literal_column(ledger.words.now_ms)
+    """For each queue of *executor* with late messages: how many runs are dispatched, and late."""
+    is_late = run.c.not_before_ms <= literal_column(ledger.sql.now_ms)
     statement = (
         select(
             run.c.queue,
@@ -51,9 +51,9 @@ def resend(
     most: int,
     then: Callable[[Connection, Sequence[str]], None],
 ) -> list[str]:
-    """Runs whose messages are to be sent again: late, the oldest first, and ours to send.
+    """Late runs whose messages this process is to send again, the oldest first.
 
-    The next time is after 30 s, 1, 2, 4 ... minutes since they were handed off, at most an hour.
+    They are late again 30 s, 1, 2, 4 ... minutes after they were dispatched, at most an hour.
 
     Args:
         then: Called with them in the transaction.
@@ -95,14 +95,14 @@ def resend(
 
 
 def mark_unsent(ledger: Ledger, run_ids: Sequence[str], after_ms: int) -> None:
-    """Their messages could not be sent: they are late after so long."""
-    at_ms = literal_column(ledger.words.now_ms, BigInteger()) + after_ms
+    """Make runs late after *after_ms*: their messages could not be sent."""
+    at_ms = literal_column(ledger.sql.now_ms, BigInteger()) + after_ms
     _make_late(ledger, at_ms, run.c.id.in_(sorted(run_ids)))
 
 
 def mark_all_late(ledger: Ledger, executor: str) -> None:
-    """The engine was away, and may have lost what it held: all its messages are late."""
-    now_ms = literal_column(ledger.words.now_ms, BigInteger())
+    """Make all runs of a broker late: it was away, and may have lost its messages."""
+    now_ms = literal_column(ledger.sql.now_ms, BigInteger())
     theirs = run.c.namespace == ledger.namespace, run.c.executor == executor
     _make_late(ledger, now_ms, *theirs, run.c.not_before_ms > now_ms)
 

@@ -1,4 +1,4 @@
-"""Making the ledger, and the SQL for whoever may make it where `fsa` may not."""
+"""Create the ledger's tables, or print the SQL for a person who may."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ __all__ = ["create", "statements"]
 
 
 def create(ledger: Ledger, databases: Iterable[Database], warn: Callable[[str], None]) -> bool:
-    """Make what is missing of its tables, in the apps' databases too; False if all was there.
+    """Create the missing tables, in the apps' databases too; False if all existed.
 
     Raises:
-        LedgerUnusable: They cannot be made.
+        LedgerUnusable: They cannot be created.
         DatabaseUnreachable: The ledger's database is away.
     """
     try:
         with reached(ledger):
-            made = ledger.create()
+            created = ledger.create()
     finally:
         ledger.dispose()
     for database in databases:
         try:
             effects.prepare(ledger, database)
         except (SQLAlchemyError, DBSessionError) as exc:
-            warn(f"fsa_effect cannot be made in {database.name!r}: {driver_message(exc)}")
-    return made
+            warn(f"fsa_effect cannot be created in {database.name!r}: {driver_message(exc)}")
+    return created
 
 
 def statements(ledger: Ledger, databases: Iterable[Database]) -> Iterator[str]:
-    """The SQL, a statement at a time, in the words of the ledger's database. Nothing is connected.
+    """The SQL, a statement at a time, in the ledger's dialect. Nothing is connected.
 
-    Where an app's database is another one, what it needs follows.
+    The statements for an app's database that is another one follow.
     """
     yield f"-- {ledger.where}"
     yield from _of(tables.metadata, ledger.engine.dialect)
@@ -61,10 +61,10 @@ def statements(ledger: Ledger, databases: Iterable[Database]) -> Iterator[str]:
 
 def _of(metadata: MetaData, dialect: Dialect) -> Iterator[str]:
     for table in metadata.sorted_tables:
-        made: list[CreateTable | CreateIndex] = [CreateTable(table)]
-        made += [
+        created: list[CreateTable | CreateIndex] = [CreateTable(table)]
+        created += [
             CreateIndex(index) for index in sorted(table.indexes, key=lambda one: str(one.name))
         ]
-        for each in made:
+        for each in created:
             lines = str(each.compile(dialect=dialect)).strip().splitlines()
             yield "\n".join(line.rstrip() for line in lines) + ";"

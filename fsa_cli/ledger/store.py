@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _ATTEMPTS = 6
 _PAUSE_S = 0.02
-# Of one process: a claim, a sweep, a finish and a heartbeat may each be at it.
+# Of one process: a claim, a backfill, a finish and a renewal may go on at once.
 POOL_SIZE = 4
 
 
@@ -32,9 +32,9 @@ class Ledger:
     """The runs of one namespace.
 
     Args:
-        engine: Made by `fsa_cli.ledger.location`; nobody else uses it.
-        namespace: Services that share a database do not take each other's runs.
-        where: What messages call it; no password.
+        engine: From `fsa_cli.ledger.location`; used for nothing else.
+        namespace: Services that share a database do not claim each other's runs.
+        where: Its name in messages; no password.
         single: An engine for single statements, whose connections are in AUTOCOMMIT from the first.
             A connection of *engine* can be set to it, but that the server has closed it meanwhile
             shows then as the driver's own error.
@@ -46,7 +46,7 @@ class Ledger:
         self.engine = engine
         self.namespace = namespace
         self.where = where
-        self.words = dialects.dialect_sql(engine.dialect)
+        self.sql = dialects.dialect_sql(engine.dialect)
         self.is_sqlite = engine.dialect.name == "sqlite"
         # SQLite's own waiting sleeps up to 100 ms at a time: threads of a process take turns.
         self._turn = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
@@ -61,12 +61,12 @@ class Ledger:
         return f"<Ledger {self.namespace!r}: {self.where}>"
 
     def dispose(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the connections that are not in use."""
         self.engine.dispose()
         self._single.dispose()
 
     def write(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
-        """What *work* returns, committed.
+        """The value of *work*, committed.
 
         It is done again after a deadlock, and on a new connection where one was lost. Whether a
         COMMIT that was sent has happened is then unknown: *work* must give the same when it is done
@@ -89,12 +89,12 @@ class Ledger:
 
     def now_ms(self, connection: Connection) -> int:
         """The database's clock."""
-        return int(connection.scalar(select(literal_column(self.words.now_ms))) or 0)
+        return int(connection.scalar(select(literal_column(self.sql.now_ms))) or 0)
 
     # -- the tables ----------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether the tables are there, all of them.
+        """Whether all tables exist.
 
         Raises:
             LedgerUnusable: A table has not the columns of this version.
@@ -104,21 +104,21 @@ class Ledger:
         found = self.read(self._columns)
         for table in tables.metadata.sorted_tables:
             if table.name not in found:
-                continue  # another process may be making them at this moment
+                continue  # another process may be creating them at this moment
             missing = {column.name for column in table.columns} - found[table.name]
             if missing:
                 raise LedgerUnusable(
                     f"the ledger's table {table.name} has no column {', '.join(sorted(missing))}",
-                    details=[self.where, "another version of fsa made it"],
+                    details=[self.where, "another version of fsa created it"],
                     hint="fsa scheduler init --sql shows the tables of this version",
                 )
         return len(found) == len(tables.metadata.sorted_tables)
 
     def create(self) -> bool:
-        """Make the tables, whoever else does so at the same time; False if they were there.
+        """Create the tables, also while other processes do; False if they existed.
 
         Raises:
-            LedgerUnusable: They cannot be made here.
+            LedgerUnusable: They cannot be created here.
         """
         if self.exists():
             return False
@@ -128,16 +128,16 @@ class Ledger:
             self._create()
         except SQLAlchemyError as exc:
             raise LedgerUnusable(
-                "the ledger's tables cannot be made",
+                "the ledger's tables cannot be created",
                 details=[self.where, mask(str(getattr(exc, "orig", exc)).splitlines()[0])],
-                hint="fsa scheduler init --sql prints them for whoever may make them",
+                hint="fsa scheduler init --sql prints them for a person who may",
             ) from exc
         return True
 
     def _create(self) -> None:
         for attempt in range(1, 11):
             try:
-                # One at a time: SQLAlchemy looks, then makes; ten processes may look at once.
+                # One at a time: SQLAlchemy looks, then creates; ten processes may look at once.
                 with self._turn, self.engine.connect() as connection:
                     for table in tables.metadata.sorted_tables:
                         table.create(connection, checkfirst=True)
@@ -191,7 +191,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def keeping_a_connection(self) -> Iterator[None]:
-        """While inside, this thread keeps the one that `at_once` and `read` use: to take one from
+        """While inside, this thread keeps the connection of `at_once` and `read`: to take one from
         the pool and to give it back takes as long as a statement."""
         self._kept.connection = None
         try:

@@ -1,4 +1,4 @@
-"""The ledger's tables: epoch milliseconds, text and integers, ids made by whoever writes a row.
+"""The ledger's tables: epoch milliseconds, text and integers, ids made by the writer of a row.
 
 An app's Alembic can import `metadata`, or leave the tables to `fsa scheduler init`.
 """
@@ -37,7 +37,7 @@ FINAL = ("succeeded", "failed", "timed_out", "interrupted", "missed", "skipped",
 KEPT_MS = 30 * 24 * 3600 * 1000
 
 metadata = MetaData()
-#: `fsa_effect` is made in the data's database, where that is not the ledger's.
+#: `fsa_effect` is created in the data's database, if that is not the ledger's.
 effects = MetaData()
 
 
@@ -100,7 +100,7 @@ run = Table(
     Column("namespace", _NAMESPACE, nullable=False),
     Column("task", _NAME, nullable=False),
     Column("scheduled_ms", BigInteger, nullable=False),
-    Column("slot", _ID, nullable=False),  # "S", or the run's own id where nothing scheduled it
+    Column("slot", _ID, nullable=False),  # "S", or the own id of a run that nothing scheduled
     Column("kind", String(20), nullable=False),  # schedule, catch_up, manual
     Column("status", String(20), nullable=False),
     Column("arguments", _LONG, nullable=False),  # JSON

@@ -21,10 +21,10 @@ __all__ = ["Migrations", "Revision", "State", "Step", "is_at_head"]
 
 
 def is_at_head(loaded: LoadedApp, settings: Settings) -> State | None:
-    """Where the database stands whose migrations the settings name; None where there are none.
+    """The state of the database whose migrations the settings name; None if there are none.
 
     Raises:
-        MigrationFailed: It cannot be told.
+        MigrationFailed: It cannot be determined.
     """
     if not find(settings).exist:
         return None
@@ -46,7 +46,7 @@ class Migrations:
         self.scripts: Scripts = find(settings)
 
     def upgrade(self, revision: str = "head", *, tell: Callable[[Step], None]) -> None:
-        """Apply what is missing, up to *revision*; *tell* hears of each migration."""
+        """Apply the missing migrations, up to *revision*; *tell* is called with each."""
         from alembic import command
 
         self._need_scripts()
@@ -67,7 +67,7 @@ class Migrations:
         self._run(lambda config: command.stamp(config, revision, purge=purge), tell)
 
     def sql(self, revision: str, output: Any, *, down: bool = False) -> None:
-        """Write what an upgrade (or downgrade) would do to *output*, as SQL. Nothing connects."""
+        """Write the SQL of an upgrade (or downgrade) to *output*. Nothing connects."""
         from alembic import command
 
         self._need_scripts()
@@ -82,7 +82,7 @@ class Migrations:
         None if nothing has changed: then nothing is written.
 
         Raises:
-            SchemaBehind: Changes cannot be told from a database that is not at head.
+            SchemaBehind: Changes cannot be found against a database that is not at head.
         """
         from alembic import command
 
@@ -106,18 +106,18 @@ class Migrations:
         return revision_of(made) if made and not isinstance(made, list) else None, changes
 
     def state(self) -> State:
-        """Where the database stands."""
+        """The state of the database."""
         self._need_scripts()
 
-        def look(setup: AlembicCall, config: Any) -> State:
-            current, script = setup.look(config)
+        def look(call: AlembicCall, config: Any) -> State:
+            current, script = call.look(config)
             # In the order of an upgrade: the base first.
             missing = script.iterate_revisions("heads", current or "base", implicit_base=True)
             applied = set(current)
             pending = [revision_of(each) for each in missing if each.revision not in applied]
             return State(current, tuple(script.get_heads()), tuple(reversed(pending)))
 
-        state: State = self._run_setup(look)
+        state: State = self._run_call(look)
         return state
 
     def history(self) -> list[Revision]:
@@ -125,7 +125,7 @@ class Migrations:
         from alembic.script import ScriptDirectory
 
         self._need_scripts()
-        with self._told():
+        with self._translated():
             script = ScriptDirectory.from_config(self.scripts.config({}))
             return [revision_of(each) for each in script.walk_revisions()]
 
@@ -135,9 +135,9 @@ class Migrations:
         tell: Callable[[Step], None] | None = None,
         output: Any = None,
     ) -> Any:
-        return self._run_setup(lambda setup, config: work(config), tell, output)
+        return self._run_call(lambda call, config: work(config), tell, output)
 
-    def _run_setup(
+    def _run_call(
         self,
         work: Callable[[AlembicCall, Any], Any],
         tell: Callable[[Step], None] | None = None,
@@ -145,11 +145,11 @@ class Migrations:
     ) -> Any:
         from fsa_cli.migrations.environment import AlembicCall
 
-        setup = AlembicCall(self.scripts, self.database, self._metadata, output=output)
+        call = AlembicCall(self.scripts, self.database, self._metadata, output=output)
         if tell is not None:
-            setup.on_step = lambda info: tell(step_of(info))
-        with self._told():
-            return setup.run(lambda config: work(setup, config))
+            call.on_step = lambda info: tell(step_of(info))
+        with self._translated():
+            return call.run(lambda config: work(call, config))
 
     def _metadata(self) -> list[Any]:
         return metadata_of(self.settings.metadata, self.settings.sources["metadata"])
@@ -163,8 +163,8 @@ class Migrations:
             )
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tell what goes wrong as the user's own: their migration, their env.py."""
+    def _translated(self) -> Iterator[None]:
+        """Raise errors as the user's own: their migration, their env.py."""
         from alembic.util.exc import CommandError
 
         try:

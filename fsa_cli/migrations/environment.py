@@ -1,4 +1,4 @@
-"""What every env.py is given: the app's URL, its models, and what it is not to touch."""
+"""The surroundings of every env.py: the app's URL, its models, and tables to leave alone."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 @dataclass
 class AlembicCall:
-    """One use of Alembic on one database.
+    """One call of Alembic on one database.
 
     Attributes:
-        metadata: Asked for the models where an env.py names none.
+        metadata: Returns the models, for an env.py that names none.
         on_step: Called with each migration that was applied.
         configured: Whether an env.py has come to its `context.configure`.
     """
@@ -60,7 +60,11 @@ class AlembicCall:
         for url in urls:
             config = self._config(url)
             try:
-                with contextlib.redirect_stdout(sys.stderr), self._sharing(config), self._ours():
+                with (
+                    contextlib.redirect_stdout(sys.stderr),
+                    self._sharing(config),
+                    self._own_environment(),
+                ):
                     return work(config)
             except (MissingGreenlet, InvalidRequestError):
                 if self.configured or url is urls[-1]:
@@ -68,7 +72,7 @@ class AlembicCall:
         raise AssertionError("there is always a URL")
 
     def look(self, config: Config) -> tuple[tuple[str, ...], ScriptDirectory]:
-        """The revisions that the database has, and the scripts."""
+        """The revisions of the database, and the scripts."""
         script = ScriptDirectory.from_config(config)
         current: tuple[str, ...] = ()
 
@@ -89,7 +93,7 @@ class AlembicCall:
         return config
 
     def _urls(self) -> list[URL | None]:
-        """The app's URL, and that of its other side where there is one."""
+        """The app's URL, and that of its other side if there is one."""
         from fastapi_sqlalchemy.engines.urls import serves, url_for
         from fastapi_sqlalchemy.exceptions import ConfigurationError as NoSuchSide
 
@@ -121,7 +125,7 @@ class AlembicCall:
             yield
 
     @contextlib.contextmanager
-    def _ours(self) -> Iterator[None]:
+    def _own_environment(self) -> Iterator[None]:
         """Have Alembic's commands use `_environment`.
 
         They leave no other way to add to what a project's env.py configures.
@@ -134,8 +138,8 @@ class AlembicCall:
             setattr(command, "EnvironmentContext", theirs)  # noqa: B010
 
 
-def _environment(setup: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentContext:
-    """Alembic's environment, whose `configure` also heeds *setup*: the models where an env.py names
+def _environment(call: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentContext:
+    """Alembic's environment, whose `configure` also heeds *call*: the models if an env.py names
     none, fsa's tables left alone, each step reported.
 
     No subclass: `alembic.context` hands calls on to instances of Alembic's own class only.
@@ -147,24 +151,24 @@ def _environment(setup: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentCo
     def configure(*args: Any, **kwargs: Any) -> None:
         given = dict(names.bind(*args, **kwargs).arguments)
         given.update(given.pop("kw", {}))
-        setup.configured = True
-        # Told by `on_step`; an alembic.ini would have it said twice.
+        call.configured = True
+        # Reported by `on_step`; an alembic.ini would report it twice.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         if given.get("connection") is not None:
-            _same_database(given["connection"], setup.database)
+            _same_database(given["connection"], call.database)
         if given.get("target_metadata") is None:
-            given["target_metadata"] = setup.metadata()
-        given["include_object"] = _but_ours(given.get("include_object"))
+            given["target_metadata"] = call.metadata()
+        given["include_object"] = _without_own_tables(given.get("include_object"))
         hears = given.get("on_version_apply") or ()
         own = hears if isinstance(hears, tuple) else (hears,)
-        given["on_version_apply"] = (*own, lambda *, step, **_: setup.on_step(step))
+        given["on_version_apply"] = (*own, lambda *, step, **_: call.on_step(step))
         theirs(**given)
 
     setattr(environment, "configure", configure)  # noqa: B010
     return environment
 
 
-def _but_ours(theirs: Callable[..., bool] | None) -> Callable[..., bool]:
+def _without_own_tables(theirs: Callable[..., bool] | None) -> Callable[..., bool]:
     def include(each: Any, name: str | None, kind: str, *more: Any) -> bool:
         if kind == "table" and (name or "").startswith(OWN_TABLES):
             return False
@@ -174,7 +178,7 @@ def _but_ours(theirs: Callable[..., bool] | None) -> Callable[..., bool]:
 
 
 def _same_database(connection: Connection, database: Database) -> None:
-    """Refuse an env.py that goes its own way: what was confirmed is about the app's database."""
+    """Refuse an env.py that connects elsewhere: the person agreed to the app's database."""
     here, there = database.url, connection.engine.url
     if here is None or _identity(here) == _identity(there):
         return

@@ -1,8 +1,8 @@
 """Where a project's migrations are, and Alembic's configuration for them.
 
 An `alembic.ini` (the nearest, or what ALEMBIC_CONFIG names) or `[tool.alembic]` of pyproject.toml
-says where; else it is `migrations`, or `alembic`, in the project. A folder without an env.py has
-the one of this package.
+says where; without either it is `migrations`, or `alembic`, in the project. A folder without an
+env.py uses the one of this package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Scripts:
 
     Attributes:
         found: The alembic.ini or pyproject.toml that says so; None if their folder was found.
-        folder: Where they are, if no file says so; it may not be there yet.
+        folder: Their folder, if no file names one; it may not exist yet.
     """
 
     database: str

@@ -1,4 +1,4 @@
-"""What migrations are, and where a database stands among them."""
+"""Migrations, and the state of a database among them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class State:
-    """Where a database stands. `pending` is what an upgrade would apply, in its order."""
+    """The state of a database. An upgrade would apply `pending`, in its order."""
 
     current: tuple[str, ...]
     heads: tuple[str, ...]
@@ -51,7 +51,7 @@ class State:
         return f"not at head: has {have}, head is {', '.join(self.heads) or 'none'}{more}"
 
     def behind(self) -> SchemaBehind:
-        """What to say, with exit code 5, of a database that is not at head."""
+        """The error, with exit code 5, for a database that is not at head."""
         return SchemaBehind(
             f"the schema is {self}",
             details=[f"{each.revision}  {each.message}" for each in self.pending[:4]],

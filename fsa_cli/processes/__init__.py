@@ -1,1 +1,1 @@
-"""The processes that run tasks: scheduler, worker, and the parts they are made of."""
+"""The processes that run tasks: scheduler and worker, and their parts."""

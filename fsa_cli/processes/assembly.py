@@ -1,4 +1,4 @@
-"""What `fsa scheduler start`, `tick` and `fsa worker start` are made of, for one app."""
+"""From an app to a node: the parts of `fsa scheduler start`, `tick` and `fsa worker start`."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 __all__ = ["ProcessBuilder"]
 
 _CONCURRENCY = 7
-AnyHost = TypeVar("AnyHost", bound=Node)
+AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 @dataclass(frozen=True)
 class ProcessBuilder:
-    """An app's schedule and its ledger, ready to be hosted."""
+    """An app's schedule and its ledger, from which a node is built."""
 
     tasks: list[TaskDefinition]
     planned: list[Scheduled]
     ledger: Ledger
-    choice: ExecutorRegistry
-    orders: RunFactory
+    executors: ExecutorRegistry
+    run_factory: RunFactory
     log: RunLog
     loaded: LoadedApp
     settings: Settings
@@ -62,7 +62,7 @@ class ProcessBuilder:
         tags: Collection[str] = (),
         json: bool = False,
     ) -> ProcessBuilder:
-        """Nothing is connected yet.
+        """The builder of an app's node; nothing is connected yet.
 
         Args:
             only: The names of the tasks to run; none: all.
@@ -75,34 +75,34 @@ class ProcessBuilder:
         tasks = _chosen(registry, only, tags)
         planned = plan(tasks, settings.timezone, settings.executor)
         ledger = ledger_of(loaded.databases, settings)
-        choice = ExecutorRegistry(ledger, settings)
-        orders = RunFactory(loaded, settings, ledger, tasks, planned)
-        orders.databases()
+        executors = ExecutorRegistry(ledger, settings)
+        run_factory = RunFactory(loaded, settings, ledger, tasks, planned)
+        run_factory.databases()
         width = max((len(each.task.name) for each in planned), default=0)
         log = RunLog(output, loaded, width, json)
-        return cls(tasks, planned, ledger, choice, orders, log, loaded, settings)
+        return cls(tasks, planned, ledger, executors, run_factory, log, loaded, settings)
 
     def open(self) -> None:
-        """Make what is missing in the databases.
+        """Create the tables that are missing in the databases.
 
         Raises:
-            LedgerUnusable: The tables cannot be made, or another version made them.
+            LedgerUnusable: The tables cannot be created, or are those of another version.
             DatabaseUnreachable: The ledger's database is away.
         """
         with reached(self.ledger):
             self.ledger.create()
-        for engine, _ in self.choice.engines(self.tasks).values():
-            engine.check()
-        self.orders.prepare(self.log.warn)
+        for broker, _ in self.executors.brokers(self.tasks).values():
+            broker.check()
+        self.run_factory.prepare(self.log.warn)
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         for database in self.loaded.databases.values():
             database.dispose()
-        self.choice.close()
+        self.executors.close()
         self.ledger.dispose()
 
-    def host(
+    def node(
         self,
         *,
         concurrency: int | None,
@@ -110,7 +110,7 @@ class ProcessBuilder:
         role: str = "scheduler",
         pulse: Callable[[], None] = lambda: None,
     ) -> Node:
-        """What runs it.
+        """The node that fires the schedule.
 
         Args:
             concurrency: None: half of what the app's connection pool gives, because a task may open
@@ -128,27 +128,27 @@ class ProcessBuilder:
         grace_s: float,
         pulse: Callable[[], None] = lambda: None,
     ) -> Worker:
-        """What makes the runs that *executor* carries; *concurrency* as in `host`."""
+        """The node that executes the runs of *executor*; *concurrency* as in `node`."""
         options = self._options(concurrency, grace_s, pulse)
         return self._reporting(
             Worker(**self._parts(), options=options, executor=executor, queues=queues)
         )
 
     def _parts(self) -> dict[str, Any]:
-        locks = self.orders.locks
-        engines = {
-            name: (engine, {task.name: locks[task.name] for task in tasks})
-            for name, (engine, tasks) in self.choice.engines(self.tasks).items()
+        locks = self.run_factory.locks
+        brokers = {
+            name: (broker, {task.name: locks[task.name] for task in tasks})
+            for name, (broker, tasks) in self.executors.brokers(self.tasks).items()
         }
         return {
             "ledger": self.ledger,
             "planned": self.planned,
             "known": registered(self.tasks, self.planned),
             "locks": locks,
-            "engines": engines,
-            "order": self.orders,
-            "applied": self.orders.applied,
-            "prune": self.orders.prune,
+            "brokers": brokers,
+            "build_run": self.run_factory,
+            "applied": self.run_factory.applied,
+            "prune": self.run_factory.prune,
             "listener": self.log,
         }
 
@@ -162,13 +162,13 @@ class ProcessBuilder:
             pulse=pulse,
         )
 
-    def _reporting(self, host: AnyHost) -> AnyHost:
-        self.orders.report = host.progress
-        self.orders.trusted = lambda: host.membership.trusted
-        return host
+    def _reporting(self, node: AnyNode) -> AnyNode:
+        self.run_factory.report = node.progress
+        self.run_factory.trusted = lambda: node.lease.trusted
+        return node
 
     def _concurrency(self) -> int:
-        return min(map(_half_of_pool, self.orders.databases().values()), default=_CONCURRENCY)
+        return min(map(_half_of_pool, self.run_factory.databases().values()), default=_CONCURRENCY)
 
 
 def _chosen(

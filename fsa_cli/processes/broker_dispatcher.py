@@ -1,4 +1,4 @@
-"""Hands runs over to the engines that carry them, and sends again what an engine has lost."""
+"""Dispatch runs to their brokers, and send again the messages that a broker has lost."""
 
 from __future__ import annotations
 
@@ -31,81 +31,81 @@ _UNSENT_AGAIN_MS = 1000
 
 
 class BrokerDispatcher(Claimer):
-    """A thread for all engines: none of them keeps this process's own runs waiting.
+    """One thread for all brokers, so that none of them keeps this process's own runs waiting.
 
     Args:
-        warn: Puts a line in front of a person.
-        engines: What carries runs here, by name; each with its tasks and what each of them locks.
+        warn: Shows a line to a person.
+        brokers: By name, each with the tasks whose runs it carries and the lock of each task.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         clock: Clock,
-        membership: Lease,
-        trouble: Outage,
+        lease: Lease,
+        outage: Outage,
         warn: Callable[[str], None],
-        engines: Mapping[str, tuple[Executor, Mapping[str, str | None]]],
+        brokers: Mapping[str, tuple[Executor, Mapping[str, str | None]]],
         *,
         skipped: Skipped,
     ) -> None:
-        super().__init__(ledger, clock, membership, trouble, skipped, "fsa hand-over")
+        super().__init__(ledger, clock, lease, outage, skipped, "fsa brokers")
         self._warn = warn
-        self._engines = engines
+        self._brokers = brokers
         self._late_at_s = time.monotonic() + _LATE_EVERY_S
         self._away: set[str] = set()
 
     def start(self) -> None:
-        if self._engines:
+        if self._brokers:
             super().start()
 
     @property
     def alive(self) -> bool:
-        """Whether its thread is there, or there is nothing for it to do."""
-        return super().alive or not self._engines
+        """Whether its thread lives, or is not needed."""
+        return super().alive or not self._brokers
 
     @property
     def idle(self) -> bool:
-        """Whether it has looked, and there was nothing more to hand over."""
-        return super().idle or not self._engines
+        """Whether it has looked, and found nothing more to dispatch."""
+        return super().idle or not self._brokers
 
     def carries(self, scheduled: Scheduled) -> bool:
-        return scheduled.executor in self._engines
+        return scheduled.executor in self._brokers
 
     def _room(self) -> int:
         return _AT_ONCE
 
     def _claim(self, due: Sequence[Fired]) -> bool:
-        """Have the engines carry what is due."""
-        by_engine: dict[str, list[Fired]] = defaultdict(list)
+        """Dispatch the instants that are due."""
+        by_broker: dict[str, list[Fired]] = defaultdict(list)
         for scheduled, instant in due:
-            by_engine[scheduled.executor].append((scheduled, instant))
-        for name, chosen in by_engine.items():
-            engine, _ = self._engines[name]
+            by_broker[scheduled.executor].append((scheduled, instant))
+        for name, chosen in by_broker.items():
+            broker, _ = self._brokers[name]
             asked, window_ms = self._asked(chosen)
             outcome = claim_due(
                 self._ledger,
-                self._membership.id,
+                self._lease.id,
                 asked,
                 window_ms=window_ms,
-                hand_off=_enlisting(engine),
+                dispatch=_enlisting(broker),
             )
-            self._publish(engine, _messages(outcome.mine))
+            self._publish(broker, _messages(outcome.mine))
             self._settle(chosen, outcome)
         return True
 
     def _claim_queued(self, room: int) -> bool:
         more = waits = False
-        for engine, locks in self._engines.values():
+        for broker, locks in self._brokers.values():
             found = claim_queued(
                 self._ledger,
-                self._membership.id,
+                self._lease.id,
                 locks,
                 most=room,
-                executor=engine.name,
-                hand_off=_enlisting(engine),
+                executor=broker.name,
+                dispatch=_enlisting(broker),
             )
-            self._publish(engine, _messages(found.runs))
+            self._publish(broker, _messages(found.runs))
             waits = waits or found.waits
             more = more or (found.more and bool(found.runs))
         self._waits_for_lock = waits
@@ -115,54 +115,54 @@ class BrokerDispatcher(Claimer):
         return more
 
     def _resend(self) -> None:
-        """Send again what has not begun in time, unless it only waits in the engine's queue."""
-        for engine, _ in self._engines.values():
+        """Send again what was not started in time and the broker no longer queues."""
+        for broker, _ in self._brokers.values():
             for queue, (number, late) in redelivery.late_messages(
-                self._ledger, engine.name
+                self._ledger, broker.name
             ).items():
-                waiting = self._reached(engine, partial(engine.waiting, queue))
+                waiting = self._reached(broker, partial(broker.waiting, queue))
                 if waiting is not None and waiting < number:
-                    self._resend_of(engine, queue, min(number - waiting, late, _AT_ONCE))
+                    self._resend_queue(broker, queue, min(number - waiting, late, _AT_ONCE))
 
-    def _resend_of(self, engine: Executor, queue: str, most: int) -> None:
+    def _resend_queue(self, broker: Executor, queue: str, most: int) -> None:
         messages: list[Message] = []
 
         def enlist(connection: Connection, run_ids: Sequence[str]) -> None:
             messages[:] = [Message(run_id, queue) for run_id in run_ids]
-            engine.enlist(connection, messages)
+            broker.enlist(connection, messages)
 
-        redelivery.resend(self._ledger, engine.name, queue, most, enlist)
-        self._publish(engine, messages)
+        redelivery.resend(self._ledger, broker.name, queue, most, enlist)
+        self._publish(broker, messages)
 
-    def _publish(self, engine: Executor, messages: Sequence[Message]) -> None:
-        if messages and self._reached(engine, lambda: _sent(engine, messages)) is None:
+    def _publish(self, broker: Executor, messages: Sequence[Message]) -> None:
+        if messages and self._reached(broker, lambda: _sent(broker, messages)) is None:
             run_ids = [message.run_id for message in messages]
             redelivery.mark_unsent(self._ledger, run_ids, _UNSENT_AGAIN_MS)
 
-    def _reached(self, engine: Executor, work: Callable[[], int]) -> int | None:
-        """What *work* returns; None if the engine is away, which is said once."""
+    def _reached(self, broker: Executor, work: Callable[[], int]) -> int | None:
+        """The value of *work*; None if the broker is away, which is reported once."""
         try:
             found = work()
         except BrokerUnreachable as exc:
-            if engine.name not in self._away:
-                self._away.add(engine.name)
+            if broker.name not in self._away:
+                self._away.add(broker.name)
                 self._warn(exc.message)
             return None
-        if engine.name in self._away:
-            self._away.discard(engine.name)
-            self._warn(f"{engine.name} can be reached again")
-            redelivery.mark_all_late(self._ledger, engine.name)
+        if broker.name in self._away:
+            self._away.discard(broker.name)
+            self._warn(f"{broker.name} can be reached again")
+            redelivery.mark_all_late(self._ledger, broker.name)
             self._late_at_s = 0.0
         return found
 
 
-def _sent(engine: Executor, messages: Sequence[Message]) -> int:
-    engine.publish(messages)
+def _sent(broker: Executor, messages: Sequence[Message]) -> int:
+    broker.publish(messages)
     return len(messages)
 
 
-def _enlisting(engine: Executor) -> Callable[[Connection, Sequence[ClaimedRun]], None]:
-    return lambda connection, claimed: engine.enlist(connection, _messages(claimed))
+def _enlisting(broker: Executor) -> Callable[[Connection, Sequence[ClaimedRun]], None]:
+    return lambda connection, claimed: broker.enlist(connection, _messages(claimed))
 
 
 def _messages(claimed: Sequence[ClaimedRun]) -> list[Message]:

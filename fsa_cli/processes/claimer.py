@@ -1,4 +1,4 @@
-"""What claims instants that have come, and queued runs: those made here, and those carried."""
+"""A thread that claims due instants and queued runs: for this process, or for a broker."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from fsa_cli.processes.schedule_plan import Scheduled
 __all__ = ["Claimer", "Fired", "Skipped"]
 
 _POLL_S = 1.0
-# Older instants are left to the sweep, which knows whether somebody stood for them.
+# Older instants are left to the backfill, which knows whether a live node covered them.
 _WINDOW_MS = 5000
 
 #: A task and one of its instants.
 Fired = tuple[Scheduled, int]
-#: Told of runs that do not begin: the task, the instant, the reason.
+#: Called for each run that does not start: the task, the instant, the reason.
 Skipped = Callable[[str, int, str], None]
 
 
 class Claimer(ABC):
-    """A thread that claims instants as they come, and every second what is queued.
+    """Claims instants as they come due, and queued runs every second.
 
-    While the lease is not to be trusted it claims nothing. What could not be claimed, because the
-    ledger is away, it tries again.
+    It claims nothing while the lease is not trusted, and tries again when the ledger was away.
 
     Args:
-        skipped: Told of instants that were recorded as skipped.
+        skipped: Called for each instant that was recorded as skipped.
         thread: The thread's name.
     """
 
@@ -43,15 +42,15 @@ class Claimer(ABC):
         self,
         ledger: Ledger,
         clock: Clock,
-        membership: Lease,
-        trouble: Outage,
+        lease: Lease,
+        outage: Outage,
         skipped: Skipped,
         thread: str,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._membership = membership
-        self._trouble = trouble
+        self._lease = lease
+        self._outage = outage
         self._skipped = skipped
         self._backlog: deque[Fired] = deque()
         self._claiming: list[Fired] = []
@@ -60,7 +59,7 @@ class Claimer(ABC):
         self._poll_at_s = 0.0
         self._asking = self._more_queued = self._waits_for_lock = False
         self.alone = True
-        """Whether no other replica is known of that fires the same instants."""
+        """Whether no other replica that fires the same instants is known."""
         self._thread = threading.Thread(target=self._serve, name=thread, daemon=True)
 
     def start(self) -> None:
@@ -68,18 +67,18 @@ class Claimer(ABC):
 
     @property
     def alive(self) -> bool:
-        """Whether its thread is there."""
+        """Whether its thread lives."""
         return self._thread.is_alive()
 
     @property
     def idle(self) -> bool:
-        """Whether it has looked, and there was nothing more to claim."""
+        """Whether it has looked, and found nothing more to claim."""
         asked = self._poll_at_s > 0.0 and not self._more_queued and not self._asking
         return asked and not self._backlog and not self._claiming
 
     @property
     def backlog(self) -> int:
-        """How many instants have come and are not claimed."""
+        """How many due instants are not claimed yet."""
         return len(self._backlog)
 
     @property
@@ -90,25 +89,25 @@ class Claimer(ABC):
         return min(instants, default=self._clock.now_ms)
 
     def fire(self, due: Sequence[Fired]) -> None:
-        """These instants have come."""
+        """Claim these instants, which have come due."""
         with self._wanted:
             self._backlog.extend(due)
             self._wanted.notify()
 
     def poll(self) -> None:
-        """There is something in the queue."""
+        """Look at the queue at once."""
         with self._wanted:
             self._poll_at_s = 0.0
             self._wanted.notify()
 
     def released(self) -> None:
-        """Runs have ended, and given back what they had locked."""
+        """Look for queued runs whose lock is free now that runs have ended."""
         if self._waits_for_lock:
             self._waits_for_lock = False
             self.poll()
 
     def forget(self, swept: set[tuple[str, int]]) -> None:
-        """These instants have a row now: the queue has them."""
+        """Drop these instants: each has a row now."""
         with self._wanted:
             self._backlog = deque(each for each in self._backlog if _key(each) not in swept)
 
@@ -126,14 +125,14 @@ class Claimer(ABC):
 
     @abstractmethod
     def _claim(self, due: Sequence[Fired]) -> bool:
-        """Claim instants that have come; true."""
+        """Claim due instants; true, as None would mean that the ledger was away."""
 
     @abstractmethod
     def _claim_queued(self, room: int) -> bool:
-        """Claim up to so many queued runs; whether there may be more that it could take."""
+        """Claim up to *room* queued runs; whether there may be more to claim."""
 
     def _settle(self, due: Sequence[Fired], outcome: ClaimResult) -> None:
-        """Say what was skipped, and try again what has not come by the database's clock."""
+        """Report skipped instants; put back those that are early by the database's clock."""
         for each in outcome.skipped:
             self._skipped(each.task, each.scheduled_ms, "the run before it has not ended")
         if outcome.early:
@@ -142,7 +141,7 @@ class Claimer(ABC):
             time.sleep(0.01)
 
     def _asked(self, due: Sequence[Fired]) -> tuple[list[Due], int]:
-        """What to ask the ledger for, and how old an instant may be, in milliseconds."""
+        """The instants as the ledger takes them, and how old one may be, in milliseconds."""
         asked = [scheduled.due(instant, self._ledger.namespace) for scheduled, instant in due]
         return asked, _WINDOW_MS + max(scheduled.jitter_ms for scheduled, _ in due)
 
@@ -152,11 +151,11 @@ class Claimer(ABC):
                 pass
 
     def _serve_once(self) -> bool:
-        """Claim what there is, or wait for something; False once it is closed."""
+        """Claim what is there, or wait; False once it is closed."""
         with self._wanted:
             while not self._closed and not self._has_work():
                 pause_s = self._look_at_s() - time.monotonic()
-                self._wanted.wait(max(pause_s, 0.01) if self._membership.trusted else 0.1)
+                self._wanted.wait(max(pause_s, 0.01) if self._lease.trusted else 0.1)
             if self._closed:
                 return False
             room = self._room_for_fired()
@@ -164,19 +163,19 @@ class Claimer(ABC):
                 self._backlog.popleft() for _ in range(min(room, len(self._backlog)))
             ]
         if due:
-            claimed = self._trouble.met(lambda: self._claim(due))
+            claimed = self._outage.guard(lambda: self._claim(due))
             if claimed is None:
                 self._put_back(due)
             self._claiming = []
             if claimed is None:
                 time.sleep(0.2)
                 return True
-        if self._wants_queue() and self._membership.trusted:
+        if self._wants_queue() and self._lease.trusted:
             # Not in step with the schedule: a task of each second holds its lock at the same
             # moment of each, and what is queued would not find it free for a minute.
             self._asking = True
             self._poll_at_s = time.monotonic() + _POLL_S * random.uniform(0.6, 1.0)
-            self._more_queued = bool(self._trouble.met(self._take_queued))
+            self._more_queued = bool(self._outage.guard(self._take_queued))
             self._asking = False
         return True
 
@@ -185,16 +184,16 @@ class Claimer(ABC):
         return room > 0 and self._claim_queued(room)
 
     def _has_work(self) -> bool:
-        if not self._membership.trusted:
+        if not self._lease.trusted:
             return False
         return bool(self._backlog and self._room_for_fired() > 0) or self._wants_queue()
 
     def _look_at_s(self) -> float:
-        """When there may be work of which nobody tells it."""
+        """When to look for work without being notified."""
         return self._poll_at_s
 
     def _room_for_fired(self) -> int:
-        """How many of the instants that have come it may claim now."""
+        """How many due instants it may claim now."""
         return self._room()
 
     def _wants_queue(self) -> bool:

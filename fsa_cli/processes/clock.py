@@ -1,4 +1,4 @@
-"""The database's clock, as this process knows it between two looks at it."""
+"""The database's clock, as this process estimates it between two readings."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Goes on by the monotonic clock, so that nothing happens when somebody sets the wall clock."""
+    """Advances by the monotonic clock: setting the wall clock changes nothing."""
 
     def __init__(self) -> None:
         self._at_s = time.monotonic()
         self._ms = time.time() * 1000
 
     def set(self, database_ms: int, asked_s: float, answered_s: float) -> None:
-        """The database said *database_ms* between two readings of the monotonic clock."""
+        """Note that the database answered *database_ms* between two monotonic readings."""
         self._at_s, self._ms = (asked_s + answered_s) / 2, float(database_ms)
 
     @property

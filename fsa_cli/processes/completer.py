@@ -1,4 +1,4 @@
-"""Writes down how runs end, in batches, until the database has acknowledged it."""
+"""Write the outcomes of runs in batches, until the database has acknowledged them."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from fsa_cli.tasks.context import Progress
 __all__ = ["Completer", "outcome_of"]
 _PROGRESS_EVERY_S = 1.0
 _AGAIN_S = 0.5
-# What ends within so long is one transaction: longer while others wait for a slot, which recording
-# would only keep from beginning.
+# Outcomes of so long are one transaction: longer while runs wait for a slot, whose start the
+# writing would only delay.
 _GATHERED_S = 0.01
 _GATHERED_BUSY_S = 0.25
 
 
 class Completer:
-    """A finished run stays this node's until the database has acknowledged its end.
+    """Holds each run of this node from its claim until the database has acknowledged its outcome.
 
     Args:
         lost: Called with the ids of runs that were no longer ours when they ended.
-        busy: Whether runs wait that could begin.
-        written: Called when ends were written, and what these runs had locked is free.
+        busy: Whether runs wait that could start.
+        written: Called when outcomes were written, and the locks of these runs are free.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         clock: Clock,
-        trouble: Outage,
+        outage: Outage,
         lost: Callable[[set[str]], None] = lambda run_ids: None,
         busy: Callable[[], bool] = lambda: False,
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._trouble = trouble
+        self._outage = outage
         self._lost = lost
         self._busy = busy
         self._written = written
@@ -56,18 +56,18 @@ class Completer:
         self._held: dict[str, ClaimedRun] = {}
         self._progress: dict[str, Progress] = {}
         self._told_s: dict[str, float] = {}
-        self._thread = threading.Thread(target=self._serve, name="fsa finishes", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="fsa outcomes", daemon=True)
         self._thread.start()
 
     @property
     def held(self) -> set[str]:
-        """The runs that are this node's: claimed, and their end not acknowledged."""
+        """The runs of this node: claimed, and their outcome not acknowledged."""
         with self._lock:
             return set(self._held)
 
     @property
     def alive(self) -> bool:
-        """Whether its thread is there."""
+        """Whether its thread lives."""
         return self._thread.is_alive()
 
     def hold(self, claimed: ClaimedRun) -> None:
@@ -79,23 +79,23 @@ class Completer:
             return self._held.get(run_id)
 
     def drop(self, run_id: str) -> None:
-        """It was given back."""
+        """Let go of a run that was queued again."""
         with self._lock:
             self._held.pop(run_id, None)
 
     def end(self, ended: RunOutcome) -> None:
-        """Write it down soon."""
+        """Write an outcome soon."""
         self._queue.put(ended)
 
     def free(self, run_id: str) -> None:
-        """A run that had timed out has returned: its lock is free."""
+        """Free the lock of a run that had timed out and has returned."""
         claimed = self.claim_of(run_id)
         if claimed is not None:
-            self._trouble.met(lambda: free(self._ledger, run_id, claimed.token))
+            self._outage.guard(lambda: free(self._ledger, run_id, claimed.token))
             self.drop(run_id)
 
     def progress(self, run_id: str, progress: Progress) -> None:
-        """How far a run has come; written about once a second."""
+        """Note how far a run has come; it is written about once a second."""
         now_s = time.monotonic()
         if now_s - self._told_s.get(run_id, 0.0) < _PROGRESS_EVERY_S and not progress.finished:
             return
@@ -104,7 +104,7 @@ class Completer:
             self._progress[run_id] = progress
 
     def write_progress(self) -> None:
-        """Called now and then."""
+        """Write the progress noted since the last call."""
         with self._lock:
             told, self._progress = self._progress, {}
             self._told_s = {i: at for i, at in self._told_s.items() if i in self._held}
@@ -114,7 +114,7 @@ class Completer:
             )
 
     def close(self, within_s: float) -> bool:
-        """Write what is left; whether all of it was written in time."""
+        """Write the outcomes that are left; whether all were written within *within_s*."""
         self._queue.put(None)
         self._thread.join(within_s)
         return not self._thread.is_alive()
@@ -139,9 +139,9 @@ class Completer:
             time.sleep(_GATHERED_S)
 
     def _write(self, ends: list[RunOutcome]) -> None:
-        while (lost := self._trouble.met(lambda: finish(self._ledger, ends))) is None:
+        while (lost := self._outage.guard(lambda: finish(self._ledger, ends))) is None:
             time.sleep(_AGAIN_S)
-        self._written()  # before they are let go: who waits for them would find nothing to do
+        self._written()  # before they are let go: a waiting claimer would find nothing to do
         with self._lock:
             for each in ends:
                 if not each.keeps_lock:
@@ -158,10 +158,10 @@ def outcome_of(
     *,
     took_effect: bool = False,
 ) -> RunOutcome:
-    """What the ledger keeps of a run's end; a *result* of None: it was cancelled.
+    """The outcome of a run as the ledger keeps it; a *result* of None means cancelled.
 
     Args:
-        took_effect: It failed for this process, and is committed all the same.
+        took_effect: Its COMMIT failed for this process, and has happened all the same.
     """
     now_ms = clock.now_ms
     if result is None:

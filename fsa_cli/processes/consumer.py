@@ -16,10 +16,10 @@ _AGAIN_S = 1.0
 
 
 class Consumer:
-    """The engine's own worker, in a thread; started again when the engine was away.
+    """Hosts the broker's own worker; starts it again when the broker was away.
 
     Args:
-        warn: Puts a line in front of a person.
+        warn: Shows a line to a person.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Consumer:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread is there."""
+        """Whether its thread lives."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Take no more messages, from now on."""
+        """Take no more messages."""
         self._stop.set()
 
     def join(self, within_s: float) -> None:
-        """Wait until the engine's worker has ended."""
+        """Wait until the broker's worker has ended."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(within_s)

@@ -1,4 +1,4 @@
-"""A worker of ours inside an engine's own: it makes runs where a team starts that worker itself."""
+"""A node inside a broker's worker that a team starts itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["end", "take"]
 
-# How much goes on at a time is the engine's business.
+# How many runs go on at a time, the broker's worker decides.
 _CONCURRENCY = 1000
 _GRACE_S = 25.0
 
@@ -22,7 +22,7 @@ _here: list[tuple[int, Worker]] = []
 
 
 def take(run_id: str) -> Future[None]:
-    """Have this process make a run; the first one loads the app, as `fsa` does.
+    """Execute a run in this process; the first one loads the app, as `fsa` does.
 
     Raises:
         FsaError: The app was not found here, or its ledger is away.
@@ -30,11 +30,11 @@ def take(run_id: str) -> Future[None]:
     with _lock:
         if not _here or _here[0][0] != os.getpid():  # a prefork pool's child is a node of its own
             _here[:] = [(os.getpid(), _begun())]
-    return _here[0][1].taker.take(run_id)
+    return _here[0][1].message_claimer.take(run_id)
 
 
 def end() -> None:
-    """Wait for what goes on here, and record it."""
+    """Wait for the runs of this process, and record their outcomes."""
     with _lock:
         if _here and _here[0][0] == os.getpid():
             _, worker = _here.pop()
@@ -50,10 +50,10 @@ def _begun() -> Worker:
 
     chosen = settings.read()
     loaded = loader.load(chosen)
-    setup = ProcessBuilder.of(loaded, chosen, Output(quiet=True), registry)
-    setup.open()
-    nothing = Local(Surroundings(setup.ledger, chosen))
-    worker = setup.worker(nothing, (), concurrency=_CONCURRENCY, grace_s=_GRACE_S)
+    builder = ProcessBuilder.of(loaded, chosen, Output(quiet=True), registry)
+    builder.open()
+    nothing = Local(Surroundings(builder.ledger, chosen))
+    worker = builder.worker(nothing, (), concurrency=_CONCURRENCY, grace_s=_GRACE_S)
     worker.begin()
     atexit.register(end)
     return worker

@@ -1,4 +1,4 @@
-"""A file that says "I am alive", for probes that may touch neither the app nor the database.
+"""The heartbeat's file, for probes that may touch neither the app nor the database.
 
 Kubernetes gives a liveness probe one second, and runs it every few: no pathlib here, whose import
 would cost more than all the rest.
@@ -14,7 +14,7 @@ import time
 
 from fsa_cli.project.state_dir import state_dir
 
-#: A heartbeat that is older than this is no life. Whoever writes it does so every few seconds.
+#: An older heartbeat means that the process is dead: it writes one every few seconds.
 STALE_S = 30.0
 
 
@@ -24,7 +24,7 @@ def path() -> str:
 
 
 def beat() -> None:
-    """Say that this process is alive, now."""
+    """Write the heartbeat: this process is alive now."""
     file = path()
     os.makedirs(os.path.dirname(file), exist_ok=True)
     with open(file, "w", encoding="ascii") as stream:
@@ -40,7 +40,7 @@ def age_s() -> float | None:
 
 
 def live() -> int:
-    """Print whether there is a recent heartbeat; the exit code, 0 or 1."""
+    """Print whether the heartbeat is recent; the exit code, 0 or 1."""
     age = age_s()
     if age is None:
         sys.stderr.write(f"not alive: there is no heartbeat at {path()}\n")

@@ -1,4 +1,4 @@
-"""From a claim to a run that is being made, or to the end of one that cannot be."""
+"""Start claimed runs; record those that cannot start."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from fsa_cli.runner.run import Run
 
 __all__ = ["BuildRun", "Launcher"]
 
-#: Makes a run of what was claimed. Raises FsaError where it cannot be made.
+#: Builds the run of a claim. Raises FsaError if that cannot be.
 BuildRun = Callable[[ClaimedRun], Run]
 
 
 class Launcher:
-    """Begins the runs that this process has claimed.
+    """Starts the runs that this process has claimed.
 
     Args:
         late_ms: How late a run of each task may start.
-        skipped: Told of runs that do not begin: the task, the instant, the reason.
+        skipped: Called for each run that does not start: the task, the instant, the reason.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         clock: Clock,
-        executor: RunPool,
-        recorder: Completer,
-        trouble: Outage,
-        order: BuildRun,
+        pool: RunPool,
+        completer: Completer,
+        outage: Outage,
+        build_run: BuildRun,
         *,
         late_ms: Mapping[str, int],
         skipped: Callable[[str, int, str], None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._executor = executor
-        self._recorder = recorder
-        self._trouble = trouble
-        self._order = order
+        self._pool = pool
+        self._completer = completer
+        self._outage = outage
+        self._build_run = build_run
         self._late_ms = late_ms
         self._skipped = skipped
 
     def begin(self, claimed: ClaimedRun) -> bool:
-        """Have it made; False if its end is written down already, or it was given back."""
-        self._recorder.hold(claimed)
+        """Start a run; False if its outcome is written already, or it was queued again."""
+        self._completer.hold(claimed)
         late_ms = self._clock.now_ms - claimed.scheduled_ms
         if claimed.kind != "manual" and claimed.attempt == 1:
             allowed_ms = self._late_ms.get(claimed.task)
@@ -61,27 +61,27 @@ class Launcher:
                 self._skipped(claimed.task, claimed.scheduled_ms, "it could not start in time")
                 return False
         try:
-            run = self._order(claimed)
+            run = self._build_run(claimed)
         except FsaError as exc:
             self._end(claimed, "failed", exc.message, type(exc).__name__)
             self._skipped(claimed.task, claimed.scheduled_ms, exc.message)
             return False
-        if not self._executor.submit(run):
+        if not self._pool.submit(run):
             self.give_back([run])
             return False
         return True
 
     def give_back(self, runs: list[Run]) -> None:
-        """Let other nodes have what has not begun."""
-        claimed = [c for run in runs if (c := self._recorder.claim_of(run.run_id)) is not None]
-        with contextlib.suppress(Exception):  # then the reaper gives it back, or says so
-            self._trouble.met(lambda: requeue_claimed(self._ledger, claimed))
+        """Queue runs again that have not started, for any node."""
+        claimed = [c for run in runs if (c := self._completer.claim_of(run.run_id)) is not None]
+        with contextlib.suppress(Exception):  # then another node reaps it
+            self._outage.guard(lambda: requeue_claimed(self._ledger, claimed))
         for each in claimed:
-            self._recorder.drop(each.run_id)
+            self._completer.drop(each.run_id)
 
     def _end(self, claimed: ClaimedRun, status: str, error: str, kind: str | None = None) -> None:
         now_ms = self._clock.now_ms
-        self._recorder.end(
+        self._completer.end(
             RunOutcome(
                 run_id=claimed.run_id,
                 token=claimed.token,

@@ -1,4 +1,4 @@
-"""This process's place among the nodes: its id, its lease, and whether it may still trust it."""
+"""This node's id and lease, and whether it may still trust the lease."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _AGAIN_S = 0.5
 
 
 class Lease:
-    """Renews the lease every quarter of it, in a thread of its own, whatever the tasks do.
+    """Renews the lease every quarter of its length, in a thread that no task holds up.
 
     Args:
         tasks: The hash of each schedule that this node fires.
-        rejoined: Called when the node was declared dead and has a new id: what it was running is
-            no longer its own.
+        rejoined: Called when the node was declared dead and has a new id: the runs of the old one
+            are no longer its own.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         clock: Clock,
-        trouble: Outage,
+        outage: Outage,
         *,
         role: str,
         lease_s: float,
@@ -42,7 +42,7 @@ class Lease:
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._trouble = trouble
+        self._outage = outage
         self._role = role
         self._lease_s = lease_s
         self._tasks = tasks
@@ -66,12 +66,12 @@ class Lease:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread is there."""
+        """Whether its thread lives."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def trusted(self) -> bool:
-        """Whether nobody can have declared it dead yet: past that it starts nothing."""
+        """Whether no other node can have declared this one dead; without it nothing starts."""
         return time.monotonic() < self._trusted_until_s
 
     @property
@@ -80,7 +80,7 @@ class Lease:
         return self.trusted and time.monotonic() >= self._steady_since_s + self._lease_s / 2
 
     def join(self) -> None:
-        """Become a node, and stay one."""
+        """Register as a node and begin to renew the lease."""
         asked_s = time.monotonic()
         self._node = nodes.register(
             self._ledger, self._role, round(self._lease_s * 1000), self._tasks
@@ -94,21 +94,21 @@ class Lease:
             self._thread.start()
 
     def drain(self) -> None:
-        """From the next renewal on, say that nothing more is begun."""
+        """Mark the node as draining with the next renewal."""
         self._draining = True
 
     def leave(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._ended.set()
         self._trusted_until_s = 0.0
         if self._node is not None:
-            self._trouble.met(lambda: nodes.release(self._ledger, self.id))
+            self._outage.guard(lambda: nodes.release(self._ledger, self.id))
 
     def _keep(self) -> None:
         pause_s = self._lease_s / 4
         while not self._ended.wait(pause_s):
             began_s = time.monotonic()
-            self._trouble.met(self._renew)
+            self._outage.guard(self._renew)
             if self.trusted:
                 pause_s = max(self._lease_s / 4 - (time.monotonic() - began_s), _AGAIN_S)
             else:

@@ -1,4 +1,4 @@
-"""From an instant that has come, or a queued run, to one that this process makes."""
+"""Claim due instants and queued runs for this process, and start them."""
 
 from __future__ import annotations
 
@@ -21,68 +21,68 @@ from fsa_cli.processes.pool import RunPool
 __all__ = ["LocalDispatcher"]
 
 _ASKED = 1000
-# What comes in one instant is shared: all replicas have their free slots filled first.
+# Instants that come together are shared: all replicas fill their free slots first.
 _HEAD_START_S = 0.02
 
 
 class LocalDispatcher(Claimer):
-    """Claims what this process can start now: its free slots, and as many again.
+    """Claims as many runs as this process has free slots, and as many again.
 
-    What is more waits unclaimed, for another replica to take, or for a slot.
+    The others stay unclaimed, for another replica or until a slot is free.
 
     Args:
-        locks: The tasks that this process can run, and what each locks.
+        locks: The tasks that this process can run, and the lock of each.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         clock: Clock,
-        membership: Lease,
-        executor: RunPool,
+        lease: Lease,
+        pool: RunPool,
         launcher: Launcher,
-        trouble: Outage,
+        outage: Outage,
         *,
         locks: Mapping[str, str | None],
         skipped: Skipped,
     ) -> None:
-        super().__init__(ledger, clock, membership, trouble, skipped, "fsa claims")
-        self._executor = executor
+        super().__init__(ledger, clock, lease, outage, skipped, "fsa claims")
+        self._pool = pool
         self._launcher = launcher
         self._locks = locks
         self._fired_at_s = float("-inf")
 
     @property
     def idle(self) -> bool:
-        """Whether there was nothing more to claim, and nothing runs."""
-        return super().idle and self._executor.load == 0
+        """Whether nothing is left to claim, and nothing runs."""
+        return super().idle and self._pool.load == 0
 
     def fire(self, due: Sequence[Fired]) -> None:
-        """These instants have come."""
+        """Claim these instants, which have come due."""
         self._fired_at_s = time.monotonic()
         # Of one instant each replica begins with others: in one order the first would stay first.
         super().fire(sorted(random.sample(due, len(due)), key=itemgetter(1)))
 
     def freed(self) -> None:
-        """A slot is free."""
+        """Claim more, now that a slot is free."""
         if (self._backlog or self._more_queued) and self._room() > 0:
             with self._wanted:
                 self._wanted.notify()
 
     def close(self) -> None:
-        """Claim nothing more, and give back what has not begun."""
+        """Claim nothing more, and queue again what has not started."""
         super().close()
-        self._launcher.give_back(self._executor.close())
+        self._launcher.give_back(self._pool.close())
 
     def _room(self) -> int:
-        """How many more runs it may hold. It asks for many at a time, not for one after each."""
-        concurrency, load = self._executor.concurrency, self._executor.load
+        """How many more runs it may hold. It claims many at a time, not one after each."""
+        concurrency, load = self._pool.concurrency, self._pool.load
         return 2 * concurrency - load if load <= concurrency else 0
 
     def _room_for_fired(self) -> int:
         if time.monotonic() >= self._head_start_until_s:
             return self._room()
-        concurrency, load = self._executor.concurrency, self._executor.load
+        concurrency, load = self._pool.concurrency, self._pool.load
         return concurrency - load if load <= concurrency // 2 else 0
 
     def _look_at_s(self) -> float:
@@ -92,12 +92,12 @@ class LocalDispatcher(Claimer):
 
     @property
     def _head_start_until_s(self) -> float:
-        """Until then other replicas may have what this one cannot start now, if there are any."""
+        """Until then other replicas may take what this one cannot start now, if there are any."""
         return float("-inf") if self.alone else self._fired_at_s + _HEAD_START_S
 
     def _claim(self, due: Sequence[Fired]) -> bool:
         asked, window_ms = self._asked(due)
-        outcome = claim_due(self._ledger, self._membership.id, asked, window_ms=window_ms)
+        outcome = claim_due(self._ledger, self._lease.id, asked, window_ms=window_ms)
         for claimed in outcome.mine:
             self._launcher.begin(claimed)
         if outcome.queued:
@@ -108,7 +108,7 @@ class LocalDispatcher(Claimer):
         return True
 
     def _drop_taken(self) -> None:
-        """Other replicas are at it: ask once what they have, and not for a few at a time."""
+        """Ask once for everything that other replicas have claimed, not for a few at a time."""
         with self._wanted:
             waiting = [(each.task.name, instant) for each, instant in self._backlog]
         if waiting:
@@ -116,7 +116,7 @@ class LocalDispatcher(Claimer):
             self.forget(self._ledger.read(lambda c: instants_with_row(self._ledger, c, asked)))
 
     def _claim_queued(self, room: int) -> bool:
-        found = claim_queued(self._ledger, self._membership.id, self._locks, most=room)
+        found = claim_queued(self._ledger, self._lease.id, self._locks, most=room)
         self._waits_for_lock = found.waits
         for claimed in found.runs:
             self._launcher.begin(claimed)

@@ -1,4 +1,4 @@
-"""What must be done every second so that nothing is lost: the sweep, the dead, the cancelled."""
+"""Each second: backfill, dead nodes, cancelled and late runs; now and then pruning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Maintenance"]
 _EVERY_S = 1.0
 # An instant younger than that may be on its way to its row.
 _SWEPT_AFTER_MS = 1000
-# Also one that waits here for a slot; but it is not claimed for ever (see `claimer._WINDOW_MS`).
+# Also one that waits for a slot; but it is not claimed for ever (see `claimer._WINDOW_MS`).
 _WAITED_FOR_MS = 4000
 _RECONCILED_EVERY_S = 5.0
 _RECONCILED_AFTER_MS = 10_000
@@ -32,25 +32,25 @@ _PRUNED_EVERY_S = 600.0
 
 
 class Maintenance:
-    """A thread that does them, and goes on whatever one of them meets.
+    """A thread that goes on whatever error one of its steps meets.
 
     Args:
-        parts: What claims, and what hands over.
+        parts: The claimers of this node.
         fired_until_ms: Every instant up to then was fired by this process.
         applied: Which of these runs have taken effect in a database that is not the ledger's.
-        prune: Deletes what is there of runs that the ledger has forgotten.
-        died: Told of nodes that were found dead.
+        prune: Deletes the marks of runs that the ledger has pruned.
+        died: Called when nodes were found dead.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         clock: Clock,
-        membership: Lease,
-        executor: RunPool,
-        recorder: Completer,
+        lease: Lease,
+        pool: RunPool,
+        completer: Completer,
         parts: Sequence[Claimer],
-        trouble: Outage,
+        outage: Outage,
         *,
         fired_until_ms: Callable[[], int],
         applied: Callable[[Sequence[str]], set[str]],
@@ -59,11 +59,11 @@ class Maintenance:
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._membership = membership
-        self._executor = executor
-        self._recorder = recorder
+        self._lease = lease
+        self._pool = pool
+        self._completer = completer
         self._parts = parts
-        self._trouble = trouble
+        self._outage = outage
         self._fired_until_ms = fired_until_ms
         self._applied = applied
         self._prune = prune
@@ -74,14 +74,14 @@ class Maintenance:
         self._ended = threading.Event()
         self._reconcile_at_s = time.monotonic() + _RECONCILED_EVERY_S
         self._prune_at_s = time.monotonic() + _PRUNED_EVERY_S / 2
-        self._thread = threading.Thread(target=self._serve, name="fsa chores", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="fsa maintenance", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether its thread is there."""
+        """Whether its thread lives."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
@@ -90,33 +90,33 @@ class Maintenance:
             self._thread.join(5)
 
     def expect(self, due: Iterable[tuple[Scheduled, int]]) -> None:
-        """These instants have come: a second later each has a row."""
+        """Backfill these instants, which have come due, a second later."""
         with self._lock:
             self._fired.extend((each.start_ms(instant), each, instant) for each, instant in due)
 
     def has_timed_out(self, run_id: str) -> bool:
-        """Whether the run's end is written already, although its thread went on."""
+        """Whether the run is recorded as timed out although its thread goes on."""
         return run_id in self._timed_out
 
     def prune(self) -> None:
-        """Delete what is old, for a process that is about to end."""
-        self._trouble.met(self._prune_runs)
+        """Prune, for a process that is about to end."""
+        self._outage.guard(self._prune_runs)
 
     def returned(self, run_id: str) -> None:
-        """A run that had timed out has returned at last."""
+        """Free the lock of a run that had timed out and has returned."""
         self._timed_out.discard(run_id)
-        self._recorder.free(run_id)
+        self._completer.free(run_id)
 
     def _serve(self) -> None:
         with self._ledger.keeping_a_connection():
             while not self._ended.wait(_EVERY_S):
                 self._end_overdue()
-                for chore in (self._sweep, self._reap, self._cancel, self._now_and_then):
-                    if self._trouble.met(chore) is None:
+                for step in (self._sweep, self._reap, self._cancel, self._now_and_then):
+                    if self._outage.guard(step) is None:
                         break
 
     def poll(self) -> None:
-        """There is something in the queue."""
+        """Have the claimers look at the queue at once."""
         for part in self._parts:
             part.poll()
 
@@ -147,7 +147,7 @@ class Maintenance:
             chosen = [each for each in ripe if each[1].jitter_ms == jitter_ms]
             counts = backfill(
                 self._ledger,
-                self._membership.id,
+                self._lease.id,
                 [scheduled.expected(instant, namespace) for _, scheduled, instant in chosen],
                 cut_ms - jitter_ms,
                 {scheduled.task.name: scheduled.schedule_hash for _, scheduled, _ in chosen},
@@ -160,12 +160,12 @@ class Maintenance:
             self.poll()
 
     def _reap(self) -> bool:
-        if not self._membership.may_reap:
+        if not self._lease.may_reap:
             return True
         leases = nodes.leases(self._ledger)
         for part in self._parts:
             part.alone = leases.schedulers < 2
-        dead = [each for each in leases.expired if each != self._membership.id]
+        dead = [each for each in leases.expired if each != self._lease.id]
         if dead:
             died = maintenance.reap(
                 self._ledger, dead, self._applied(maintenance.running(self._ledger, dead))
@@ -176,26 +176,26 @@ class Maintenance:
         return True
 
     def _cancel(self) -> bool:
-        held = self._recorder.held
+        held = self._completer.held
         if held:
-            wanted = set(control.cancel_requested(self._ledger, self._membership.id))
-            for run in self._executor.running:
+            wanted = set(control.cancel_requested(self._ledger, self._lease.id))
+            for run in self._pool.running:
                 if run.run_id in wanted:
-                    self._executor.cancel_run(run)
+                    self._pool.cancel_run(run)
         return True
 
     def _end_overdue(self) -> None:
-        """Mark sync runs whose time is over. Their threads keep the slot and the lock."""
-        for run in self._executor.overdue():
-            claimed = self._recorder.claim_of(run.run_id)
+        """Mark sync runs that are past their time-out. Their threads keep the slot and the lock."""
+        for run in self._pool.overdue():
+            claimed = self._completer.claim_of(run.run_id)
             if run.run_id in self._timed_out or claimed is None:
                 continue
             run.stop.set()
             run.statements.end_of_thread()
-            if run in self._executor.overdue(by_s=_EVERY_S):
+            if run in self._pool.overdue(by_s=_EVERY_S):
                 self._timed_out.add(run.run_id)
                 now_ms = self._clock.now_ms
-                self._recorder.end(
+                self._completer.end(
                     RunOutcome(
                         run_id=run.run_id,
                         token=claimed.token,
@@ -211,13 +211,13 @@ class Maintenance:
                 )
 
     def _now_and_then(self) -> bool:
-        self._recorder.write_progress()
+        self._completer.write_progress()
         now_s = time.monotonic()
         if now_s >= self._reconcile_at_s:
             self._reconcile_at_s = now_s + _RECONCILED_EVERY_S
             before_ms = self._clock.now_ms - _RECONCILED_AFTER_MS
-            held = self._recorder.held
-            if maintenance.reconcile(self._ledger, self._membership.id, held, before_ms):
+            held = self._completer.held
+            if maintenance.reconcile(self._ledger, self._lease.id, held, before_ms):
                 self.poll()
         if now_s >= self._prune_at_s:
             more = self._prune_runs()

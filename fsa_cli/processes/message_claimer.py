@@ -1,4 +1,4 @@
-"""From an engine's message to a run that this process makes."""
+"""Claim the runs whose messages a broker has delivered, and start them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _MOST = 500
 
 
 class MessageClaimer:
-    """Claims the runs whose messages have come; those of one moment in one statement.
+    """Claims delivered runs; those that arrive together in one statement.
 
     Args:
-        locks: The tasks that this process can run, and what each locks.
+        locks: The tasks that this process can run, and the lock of each.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        membership: Lease,
+        lease: Lease,
         launcher: Launcher,
-        trouble: Outage,
+        outage: Outage,
         locks: Mapping[str, str | None],
     ) -> None:
         self._ledger = ledger
-        self._membership = membership
+        self._lease = lease
         self._launcher = launcher
-        self._trouble = trouble
+        self._outage = outage
         self._locks = locks
         self._lock = threading.Lock()
         self._turn = threading.Lock()
@@ -53,14 +53,14 @@ class MessageClaimer:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread is there."""
+        """Whether its thread lives."""
         return self._thread.is_alive()
 
     def take(self, run_id: str) -> Future[None]:
-        """Make a run whose message has come; done when it has ended, or is not ours to make."""
+        """Execute a delivered run; done when it has ended, or another process has it."""
         future: Future[None] = Future()
         with self._lock:
-            # One that comes twice runs once; that it is being made here already is enough to know.
+            # A message that comes twice runs once: the first one is being executed here.
             if self._ended or run_id in self._futures:
                 future.set_result(None)
                 return future
@@ -69,20 +69,20 @@ class MessageClaimer:
         return future
 
     def ended(self, run_id: str) -> None:
-        """A run has ended, or will not be made here."""
+        """Acknowledge the message of a run that has ended, or is not executed here."""
         with self._lock:
             future = self._futures.pop(run_id, None)
         if future is not None:
             _resolve(future)
 
     def stop(self) -> None:
-        """Claim nothing more: what comes from now on is queued again, for others."""
+        """Claim nothing more: runs that are delivered from now on are queued again."""
         self._closed = True
-        if self._turn.acquire(timeout=5):  # what is being claimed has begun
+        if self._turn.acquire(timeout=5):  # what is being claimed has started
             self._turn.release()
 
     def let_go(self) -> None:
-        """Whatever still waits is over for the engine."""
+        """Acknowledge every message that still waits, and end the thread."""
         with self._lock:
             self._ended = True
         self._come.put(None)
@@ -111,21 +111,21 @@ class MessageClaimer:
         return not self._ended
 
     def _begin(self, run_ids: list[str]) -> set[str]:
-        """Those that are being made here now."""
+        """The runs that have started here."""
         while not self._ended:
             with self._turn:
                 if self._closed:
-                    if self._trouble.met(lambda: self._give_back(run_ids)):
+                    if self._outage.guard(lambda: self._give_back(run_ids)):
                         return set()
-                elif self._membership.trusted:
-                    taken = self._trouble.met(lambda: self._claim(run_ids))
+                elif self._lease.trusted:
+                    taken = self._outage.guard(lambda: self._claim(run_ids))
                     if taken is not None:
                         return {each.run_id for each in taken if self._launcher.begin(each)}
             time.sleep(_AGAIN_S)
         return set()
 
     def _claim(self, run_ids: list[str]) -> list[ClaimedRun]:
-        return claim_dispatched(self._ledger, self._membership.id, self._locks, run_ids)
+        return claim_dispatched(self._ledger, self._lease.id, self._locks, run_ids)
 
     def _give_back(self, run_ids: list[str]) -> bool:
         requeue_dispatched(self._ledger, run_ids)
@@ -135,5 +135,5 @@ class MessageClaimer:
 def _resolve(future: Future[None]) -> None:
     try:
         future.set_result(None)
-    except InvalidStateError:  # whoever waited for it has given up
+    except InvalidStateError:  # the broker's worker waits no more
         return

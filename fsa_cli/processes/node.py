@@ -1,4 +1,4 @@
-"""The process behind `fsa scheduler start`: it fires, claims, runs, records, and ends cleanly."""
+"""The process behind `fsa scheduler start`: fire, claim, execute, record, drain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import FrameType
 from typing import Protocol
@@ -47,12 +47,12 @@ _CANCEL_S = 3.0
 _CANCEL_NOW_S = 0.5
 _STUCK_MS = 5000
 _SKEW_S = 1.0
-# Python's 5 ms is how long a thread that has an answer waits for one that computes.
+# Python's 5 ms is how long a thread that has its answer waits for one that computes.
 _SWITCH_S = 0.001
 
 
 class Listener(Protocol):
-    """Who is told what happens; called from several threads."""
+    """Hears what happens; called from several threads."""
 
     def finished(self, run: Run, result: RunResult, again: bool) -> None: ...
     def cancelled(self, run: Run) -> None: ...
@@ -64,7 +64,7 @@ class Listener(Protocol):
 
 
 class ServiceThread(Protocol):
-    """Something with a thread that must live."""
+    """A service whose thread must live."""
 
     @property
     def alive(self) -> bool: ...
@@ -72,7 +72,7 @@ class ServiceThread(Protocol):
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What had not ended when the host gave up waiting."""
+    """The runs that had not ended when the node gave up waiting."""
 
     signal: signal.Signals
     runs: tuple[Run, ...]
@@ -80,12 +80,12 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions:
-    """How a host works.
+    """How a node works.
 
     Attributes:
         concurrency: How many runs go on at a time.
         grace_s: How long running tasks may go on after SIGTERM or SIGINT.
-        lease_s: How long the other nodes take this one for alive after it was last heard of.
+        lease_s: How long the other nodes take this one for alive after its last renewal.
         pulse: Called every few seconds while all is well.
     """
 
@@ -96,16 +96,16 @@ class NodeOptions:
 
 
 class Node:
-    """Runs what is planned, and what is queued, until a signal comes.
+    """Runs what is scheduled and what is queued, until a signal comes.
 
     Args:
-        planned: What it fires.
-        known: What the ledger is told of each task.
-        locks: Every task that it can run, and what each locks.
-        order: Makes a run of a claim.
+        planned: The schedules that it fires.
+        known: The tasks as the ledger registers them.
+        locks: Every task that it can run, and the lock of each.
+        brokers: By name, each with the locks of the tasks whose runs it carries.
+        build_run: Builds the run of a claim.
         applied: Which runs have taken effect in databases that are not the ledger's.
-        prune: Deletes what is there of runs that the ledger has forgotten.
-        engines: What carries runs of these tasks, by name; each with the locks of its own.
+        prune: Deletes the marks of runs that the ledger has pruned.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Node:
         planned: Sequence[Scheduled],
         known: Sequence[RegisteredTask],
         locks: Mapping[str, str | None],
-        engines: Mapping[str, tuple[Executor, Mapping[str, str | None]]],
-        order: BuildRun,
+        brokers: Mapping[str, tuple[Executor, Mapping[str, str | None]]],
+        build_run: BuildRun,
         applied: Callable[[Sequence[str]], set[str]],
         prune: Callable[[], None],
         listener: Listener,
@@ -134,25 +134,25 @@ class Node:
         self._inbox: queue.SimpleQueue[signal.Signals | None] = queue.SimpleQueue()
         self._hosting = self._stopping = False
         self.clock = Clock()
-        self._hooks = Notifications()
-        self.trouble = Outage(listener.warn, ledger.where)
-        self.membership = Lease(
+        self._notifications = Notifications()
+        self.outage = Outage(listener.warn, ledger.where)
+        self.lease = Lease(
             ledger,
             self.clock,
-            self.trouble,
+            self.outage,
             role=role,
             lease_s=options.lease_s,
             # A tick stands for no instant: it is gone before the next one comes.
             tasks={e.task.name: e.schedule_hash for e in planned if role == "scheduler"},
             rejoined=lambda: listener.warn("this node was declared dead; it has a new id"),
         )
-        self.executor = RunPool(options.concurrency, self._finished, self._hooks.began)
-        self._recorder = Completer(
+        self.pool = RunPool(options.concurrency, self._finished, self._notifications.began)
+        self._completer = Completer(
             ledger,
             self.clock,
-            self.trouble,
+            self.outage,
             listener.lost,
-            busy=lambda: not self._stopping and self.dispatcher.backlog > 0,
+            busy=lambda: not self._stopping and self.local_dispatcher.backlog > 0,
             written=self._released,
         )
 
@@ -162,41 +162,41 @@ class Node:
         self._launcher = Launcher(
             ledger,
             self.clock,
-            self.executor,
-            self._recorder,
-            self.trouble,
-            order,
+            self.pool,
+            self._completer,
+            self.outage,
+            build_run,
             late_ms={each.task.name: _late_ms(each) for each in planned},
             skipped=skipped,
         )
-        self.dispatcher = LocalDispatcher(
+        self.local_dispatcher = LocalDispatcher(
             ledger,
             self.clock,
-            self.membership,
-            self.executor,
+            self.lease,
+            self.pool,
             self._launcher,
-            self.trouble,
+            self.outage,
             locks=locks,
             skipped=skipped,
         )
-        self.courier = BrokerDispatcher(
+        self.broker_dispatcher = BrokerDispatcher(
             ledger,
             self.clock,
-            self.membership,
-            self.trouble,
+            self.lease,
+            self.outage,
             listener.warn,
-            engines,
+            brokers,
             skipped=skipped,
         )
         self.timer = Timer(self.clock, self._fire)
-        self._chores = Maintenance(
+        self._maintenance = Maintenance(
             ledger,
             self.clock,
-            self.membership,
-            self.executor,
-            self._recorder,
-            [self.dispatcher, self.courier],
-            self.trouble,
+            self.lease,
+            self.pool,
+            self._completer,
+            [self.local_dispatcher, self.broker_dispatcher],
+            self.outage,
             fired_until_ms=lambda: self.timer.fired_until_ms,
             applied=applied,
             prune=prune,
@@ -206,7 +206,7 @@ class Node:
 
     @property
     def alive(self) -> bool:
-        """Whether the schedule is kept: else the process should be started anew."""
+        """Whether the schedule is kept; if not, the process should be restarted."""
         if not self._hosting:
             return True
         well = self.timer.failure is None and self._dead_thread is None
@@ -214,20 +214,20 @@ class Node:
 
     @property
     def _parts(self) -> Mapping[str, ServiceThread]:
-        """What must live, by whose thread it is."""
+        """The services that must live, by the name of their thread."""
         return {
             "APScheduler's": self.timer,
-            "the claims'": self.dispatcher,
-            "the hand-over's": self.courier,
+            "the local dispatcher's": self.local_dispatcher,
+            "the broker dispatcher's": self.broker_dispatcher,
             **self._common_parts,
         }
 
     @property
     def _common_parts(self) -> Mapping[str, ServiceThread]:
         return {
-            "the chores'": self._chores,
-            "the finishes'": self._recorder,
-            "the lease's": self.membership,
+            "the maintenance's": self._maintenance,
+            "the completer's": self._completer,
+            "the lease's": self.lease,
         }
 
     @property
@@ -237,23 +237,23 @@ class Node:
 
     @property
     def unready(self) -> str | None:
-        """Why it starts nothing now; None if it does."""
+        """Why it starts no runs now; None if it does."""
         if self._stopping:
             return "draining"
         if not self._hosting:
             return "starting"
-        if not self.membership.trusted:
+        if not self.lease.trusted:
             return "the lease could not be renewed: another node may have taken over"
-        return None if self.trouble.over else "the ledger cannot be reached"
+        return "the ledger cannot be reached" if self.outage.is_open else None
 
     @property
     def progress(self) -> Callable[..., None]:
-        """What a run's progress is reported to, with the run's id."""
-        return self._recorder.progress
+        """Takes a run's id and its progress."""
+        return self._completer.progress
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Have SIGTERM and SIGINT end it; as PID 1 too, where they would be ignored."""
+        """End on SIGTERM and SIGINT; as PID 1 too, which would ignore them."""
         assert threading.current_thread() is threading.main_thread()
 
         def note(number: int, frame: FrameType | None) -> None:
@@ -269,7 +269,7 @@ class Node:
                 signal.signal(number, handler)
 
     def run(self) -> Unfinished | None:
-        """Host the schedule until SIGTERM or SIGINT; None if everything that ran has ended.
+        """Run until SIGTERM or SIGINT; None if everything that ran has ended.
 
         Within `signals`.
 
@@ -288,31 +288,32 @@ class Node:
     def tick(self) -> Unfinished | None:
         """Run what is due, wait for it, and end; within `signals`."""
         self._join()
-        self.dispatcher.start()
-        self.courier.start()
-        self._chores.start()
-        while not (self.dispatcher.idle and self.courier.idle) or self._recorder.held:
+        self.local_dispatcher.start()
+        self.broker_dispatcher.start()
+        self._maintenance.start()
+        dispatchers = self.local_dispatcher, self.broker_dispatcher
+        while not all(each.idle for each in dispatchers) or self._completer.held:
             with contextlib.suppress(queue.Empty):
                 if (number := self._inbox.get(timeout=0.05)) is not None:
                     return self._drain(number)
-        self._chores.prune()
+        self._maintenance.prune()
         return self._drain(None)
 
     def _begin(self) -> None:
-        """Become a node, and start what runs beside this thread."""
+        """Register as a node, and start the services."""
         self._join()
-        self.timer.start(self._planned, self.membership.started_ms)
+        self.timer.start(self._planned, self.lease.started_ms)
         self._settle()
-        self.dispatcher.start()
-        self.courier.start()
-        self._chores.start()
+        self.local_dispatcher.start()
+        self.broker_dispatcher.start()
+        self._maintenance.start()
 
     def _halt(self) -> None:
-        """A signal has come: let nothing new come."""
+        """Fire nothing more, after a signal."""
         self.timer.stop()
 
     def _ending(self) -> None:
-        """Nothing runs any more."""
+        """Called when nothing runs any more."""
 
     def _settle(self) -> None:
         # The app and its schedules stay: looking through them stops every thread for 50 ms.
@@ -321,29 +322,29 @@ class Node:
 
     def _join(self) -> None:
         watermarks = register_tasks(self._ledger, self._known)
-        self.membership.join()
-        until_ms = self.membership.started_ms
+        self.lease.join()
+        until_ms = self.lease.started_ms
         expected = catch_up(self._planned, watermarks, until_ms, self._ledger.namespace)
         plain = {each.task.name: each.schedule_hash for each in self._planned if not each.jitter_ms}
-        backfill(self._ledger, self.membership.id, expected, until_ms, plain)
+        backfill(self._ledger, self.lease.id, expected, until_ms, plain)
 
     def _fire(self, due: list[tuple[Scheduled, int]]) -> None:
-        carried = [each for each in due if self.courier.carries(each[0])]
+        carried = [each for each in due if self.broker_dispatcher.carries(each[0])]
         if carried:
-            self.courier.fire(carried)
-            due = [each for each in due if not self.courier.carries(each[0])]
+            self.broker_dispatcher.fire(carried)
+            due = [each for each in due if not self.broker_dispatcher.carries(each[0])]
         if due:
-            self.dispatcher.fire(due)
-        self._chores.expect([*due, *carried])
+            self.local_dispatcher.fire(due)
+        self._maintenance.expect([*due, *carried])
 
     def _released(self) -> None:
-        self.dispatcher.released()
-        self.courier.released()
+        self.local_dispatcher.released()
+        self.broker_dispatcher.released()
 
     def _poll_in(self, seconds: float) -> None:
-        """There will be something in the queue; within the next second it is worth a look."""
+        """Look at the queue when a retry comes due, if that is before the next poll."""
         if seconds < _POLLED_EVERY_S:
-            timer = threading.Timer(seconds, self._chores.poll)
+            timer = threading.Timer(seconds, self._maintenance.poll)
             timer.daemon = True
             timer.start()
 
@@ -351,28 +352,28 @@ class Node:
         try:
             self._record(run, result)
         finally:
-            self.dispatcher.freed()
+            self.local_dispatcher.freed()
             if self._stopping:
                 self._inbox.put(None)
 
     def _record(self, run: Run, result: RunResult | None) -> None:
-        claimed, again = self._recorder.claim_of(run.run_id), False
+        claimed, again = self._completer.claim_of(run.run_id), False
         if result is not None and result.status == "failed" and run.stop.is_set():
-            result = None  # it was told to end, and did
-        if self._chores.has_timed_out(run.run_id):
-            self._chores.returned(run.run_id)
+            result = None  # it was cancelled
+        if self._maintenance.has_timed_out(run.run_id):
+            self._maintenance.returned(run.run_id)
         elif claimed is not None:
             end = outcome_of(run, claimed, result, self.clock)
             if result is None and self._stopping:
                 end = self._interrupted(run, end)
             elif result is not None and not result.succeeded and self._took_effect(run, result):
                 end = outcome_of(run, claimed, result, self.clock, took_effect=True)
-            self._recorder.end(end)
+            self._completer.end(end)
             again = end.retry_in_ms is not None
             if end.retry_in_ms is not None:
                 self._poll_in(end.retry_in_ms / 1000)
             if result is not None:
-                self._hooks.ended(run, result, again=again)
+                self._notifications.ended(run, result, again=again)
             self._count(end.status)
         if result is None:
             self._listener.cancelled(run)
@@ -380,15 +381,13 @@ class Node:
             self._listener.finished(run, result, again)
 
     def _took_effect(self, run: Run, result: RunResult) -> bool:
-        """Whether a run that failed here is committed all the same, in another database."""
+        """Whether a run that failed here has committed all the same, in another database."""
         if not (result.at_commit or result.attempt > 1):
             return False
-        found = self.trouble.met(lambda: self._applied([run.run_id]))
+        found = self.outage.guard(lambda: self._applied([run.run_id]))
         return bool(found)
 
     def _interrupted(self, run: Run, end: RunOutcome) -> RunOutcome:
-        from dataclasses import replace
-
         if run.task.on_crash == "retry":
             return replace(end, status="failed", retry_in_ms=0)
         return replace(
@@ -417,7 +416,7 @@ class Node:
             self._watch()
 
     def _watch(self) -> None:
-        """What would keep the schedule from running without anybody noticing."""
+        """Raise what would stop the schedule unnoticed; warn of a skewed clock."""
         if self.timer.failure is not None:
             raise self.timer.failure
         if (dead := self._dead_thread) is not None:
@@ -438,38 +437,38 @@ class Node:
 
     def _drain(self, number: signal.Signals | None) -> Unfinished | None:
         self._stopping = True
-        self.membership.drain()
-        self.dispatcher.close()
-        self.courier.close()
-        if number is not None and self.executor.running:
-            self._listener.stopping(number.name, self.executor.running, self._options.grace_s)
+        self.lease.drain()
+        self.local_dispatcher.close()
+        self.broker_dispatcher.close()
+        if number is not None and self.pool.running:
+            self._listener.stopping(number.name, self.pool.running, self._options.grace_s)
         again = self._wait(self._options.grace_s)
-        left = tuple(self.executor.running)
+        left = tuple(self.pool.running)
         if left:
-            self.executor.cancel()
+            self.pool.cancel()
             self._wait(_CANCEL_NOW_S if again else _CANCEL_S)
-            self._mark(self.executor.running)
+            self._mark(self.pool.running)
         else:
-            self.executor.stop()
+            self.pool.stop()
         self._ending()
-        self._chores.stop()
-        self._recorder.close(2.0)
-        self._hooks.close(1.0)
-        self.membership.leave()
+        self._maintenance.stop()
+        self._completer.close(2.0)
+        self._notifications.close(1.0)
+        self.lease.leave()
         return Unfinished(again or number or signal.SIGTERM, left) if left else None
 
     def _mark(self, running: Sequence[Run]) -> None:
-        """Record runs whose threads cannot be ended: the process will end with them."""
+        """Record runs whose threads cannot be ended as interrupted: the process ends with them."""
         for run in running:
-            claimed = self._recorder.claim_of(run.run_id)
-            if claimed is not None and not self._chores.has_timed_out(run.run_id):
+            claimed = self._completer.claim_of(run.run_id)
+            if claimed is not None and not self._maintenance.has_timed_out(run.run_id):
                 end = outcome_of(run, claimed, None, self.clock)
-                self._recorder.end(self._interrupted(run, end))
+                self._completer.end(self._interrupted(run, end))
 
     def _wait(self, seconds: float) -> signal.Signals | None:
-        """Wait until nothing runs, for so long, or until a signal comes, which is returned."""
+        """Wait until nothing runs, *seconds* at most; a signal that comes meanwhile is returned."""
         until = time.monotonic() + seconds
-        while self.executor.running and (left := until - time.monotonic()) > 0:
+        while self.pool.running and (left := until - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 if (number := self._inbox.get(timeout=left)) is not None:
                     return number

@@ -1,4 +1,4 @@
-"""Who else is told how runs go: the task's `on_failure` and its ping URL. No run waits for it."""
+"""A task's `on_failure` functions and its ping URL. No run waits for them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TIMEOUT_S = 10.0
 
 
 class Notifications:
-    """Calls them one after another, in threads of their own; when too many wait, the rest is lost.
+    """Calls them one after another, in threads of their own; drops what is too many.
 
-    What a hook raises is logged. The pings follow https://healthchecks.io/docs/http_api/: `/start`,
-    the URL itself for a success, `/fail`, with the run's id as `rid`.
+    What a function raises is logged. The pings follow https://healthchecks.io/docs/http_api/:
+    `/start`, the URL itself for a success, `/fail`, with the run's id as `rid`.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Notifications:
             self._ping(run, "/start")
 
     def ended(self, run: Run, result: RunResult, *, again: bool) -> None:
-        """A run has ended; *again*: another attempt follows, and nobody is told yet."""
+        """Notify that a run has ended; not yet if another attempt follows (*again*)."""
         if again:
             return
         if run.task.ping is not None:
@@ -52,7 +52,7 @@ class Notifications:
                 )
 
     def close(self, within_s: float) -> None:
-        """Call what is left, for so long at most."""
+        """Make the calls that are left, for *within_s* at most."""
         for waiting in self._queues.values():
             try:
                 waiting.put_nowait(None)
@@ -88,7 +88,7 @@ class Notifications:
             try:
                 call()
             except Exception:
-                logger.exception("a hook of a task's failed")
+                logger.exception("an on_failure function failed")
 
 
 def _post(url: str, text: str) -> None:

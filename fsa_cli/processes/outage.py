@@ -1,4 +1,4 @@
-"""The ledger cannot be reached: said once when it begins, and once when it is over."""
+"""The ledger cannot be reached: reported once when it begins, and once when it is over."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TRIED_AGAIN_S = 10.0
 
 
 class Outage:
-    """Several threads meet it; one of them says so.
+    """Guards the ledger calls of several threads; one of them reports an outage.
 
     Args:
-        warn: Puts a line in front of a person.
+        warn: Shows a line to a person.
     """
 
     def __init__(self, warn: Callable[[str], None], where: str) -> None:
@@ -33,12 +33,12 @@ class Outage:
         self._since_s = 0.0
 
     @property
-    def over(self) -> bool:
-        """Whether nothing has failed lately that has not succeeded since."""
-        return not self._failing
+    def is_open(self) -> bool:
+        """Whether something has failed lately that has not succeeded since."""
+        return bool(self._failing)
 
-    def met(self, work: Callable[[], T]) -> T | None:
-        """What *work* returns; None if the ledger could not be reached."""
+    def guard(self, work: Callable[[], T]) -> T | None:
+        """The value of *work*; None if the ledger could not be reached."""
         name = getattr(work, "__qualname__", repr(work))
         try:
             value = work()
@@ -56,7 +56,7 @@ class Outage:
         return value
 
     def _note_success(self, name: str) -> None:
-        """It is back when everything that had failed has succeeded, or is not tried any more."""
+        """End the outage once all that had failed has succeeded, or is not tried any more."""
         now_s = time.monotonic()
         with self._lock:
             left = {

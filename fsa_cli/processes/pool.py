@@ -1,4 +1,4 @@
-"""Runs in this process: sync tasks in threads, async ones on one event loop."""
+"""Execute runs in this process: sync tasks in threads, async ones on one event loop."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Finished = Callable[[Run, RunResult | None], None]
 
 
 class RunPool:
-    """Makes runs, at most so many at a time; the others wait in the order in which they came.
+    """Executes runs, *concurrency* at a time; the others wait in the order of their submission.
 
     Each run has a context of its own, so that no ContextVar is carried from one to the next. The
     threads are daemons: one that hangs cannot keep the process from ending.
 
     Args:
         concurrency: How many runs go on at a time.
-        finished: Called with each run and its result, in the thread that made it; the result is
+        finished: Called with each run and its result, in the thread that executed it; the result is
             None if the run was cancelled.
-        began: Called with each run as it begins, in the thread that makes it.
+        began: Called with each run as it starts, in the thread that executes it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class RunPool:
         self._loop = _LoopThread()
 
     def submit(self, run: Run) -> bool:
-        """Take *run*; False if the executor was closed."""
+        """Take *run*; False if the pool is closed."""
         with self._lock:
             if self._closed:
                 return False
@@ -66,7 +66,7 @@ class RunPool:
 
     @property
     def waiting(self) -> int:
-        """How many runs have not begun."""
+        """How many runs have not started."""
         return len(self._waiting)
 
     @property
@@ -76,7 +76,7 @@ class RunPool:
             return len(self._running) + len(self._waiting)
 
     def overdue(self, by_s: float = 0.0) -> list[Run]:
-        """The sync runs whose time is over, by so much. Nothing can interrupt a thread."""
+        """The sync runs that are *by_s* past their time-out. Nothing can interrupt a thread."""
         now_s = time.monotonic()
         with self._lock:
             return [
@@ -89,7 +89,7 @@ class RunPool:
             ]
 
     def close(self) -> list[Run]:
-        """Start nothing more; the runs that were waiting. What runs goes on."""
+        """Start nothing more, and return the runs that waited. What runs goes on."""
         with self._lock:
             self._closed = True
             left = list(self._waiting)
@@ -97,12 +97,12 @@ class RunPool:
         return left
 
     def cancel(self) -> None:
-        """Cancel the async runs, and tell the sync ones to end (`TaskContext.cancelled`)."""
+        """Cancel the async runs; set `TaskContext.cancelled` for the sync ones."""
         for run in self.running:
             self.cancel_run(run)
 
     def cancel_run(self, run: Run) -> None:
-        """Cancel one; a sync one's statement is ended."""
+        """Cancel one run; the statement of a sync one is ended."""
         run.stop.set()
         if _on_loop(run):
             self._loop.cancel(run.run_id)
@@ -128,7 +128,7 @@ class RunPool:
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def _next(self) -> Run | None:
-        """The next run that may begin."""
+        """The next run that may start."""
         with self._lock:
             if not self._waiting or len(self._running) >= self.concurrency:
                 return None
@@ -175,7 +175,7 @@ class RunPool:
         try:
             self._finished(run, result)
         except Exception:
-            logger.exception("the end of a run of %s could not be told", run.task.name)
+            logger.exception("the outcome of a run of %s could not be handled", run.task.name)
 
 
 def _on_loop(run: Run) -> bool:

@@ -16,7 +16,7 @@ __all__ = ["serving"]
 
 
 @contextlib.contextmanager
-def serving(host: Node, address: str, port: int) -> Iterator[int]:
+def serving(node: Node, address: str, port: int) -> Iterator[int]:
     """Serve them while inside; the port, which the system chooses where *port* is 0.
 
     Raises:
@@ -27,12 +27,12 @@ def serving(host: Node, address: str, port: int) -> Iterator[int]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/livez":
-                self._answer(200 if host.alive else 503, "alive" if host.alive else "stuck")
+                self._answer(200 if node.alive else 503, "alive" if node.alive else "stuck")
             elif path == "/readyz":
-                reason = host.unready
+                reason = node.unready
                 self._answer(503 if reason else 200, reason or "ready")
             elif path == "/metrics":
-                self._answer(200, metrics(host), "text/plain; version=0.0.4; charset=utf-8")
+                self._answer(200, metrics(node), "text/plain; version=0.0.4; charset=utf-8")
             else:
                 self._answer(404, "/livez, /readyz and /metrics are here")
 
@@ -46,7 +46,7 @@ def serving(host: Node, address: str, port: int) -> Iterator[int]:
                 self.wfile.write(body)
 
         def log_message(self, *arguments: Any) -> None:
-            """A probe every few seconds is no news."""
+            """Log nothing: a probe comes every few seconds."""
 
     try:
         server = ThreadingHTTPServer((address, port), Handler)
@@ -64,20 +64,20 @@ def serving(host: Node, address: str, port: int) -> Iterator[int]:
         server.server_close()
 
 
-def metrics(host: Node) -> str:
+def metrics(node: Node) -> str:
     """Prometheus' text format: https://prometheus.io/docs/instrumenting/exposition_formats/."""
     lines = ["# TYPE fsa_runs_total counter"]
     lines += [
         f'fsa_runs_total{{status="{status}"}} {count}'
-        for status, count in sorted(host.counts.items())
+        for status, count in sorted(node.counts.items())
     ]
     gauges: dict[str, float] = {
-        "fsa_running": len(host.executor.running),
-        "fsa_waiting": host.executor.waiting + host.dispatcher.backlog,
-        "fsa_lease_trusted": int(host.membership.trusted),
-        "fsa_ledger_reachable": int(host.trouble.over),
-        "fsa_timer_late_seconds": host.timer.late_ms / 1000,
-        "fsa_clock_skew_seconds": round(host.clock.skew_s, 3),
+        "fsa_running": len(node.pool.running),
+        "fsa_waiting": node.pool.waiting + node.local_dispatcher.backlog,
+        "fsa_lease_trusted": int(node.lease.trusted),
+        "fsa_ledger_reachable": int(not node.outage.is_open),
+        "fsa_timer_late_seconds": node.timer.late_ms / 1000,
+        "fsa_clock_skew_seconds": round(node.clock.skew_s, 3),
     }
     for name, value in gauges.items():
         lines += [f"# TYPE {name} gauge", f"{name} {value:g}"]

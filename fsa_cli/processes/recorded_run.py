@@ -1,4 +1,4 @@
-"""The record of a run that a person makes with `fsa run-task`, where there is a ledger."""
+"""The ledger's record of a run that a person starts with `fsa run-task`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _LOOKED_EVERY_S = 1.0
 
 
 class RecordedRun:
-    """A run that is this process's, with a lease that is renewed while it goes on."""
+    """A run of this process, with a lease that is renewed while it goes on."""
 
     def __init__(
         self,
@@ -58,24 +58,24 @@ class RecordedRun:
         warn: Callable[[str], None],
     ) -> None:
         self.stop = threading.Event()
-        """Tells the task to end."""
+        """Set, it makes the task's `cancelled` true."""
         self.cancelled = False
         """Whether somebody has cancelled it: SIGTERM is on its way."""
         self._ledger = ledger
         self._warn = warn
         self._clock = Clock()
-        self._trouble = Outage(warn, ledger.where)
+        self._outage = Outage(warn, ledger.where)
         assert run.database is not None
         self._database = run.database
         self._fenced = _prepared(ledger, run.database)
-        self._membership = Lease(
-            ledger, self._clock, self._trouble, role="command", lease_s=lease_s, tasks={}
+        self._lease = Lease(
+            ledger, self._clock, self._outage, role="command", lease_s=lease_s, tasks={}
         )
-        self._membership.join()
+        self._lease.join()
         try:
             self._claimed = self._begin(run, name, locks)
         except BaseException:
-            self._membership.leave()
+            self._lease.leave()
             raise
         self._run: Run | None = None
         self._progress: Progress | None = None
@@ -96,7 +96,7 @@ class RecordedRun:
     def attempt(self, run: Run) -> Run:
         """*run*, fenced: what it commits counts only while the run is this process's."""
         if run.attempt > 1:
-            self._trouble.met(
+            self._outage.guard(
                 lambda: control.record_attempt(self._ledger, self._claimed, run.attempt)
             )
         if self._fenced:
@@ -109,19 +109,19 @@ class RecordedRun:
         return run
 
     def progress(self, progress: Progress) -> None:
-        """How far it has come; written about once a second."""
+        """Note how far the run has come; it is written about once a second."""
         self._progress = progress
 
     def ended(self, result: RunResult) -> None:
-        """Write down how it ended."""
+        """Write how the run ended."""
         assert self._run is not None
-        took_effect = result.at_commit and bool(self._trouble.met(self._applied))
+        took_effect = result.at_commit and bool(self._outage.guard(self._applied))
         end = outcome_of(self._run, self._claimed, result, self._clock, took_effect=took_effect)
         # What a person starts, that person starts again.
         self._close(replace(end, retry_in_ms=None))
 
     def broken(self, reason: str) -> None:
-        """Write down that it was stopped before its end."""
+        """Write that the run was stopped before its end."""
         if self._closed.is_set():
             return
         if self.committed:
@@ -137,7 +137,7 @@ class RecordedRun:
         lock = lock_of(run.task, namespace) or f"{namespace}/{name}"
         claimed = insert_running(
             self._ledger,
-            self._membership.id,
+            self._lease.id,
             name[:NAME_LENGTH],
             _arguments(run),
             lock_key=lock if locks else None,
@@ -163,22 +163,22 @@ class RecordedRun:
     def _close(self, end: RunOutcome) -> None:
         self._closed.set()
         self._thread.join(_LOOKED_EVERY_S)
-        self._trouble.met(self._write_progress)
-        if self._trouble.met(lambda: finish(self._ledger, [end])):
+        self._outage.guard(self._write_progress)
+        if self._outage.guard(lambda: finish(self._ledger, [end])):
             self._warn(f"run {self.run_id} was no longer this process's: its end does not count")
-        self._membership.leave()
+        self._lease.leave()
         self._ledger.dispose()
 
     def _look(self) -> None:
         while not self._closed.wait(_LOOKED_EVERY_S):
-            self._trouble.met(self._write_progress)
-            if not self.cancelled and self._trouble.met(self._is_cancelled):
+            self._outage.guard(self._write_progress)
+            if not self.cancelled and self._outage.guard(self._is_cancelled):
                 self.cancelled = True
                 self.stop.set()
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _is_cancelled(self) -> bool:
-        return self.run_id in control.cancel_requested(self._ledger, self._membership.id)
+        return self.run_id in control.cancel_requested(self._ledger, self._lease.id)
 
     def _write_progress(self) -> None:
         told, self._progress = self._progress, None

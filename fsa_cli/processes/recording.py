@@ -1,4 +1,4 @@
-"""Whether a run that a person makes is recorded. Where it is not, this costs next to no time."""
+"""Record a run that a person starts. Without a ledger this costs next to nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def begin(
     locks: bool,
     warn: Callable[[str], None],
 ) -> RecordedRun | None:
-    """Write down that it begins, where there is a ledger; None: it goes on without a record.
+    """Write that a run starts; None: there is no ledger, and it goes on without a record.
 
     A ledger that is away, old or read-only keeps no task from running, unless the lock is asked
     for: then it is an error.

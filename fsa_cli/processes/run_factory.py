@@ -1,4 +1,4 @@
-"""From a claim to the run that is made of it: the task, its arguments, its database, its fence."""
+"""Build the run of a claim: its task, arguments, database and fence."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunFactory:
     """The tasks that this process can run.
 
     Args:
-        report: Told of a run's progress, with the run's id.
+        report: Called with a run's id and its progress.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RunFactory:
 
     @property
     def locks(self) -> Mapping[str, str | None]:
-        """Each task, and what its runs lock."""
+        """Each task, and the lock of its runs."""
         return {name: lock_of(task, self._ledger.namespace) for name, task in self._tasks.items()}
 
     def __call__(self, claimed: ClaimedRun) -> Run:
@@ -113,24 +113,24 @@ class RunFactory:
         return found
 
     def prune(self) -> None:
-        """Forget the effects of runs that the ledger has forgotten."""
+        """Delete the marks of runs that the ledger has pruned."""
         for database in self._elsewhere:
             with contextlib.suppress(SQLAlchemyError):  # it is away, or may not: the next time
                 effects.prune(self._ledger, database)
 
     def prepare(self, warn: Callable[[str], None]) -> None:
-        """Make `fsa_effect` where it is needed; say where that cannot be."""
+        """Create `fsa_effect` in the databases that need it; warn of those where that fails."""
         for database in self._elsewhere:
             try:
                 effects.prepare(self._ledger, database)
             except (SQLAlchemyError, FsaError) as exc:
                 warn(
-                    f"fsa_effect cannot be made in the database {database.name!r}: "
+                    f"fsa_effect cannot be created in the database {database.name!r}: "
                     f"{driver_message(exc)}; a crash in COMMIT may repeat what a task wrote"
                 )
 
     def databases(self) -> Mapping[str, Database]:
-        """The database of each task; it is asked for now, so that a mistake shows at the start.
+        """The database of each task, looked up now so that a mistake shows at the start.
 
         Raises:
             FsaError: The app has no such database.

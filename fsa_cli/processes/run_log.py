@@ -1,4 +1,4 @@
-"""What the scheduler says while it runs: one line per run, on stderr."""
+"""The log of a node: one line for each run, on stderr."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _STYLES = {"failed": "red", "timed out": "red", "cancelled": "yellow", "skipped"
 
 @dataclass(frozen=True)
 class RunLog:
-    """A listener of the host.
+    """A listener of the node.
 
     Args:
         width: Of the longest task's name.
-        json: One JSON object a line, for whatever collects logs.
+        json: One JSON object a line, for a log collector.
     """
 
     output: Output
@@ -49,7 +49,7 @@ class RunLog:
             if late_s > _LATE_S:
                 told.append(f"(started {late_s:.1f} s late)")
         if again:
-            told.append(f"(attempt {result.attempt}; it will be made again)")
+            told.append(f"(attempt {result.attempt}; it will be executed again)")
         status = result.status.replace("_", " ")
         self._line(run.scheduled_at, run.task.name, status, "  ".join(t for t in told if t))
 
@@ -82,7 +82,7 @@ class RunLog:
         self._say("warning", text)
 
     def say(self, event: str, text: str, **more: object) -> None:
-        """What a person reads as *text*, and whatever collects logs as an event."""
+        """Write *text* for a person, or an event for a log collector."""
         if self.json:
             self._json({"event": event, "at": datetime.now(UTC), "message": text, **more})
         else:
@@ -149,7 +149,7 @@ class RunLog:
 
 
 def running_for(run: Run) -> str:
-    """A run that goes on, and for how long by now."""
+    """The name of a run that goes on, and for how long it does."""
     since = run.scheduled_at
     return run.task.name + (
         f" (since {since:%H:%M:%S}, {format_duration(datetime.now(UTC) - since)})" if since else ""

@@ -1,4 +1,4 @@
-"""What is scheduled: each task with its schedule and the arguments of its runs."""
+"""The plan: each scheduled task with its schedule and the arguments of its runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Scheduled:
 
     @property
     def window_ms(self) -> int:
-        """How far back missed instants are made up for."""
+        """How far back missed instants are caught up."""
         return round(self.task.catch_up_window_s * 1000)
 
     def start_ms(self, instant_ms: int) -> int:
@@ -127,7 +127,7 @@ def plan(
 def registered(
     tasks: Iterable[TaskDefinition], planned: Iterable[Scheduled]
 ) -> list[RegisteredTask]:
-    """What the ledger is told of each task."""
+    """Each task as the ledger registers it."""
     by_name = {each.task.name: each for each in planned}
     return [_registered(task, by_name.get(task.name)) for task in tasks]
 
@@ -166,9 +166,9 @@ def catch_up(
     until_ms: int,
     namespace: str,
 ) -> list[ExpectedInstant]:
-    """The instants after each task's watermark that have come: at once, or while nobody ran.
+    """The instants after each task's watermark that have come due, also while no scheduler ran.
 
-    What is older than a task's catch-up window is one instant that stands for the others.
+    Those older than a task's catch-up window are one instant that stands for the others.
     """
     expected: list[ExpectedInstant] = []
     for scheduled in planned:

@@ -41,7 +41,7 @@ def main() -> None:
     except FsaError as exc:
         ended |= {"error_type": type(exc).__name__, "error": exc.message, "traceback": None}
     except KeyboardInterrupt:
-        ended |= {"error_type": "Interrupted", "error": "it was told to end", "traceback": None}
+        ended |= {"error_type": "Interrupted", "error": "it was cancelled", "traceback": None}
     else:
         kind, message, traceback = error_fields(result.error)
         ended = {

@@ -36,10 +36,10 @@ _LOOK_S = 0.05
 
 @dataclass(frozen=True)
 class SubprocessRun:
-    """Makes a run in a new process, as `execute` does here.
+    """Executes a run in a new process, as `runner.execute` does here.
 
     Args:
-        environ: What the process is told besides this one's environment.
+        environ: Variables of the child besides this process's own.
     """
 
     claimed: ClaimedRun
@@ -47,7 +47,7 @@ class SubprocessRun:
 
     @classmethod
     def of(cls, claimed: ClaimedRun, settings: Settings) -> SubprocessRun:
-        """It loads the same app: what flags have said, the environment says to it."""
+        """The child loads the same app: flags become variables of its environment."""
         told = {
             "app": settings.app,
             "app_dir": settings.app_dir,
@@ -65,7 +65,7 @@ class SubprocessRun:
         )
 
     def __call__(self, run: Run) -> RunResult:
-        """How it ended; the process is gone when this returns."""
+        """Execute *run*; the child has ended when this returns."""
         began_s, started_at = time.monotonic(), datetime.now(UTC)
         reading, writing = os.pipe()
         with os.fdopen(reading, encoding="utf-8") as answers:
@@ -78,7 +78,7 @@ class SubprocessRun:
             )
             os.close(writing)
             assert process.stdin is not None
-            with process.stdin:  # when this process dies, it is at an end, and so is the other
+            with process.stdin:  # it ends when this process dies, and so does the child
                 process.stdin.write(json.dumps(asdict(self.claimed)).encode() + b"\n")
                 process.stdin.flush()
                 late = _watched(process, run, answers)
@@ -114,7 +114,7 @@ class SubprocessRun:
 
 
 def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> bool:
-    """Wait for its end, and see to it; whether it had to be killed because its time was over."""
+    """Wait for the child, or end it; whether it was killed because of its time-out."""
     until_s = time.monotonic() + _LOADING_S
     began = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The alarm clock: one heap of what comes next, and one APScheduler job that wakes up for it.
+"""One heap of the next instants, and one APScheduler job that wakes up for the first.
 
 One job for all tasks: with one for each, ten thousand schedules cost a fifth of a core when idle.
 """
@@ -38,8 +38,8 @@ class Timer:
     """Calls *fire* with the tasks whose instant has come, in a thread of its own.
 
     Args:
-        clock: The database's: it says whether an instant has come.
-        fire: Given each task with its instant, in milliseconds. It must not take long.
+        clock: The database's, which decides whether an instant has come.
+        fire: Called with each task and its instant, in milliseconds. It must not take long.
     """
 
     def __init__(self, clock: Clock, fire: Fire) -> None:
@@ -81,13 +81,13 @@ class Timer:
 
     @property
     def alive(self) -> bool:
-        """Whether APScheduler's thread is there."""
+        """Whether APScheduler's thread lives."""
         thread = self._scheduler._thread
         return thread is not None and thread.is_alive()
 
     @property
     def late_ms(self) -> int:
-        """How long ago what comes next should have been fired; 0 if its time has not come."""
+        """How long the next instant is overdue; 0 if its time has not come."""
         with self._lock:
             top = self._heap[0][0] if self._heap else None
         return 0 if top is None else max(self._clock.now_ms - top, 0)
@@ -108,9 +108,9 @@ class Timer:
         return max(timedelta(seconds=min(wait_s, _LONGEST_S)), _LEAST)
 
     def _wake(self) -> None:
-        """Fire whatever is due; of a schedule that has stood still, every instant.
+        """Fire everything that is due; of a schedule that has stood still, every instant.
 
-        Until all of it is fired nothing of it counts as fired: the sweep sees none or all.
+        Nothing counts as fired before all of it is: the backfill sees none or all.
         """
         while due := self._due():
             # First what is due, then what comes after it: a thousand schedules take a while to
@@ -148,7 +148,7 @@ class Timer:
 
 
 class _Handover(BaseExecutor):  # type: ignore[misc]
-    """Runs nothing: it says that the time has come."""
+    """Runs no job: it calls *wake* when APScheduler submits one."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         super().__init__()

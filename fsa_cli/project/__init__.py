@@ -1,1 +1,1 @@
-"""The user's project: its settings, its app, its tasks, its own commands."""
+"""The user's project: settings, app, tasks, commands of its own."""

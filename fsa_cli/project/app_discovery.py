@@ -1,4 +1,4 @@
-"""Where the app may be: what the settings name, else the usual places."""
+"""Where the app may be: the one that the settings name, or the usual places."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _HINT = 'fsa --app MODULE:ATTR, FSA_APP, or app = "MODULE:ATTR" in [tool.fsa] of
 
 @dataclass(frozen=True)
 class Target:
-    """A module to import and what to take from it.
+    """A module to import, and its attribute.
 
     Attributes:
-        attribute: Dotted; None leaves it to the names that apps usually have.
+        attribute: Dotted; None: one of the usual names.
         called: Whether it was written with `()`.
-        root: What the module is imported from.
+        root: The directory that the module is imported from.
         found: How it was found, for messages.
     """
 
@@ -43,7 +43,7 @@ def targets(settings: Settings) -> list[Target]:
     """Where to look, in this order; only one if the settings name it.
 
     Raises:
-        AppLoadError: There is nothing to look at, or no way to choose.
+        AppLoadError: There is no candidate, or no way to choose.
     """
     if settings.app is not None:
         return [_named(settings, settings.app)]

@@ -1,4 +1,4 @@
-"""Import the user's modules, and take the app out of one. What goes wrong is told as theirs."""
+"""Import the user's modules, and take the app out of one. Failures name the user's own line."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def app_of(candidates: list[Target]) -> tuple[Target, Starlette]:
 
 
 def load_module(name: str, target: Target, what: str) -> ModuleType:
-    """Import *name* from where *target* is; *what* is how a failure calls it.
+    """Import *name* from the root of *target*; *what* is its name in an error.
 
     Raises:
-        AppLoadError: It is not there, or raised.
+        AppLoadError: It does not exist, or raised.
     """
     _reach(target)
     try:
@@ -65,7 +65,7 @@ def _reach(target: Target) -> None:
 
 
 def _named(module: ModuleType, target: Target) -> Target | None:
-    """The target with its attribute: a usual name, else the only app, else the only factory."""
+    """The target with its attribute: a usual name, or the only app, or the only factory."""
     from fastapi import FastAPI
 
     members = vars(module)
@@ -106,7 +106,7 @@ def _returns_app(function: Callable[..., object]) -> bool:
 
 
 def _app(module: ModuleType, target: Target) -> Starlette:
-    """What the target's attribute is, or makes if it is a factory."""
+    """The app that the target's attribute is, or returns if it is a factory."""
     from starlette.applications import Starlette
 
     found: Any = module
@@ -121,7 +121,7 @@ def _app(module: ModuleType, target: Target) -> Starlette:
                 hint=f"did you mean {target.module}:{close[0]}?" if close else None,
             ) from exc
     if not isinstance(found, Starlette) and (target.called or inspect.isroutine(found)):
-        found = _made(found, target)
+        found = _call_factory(found, target)
     if isinstance(found, Starlette):
         return found
     raise AppLoadError(
@@ -131,7 +131,7 @@ def _app(module: ModuleType, target: Target) -> Starlette:
     )
 
 
-def _made(factory: Any, target: Target) -> Any:
+def _call_factory(factory: Any, target: Target) -> Any:
     if not callable(factory):
         raise AppLoadError(f"{target.module}:{target.attribute} cannot be called: {_a(factory)}")
     needed = [
@@ -147,13 +147,13 @@ def _made(factory: Any, target: Target) -> Any:
             hint="give them defaults, or name a function that needs none",
         )
     try:
-        made = factory()
+        app = factory()
     except (Exception, SystemExit) as exc:
         raise _failure(exc, f"the factory {target.text} failed", target) from exc
-    if inspect.iscoroutine(made):
-        made.close()
+    if inspect.iscoroutine(app):
+        app.close()
         raise AppLoadError(f"the factory {target.text} is async; fsa calls only plain functions")
-    return made
+    return app
 
 
 def _failure(error: BaseException, message: str, target: Target, module: str = "") -> FsaError:

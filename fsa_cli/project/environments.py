@@ -1,4 +1,4 @@
-"""Environments: `[tool.fsa.env.NAME]`, what each protects, and who has to confirm what.
+"""Environments: `[tool.fsa.env.NAME]`, and what each protects.
 
 [tool.fsa.env.production]
 match = "prod-*"              # on the host of the database; or a list
@@ -31,11 +31,11 @@ _KEYS = ("match", "protected", "shell", "prohibited")
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What `fsa` works in. Without a `[tool.fsa.env.NAME]` it has no name and protects nothing.
+    """The environment of a command. Without a `[tool.fsa.env.NAME]` it protects nothing.
 
     Attributes:
         match: Patterns of the hosts of its databases.
-        chosen_by: What chose it: `--env`, `FSA_ENV`, or the host that matched.
+        chosen_by: Its source: `--env`, `FSA_ENV`, or the host that matched.
     """
 
     name: str | None = None
@@ -63,7 +63,7 @@ class Environment:
 
 
 def of(settings: Settings, databases: Iterable[Database] = ()) -> Environment:
-    """The environment of *databases*: what `--env` or `FSA_ENV` names, else whose host matches.
+    """The environment of *databases*: named by `--env` or `FSA_ENV`, or the one whose host matches.
 
     Raises:
         ConfigurationError: A `[tool.fsa.env.NAME]` is wrong.

@@ -32,10 +32,10 @@ class LoadedApp:
     target: str
     """`module:attr`."""
     found: str
-    """How it was found."""
+    """Its source, for messages."""
     databases: Mapping[str, Database]
     url_sources: Mapping[str, str] = field(default_factory=dict)
-    """Where each database's URL is from."""
+    """The source of each database's URL."""
     task_modules: tuple[str, ...] = ()
 
     def database(self, name: str = "default") -> Database:
@@ -67,7 +67,7 @@ class LoadedApp:
         return "it has no DBSessionMiddleware, and it does not call db.configure"
 
     def unreachable(self, error: BaseException) -> DatabaseUnreachable | None:
-        """What to say if *error* is there because a database cannot be reached; else None."""
+        """The error to raise if *error* means that a database cannot be reached; None if not."""
         return connections.unreachable(error, self.databases, self.url_sources)
 
 
@@ -87,7 +87,7 @@ def load(settings: Settings) -> LoadedApp:
 
     Raises:
         AppLoadError: The app was not found, or failed while it was imported.
-        ConfigurationError: What it gives its databases is wrong.
+        ConfigurationError: Its databases are configured wrongly.
     """
     for name, value in settings.variables.items():
         os.environ.setdefault(name, value)
@@ -109,7 +109,7 @@ def _without_collections() -> Iterator[None]:
     try:
         yield
     finally:
-        if gc.get_threshold() == none:  # else the app has set its own
+        if gc.get_threshold() == none:  # if not, the app has set its own
             gc.set_threshold(*before)
 
 

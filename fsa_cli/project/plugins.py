@@ -3,7 +3,7 @@
     [tool.fsa]
     commands = ["shop.commands:prices", "reindex = shop.search:main"]
 
-Each is a Typer app or a function. What they are called is known without importing any of them.
+Each is a Typer app or a function. Their names are known without importing any of them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _ENTRY = re.compile(
 
 @dataclass(frozen=True)
 class UserCommand:
-    """A command that is not fsa's.
+    """A command of the user's own.
 
     Attributes:
-        source: Where it is named.
+        source: The setting or package that names it.
         is_plugin: Whether an installed package brings it; the others are the project's.
     """
 
@@ -49,8 +49,8 @@ def find_commands(settings: Settings | None, warn: Callable[[str], None]) -> lis
     """The project's, and those of the installed packages, the first of each name.
 
     Args:
-        settings: None where they cannot be read.
-        warn: Told in one line of each that is named wrongly.
+        settings: None if they cannot be read.
+        warn: Called with one line for each that is named wrongly.
     """
     texts: list[tuple[str, str, bool]] = []
     if settings is not None:
@@ -70,7 +70,7 @@ def find_commands(settings: Settings | None, warn: Callable[[str], None]) -> lis
 
 
 def summary(command: UserCommand, settings: Settings | None) -> str:
-    """Its line in the help, read from its source; what it is where there is none to be read."""
+    """Its line in the help, read from its source file, or its target."""
     otherwise = f"{command.target}, of {command.source}" if command.is_plugin else command.target
     if settings is None or command.is_plugin:
         return otherwise
@@ -82,7 +82,7 @@ def summary(command: UserCommand, settings: Settings | None) -> str:
                 tree = ast.parse(file.read_bytes())
             except (OSError, SyntaxError, ValueError):
                 continue
-            return _described(tree, command.attribute) or otherwise
+            return _summary_in(tree, command.attribute) or otherwise
     return otherwise
 
 
@@ -142,7 +142,7 @@ def _entry_points() -> Iterator[tuple[str, str]]:
                     yield name.partition("-")[0], line.strip()
 
 
-def _described(tree: ast.Module, attribute: str) -> str | None:
+def _summary_in(tree: ast.Module, attribute: str) -> str | None:
     """The docstring's first line of the function, or the `help=` of the Typer app."""
     text: Any = None
     for node in tree.body:

@@ -17,9 +17,9 @@ class Route:
     """One route.
 
     Attributes:
-        methods: Of HTTP; `WEBSOCKET` for one; none where the endpoint, an ASGI app, decides.
-        endpoint: `module.function`, or the type of what is mounted.
-        file: Where the endpoint is written, and at which line; None where that is not known.
+        methods: Of HTTP; `WEBSOCKET` for one; none if the endpoint, an ASGI app, decides.
+        endpoint: `module.function`, or the type of the mounted app.
+        file: The file of the endpoint, with its line; None if that is not known.
     """
 
     methods: tuple[str, ...]
@@ -31,7 +31,7 @@ class Route:
 
     @property
     def place(self) -> str:
-        """`main.py:12` for the user's own endpoints, else the endpoint's name."""
+        """`main.py:12` for the user's own endpoints, the name for others."""
         if self.file is None or not is_user_file(self.file):
             return self.endpoint
         return f"{relative_path(self.file)}:{self.line}"

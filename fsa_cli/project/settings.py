@@ -1,4 +1,4 @@
-"""What `fsa` was told: flag > environment > .env > pyproject.toml, each value with its source."""
+"""The settings: flag > environment > .env > pyproject.toml, each value with its source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.project import dotenv
 
-#: The keys of `[tool.fsa]` and what each may be. A list may also be written as one string.
+#: The keys of `[tool.fsa]` and their types. A list may also be written as one string.
 KEYS: Mapping[str, type] = {
     "app": str,
     "app_dir": str,
@@ -39,7 +39,7 @@ _NAMES = {str: "a string", list: "a list of strings", float: "a number", dict: "
 
 @dataclass(frozen=True)
 class Flags:
-    """The common flags, as they were given on the command line. None is "not given"."""
+    """The common flags of the command line. None is "not given"."""
 
     app: str | None = None
     env_file: Path | None = None
@@ -55,7 +55,7 @@ class Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every setting of one run of `fsa`; `sources` says where each was found."""
+    """Every setting of one run of `fsa`; `sources` has the source of each."""
 
     directory: Path
     """Where `fsa` was started."""
@@ -75,9 +75,9 @@ class Settings:
     namespace: str
     commands: tuple[str, ...]
     executor: str | None
-    """What carries the runs of tasks that do not say it; None is `local`."""
+    """The executor of tasks that name none; None is `local`."""
     broker_url: str | None = field(repr=False)
-    """Where Celery's messages go."""
+    """The broker of Celery's messages."""
     celery_app: str | None
     """`module:attr` of a Celery app of the user's own."""
     ledger_url: str | None = field(repr=False)
@@ -90,7 +90,7 @@ class Settings:
     environments: Mapping[str, Mapping[str, Any]]
     env_file: Path | None
     variables: Mapping[str, str] = field(repr=False)
-    """What `env_file` holds."""
+    """The variables of `env_file`."""
     sources: Mapping[str, str]
 
 
@@ -148,7 +148,7 @@ def read(
 
 
 class _Reader:
-    """Looks values up in their order and notes where each was found."""
+    """Looks values up in their order and notes the source of each."""
 
     def __init__(self, flags: Flags, directory: Path, environ: Mapping[str, str]) -> None:
         self.flags = flags
@@ -271,7 +271,7 @@ class _Reader:
         return urls
 
     def _base(self, source: str) -> Path:
-        """What a relative value is relative to: the directory of the file that it stands in."""
+        """The base of a relative value: the directory of the file that it is in."""
         if source.endswith("pyproject.toml"):
             return self.project
         if self.env_file is not None and source.endswith(str(self.env_file)):

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def state_dir(environ: Mapping[str, str] | None = None, directory: str | None = None) -> str:
-    """This project's folder for state: under FSA_STATE_DIR, else where the user's state is kept.
+    """This project's folder for state: under FSA_STATE_DIR, or in the user's own state folder.
 
-    The project is the nearest directory with a pyproject.toml, else the current one.
+    The project is the nearest directory with a pyproject.toml, or the current one.
     """
     env = os.environ if environ is None else environ
     home = env.get("XDG_STATE_HOME") or os.path.join(env.get("HOME") or "/tmp", ".local", "state")

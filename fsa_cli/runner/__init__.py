@@ -1,1 +1,1 @@
-"""One run of a task: executed here, in its own session, and reported."""
+"""Execute one run of a task, in its own session, and report its result."""

@@ -1,4 +1,4 @@
-"""`--dry-run`: a task really runs, in a sandbox of every database, and is rolled back."""
+"""`--dry-run`: execute a task in a sandbox of every database, and roll it back."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _COLUMNS = {
 
 @dataclass
 class DryRun:
-    """What a run has done, all of it rolled back.
+    """The changes of a run, all of them rolled back.
 
     Attributes:
-        tables: For each table whose rows it changed how many were inserted, updated, deleted.
+        tables: For each changed table how many rows were inserted, updated, deleted.
         schema: The statements that changed the schema.
-        uncounted: Statements that changed rows of which the database says no number.
+        uncounted: Statements whose changed rows the database does not count.
         enqueued: The tasks whose runs it asked for, and how many of each; none was enqueued.
-        kept: What no rollback undoes.
+        kept: Side effects that no rollback undoes.
     """
 
     tables: list[dict[str, Any]] = field(default_factory=list)
@@ -86,9 +86,9 @@ class DryRun:
 
 
 def execute_dry_run(run: Run, databases: Mapping[str, Database]) -> tuple[RunResult, DryRun]:
-    """Make *run* in a sandbox of each of *databases*, and roll all of it back.
+    """Execute *run* in a sandbox of each of *databases*, and roll all of it back.
 
-    What it would enqueue is kept back. A write over a connection outside the sandboxes
+    Runs that it would enqueue are counted. A write over a connection outside the sandboxes
     (`db.engine`, an engine of the task's own) raises `Refused`. On PostgreSQL deferred constraints
     are checked where a commit would do it.
     """
@@ -98,41 +98,41 @@ def execute_dry_run(run: Run, databases: Mapping[str, Database]) -> tuple[RunRes
         watched.append(RowChanges(connection, name))
 
     sandboxes = [db.sandbox(partial(watch, name)) for name, db in databases.items()]
-    told = DryRun()
+    changes = DryRun()
 
     async def inside() -> RunResult:
         async with contextlib.AsyncExitStack() as stack:
             for sandbox in sandboxes:
                 await stack.enter_async_context(sandbox)
             result = await execute_async(run)
-            return await greenlet_spawn(_finish, result, watched, told)
+            return await greenlet_spawn(_finish, result, watched, changes)
 
-    def made() -> RunResult:
+    def executed() -> RunResult:
         if run.task.is_async:
             with _at_once():
                 return asyncio.run(inside())
         with contextlib.ExitStack() as stack:
             for sandbox in sandboxes:
                 stack.enter_context(sandbox)
-            return _finish(execute(run), watched, told)
+            return _finish(execute(run), watched, changes)
 
     with _nothing_outside(watched), capture() as held:
-        result = made()
-    told.enqueued += [{"task": name, "runs": number} for name, number in sorted(held.items())]
-    return result, told
+        result = executed()
+    changes.enqueued += [{"task": name, "runs": number} for name, number in sorted(held.items())]
+    return result, changes
 
 
-def _finish(result: RunResult, watched: list[RowChanges], told: DryRun) -> RunResult:
+def _finish(result: RunResult, watched: list[RowChanges], dry_run: DryRun) -> RunResult:
     if not result.succeeded:
         return result
     for changes in watched:
-        told.add(changes)
+        dry_run.add(changes)
         if changes.dialect == "postgresql":
             try:
                 changes.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
             except DBAPIError as exc:
                 return replace(result, status="failed", value=None, error=exc, at_commit=True)
-    told.kept.append("what the task did outside the app's databases")
+    dry_run.kept.append("what the task did outside the app's databases")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The one place where a task is run: by hand, by the scheduler, in a shell, in a test.
+"""The one place where a task is executed: by hand, by the scheduler, in a shell, in a test.
 
 A sync task runs in `with db():`, an async one in `async with db():`. A run that returns commits,
 unless the task says `commit=False`; one that raises, takes too long or is interrupted is rolled
@@ -42,7 +42,7 @@ def run(
     database: Database | None = None,
     timeout_s: float | None = None,
 ) -> RunResult:
-    """Run *task* once, here, and say how it ended. An async task gets an event loop of its own."""
+    """Execute *task* once, here; how it ended. An async task gets an event loop of its own."""
     return execute(
         Run(
             task=task,
@@ -55,7 +55,7 @@ def run(
 
 
 def execute(run: Run) -> RunResult:
-    """Make *run*; it returns when the transaction has ended.
+    """Execute *run*; this returns when the transaction has ended.
 
     A sync task that takes too long is interrupted where it runs in the main thread. In another
     thread nothing can interrupt it: its context's `cancelled` becomes true, and when it returns,
@@ -101,7 +101,7 @@ async def execute_async(run: Run) -> RunResult:
 
 
 class _Attempt:
-    """A run that is being made."""
+    """One execution of a run."""
 
     def __init__(self, run: Run) -> None:
         import fastapi_sqlalchemy
@@ -156,7 +156,7 @@ class _Attempt:
         )
 
     def check(self, value: object) -> None:
-        """What must hold before the commit."""
+        """Check the result before the commit."""
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
                 value.close()

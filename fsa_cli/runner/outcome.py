@@ -14,7 +14,7 @@ _LONGEST = 64 * 1024
 
 
 class RemoteError(Exception):
-    """What a task raised in another process; its subclass has the name of what that was."""
+    """The exception of a task in another process; its subclass has the name of the original."""
 
     traceback: str | None = None
 
@@ -35,7 +35,7 @@ def error_fields(error: BaseException | None) -> tuple[str | None, str | None, s
 
 
 def encode_result(value: object) -> str | None:
-    """What a task returned as JSON; None stays None, and what is too long is cut."""
+    """The result of a task as JSON; None stays None, and a long one is cut."""
     if value is None:
         return None
     text = mask(json.dumps(jsonable(value), ensure_ascii=False))

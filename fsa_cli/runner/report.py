@@ -1,4 +1,4 @@
-"""How a run ended, told to a person, as JSON, and as an error with its exit code."""
+"""The result of a run for a person, as JSON, and as an error with its exit code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["brief", "document", "failure_of", "format_result"]
 
 
 def document(
-    result: RunResult, progress: Sequence[Progress] = (), rehearsal: DryRun | None = None
+    result: RunResult, progress: Sequence[Progress] = (), dry_run: DryRun | None = None
 ) -> dict[str, object]:
-    """A run as JSON has it."""
+    """A run as JSON."""
     error: dict[str, object] | None = None
     if result.error is not None:
         leaf = unwrap_error(result.error)
@@ -48,12 +48,12 @@ def document(
         "progress": [
             {"text": each.text, "done": each.done, "total": each.total} for each in progress
         ],
-        "dry_run": asdict(rehearsal) if rehearsal is not None else None,
+        "dry_run": asdict(dry_run) if dry_run is not None else None,
     }
 
 
 def format_result(value: object) -> str:
-    """What a task returned, on one or more lines: text as it is, anything else as JSON."""
+    """The result of a task, on one or more lines: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else dumps(jsonable(value))
 
 
@@ -68,7 +68,7 @@ def brief(result: RunResult) -> str:
 
 
 def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
-    """What to say of a run that did not succeed."""
+    """The error for a run that did not succeed."""
     from fastapi_sqlalchemy.exceptions import SandboxError
 
     error = result.error

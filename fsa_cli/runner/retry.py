@@ -1,4 +1,4 @@
-"""A run that did not succeed is made again, as often as a person asked for."""
+"""Execute a run again that did not succeed, as often as asked for."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ class RetryPolicy:
         """How long to wait after *attempt*."""
         return min(self.backoff_s * 2.0 ** min(attempt - 1, 60), self.longest_s)
 
-    def make(
+    def execute(
         self,
         run: Run,
-        execute: Callable[[Run], RunResult],
+        attempt: Callable[[Run], RunResult],
         failed: Callable[[RunResult, float], None],
     ) -> RunResult:
         """The result of *run*: its first success, or its last failure.
 
         Args:
-            failed: Told of each attempt that is followed by another, and of the pause.
+            attempt: Executes the run once.
+            failed: Called with each attempt that is followed by another, and the pause.
         """
-        result = execute(run)
+        result = attempt(run)
         while result.attempt <= self.retries and is_retryable(result):
             pause_s = self.pause_s(result.attempt)
             failed(result, pause_s)
             time.sleep(pause_s)
-            result = execute(replace(run, attempt=result.attempt + 1))
+            result = attempt(replace(run, attempt=result.attempt + 1))
         return result
 
 
 def is_retryable(result: RunResult) -> bool:
-    """Whether another attempt may end otherwise: not if the task or its use of db is wrong."""
+    """Whether another attempt may succeed: not if the task or its use of db is wrong."""
     from fastapi_sqlalchemy.exceptions import DBSessionError
 
     error = result.error

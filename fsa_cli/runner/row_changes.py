@@ -1,7 +1,7 @@
-"""What the statements on a connection change: rows by table and the schema, counted as they run.
+"""The changes of the statements on a connection: rows by table, and the schema.
 
-The numbers are the database's own, one per statement. What it changes by itself, by a trigger or
-ON DELETE CASCADE, is in none of them. A rollback to a savepoint takes back what came after it.
+The numbers are the database's own, one per statement, without the changes of triggers and of
+ON DELETE CASCADE. A rollback to a savepoint takes back the changes after it.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _SAVEPOINT = re.compile(
 
 
 class StatementChange(NamedTuple):
-    """What a statement does: to a table's rows, or, said in its own words, something else."""
+    """The change of a statement: a kind, and the table, or the statement itself."""
 
     kind: Kind
     what: str
 
 
 def statement_changes(sql: str, dialect: str = "") -> list[StatementChange]:
-    """What *sql* changes; empty for what only reads. Read off its words: good for a report."""
+    """The changes of *sql*, by its keywords; empty if it only reads. Good for a report."""
     found: list[StatementChange] = []
     parts = statements(sql, dialect)
     for part in parts:
@@ -114,7 +114,7 @@ def _short(statement: str) -> str:
 
 @dataclass
 class _Frame:
-    """What was changed since a savepoint."""
+    """The changes since a savepoint."""
 
     savepoint: str = ""
     rows: Counter[tuple[Kind, str]] = field(default_factory=Counter)
@@ -126,7 +126,7 @@ class _Frame:
 
 
 class RowChanges:
-    """What was changed on one connection since it began to be watched."""
+    """The changes on one connection since this object watches it."""
 
     def __init__(self, connection: Connection, database: str) -> None:
         self.connection = connection

@@ -24,7 +24,7 @@ Status = Literal["succeeded", "failed", "timed_out"]
 
 
 class Fence(Protocol):
-    """A context manager around a run: what is committed inside counts only while it says so.
+    """A context manager around a run that checks every commit inside.
 
     Attributes:
         recorded: Whether the run's success is written, in the transaction of its effects.
@@ -37,24 +37,24 @@ class Fence(Protocol):
     def __exit__(self, *exc_info: Any) -> None: ...
 
     def returned(self, value: object) -> None:
-        """The task has returned *value*: what commits now is the runner."""
+        """The task has returned *value*: the next commit is the runner's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run that is to be made.
+    """A run to execute.
 
     Attributes:
-        arguments: The values of the task's parameters; what is left out has its default.
-        app: Given to a parameter annotated `FastAPI`.
-        database: Whose scope the task runs in; None is the global `db`.
+        arguments: The values of the task's parameters; one that is left out has its default.
+        app: The value of a parameter annotated `FastAPI`.
+        database: The database whose scope the task runs in; None is the global `db`.
         timeout_s: None is the task's own.
-        dry_run: What the context's `dry_run` says; the sandbox is the caller's to open.
+        dry_run: The context's `dry_run`; the caller opens the sandbox.
         stop: Set from outside, it makes the context's `cancelled` true.
-        report: Told of the task's progress.
-        fence: Keeps what it commits to the time in which the run is this process's.
-        isolated: Makes it elsewhere, in `execute`'s place.
-        statements: What it waits for in a database, for whoever has to end that.
+        report: Called with the task's progress.
+        fence: Refuses commits once the run is no longer this process's.
+        isolated: Executes it elsewhere, in place of `execute`.
+        statements: The statements that the run waits for, so that another thread can end them.
     """
 
     task: TaskDefinition
@@ -78,8 +78,8 @@ class RunResult:
     """How a run ended.
 
     Attributes:
-        value: What the task returned.
-        error: What it raised, or `TimedOut`; None if it succeeded.
+        value: The value that the task returned.
+        error: The exception that it raised, or `TimedOut`; None if it succeeded.
         at_commit: Whether it was the commit that failed, after the task had returned.
     """
 

@@ -1,7 +1,7 @@
-"""Statements that are waited for in a driver's C code, ended when their run is interrupted.
+"""End the statements that a run waits for in a driver's C code, when it is interrupted.
 
-SQLite and psycopg2 do not come back to Python before a statement has ended, so neither Ctrl-C nor a
-time-out would reach the task. Drivers that wait in Python need nothing of this.
+SQLite and psycopg2 do not return to Python before a statement has ended, so neither Ctrl-C nor a
+time-out would reach the task. Drivers that wait in Python need none of this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 __all__ = ["Statements"]
 
-#: What ends a driver's statement, from any thread.
+#: The method that ends a driver's statement, from any thread.
 _ENDING = {"sqlite3": "interrupt", "psycopg2": "cancel"}
 _KEY = "fsa_statements"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
@@ -62,7 +62,7 @@ class Statements:
             known.pop(id(record), None)
 
     def end(self) -> None:
-        """End whatever statement runs on them; where none does, nothing happens."""
+        """End the statements that run on them, if any."""
         for connection in list(self._connections.values()):
             with contextlib.suppress(Exception):  # closed meanwhile
                 getattr(connection, _ENDING[type(connection).__module__.partition(".")[0]])()

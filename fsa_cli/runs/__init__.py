@@ -1,1 +1,1 @@
-"""Runs that somebody asks for: enqueue, control, view."""
+"""Asking for runs and looking at them: enqueue, control, view."""

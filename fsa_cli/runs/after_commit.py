@@ -1,4 +1,4 @@
-"""Work that is done once a session's transaction has committed, and not if it is rolled back."""
+"""Work to do once a session's transaction has committed, and not if it is rolled back."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PENDING = "fsa_enqueued"
 
 
 def after_commit(session: Session, work: Callable[[], None]) -> None:
-    """Do *work* when what the session is in now has committed, and not if it is rolled back.
+    """Do *work* when the session's transaction has committed, and not if it is rolled back.
 
-    In a sandbox, which nothing leaves, it is never done.
+    In a sandbox, which never commits, it is never done.
     """
     if isinstance(session.get_bind(), Connection):
         return
@@ -39,7 +39,7 @@ def _committed(session: Session) -> None:
     for _, work in pending:
         try:
             off_the_loop(work)
-        except Exception:  # what has committed has committed: its caller must not hear otherwise
+        except Exception:  # its caller's transaction has committed all the same
             logger.exception("a run that was asked for in this transaction could not be enqueued")
 
 

@@ -1,4 +1,4 @@
-"""What a person wants of the ledger: trigger, pause, resume, retry, cancel."""
+"""Trigger, retry, cancel and await runs; pause and resume tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ASKED_EVERY_S = 0.25
 
 
 def require_registered(name: str, task: TaskDefinition) -> None:
-    """Raises TaskNotFound if *task* is a function that no scheduler has."""
+    """Raises TaskNotFound if *task* is a function that is not registered."""
     if registry.get(task.name) is not task:
         raise TaskNotFound(
             f"{name!r} is not a registered task: no scheduler has it",
@@ -51,14 +51,14 @@ def trigger(
     values: str,
     warn: Callable[[str], None],
 ) -> str:
-    """Have *task* run soon with *values*, which `arguments_of` has made; the run's id."""
+    """Enqueue a run of *task* with *values*, as `arguments_of` returns them; the run's id."""
     enqueuer = Enqueuer(ledger, settings)
     try:
         run_id = enqueuer.enqueue(task, values)
-        _warn_if_alone(ledger, enqueuer.choice.of(task), warn)
+        _warn_if_alone(ledger, enqueuer.executors.of(task), warn)
         return run_id
     finally:
-        enqueuer.choice.close()
+        enqueuer.executors.close()
 
 
 def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
@@ -91,7 +91,7 @@ def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str],
 
 
 def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:
-    """Cancel a run; the run, and what it was: `queued` or `running`.
+    """Cancel a run; the run, and its status before: `queued` or `running`.
 
     Raises:
         UsageError: There is no such run, or it has ended.
@@ -104,7 +104,7 @@ def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:
 
 
 def pause(ledger: Ledger, names: Sequence[str]) -> list[str]:
-    """Pause these tasks, or where there is no name all that have a schedule; which it was."""
+    """Pause these tasks, or without names all that have a schedule; the names of the paused."""
     tasks = queries.tasks(ledger)
     wanted = known(names, [each.name for each in tasks]) or [
         *(task.name for task in registry if task.schedule is not None),
@@ -114,7 +114,7 @@ def pause(ledger: Ledger, names: Sequence[str]) -> list[str]:
 
 
 def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
-    """Resume these tasks, or where there is no name all that are paused; which it was."""
+    """Resume these tasks, or without names all that are paused; the names of the resumed."""
     tasks = queries.tasks(ledger)
     wanted = known(names, [each.name for each in tasks]) or [
         each.name for each in tasks if each.paused_ms is not None
@@ -123,10 +123,10 @@ def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
 
 
 def known(names: Sequence[str], recorded: Collection[str]) -> list[str]:
-    """*names*, each of a task that is registered here, or that the ledger knows.
+    """*names*, each of a task that is registered here, or known to the ledger.
 
     Raises:
-        TaskNotFound: It says which one was meant.
+        TaskNotFound: With a did-you-mean.
     """
     there = {*recorded, *(task.name for task in registry)}
     for name in names:
@@ -140,7 +140,7 @@ def known(names: Sequence[str], recorded: Collection[str]) -> list[str]:
 
 
 def wait(ledger: Ledger, run_id: str, output: Output) -> None:
-    """Wait for a run's end, and show what it returned.
+    """Wait until a run has ended, and show its result.
 
     Raises:
         TaskFailed, TimedOut: As it has ended.

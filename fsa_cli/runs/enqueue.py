@@ -1,4 +1,4 @@
-"""`task.enqueue`: a run that is asked for, by a person or by the app's own code.
+"""`task.enqueue`: ask for a run, from the app's own code or for a person.
 
     count_users.task.enqueue(active=True)
     count_users.task.enqueue(active=True, session=db.session)
@@ -59,7 +59,7 @@ _AWAY_FOR_S = 10.0
 def enqueue(
     task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
 ) -> str:
-    """What `Task.enqueue` does."""
+    """Enqueue a run of *task*, as `Task.enqueue`."""
     if isinstance(session, AsyncSession):
         raise UsageError(
             f"{task.name}.task.enqueue was given an AsyncSession",
@@ -74,21 +74,21 @@ def enqueue(
 async def aenqueue(
     task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
 ) -> str:
-    """What `Task.aenqueue` does."""
+    """Enqueue a run of *task*, as `Task.aenqueue`."""
     text = arguments_of(task, _arguments_by_name(task, args, kwargs))
     if captured(task.name):
         return uuid.uuid4().hex
     here = await asyncio.to_thread(_here)
     if session is None:
         return await asyncio.to_thread(here.enqueue, task, text)
-    await asyncio.to_thread(here.prepare, here.choice.of(task))
+    await asyncio.to_thread(here.prepare, here.executors.of(task))
     if isinstance(session, AsyncSession):
         return await session.run_sync(lambda sync: here.enqueue(task, text, sync))
     return here.enqueue(task, text, _session(task, session))
 
 
 def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
-    """The values as the ledger keeps them, checked so that whoever reads them gets the same.
+    """The values as JSON for the ledger, checked so that they are read back as they are.
 
     Raises:
         UsageError: One is a secret, or JSON cannot hold it.
@@ -109,53 +109,53 @@ def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
 
 
 class Enqueuer:
-    """Writes runs into a ledger, and has their engines carry them."""
+    """Writes runs into a ledger, and sends their messages to brokers."""
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.ledger = ledger
-        self.choice = ExecutorRegistry(ledger, settings)
+        self.executors = ExecutorRegistry(ledger, settings)
         self._ready: set[str] = set()
         self._away_until_s: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def enqueue(self, task: TaskDefinition, arguments: str, session: Session | None = None) -> str:
-        """Have *task* run soon; the run's id.
+        """Enqueue a run of *task*; the run's id.
 
         Args:
-            arguments: As `arguments_of` makes them.
+            arguments: As `arguments_of` returns them.
             session: The run is part of its transaction.
 
         Raises:
             ConfigurationError: There is no such executor, or it is not ready.
             DatabaseUnreachable: The ledger's database is away.
         """
-        executor = self.choice.of(task)
+        executor = self.executors.of(task)
         self.prepare(executor)
-        wanted = NewRun.of(
+        new_run = NewRun.of(
             task.name,
             arguments,
             executor=executor.name,
             queue=queue_name(task, self.ledger.namespace) if executor.carries else task.queue,
-            handed_off=executor.carries,
+            dispatched=executor.carries,
             by=requester(),
         )
         if session is None:
             with reached(self.ledger):
-                self._write(wanted, executor)
-            self._publish(wanted, executor)
-            return wanted.run_id
+                self._write(new_run, executor)
+            self._publish(new_run, executor)
+            return new_run.run_id
         connection = session.connection()
         if shares(self.ledger, connection.engine.url):
-            insert_run(connection, self.ledger.words, self.ledger.namespace, wanted)
+            insert_run(connection, self.ledger.sql, self.ledger.namespace, new_run)
             if executor.carries:
-                executor.enlist(connection, [_message(wanted)])
-                after_commit(session, lambda: self._publish(wanted, executor))
+                executor.enlist(connection, [_message(new_run)])
+                after_commit(session, lambda: self._publish(new_run, executor))
         else:
-            after_commit(session, lambda: self._write_late(wanted, executor))
-        return wanted.run_id
+            after_commit(session, lambda: self._write_late(new_run, executor))
+        return new_run.run_id
 
     def prepare(self, executor: Executor) -> None:
-        """See, once, that the ledger is there, and what *executor* needs; raises as `enqueue`."""
+        """Check, once, that the ledger and what *executor* needs exist; raises as `enqueue`."""
         if executor.name in self._ready:
             return
         with self._lock, reached(self.ledger):
@@ -163,44 +163,44 @@ class Enqueuer:
             executor.check()
         self._ready.add(executor.name)
 
-    def _write(self, wanted: NewRun, executor: Executor) -> None:
+    def _write(self, new_run: NewRun, executor: Executor) -> None:
         def enlist(connection: Connection) -> None:
-            executor.enlist(connection, [_message(wanted)])
+            executor.enlist(connection, [_message(new_run)])
 
         if executor.carries and executor.enlisting is None:
-            write_run(self.ledger, wanted, enlist)
+            write_run(self.ledger, new_run, enlist)
         else:
-            write_run(self.ledger, wanted, enlisting=executor.enlisting or "")
+            write_run(self.ledger, new_run, enlisting=executor.enlisting or "")
 
-    def _publish(self, wanted: NewRun, executor: Executor) -> None:
-        """Send its message; where that cannot be, the ledger has it sent again."""
+    def _publish(self, new_run: NewRun, executor: Executor) -> None:
+        """Send its message; if that fails, the ledger's redelivery sends it later."""
         if not executor.carries:
             return
         try:
-            self._send(wanted, executor)
+            self._send(new_run, executor)
         except BrokerUnreachable as exc:
-            logger.warning("%s; the run %s is sent later", exc.message.rstrip("."), wanted.run_id)
+            logger.warning("%s; the run %s is sent later", exc.message.rstrip("."), new_run.run_id)
             with contextlib.suppress(SQLAlchemyError):  # then a little later
-                redelivery.mark_unsent(self.ledger, [wanted.run_id], _SENT_SOON_MS)
+                redelivery.mark_unsent(self.ledger, [new_run.run_id], _SENT_SOON_MS)
 
-    def _send(self, wanted: NewRun, executor: Executor) -> None:
+    def _send(self, new_run: NewRun, executor: Executor) -> None:
         if time.monotonic() < self._away_until_s.get(executor.name, float("-inf")):
             raise BrokerUnreachable(f"{executor.name} is away")
         try:
-            executor.publish([_message(wanted)])
+            executor.publish([_message(new_run)])
         except BrokerUnreachable:
             self._away_until_s[executor.name] = time.monotonic() + _AWAY_FOR_S
             raise
 
-    def _write_late(self, wanted: NewRun, executor: Executor) -> None:
+    def _write_late(self, new_run: NewRun, executor: Executor) -> None:
         with reached(self.ledger):
-            self._write(wanted, executor)
-        self._publish(wanted, executor)
+            self._write(new_run, executor)
+        self._publish(new_run, executor)
 
 
-def _message(wanted: NewRun) -> Message:
-    assert wanted.queue is not None
-    return Message(wanted.run_id, wanted.queue)
+def _message(new_run: NewRun) -> Message:
+    assert new_run.queue is not None
+    return Message(new_run.run_id, new_run.queue)
 
 
 def _arguments_by_name(
@@ -234,23 +234,23 @@ def _session(task: TaskDefinition, session: object) -> Session | None:
     )
 
 
-# -- this process's --------------------------------------------------------------------------------
+# -- the enqueuer of this process ------------------------------------------------------------------
 
 _lock = threading.Lock()
 # A forked child leaves its parent's where it is: what ends it would end the parent's connections.
-_made: dict[tuple[object, ...], Enqueuer] = {}
+_enqueuers: dict[tuple[object, ...], Enqueuer] = {}
 
 
 def _here() -> Enqueuer:
-    """This process's; a forked child has its own."""
+    """The enqueuer of this process; a forked child has its own."""
     current = loader.current()
     url = None if current else _url()
     key = os.getpid(), id(current), url
     with _lock:
-        if key not in _made:
+        if key not in _enqueuers:
             databases, chosen = (current[0].databases, current[1]) if current else _of_server(url)
-            _made[key] = Enqueuer(ledger_of(databases, chosen), chosen)
-        return _made[key]
+            _enqueuers[key] = Enqueuer(ledger_of(databases, chosen), chosen)
+        return _enqueuers[key]
 
 
 def _of_server(url: URL | None) -> tuple[Mapping[str, Database], Settings]:

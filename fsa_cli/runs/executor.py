@@ -1,10 +1,10 @@
-"""`Executor`: what carries a run to the process that makes it. The ledger decides which one does.
+"""`Executor`: the protocol of every way in which a run reaches the process that executes it.
 
-An engine carries a run's id and nothing else. Whoever receives it takes the run's row from
-`handed_off` to `running`, so that a message that comes twice runs once, and one that never comes is
-sent again.
+A broker carries a run's id and nothing else. The process that receives it takes the run's row from
+dispatched (`handed_off`) to `running`, so that a message that comes twice runs once, and one that
+never comes is sent again.
 
-Another package adds an engine by an entry point of the group `fsa_cli.executors`: its name, and a
+Another package adds a broker by an entry point of the group `fsa_cli.executors`: its name, and a
 callable that takes a `Surroundings` and returns an `Executor`.
 """
 
@@ -32,14 +32,14 @@ __all__ = [
     "Take",
 ]
 
-#: The executor that needs no engine.
+#: The executor without a broker.
 LOCAL = "local"
-#: The engine's one task, which takes a run's id as `run_id`.
+#: The broker's one task, which takes a run's id as `run_id`.
 TASK = "fsa.run"
 
 
 class Message(NamedTuple):
-    """What an engine carries."""
+    """The message that a broker carries."""
 
     run_id: str
     queue: str
@@ -47,26 +47,26 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an executor is made of."""
+    """The arguments of an executor's factory."""
 
     ledger: Ledger
     settings: Settings
 
 
-#: Takes a run; the future is done when it has ended, or is not this process's to make.
+#: Takes a run; the future is done when it has ended, or another process has it.
 Take = Callable[[str], "Future[None]"]
 
 
 class Executor(Protocol):
-    """One way for runs to reach a process that makes them.
+    """One way for runs to reach a process that executes them.
 
     Attributes:
-        name: What `@task(executor=...)` and the settings call it.
+        name: Its name in `@task(executor=...)` and the settings.
         carries: Whether it has messages of its own. If not, runs stay `queued` in the ledger, and
-            whoever is free takes them there.
-        enlisting: What `enlist` does for one run, as a SELECT with `:id` and `:queue` that becomes
-            part of the statement which writes its row; empty if it does nothing. None: it is
-            called.
+            any free process claims them there.
+        enlisting: The work of `enlist` for one run, as a SELECT with `:id` and `:queue` that
+            becomes part of the statement which inserts its row; empty if it does nothing. None:
+            `enlist` is called.
     """
 
     name: str
@@ -74,10 +74,10 @@ class Executor(Protocol):
     enlisting: str | None
 
     def prepare(self) -> bool:
-        """Make what it needs, as a schema; False if there was nothing to make.
+        """Create what it needs, as a schema; False if all existed.
 
         Raises:
-            FsaError: It cannot be made, or the engine is away.
+            FsaError: It cannot be created, or the broker is away.
         """
         ...
 
@@ -86,49 +86,49 @@ class Executor(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises ConfigurationError if something is missing that `prepare` makes."""
+        """Raises ConfigurationError if something is missing that `prepare` creates."""
         ...
 
     def enlist(self, connection: Connection, messages: Sequence[Message]) -> None:
-        """Send them in the ledger's own transaction, where the engine can."""
+        """Send them in the ledger's own transaction, if the broker can."""
         ...
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Send them now that the ledger's transaction has committed, where `enlist` cannot.
+        """Send them now that the ledger's transaction has committed, if `enlist` cannot.
 
         Raises:
-            EngineUnreachable: Not all of them were sent; those that were may be sent again.
+            BrokerUnreachable: Not all of them were sent; those that were may be sent again.
         """
         ...
 
     def waiting(self, queue: str) -> int:
-        """How many messages wait in the engine's queue.
+        """How many messages wait in the broker's queue.
 
         Raises:
-            EngineUnreachable: It is away.
+            BrokerUnreachable: It is away.
         """
         ...
 
     def consume(
         self, take: Take, *, queues: Collection[str], concurrency: int, stop: threading.Event
     ) -> None:
-        """Host the engine's own worker in this thread until *stop* is set.
+        """Host the broker's own worker in this thread until *stop* is set.
 
         Each message is given to *take*, at most *concurrency* at a time, and is done when the
-        future is. Once told to stop it takes no more; the futures are all done soon after.
+        future is. Once *stop* is set it takes no more; the futures are all done soon after.
 
         Raises:
-            EngineUnreachable: It is away; the caller tries again.
+            BrokerUnreachable: It is away; the caller tries again.
         """
         ...
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         ...
 
 
 class OutsideTheLedger:
-    """What an executor is to the ledger's database that makes nothing and sends nothing there."""
+    """The part of an executor that creates nothing and sends nothing in the ledger's database."""
 
     enlisting: str | None = ""
 
@@ -146,7 +146,7 @@ class OutsideTheLedger:
 
 
 class Local(OutsideTheLedger):
-    """No engine: the ledger's queue is the queue; the scheduler's own processes take from it."""
+    """No broker: schedulers and workers claim queued runs from the ledger itself."""
 
     name = LOCAL
     carries = False

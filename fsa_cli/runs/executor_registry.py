@@ -1,4 +1,4 @@
-"""Which executor carries which task: the task says it, else a flag, else the settings."""
+"""Which executor carries which task: its own, or that of a flag, or that of the settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def executor_name(task: TaskDefinition, default: str | None) -> str:
 
 
 def queue_name(task: TaskDefinition, namespace: str) -> str:
-    """The queue of *task*, where an engine carries its runs.
+    """The broker's queue for runs of *task*.
 
     Services that share a broker do not take each other's messages.
     """
@@ -39,11 +39,11 @@ def queue_name(task: TaskDefinition, namespace: str) -> str:
 
 
 class ExecutorRegistry:
-    """The executors of one app, each made when it is first asked for."""
+    """The executors of one app, each created when it is first asked for."""
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self._surroundings = Surroundings(ledger, settings)
-        self._made: dict[str, Executor] = {}
+        self._created: dict[str, Executor] = {}
 
     def named(self, name: str) -> Executor:
         """The executor *name*.
@@ -51,18 +51,18 @@ class ExecutorRegistry:
         Raises:
             ConfigurationError: There is none, or it cannot be used as things are.
         """
-        if name not in self._made:
-            self._made[name] = self._make(name)
-        return self._made[name]
+        if name not in self._created:
+            self._created[name] = self._create(name)
+        return self._created[name]
 
     def of(self, task: TaskDefinition) -> Executor:
         """The executor of *task*; raises as `named` does."""
         return self.named(executor_name(task, self._surroundings.settings.executor))
 
-    def engines(
+    def brokers(
         self, tasks: Iterable[TaskDefinition]
     ) -> dict[str, tuple[Executor, list[TaskDefinition]]]:
-        """The engines that carry these tasks, each with its own; raises as `named` does."""
+        """The brokers that carry these tasks, each with its tasks; raises as `named` does."""
         found: dict[str, tuple[Executor, list[TaskDefinition]]] = {}
         for task in tasks:
             executor = self.of(task)
@@ -71,10 +71,10 @@ class ExecutorRegistry:
         return found
 
     def close(self) -> None:
-        for each in self._made.values():
+        for each in self._created.values():
             each.close()
 
-    def _make(self, name: str) -> Executor:
+    def _create(self, name: str) -> Executor:
         if name in _OURS:
             module, attribute, extra = _OURS[name]
             try:

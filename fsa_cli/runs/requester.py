@@ -1,4 +1,4 @@
-"""Who asks for a run."""
+"""The person who asks for a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["requester"]
 
 
 def requester() -> str:
-    """Who asks, as the ledger keeps it: `ann@web1`."""
+    """The person who asks, as the ledger records it: `ann@web1`."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container's user that has no name

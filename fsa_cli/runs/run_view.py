@@ -1,4 +1,4 @@
-"""A run of the ledger: as a row of a table, in full, and as JSON has it."""
+"""A run of the ledger: as a row of a table, in full, and as JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def get_run(ledger: Ledger, prefix: str) -> Row[Any]:
 
 
 def document(run: Row[Any]) -> dict[str, object]:
-    """A run as JSON has it."""
+    """A run as JSON."""
     error = {"type": run.error_type, "message": run.error, "traceback": run.traceback}
     return {
         "id": run.id,
@@ -91,7 +91,7 @@ def row(run: Row[Any], now: datetime) -> dict[str, object]:
 
 
 def fitted(rows: list[dict[str, object]], width: int) -> list[dict[str, object]]:
-    """The rows, with what they said cut to one line of a terminal that is so wide."""
+    """The rows, with their texts cut to one line of a terminal of *width* columns."""
     others = [key for key in COLUMNS if key != "said"]
     taken = sum(max([len(COLUMNS[k]), *(len(str(r[k])) for r in rows)]) + 2 for k in others)
     room = max(width - taken, len(COLUMNS["said"]))
@@ -99,7 +99,7 @@ def fitted(rows: list[dict[str, object]], width: int) -> list[dict[str, object]]
 
 
 def details(run: Row[Any], now: datetime) -> dict[str, object]:
-    """A run in full, but for its traceback; what it has not is left out."""
+    """A run in full, without its traceback and without empty fields."""
     duration = _duration_ms(run, now)
     progress = _progress(run)
     facts: dict[str, object] = {
@@ -127,7 +127,7 @@ def details(run: Row[Any], now: datetime) -> dict[str, object]:
 
 
 def since_ms(text: str, now: datetime) -> int:
-    """What `--since` means: `2h`, or a day or an instant in ISO 8601, in UTC.
+    """The milliseconds of `--since`: `2h`, or a day or an instant in ISO 8601, in UTC.
 
     Raises:
         UsageError: It is neither.

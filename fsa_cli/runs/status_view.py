@@ -1,4 +1,4 @@
-"""The scheduler at a glance: who runs tasks, and how each task fares."""
+"""The scheduler at a glance: the nodes, and the state of each task."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def live_schedulers(overview: Overview) -> list[Row[Any]]:
 
 
 def warnings(overview: Overview) -> Iterator[str]:
-    """What keeps runs from being made."""
+    """Warnings of what keeps runs from being executed."""
     alive = {each.role for each in overview.nodes if _state(each, overview.now_ms) in _OPEN}
     ticks = any(each.role == "tick" for each in overview.nodes)
     scheduled = any(each.schedule_hash is not None for each in overview.tasks)
@@ -66,11 +66,11 @@ def warnings(overview: Overview) -> Iterator[str]:
         yield "no scheduler is alive: fsa scheduler start"
     waiting = sum(opened.get("handed_off", 0) for opened in overview.open_runs.values())
     if waiting and "worker" not in alive:
-        yield f"no worker is alive, and {waiting} handed over: fsa worker start"
+        yield f"no worker is alive, and {waiting} dispatched: fsa worker start"
 
 
 def document(overview: Overview, where: str, namespace: str) -> dict[str, object]:
-    """The whole as JSON has it."""
+    """All of it as JSON."""
     return {
         "at": instant_of(overview.now_ms),
         "ledger": where,
@@ -93,7 +93,7 @@ def document(overview: Overview, where: str, namespace: str) -> dict[str, object
 
 
 def node_rows(overview: Overview) -> list[dict[str, object]]:
-    """The nodes that live or have died; those that have stopped are no news."""
+    """The nodes that live or have died, without those that have stopped."""
     rows = []
     for each in overview.nodes:
         state = _state(each, overview.now_ms)
@@ -139,10 +139,10 @@ def task_rows(overview: Overview) -> list[dict[str, object]]:
 
 
 def task_columns(rows: Sequence[Mapping[str, object]], *, every: bool) -> dict[str, str]:
-    """The columns that say something.
+    """The columns that are not empty.
 
     Args:
-        every: All of them, for whoever reads them by their place.
+        every: All columns, for a program that reads them by position.
     """
     return {
         key: heading

@@ -1,1 +1,1 @@
-"""Schedules and their fire times. It knows nothing of tasks."""
+"""Schedules and their fire times, without any knowledge of tasks."""

@@ -1,4 +1,4 @@
-"""Cron text: what a line of five fields means in crontab, and its instants.
+"""Cron text: the meaning of five fields in crontab, and their instants.
 
 The meaning is crontab(5)'s, not APScheduler 3's: weekday 0 and 7 are Sunday, and restricting both
 day of month and weekday means either (https://github.com/agronholm/apscheduler/issues/286).
@@ -73,23 +73,23 @@ class Cron:
     @classmethod
     def parse(cls, text: str, timezone: tzinfo) -> Cron:
         """Read *text*; raise ScheduleError that names the field and what it may hold."""
-        words = (_expand_macro(text) if text.startswith("@") else text).split()
-        if len(words) != len(_FIELDS):
+        parts = (_expand_macro(text) if text.startswith("@") else text).split()
+        if len(parts) != len(_FIELDS):
             hint = (
                 'for seconds write "every 10s"'
-                if len(words) > len(_FIELDS)
+                if len(parts) > len(_FIELDS)
                 else 'minute, hour, day of month, month, weekday: "0 3 * * *" is 03:00 every day'
             )
-            fields = "1 field" if len(words) == 1 else f"{len(words)} fields"
+            fields = "1 field" if len(parts) == 1 else f"{len(parts)} fields"
             raise ScheduleError(f'"{text}" has {fields}, cron text has five', hint=hint)
         minutes, hours, days, months, weekdays = (
-            _read_field(field, word, text) for field, word in zip(_FIELDS, words, strict=True)
+            _read_field(field, word, text) for field, word in zip(_FIELDS, parts, strict=True)
         )
-        if words[4].startswith("*") and all(
+        if parts[4].startswith("*") and all(
             min(days) > _LONGEST_MONTH[month - 1] for month in months
         ):
             raise ScheduleError(
-                f'"{text}" never comes: there is no day {min(days)} in month {words[3]}'
+                f'"{text}" never comes: there is no day {min(days)} in month {parts[3]}'
             )
         return cls(
             text=text,
@@ -99,8 +99,8 @@ class Cron:
             days=frozenset(days),
             months=frozenset(months),
             weekdays=frozenset(weekday % 7 for weekday in weekdays),
-            either_day=not (words[2].startswith("*") or words[4].startswith("*")),
-            fixed_time=not words[1].startswith("*"),
+            either_day=not (parts[2].startswith("*") or parts[4].startswith("*")),
+            fixed_time=not parts[1].startswith("*"),
         )
 
     def next_after(self, instant: datetime) -> datetime | None:

@@ -20,13 +20,13 @@ _DURATION_PART = re.compile(r"(\d+)\s*([a-z]+)", re.IGNORECASE)
 
 
 def duration_s(text: str, written: str = "") -> int | None:
-    """The seconds of `90s`, `15m`, `1h30m`; None if *text* is no such thing, or nothing.
+    """The seconds of `90s`, `15m`, `1h30m`; None if *text* is no duration, or is 0.
 
     Args:
-        written: What an error calls it, if not *text*.
+        written: Its text in an error, if not *text*.
 
     Raises:
-        ScheduleError: It has a unit that is none.
+        ScheduleError: Its unit is unknown.
     """
     if not _DURATION.fullmatch(text):
         return None

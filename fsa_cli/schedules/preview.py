@@ -1,4 +1,4 @@
-"""Coming instants for a person: in the task's zone, and where the clocks change between two."""
+"""Coming fire times for a person, in the task's zone, with the changes of clocks between them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FireTime:
     """One instant of a task.
 
     Attributes:
-        change: What the clocks do between the instant before and this one; None: nothing.
+        change: The change of clocks between the instant before and this one, if any.
     """
 
     task: str
@@ -107,7 +107,7 @@ def _change(schedule: Schedule, before: datetime, after: datetime) -> str | None
 
 
 def _before(schedule: Schedule, at: datetime) -> datetime | None:
-    """The last instant earlier than *at*: a schedule only knows what comes after."""
+    """The last instant earlier than *at*: a schedule only knows the ones after."""
     back = timedelta(minutes=1)
     while back < _FARTHEST * 2:
         found = schedule.next_after(at - min(back, _FARTHEST))

@@ -36,7 +36,7 @@ class Schedule(Protocol):
 
     @property
     def timezone(self) -> tzinfo:
-        """The zone in which it is meant and shown."""
+        """The zone in which it is read and shown."""
 
     def next_after(self, instant: datetime) -> datetime | None:
         """The first instant later than *instant*, in UTC; None if there is none."""
@@ -87,10 +87,10 @@ class Triggered:
 
 
 def parse_schedule(schedule: object, zone: object = None) -> Schedule:
-    """Read what a task was given as ``schedule=`` and ``timezone=``.
+    """Read a task's ``schedule=`` and ``timezone=``.
 
     Raises:
-        ScheduleError: it says what is wrong and what can be written instead.
+        ScheduleError: with what is wrong and what can be written instead.
     """
     timezone_ = parse_timezone(zone)
     if isinstance(schedule, str):
@@ -155,7 +155,7 @@ def _from_trigger(trigger: Any, zone: tzinfo) -> Schedule:
         return _any_of([_from_trigger(one, zone) for one in trigger.triggers], zone)
     own_zone = getattr(trigger, "timezone", None) or zone
     if isinstance(trigger, IntervalTrigger) and trigger.start_date.microsecond:
-        # Without a start date of its own the trigger counts from the moment when it was made, which
+        # Without a start date of its own the trigger counts from the moment of its creation, which
         # no two processes share. A start that a person wrote has no microseconds and is kept.
         trigger = copy.copy(trigger)
         trigger.start_date = _EPOCH

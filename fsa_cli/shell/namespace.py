@@ -1,4 +1,4 @@
-"""What lies at hand in `fsa shell` beside the app's own names: `run`, `sql` and `client`."""
+"""The names of `fsa shell` beside the app's own: `run`, `sql` and `client`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Runner:
 
         run("count_users", active=False)
 
-    Returns what it returns, and raises what it raises.
+    Returns its result, and raises its exception.
     """
 
     def __init__(self, loaded: LoadedApp) -> None:
@@ -48,20 +48,20 @@ class Runner:
         free = [
             name for name in inspect.signature(found.function).parameters if name not in injected
         ]
-        order = Run(
+        run = Run(
             task=found,
             arguments={**dict(zip(free, args, strict=False)), **arguments},
             app=self._loaded.app,
             database=self._loaded.database(found.database or "default"),
         )
-        result = _execute(order)
+        result = _execute(run)
         if result.error is not None:
             raise result.error
         return result.value
 
 
 class Sql:
-    """`sql`: prints what a statement answers, as a table.
+    """`sql`: prints the rows of a statement as a table.
 
         sql("select name, born from users where id = :id", id=1)
 
@@ -109,7 +109,7 @@ class Sql:
 
 
 class Client:
-    """`client`: Starlette's TestClient on the app, in this process; made when it is first used.
+    """`client`: Starlette's TestClient on the app, in this process; created when it is first used.
 
         client.get("/users").json()
 
@@ -118,7 +118,7 @@ class Client:
 
     def __init__(self, loaded: LoadedApp) -> None:
         self._loaded = loaded
-        self._made: Any = None
+        self._test_client: Any = None
 
     def __repr__(self) -> str:
         return f'client: requests to {self._loaded.target}, as client.get("/")'
@@ -138,7 +138,7 @@ class Client:
         return self._client().__exit__(*exc_info)
 
     def _client(self) -> Any:
-        if self._made is None:
+        if self._test_client is None:
             try:
                 from starlette.testclient import TestClient
             except (ImportError, RuntimeError) as exc:
@@ -148,8 +148,8 @@ class Client:
                         hint="pip install httpx2",
                     )
                 ) from exc
-            self._made = TestClient(self._loaded.app)
-        return self._made
+            self._test_client = TestClient(self._loaded.app)
+        return self._test_client
 
 
 def _task(task: str | TaskDefinition | Callable[..., Any]) -> TaskDefinition:
@@ -171,22 +171,22 @@ def _noted(error: FsaError) -> FsaError:
     return error
 
 
-def _execute(order: Run) -> RunResult:
-    """Make the run here; in a thread where a loop runs in this one, and the task needs its own."""
+def _execute(run: Run) -> RunResult:
+    """Execute a run here; an async one in a thread if a loop runs in this one."""
     from fsa_cli.runner.execute import execute
 
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop()
-        if order.task.is_async:
+        if run.task.is_async:
             outcome: Future[RunResult] = Future()
             context = copy_context()
 
             def work() -> None:
                 try:
-                    outcome.set_result(context.run(execute, order))
+                    outcome.set_result(context.run(execute, run))
                 except BaseException as exc:
                     outcome.set_exception(exc)
 
-            threading.Thread(target=work, name=f"run {order.task.name}").start()
+            threading.Thread(target=work, name=f"run {run.task.name}").start()
             return outcome.result()
-    return execute(order)
+    return execute(run)

@@ -1,4 +1,4 @@
-"""The prompts of `fsa shell`: IPython, ptpython, or plain Python, whichever is there.
+"""The prompts of `fsa shell`: IPython, ptpython, or plain Python, the first that is installed.
 
 In each of them `await` works, and a statement that breaks the transaction rolls it back.
 """
@@ -28,7 +28,7 @@ _MODULES = {"ipython": "IPython", "ptpython": "ptpython", "python": "code"}
 
 
 def choose(wish: str | None = None) -> str:
-    """`ipython`, `ptpython` or `python`: the one wished for, else the first that is installed.
+    """`ipython`, `ptpython` or `python`: the one wished for, or the first that is installed.
 
     Raises:
         ConfigurationError: There is no such prompt, or it is not installed.
@@ -46,10 +46,10 @@ def choose(wish: str | None = None) -> str:
 
 
 def interact(shell: Shell, prompt: str, *, whole_tracebacks: bool = False) -> None:
-    """Talk with the person at the terminal until they leave.
+    """Run the prompt until the person leaves.
 
     Args:
-        prompt: What `choose` chose.
+        prompt: As returned by `choose`.
         whole_tracebacks: Also SQLAlchemy's own frames, thirty lines for each wrong statement.
 
     Raises:
@@ -59,7 +59,7 @@ def interact(shell: Shell, prompt: str, *, whole_tracebacks: bool = False) -> No
     shell.inside(_PROMPTS[prompt], shell, whole_tracebacks)
 
 
-def _told(shell: Shell, error: BaseException) -> None:
+def _recover(shell: Shell, error: BaseException) -> None:
     if shell.recover(error):
         sys.stderr.write(_ROLLED_BACK + "\n")
 
@@ -84,11 +84,11 @@ def _ipython(shell: Shell, whole: bool) -> None:
     config.TerminalInteractiveShell.confirm_exit = False
     config.HistoryManager.hist_file = _history("ipython.sqlite")
 
-    words: Any = terminal_prompts
+    module: Any = terminal_prompts
 
-    class Labelled(words.Prompts):  # type: ignore[misc]
+    class Labelled(module.Prompts):  # type: ignore[misc]
         def in_prompt_tokens(self) -> list[Any]:
-            return [(words.Token.Prompt, f"{shell.label} "), *super().in_prompt_tokens()]
+            return [(module.Token.Prompt, f"{shell.label} "), *super().in_prompt_tokens()]
 
     if shell.label:
         config.TerminalInteractiveShell.prompts_class = Labelled
@@ -99,7 +99,7 @@ def _ipython(shell: Shell, whole: bool) -> None:
     def after_cell(result: Any) -> None:
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
-            _told(shell, error)
+            _recover(shell, error)
 
     app: Any = TerminalIPythonApp.instance(config=config)
     app.initialize([])
@@ -139,11 +139,11 @@ def _ptpython(shell: Shell, whole: bool) -> None:
                 sys.stderr.write(_traceback(e, whole))
             else:
                 super()._handle_exception(e)
-            _told(shell, e)
+            _recover(shell, e)
 
         def _handle_keyboard_interrupt(self, e: KeyboardInterrupt) -> None:
             super()._handle_keyboard_interrupt(e)
-            _told(shell, e)
+            _recover(shell, e)
 
     sys.stdout.write(f"ptpython on Python {_version()}\n\n{shell.banner}\n\n")
     repl = Repl(
@@ -174,7 +174,7 @@ class _Console(code.InteractiveConsole):
             raise
         except BaseException as exc:
             self.write(_traceback(exc, self._whole))
-            _told(self._shell, exc)
+            _recover(self._shell, exc)
 
 
 def _plain(shell: Shell, whole: bool) -> None:
@@ -187,7 +187,7 @@ def _plain(shell: Shell, whole: bool) -> None:
 
 
 def _edit_lines(shell: Shell) -> Callable[[], None]:
-    """Give the plain prompt history and completion; what is returned saves the history."""
+    """Give the plain prompt history and completion; returns a function that saves the history."""
     import readline
     import rlcompleter
 

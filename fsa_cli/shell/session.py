@@ -1,7 +1,7 @@
-"""A session for code that a person writes: at a prompt, in one line, in a file.
+"""The session for code that a person writes: at a prompt, in one line, in a file.
 
 Everything runs in the scopes of the app's databases (`async with db():`), on a loop of its own.
-What does not await runs without a running loop: `asyncio.run()` works as it does in a script.
+Code that does not await runs without a running loop: `asyncio.run()` works as in a script.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Shell:
 
     Args:
         loaded: The app.
-        database: The name of the database that `db` and `session` are of.
+        database: The name of the database of `db` and `session`.
         mode: `sandbox` rolls everything back at the end, commits included; in `read-only` the
             databases refuse to write.
-        environment: What is told at the prompt.
-        output: Where `sql()` prints.
+        environment: Named at the prompt.
+        output: For `sql()`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Shell:
         """Run a whole program, in which `await` may stand at the top level.
 
         Args:
-            arguments: What it finds in `sys.argv`, after its own name.
+            arguments: Its `sys.argv`, after its own name.
         """
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         code = compile(source, file, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
@@ -115,7 +115,7 @@ class Shell:
     def make_ready_to_await(self) -> None:
         """Make `db.async_session` usable from lines that do not await. Call it `inside`.
 
-        An AsyncSession can only be made on a running loop; later uses find the one made here.
+        An AsyncSession can only be created on a running loop; later uses find this one.
         Nothing connects; without an async driver it stays as it is.
         """
         from fastapi_sqlalchemy.exceptions import DBSessionError
@@ -127,7 +127,7 @@ class Shell:
         self.wait_for(touch())
 
     def recover(self, error: BaseException) -> bool:
-        """Roll back what *error* left unable to go on. Call it `inside`.
+        """Roll back transactions that *error* has broken. Call it `inside`.
 
         A mistake in Python leaves the transaction as it is, with what was added to the session.
 
@@ -142,13 +142,13 @@ class Shell:
 
     @property
     def label(self) -> str:
-        """What the prompt says of where it is: `production sandbox`; empty for an open shell."""
+        """The label of the prompt: `production sandbox`; empty for an open shell."""
         mode = "" if self.mode == "open" else self.mode
         return " ".join(part for part in (self.environment.name, mode) if part)
 
     @property
     def uncommitted(self) -> bool:
-        """Whether there are changes that leaving rolls back. Ask it `inside`."""
+        """Whether there are changes that leaving rolls back. Read it `inside`."""
         return any(database.uncommitted for database in self.loaded.databases.values())
 
     async def _open(self) -> None:

@@ -1,1 +1,1 @@
-"""Tasks: what a function takes, how it is called, and the registry of all of them."""
+"""Tasks: their definitions, their registry, and the arguments that they take."""

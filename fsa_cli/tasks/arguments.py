@@ -1,4 +1,4 @@
-"""The words after a task's name become its typed arguments.
+"""Command-line arguments after a task's name, as typed values.
 
     fsa run-task load users.csv --limit 100 --no-active  ->  {"path": ..., "limit": 100, ...}
 
@@ -25,14 +25,14 @@ _NEGATIVE_NUMBER = re.compile(r"-\.?\d.*")
 
 
 def split(
-    signature: Signature, words: Sequence[str], flags: Mapping[str, bool]
+    signature: Signature, argv: Sequence[str], flags: Mapping[str, bool]
 ) -> tuple[list[str], list[str]]:
-    """Tell fsa's own flags from the task's words: `(fsa's, the task's)`.
+    """Divide *argv* into fsa's own flags and the task's arguments: `(fsa's, the task's)`.
 
     Args:
         signature: The task's; an option of the task is the task's, whatever fsa calls its own.
-        words: All that follows the task's name. `--` ends fsa's flags: what follows is the task's,
-            its options, and anything else as an argument. A second `--` ends its options too.
+        argv: All that follows the task's name. `--` ends fsa's flags: its options follow, and
+            anything else as an argument. A second `--` ends the options too.
         flags: fsa's flags, and whether each takes a value.
     """
     options = signature.options()
@@ -40,7 +40,7 @@ def split(
     theirs: list[str] = []
     plain: list[str] = []
     ended = False
-    rest = list(words)
+    rest = list(argv)
     while rest:
         word = rest.pop(0)
         spelling, equals, _ = word.partition("=")
@@ -67,32 +67,32 @@ def split(
 
 def parse(
     signature: Signature,
-    words: Sequence[str],
+    argv: Sequence[str],
     read_stdin: Callable[[], bytes] | None = None,
     *,
     args_json: str | None = None,
 ) -> dict[str, Any]:
-    """The values of *words*, by parameter name; what was not given is left to its default.
+    """The values of *argv* by parameter name; a parameter that is not given keeps its default.
 
     Args:
-        args_json: A JSON object with values by name, or `@file`, or `-`; a word goes before it.
+        args_json: A JSON object with values by name, or `@file`, or `-`; *argv* goes before it.
 
     Raises:
-        ArgumentError: it names the argument, the value and what was expected.
+        ArgumentError: with the argument, the value and the expected type.
     """
     source = Source(read_stdin or sys.stdin.buffer.read)
     values = _by_name(signature, args_json, source) if args_json is not None else {}
-    given = _sort(signature, words, values)
+    given = _sort(signature, argv, values)
     for parameter in signature.parameters:
         if parameter.name in given.flags:
             values[parameter.name] = given.flags[parameter.name]
-        elif parameter.name in given.words:
-            values[parameter.name] = read_value(parameter, given.words[parameter.name], source)
+        elif parameter.name in given.texts:
+            values[parameter.name] = read_value(parameter, given.texts[parameter.name], source)
     return values
 
 
 def bind(signature: Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that come by name (a schedule's `args`, JSON), checked as those of a command line are.
+    """Check values by name (a schedule's `args`, JSON) as those of a command line.
 
     Raises:
         ArgumentError: an unknown name, a missing one, or a value of the wrong type.
@@ -118,7 +118,7 @@ def _named(signature: Signature, arguments: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _by_name(signature: Signature, args_json: str, source: Source) -> dict[str, Any]:
-    """The values that `--args-json` gives."""
+    """The values of `--args-json`."""
     content = source.content("--args-json", args_json)
     try:
         arguments = json.loads(args_json if content is None else content)
@@ -137,9 +137,9 @@ def _by_name(signature: Signature, args_json: str, source: Source) -> dict[str, 
 
 @dataclass
 class _Given:
-    """What was written for each parameter, before anything is read into it."""
+    """The texts given for each parameter, before they are read."""
 
-    words: dict[str, list[str]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     flags: dict[str, bool] = field(default_factory=dict)
 
 
@@ -152,11 +152,11 @@ def _is_value(word: str) -> bool:
     return not word.startswith("--")
 
 
-def _sort(signature: Signature, words: Sequence[str], known: Collection[str]) -> _Given:
+def _sort(signature: Signature, argv: Sequence[str], known: Collection[str]) -> _Given:
     options = signature.options()
     given = _Given()
     positional: list[str] = []
-    rest = list(words)
+    rest = list(argv)
     while rest:
         word = rest.pop(0)
         if word == "--":
@@ -179,17 +179,17 @@ def _sort(signature: Signature, words: Sequence[str], known: Collection[str]) ->
             if not rest or not _is_value(rest[0]):
                 raise ArgumentError(f"{spelling} needs a value: {parameter.expected}")
             value = rest.pop(0)
-        if parameter.name in given.words and not parameter.many:
+        if parameter.name in given.texts and not parameter.many:
             raise ArgumentError(
                 f"{spelling} was given twice", hint="only a list takes several values"
             )
-        given.words.setdefault(parameter.name, []).append(value)
+        given.texts.setdefault(parameter.name, []).append(value)
     _place(signature, positional, given)
     missing = [
         f"{parameter.label} ({parameter.expected})"
         for parameter in signature.parameters
         if parameter.required
-        and parameter.name not in given.words
+        and parameter.name not in given.texts
         and parameter.name not in given.flags
         and parameter.name not in known
     ]
@@ -199,7 +199,7 @@ def _sort(signature: Signature, words: Sequence[str], known: Collection[str]) ->
 
 
 def _place(signature: Signature, positional: list[str], given: _Given) -> None:
-    """Give each argument its word; one that repeats takes what the others leave."""
+    """Give each argument its text; a repeatable one takes what the others leave."""
     arguments = [parameter for parameter in signature.parameters if parameter.kind == "argument"]
     repeated = next((i for i, parameter in enumerate(arguments) if parameter.many), None)
     rest = list(positional)
@@ -208,10 +208,10 @@ def _place(signature: Signature, positional: list[str], given: _Given) -> None:
         if index == repeated:
             count = max(len(rest) - after, 0)
             if count:
-                given.words[parameter.name] = rest[:count]
+                given.texts[parameter.name] = rest[:count]
                 rest = rest[count:]
         elif rest:
-            given.words[parameter.name] = [rest.pop(0)]
+            given.texts[parameter.name] = [rest.pop(0)]
     if rest:
         takes = ", ".join(p.label for p in arguments) or "none"
         raise ArgumentError(f"unexpected argument {quote(rest[0])}: the task takes {takes}")

@@ -1,4 +1,4 @@
-"""TaskContext: what a task can learn about its run, and say while it runs."""
+"""TaskContext: a task's view of its run, and its way to report progress."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class TaskContext:
         run_id: Of this run; an attempt that is repeated keeps it.
         attempt: 1 for the first.
         scheduled_at: The instant that this run is for, in UTC; None if a person started it.
-        idempotency_key: The same for each attempt of this run: what to give an outside service, so
-            that it acts once.
+        idempotency_key: The same for each attempt of this run: an outside service that gets it
+            acts once.
         dry_run: Whether everything is rolled back at the end.
         deadline: When the run's time is over, in UTC; None without a time limit.
     """
@@ -87,7 +87,7 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the task should end now: its time is over, or the process is being stopped.
+        """Whether the task should end now: its time is over, or the process is stopping.
 
         A sync task cannot be interrupted in its thread; one that runs for long asks now and then.
         """
@@ -95,5 +95,5 @@ class TaskContext:
         return over or self._stop.is_set()
 
     def progress(self, total: int | None = None, text: str = "") -> Progress:
-        """Something to count on: a bar where a person watches `fsa run-task`."""
+        """A counter; a progress bar on the terminal of `fsa run-task`."""
         return Progress(total=total, text=text, _report=self._report)

@@ -1,7 +1,7 @@
-"""What was written for one parameter becomes its value.
+"""Convert the text given for one parameter to its value.
 
 `@file` reads a value from a file (for a repeatable parameter one per line), `-` from stdin,
-`@@` is an `@`; a Path is taken as it is. Pydantic does the typing, one line tells what is wrong.
+`@@` is an `@`; a Path is taken as it is. Pydantic validates, and an error is one line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Source:
         self._taken_by: str | None = None
 
     def read(self, parameter: Parameter, word: str) -> list[str | bytes]:
-        """The values that *word* stands for."""
+        """The values of *word*."""
         if parameter.is_path:
             return [word]
         if word.startswith("@@"):
@@ -49,7 +49,7 @@ class Source:
         return [text.removesuffix("\n").removesuffix("\r")]
 
     def content(self, label: str, word: str) -> bytes | None:
-        """What `@file` or `-` holds; None if *word* is neither."""
+        """The content of `@file` or `-`; None if *word* is neither."""
         if word == "-":
             return self._stdin(label)
         return self._file(label, word) if word.startswith("@") else None
@@ -70,8 +70,8 @@ class Source:
             ) from None
 
 
-def read_value(parameter: Parameter, words: list[str], source: Source) -> Any:
-    texts = [text for word in words for text in source.read(parameter, word)]
+def read_value(parameter: Parameter, given: list[str], source: Source) -> Any:
+    texts = [text for word in given for text in source.read(parameter, word)]
     read = [_read(parameter, text) for text in texts]
     if parameter.many:
         shown = ", ".join(str(text) for text in texts)
@@ -80,7 +80,7 @@ def read_value(parameter: Parameter, words: list[str], source: Source) -> Any:
 
 
 def _read(parameter: Parameter, text: str | bytes) -> Any:
-    """What Pydantic is given for one word."""
+    """The input of Pydantic for one text."""
     if parameter.choices:
         if text in parameter.choices:
             return parameter.choices[str(text)]

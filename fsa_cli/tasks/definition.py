@@ -1,4 +1,4 @@
-"""A task: a function, and how it is to be run."""
+"""A task: a function, and how its runs are executed."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,189}")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskDefinition:
-    """A function and how it is to be run.
+    """A function and how its runs are executed.
 
     Attributes:
-        name: What `fsa run-task NAME` calls it; the function's name unless told otherwise.
+        name: Its name in `fsa run-task NAME`; by default the function's.
         function: The user's function, as it was written.
         schedule: Cron text, "every 15m", "@daily", an APScheduler trigger, or several of them. Kept
             as it was given: `fsa_cli.schedules.schedule.parse_schedule` reads it.
         timezone: A name, or a zoneinfo or pytz zone; None is UTC.
         args: The arguments of scheduled runs.
-        timeout_s: How long a run may take. An async task is cancelled then; what happens to a sync
-            one is told in `fsa_cli.runner.execute`. None: for ever.
-        retries: How often a run that failed or took too long is made again, by the scheduler. Not a
-            sync one whose thread goes on after its time.
+        timeout_s: How long a run may take. An async task is cancelled then; for a sync one see
+            `fsa_cli.runner.execute`. None: for ever.
+        retries: How often the scheduler executes a run again that failed or took too long. Not a
+            sync one whose thread goes on after its time-out.
         backoff_s: The pause before the first of them, doubled each time, at most an hour.
-        overlap: What becomes of an instant while the run before it goes on: "skip" (it is recorded
-            as skipped), "queue" (it waits), "allow" (both run). Runs that are only asked for wait
-            for one another with "queue", and where the task has a schedule or a group.
+        overlap: For an instant that comes while the run before it goes on: "skip" (record it as
+            skipped), "queue" (it waits), "allow" (both run). Enqueued runs wait for one another
+            with "queue", and if the task has a schedule or a group.
         group: Tasks of one group never run at the same time, on any machine; None: a group of its
             own.
-        catch_up: Of the instants at which no scheduler ran: the "latest" is made up for, "all", or
+        catch_up: Of the instants at which no scheduler ran, the "latest" is executed, "all", or
             "none".
         catch_up_window_s: How far back that goes.
         start_within_s: How late a run may still start; None is the catch-up window.
-        on_crash: What becomes of a run whose process died: "mark" (it is recorded as interrupted:
-            at most once) or "retry" (it is made again: at least once).
+        on_crash: For a run whose process died: "mark" (record it as interrupted: at most once) or
+            "retry" (execute it again: at least once).
         jitter_s: Runs start up to so much after their instant; how much follows from task and
             instant, so that it is the same on each machine.
         isolation: "process" runs it in a process of its own, which a time-out kills.
@@ -60,10 +60,10 @@ class TaskDefinition:
         ping: A URL that is called when a run starts (`/start`), succeeds, and fails (`/fail`), as
             healthchecks.io has it.
         commit: Whether a run that returns normally commits. False leaves it to the function.
-        database: The name of the `Database` whose scope a run is given; None is the app's `db`.
-        executor: What carries its runs: "local", "procrastinate", "celery", or one of another
+        database: The name of the `Database` whose scope its runs have; None is the app's `db`.
+        executor: How its runs are carried: "local", "procrastinate", "celery", or one of another
             package; None is the settings'.
-        queue: The engine's queue; None is "fsa.NAMESPACE".
+        queue: The broker's queue; None is "fsa.NAMESPACE".
         tags: Words to choose tasks by.
     """
 

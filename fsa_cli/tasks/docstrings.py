@@ -1,4 +1,4 @@
-"""What a docstring says of each parameter."""
+"""Descriptions of parameters, read from a docstring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ENTRY = re.compile(r"^\s+\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)$")
 
 
 def documented_parameters(docstring: str) -> dict[str, str]:
-    """What an `Args:` section or `:param x:` lines say of each parameter, on one line each."""
+    """The description of each parameter in an `Args:` section or `:param x:` lines, on one line."""
     found: dict[str, str] = {}
     name: str | None = None
     inside = False

@@ -1,4 +1,4 @@
-"""What only one run at a time may hold."""
+"""The lock of a task: only one run at a time may hold it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["lock_of"]
 
 
 def lock_of(task: TaskDefinition, namespace: str) -> str | None:
-    """What only one run at a time may hold; None where the task's runs may overlap.
+    """The key that only one run at a time may hold; None: runs of the task may overlap.
 
-    The default `overlap="skip"` is about instants: runs that are only asked for go on side by side.
+    The default `overlap="skip"` is about instants: enqueued runs go on side by side.
     """
     if task.schedule is None and task.overlap == "skip" and task.group is None:
         return None

@@ -1,4 +1,4 @@
-"""Find a task by what a person wrote, and the database that it runs in."""
+"""Look up a task by the name that a person wrote, and the database that it runs in."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LISTED = 8
 
 
 def get_task(name: str) -> TaskDefinition:
-    """The registered task *name*, or a task made of the function `module:function`.
+    """The registered task *name*, or the function `module:function` as a task.
 
     Raises:
-        TaskNotFound: it says which one was meant, or which there are.
+        TaskNotFound: with a did-you-mean, or a list of the tasks.
         AppLoadError: the module of `module:function` failed while it was imported.
     """
     task = registry.get(name)
@@ -83,7 +83,7 @@ def _import_failed(module: str, error: BaseException) -> AppLoadError:
 
 
 def database_for(task: TaskDefinition, loaded: LoadedApp, settings: Settings) -> Database:
-    """Whose scope *task* runs in: what a person asked for, the task's own, the app's `db`.
+    """The database of *task*: that of a flag, the task's own, or the app's `db`.
 
     Raises:
         ConfigurationError: the app has no database.

@@ -1,4 +1,4 @@
-"""What a type annotation says of a word on a command line: how it is read, named and chosen."""
+"""Type annotations as command-line types: how text is read, named and limited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["SIMPLE", "Reading", "choices_of", "describe_type", "element_of", "re
 
 Reading = Literal["text", "json", "either"]
 
-# Type: (the word for it in usage lines, what an error says was expected).
+# Type: (its name in usage lines, its name in error messages).
 SIMPLE: dict[type, tuple[str, str]] = {
     str: ("TEXT", "text"),
     bytes: ("TEXT", "text"),
@@ -36,7 +36,7 @@ SIMPLE: dict[type, tuple[str, str]] = {
 
 
 def unwrap(annotation: Any) -> tuple[Any, str]:
-    """The type inside Annotated, Optional and aliases, and what an Annotated says of it."""
+    """The type inside Annotated, Optional and aliases, and the description of an Annotated."""
     described = ""
     while True:
         if get_origin(annotation) is Annotated:
@@ -59,7 +59,7 @@ def unwrap(annotation: Any) -> tuple[Any, str]:
 
 
 def element_of(base: Any) -> Any:
-    """What a repeatable parameter repeats; None for a parameter of one value."""
+    """The element type of a repeatable parameter; None for one of a single value."""
     origin = get_origin(base) or base
     arguments = get_args(base)
     if origin is tuple:
@@ -111,9 +111,9 @@ def describe_type(item: Any, choices: Mapping[str, Any], reading: Reading) -> tu
     if reading == "json":
         return "JSON", f"JSON for {name}"
     if get_origin(item) in (typing.Union, types.UnionType):
-        words = [
+        parts = [
             describe_type(unwrap(arg)[0], choices_of(arg), reading_of(arg))
             for arg in get_args(item)
         ]
-        return "|".join(word for word, _ in words), " or ".join(text for _, text in words)
+        return "|".join(word for word, _ in parts), " or ".join(text for _, text in parts)
     return ("TEXT", "text") if item is Any else (name.upper(), name)

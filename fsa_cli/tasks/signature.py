@@ -1,4 +1,4 @@
-"""What a task takes: its parameters as words on a command line, and those that it is given.
+"""The parameters of a task: those on a command line, and those that are injected.
 
 def t(user_id: int, *, since: date | None = None, active: bool = True, db: Session)
 ->  USER_ID  --since DATE  --active/--no-active        and a session
@@ -47,16 +47,16 @@ class Parameter:
     """One parameter that a person can give.
 
     Attributes:
-        name: As the function calls it.
-        kind: An `argument` is a word in its place, an `option` is `--name VALUE`, a `flag` is
-            `--name` or `--no-name`.
+        name: As in the function.
+        kind: An `argument` is positional, an `option` is `--name VALUE`, a `flag` is `--name` or
+            `--no-name`.
         many: Whether several values make up a collection.
-        reading: How a word becomes a value before Pydantic sees it.
-        choices: The words that are allowed and what they stand for; empty if any word is.
-        metavar: The word for its type in usage lines.
-        expected: What an error says was expected.
+        reading: How text is read before Pydantic validates it.
+        choices: The allowed texts and their values; empty if any text is allowed.
+        metavar: Its type in usage lines.
+        expected: Its type in error messages.
         item: The type of one value, without Annotated, Optional and the collection.
-        help: What the docstring or an Annotated says of it.
+        help: Its description in the docstring or an Annotated.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Parameter:
 
     @property
     def is_secret(self) -> bool:
-        """Whether its value is never to be shown: by its type, or text by its name."""
+        """Whether its value is never shown: by its type, or for text by its name."""
         if self.item in (str, bytes) and _SECRET.search(self.name):
             return True
         from pydantic import SecretBytes, SecretStr
@@ -95,7 +95,7 @@ class Parameter:
 
     @property
     def label(self) -> str:
-        """How it is named to a person: `USER_ID` or `--since`."""
+        """Its name for a person: `USER_ID` or `--since`."""
         return self.name.upper() if self.kind == "argument" else self.option
 
     @property
@@ -128,7 +128,7 @@ class Signature:
 
     @property
     def pieces(self) -> list[str]:
-        """What the task takes, as it is written: arguments first, then options."""
+        """The parameters as they are written: arguments first, then options."""
         ordered = sorted(self.parameters, key=lambda p: p.kind != "argument")
         return [parameter.usage for parameter in ordered]
 
@@ -157,7 +157,7 @@ class Signature:
         return found
 
     def call(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """The values as the function has to be called with them."""
+        """The values as positional and keyword arguments of the function."""
         positional: list[Any] = []
         named: dict[str, Any] = {}
         kinds = [p.kind for p in self.inspected.parameters.values()]
@@ -206,7 +206,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
 @cache
 def _injectable() -> dict[Injected, type]:
-    """What a task is given. The frameworks are imported with the app, not for a `--help`."""
+    """The types that are injected. The frameworks are imported with the app, not for a `--help`."""
     from fastapi import FastAPI
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session

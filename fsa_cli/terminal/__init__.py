@@ -1,1 +1,1 @@
-"""What a person reads: output, values as text, errors with the user's own line."""
+"""Output for a person: streams, values as text, errors with the user's own line."""

@@ -1,4 +1,4 @@
-"""Take passwords out of text that is about to be shown."""
+"""Mask passwords and other secrets in text that is about to be shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown and where: data on stdout, all else on stderr; for a person, a pipe, or as JSON."""
+"""Output: data on stdout, everything else on stderr; for a person, for a pipe, or as JSON."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _STATES = {
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command puts what it has to say.
+    """The output of a command.
 
     Args:
         json: One JSON document on stdout, errors as one JSON object on stderr.
         quiet: No narration; errors and warnings stay.
         verbose: 1 adds details to the narration.
-        color: False: never. None: where a terminal shows it.
+        color: False: never. None: if the terminal shows it.
         traceback: Errors with their whole traceback.
     """
 
@@ -96,21 +96,21 @@ class Output:
             self._write(sys.stdout, head + _plain(item))
 
     def say(self, text: str) -> None:
-        """Tell the person what is happening, on stderr."""
+        """Narrate, on stderr."""
         if not self.quiet and not self.json:
             self._write(sys.stderr, text)
 
     def tell(self, text: str) -> None:
-        """Put on stderr what was asked for with a flag of its own, also with `-q` and `--json`."""
+        """Write what a flag of its own asked for to stderr, also with `-q` and `--json`."""
         self._write(sys.stderr, text)
 
     def detail(self, text: str) -> None:
-        """Tell it only with `-v`."""
+        """Narrate only with `-v`."""
         if self.verbose:
             self.say(text)
 
     def warn(self, text: str) -> None:
-        """Say what the person should look at, on stderr, also with `-q` and `--json`."""
+        """Warn on stderr, also with `-q` and `--json`."""
         self._write(sys.stderr, self._styled("warning: ", "33", sys.stderr) + text)
 
     def error(self, error: FsaError) -> None:
@@ -167,7 +167,9 @@ class Output:
             text.encode(getattr(stream, "encoding", None) or "utf-8")
         except UnicodeEncodeError:  # JSON has escapes of its own for what the locale cannot show
             text = json.dumps(json.loads(text), indent=indent)
-        self._put(stream, text)  # masked already: what `mask` makes of "token": "..." is no JSON
+        self._put(
+            stream, text
+        )  # masked already: `mask` would turn "token": "..." into invalid JSON
 
     def _write(self, stream: TextIO | None, text: str) -> None:
         self._put(stream, mask(text))

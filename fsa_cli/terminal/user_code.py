@@ -1,4 +1,4 @@
-"""Which line of the user's own files an exception comes from."""
+"""The user's own frame of a traceback, and errors in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INSTALLED = tuple(
 
 @dataclass(frozen=True)
 class UserFrame:
-    """A line of a file."""
+    """A line of the user's code."""
 
     file: str
     line: int
@@ -26,7 +26,7 @@ class UserFrame:
     source: str
 
     def lines(self) -> list[str]:
-        """For a person: the file as it is seen from here, the line, and what it says."""
+        """For a person: the file relative to the current directory, the line, and its source."""
         inside = f", in {self.function}" if self.function not in ("", "<module>") else ""
         head = f"{relative_path(self.file)}, line {self.line}{inside}"
         return [head, f"  {self.source}"] if self.source else [head]
@@ -49,7 +49,7 @@ def user_frame(error: BaseException) -> UserFrame | None:
 
 def is_user_file(file: str) -> bool:
     """Whether *file* is the user's: neither Python's, nor installed, nor of this project."""
-    if file.startswith(("<fsa", "<stdin>", "<ipython")):  # what a person gave to `fsa shell`
+    if file.startswith(("<fsa", "<stdin>", "<ipython")):  # code that a person gave to `fsa shell`
         return True
     if file.startswith("<") or "site-packages" in file or "dist-packages" in file:
         return False
@@ -57,7 +57,7 @@ def is_user_file(file: str) -> bool:
 
 
 def summarize_error(error: BaseException) -> str:
-    """The exception's type and the first line of what it says."""
+    """The exception's type and the first line of its message."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
     first, *_ = str(error).strip().splitlines() or [""]
@@ -65,7 +65,7 @@ def summarize_error(error: BaseException) -> str:
 
 
 def relative_path(file: str) -> str:
-    """*file* as it is seen from the current directory, where it is below that."""
+    """*file* relative to the current directory, if it is below that."""
     if file.startswith("<"):
         return file
     relative = os.path.relpath(file)

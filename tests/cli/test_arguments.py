@@ -427,7 +427,7 @@ def test_the_usage_line_shows_what_a_task_takes(function: Callable[..., Any], us
         (optional, "ann --greeting hi", ([], {"name": "ann", "greeting": "hi"})),
     ],
 )
-def test_values_are_handed_over_as_the_function_takes_them(
+def test_values_are_passed_as_the_function_takes_them(
     function: Callable[..., Any], line: str, call: tuple[list[Any], dict[str, Any]]
 ) -> None:
     signature = signature_of(function)

@@ -90,7 +90,7 @@ def test_the_password_is_never_among_the_arguments(fsa, project, client, url) ->
         assert not Path(told[-1].removeprefix("file: ")).exists()
 
 
-def test_a_missing_client_and_a_database_in_memory_are_told(fsa, project) -> None:
+def test_a_missing_client_and_a_database_in_memory_are_reported(fsa, project) -> None:
     env = {"PATH": str(project), "FSA_DB_URL": "postgresql+psycopg://me:sesame@db/shop"}
 
     missing = fsa("db", "shell", env=env)
@@ -102,7 +102,7 @@ def test_a_missing_client_and_a_database_in_memory_are_told(fsa, project) -> Non
     assert "in-memory" in memory.stderr
 
 
-def test_psql_is_told_by_its_environment() -> None:
+def test_psql_gets_the_connection_by_its_environment() -> None:
     url = make_url("postgresql+psycopg://me@db.example:6432/shop").set(password=SECRET)
     url = url.update_query_dict({"sslmode": "require", "application_name": "x"})
 
@@ -117,7 +117,7 @@ def test_psql_is_told_by_its_environment() -> None:
     }
 
 
-def test_mariadb_is_told_by_a_file_of_options() -> None:
+def test_mariadb_gets_the_connection_by_a_file_of_options() -> None:
     url = make_url("mysql+pymysql://me@db.example:3307/shop").set(password=SECRET)
     assert mariadb_options(url.update_query_dict({"ssl_ca": "/ca.pem"})).splitlines() == [
         "[client]",

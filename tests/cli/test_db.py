@@ -213,7 +213,9 @@ def test_a_statement_cannot_talk_postgresql_out_of_reading_only(
     assert postgresql.rows("SELECT to_regclass('kept')::text") == [("kept",)]
 
 
-def test_a_wrong_statement_is_told_in_the_databases_words(filled, backend, tmp_path) -> None:
+def test_a_wrong_statement_is_reported_with_the_databases_message(
+    filled, backend, tmp_path
+) -> None:
     (tmp_path / "wrong.sql").write_text("select nope from users")
 
     done = filled("query", "@wrong.sql", "--json")

@@ -94,7 +94,7 @@ def test_a_pattern_prohibits_a_command_or_a_group_of_them(tmp_path) -> None:
         ("shell = 'sand'", "shell must be one of 'open', 'sandbox', 'read-only', not 'sand'"),
     ],
 )
-def test_a_wrong_table_is_told(tmp_path, line, says) -> None:
+def test_a_wrong_table_is_reported(tmp_path, line, says) -> None:
     (tmp_path / "pyproject.toml").write_text(f"[tool.fsa.env.x]\n{line}\n")
 
     with pytest.raises(ConfigurationError) as raised:

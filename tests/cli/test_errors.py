@@ -225,7 +225,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
-def test_a_broken_app_is_told_in_at_most_eight_lines(
+def test_a_broken_app_is_reported_in_at_most_eight_lines(
     broken: Broken, fsa, write_app: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_app(tmp_path, {"x/.git/HEAD": "", **broken.files})

@@ -56,7 +56,9 @@ def test_only_the_database_that_is_asked_for_is_checked(fsa, write_app, tmp_path
     ]
 
 
-def test_a_missing_driver_is_told_with_the_line_that_installs_it(fsa, write_app, tmp_path) -> None:
+def test_a_missing_driver_is_reported_with_the_line_that_installs_it(
+    fsa, write_app, tmp_path
+) -> None:
     write_app(tmp_path, main=APP)
 
     done = fsa("health", env={"FSA_DB_URL": "mssql+pyodbc://me:s3cret@127.0.0.1:1/x"})
@@ -205,7 +207,7 @@ def test_watch_on_a_terminal_redraws_one_screen(terminal, write_app, tmp_path) -
     assert screen.exitstatus == 0
 
 
-def test_live_is_told_from_the_heartbeat_without_importing_the_app(
+def test_live_is_read_from_the_heartbeat_without_importing_the_app(
     fsa, write_app, tmp_path
 ) -> None:
     write_app(tmp_path, {"pyproject.toml": ""}, main="raise SystemError('imported')")

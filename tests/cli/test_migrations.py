@@ -186,7 +186,7 @@ def test_history_and_current_tell_what_is_applied(fsa, project, sqlite) -> None:
 
 
 @pytest.mark.parametrize("template", ["generic", "async", "pyproject"])
-def test_what_alembic_init_made_works_as_it_is(
+def test_the_files_of_alembic_init_work_as_they_are(
     fsa, project, alembic_init, postgresql, template
 ) -> None:
     """Their env.py names neither a URL nor models, and has a sync or an async engine."""
@@ -217,7 +217,7 @@ def test_an_env_py_of_another_database_is_refused(fsa, project, alembic_init, sq
     assert "connects to another database than the app" in done.stderr
 
 
-def test_a_migration_that_raises_is_told_with_its_line(fsa, project, postgresql) -> None:
+def test_a_migration_that_raises_is_reported_with_its_line(fsa, project, postgresql) -> None:
     folder = project / "migrations" / "versions"
     write_migration(folder, "aaa1", up="op.execute('create table one (id integer)')")
     write_migration(folder, "bbb2", "aaa1", up="op.execute('create tabel two (id integer)')")

@@ -126,7 +126,7 @@ def test_a_package_brings_commands_that_need_no_app(fsa, project, tmp_path) -> N
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello Ann\n", "")
 
 
-def test_a_broken_one_is_told_in_one_line_and_hurts_nothing_else(shop) -> None:
+def test_a_broken_one_is_reported_in_one_line_and_hurts_nothing_else(shop) -> None:
     broken = shop("boom")
     other = shop("prices", "clear")
     ours = shop("health")

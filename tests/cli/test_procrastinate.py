@@ -100,7 +100,7 @@ def test_no_more_jobs_are_fetched_than_there_is_room_for(
         wait_until(lambda: statuses(postgresql) == ["doing"] * 3 + ["todo"])
 
 
-def test_what_was_fetched_when_the_worker_was_stopped_is_told_to_the_ledger(
+def test_jobs_fetched_when_the_worker_was_stopped_reach_the_ledger(
     executor: Procrastinate, postgresql: Backend
 ) -> None:
     run_ids = send(executor, 5)

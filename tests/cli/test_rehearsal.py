@@ -108,7 +108,7 @@ async def is_async_in_bulk(session: AsyncSession) -> None:
         (is_async_in_bulk, 3000, 0, 0),
     ],
 )
-def test_what_a_task_does_is_told_and_undone(
+def test_the_changes_of_a_task_are_reported_and_undone(
     function: Callable[..., Any], inserted: int, updated: int, deleted: int, rehearsed: Rehearse
 ) -> None:
     result, told = rehearsed(function)
@@ -135,7 +135,7 @@ def makes_a_table(session: Session) -> None:
     session.execute(text("DROP TABLE memberships"))
 
 
-def test_ddl_is_told_and_undone_or_refused(rehearsed: Rehearse, stored: Backend) -> None:
+def test_ddl_is_reported_and_undone_or_refused(rehearsed: Rehearse, stored: Backend) -> None:
     result, told = rehearsed(makes_a_table)
 
     if stored.name == "mariadb":
@@ -219,7 +219,7 @@ def test_a_deferred_constraint_is_checked_as_a_commit_would(
 
 
 @pytest.mark.parametrize("drivername", ["asyncpg", "aiomysql", "aiosqlite"])
-def test_a_database_with_only_an_async_driver_is_rehearsed_too(
+def test_a_database_with_only_an_async_driver_has_dry_runs_too(
     drivername: str,
     request: pytest.FixtureRequest,
     tables: Callable[[Backend], Backend],

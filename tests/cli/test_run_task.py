@@ -310,7 +310,7 @@ def test_a_dry_run_of_a_task_that_fails_exits_1(fsa: Run, small: Path) -> None:
     assert "LookupError: no such user" in done.stderr
 
 
-def test_retries_are_made_with_a_growing_pause(fsa: Run, project: Written) -> None:
+def test_retries_follow_with_a_growing_pause(fsa: Run, project: Written) -> None:
     done = fsa("run-task", "third", "--retries", "2", "--backoff=0.01")
 
     assert (done.returncode, done.stdout) == (0, "3\n")

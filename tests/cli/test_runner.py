@@ -366,7 +366,7 @@ def test_the_context_says_what_run_it_is(database: Database) -> None:
     assert context.logger.name == "fsa.task.look"
 
 
-def test_a_run_that_is_told_to_stop_learns_it(database: Database) -> None:
+def test_a_run_whose_stop_is_set_learns_it(database: Database) -> None:
     stop = threading.Event()
 
     def look(context: TaskContext) -> tuple[bool, bool]:

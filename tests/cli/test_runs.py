@@ -132,7 +132,7 @@ def test_the_runs_of_a_task_that_is_no_longer_there_are_shown(fsa: Run, ran: Sho
     assert "there is no task 'ship'" in again.stderr
 
 
-def test_a_run_is_made_again_with_its_arguments(fsa: Run, ran: Shop) -> None:
+def test_a_run_is_retried_with_its_arguments(fsa: Run, ran: Shop) -> None:
     (before,) = documents(fsa, "ship")
 
     done = fsa("runs", "retry", str(before["id"]))
@@ -148,7 +148,7 @@ def test_a_run_is_made_again_with_its_arguments(fsa: Run, ran: Shop) -> None:
     assert ran.written() == [1, 1]
 
 
-def test_a_run_with_a_secret_is_not_made_again(fsa: Run, small: Shop) -> None:
+def test_a_run_with_a_secret_is_not_retried(fsa: Run, small: Shop) -> None:
     fsa("run-task", "hide", "--token", "s3cret")
 
     done = fsa("runs", "retry", str(documents(fsa)[0]["id"]))
@@ -171,7 +171,7 @@ def test_a_queued_run_is_cancelled_at_once(fsa: Run, ran: Shop) -> None:
     assert "has ended: cancelled" in ended.stderr
 
 
-def test_a_run_of_the_scheduler_is_told_to_end(
+def test_a_run_of_the_scheduler_is_cancelled(
     fsa: Run, fsa_process: Start, shop: Shop, tmp_path: Path
 ) -> None:
     shop.write(TASKS + "\n@task(schedule='@yearly')\ndef yearly(): ...\n")

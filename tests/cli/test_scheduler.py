@@ -198,7 +198,9 @@ def test_a_second_signal_does_not_wait(
     assert written(sqlite) == []
 
 
-def test_a_task_that_asks_is_told_to_end(fsa_process: Start, lay: Lay, sqlite: Backend) -> None:
+def test_a_task_that_asks_learns_that_it_is_cancelled(
+    fsa_process: Start, lay: Lay, sqlite: Backend
+) -> None:
     lay(
         sqlite,
         """
@@ -219,7 +221,7 @@ def test_a_task_that_asks_is_told_to_end(fsa_process: Start, lay: Lay, sqlite: B
     assert done.stdout.endswith("told\n")
 
 
-def test_what_waits_for_its_turn_is_given_back_and_made_by_the_next(
+def test_a_run_that_waits_for_a_slot_is_requeued_and_executed_by_the_next(
     fsa_process: Start, lay: Lay, sqlite: Backend, tmp_path: Path
 ) -> None:
     lay(sqlite, WAIT + WAIT.replace("def wait(", "def other("))

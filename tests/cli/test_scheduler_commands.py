@@ -345,7 +345,7 @@ def test_health_asks_whether_a_scheduler_is_alive(fsa: Run, fsa_process: Start, 
     assert fsa("health", "ready").returncode == 0
 
 
-def test_health_says_that_nobody_takes_what_was_handed_to_an_engine(
+def test_health_reports_that_no_worker_takes_dispatched_runs(
     fsa: Run, fsa_process: Start, postgresql: Backend, tmp_path: Path
 ) -> None:
     shop = Shop(tmp_path, postgresql)

@@ -90,7 +90,7 @@ def host(fsa_process: Start) -> Callable[..., Process]:
     return start
 
 
-def test_a_run_that_fails_is_made_again_and_its_row_tells(
+def test_a_run_that_fails_is_retried_as_its_row_shows(
     lay: Lay, rows: Rows, host: Callable[..., Process]
 ) -> None:
     lay(
@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_made_again_and_its_row_tells(
     assert hopeless[4:6] == ("RuntimeError", "postgresql://ann:***@db/shop")
     assert "in hopeless" in hopeless[6]
     assert "hunter2" not in hopeless[6]
-    assert "it will be made again" in process.stderr
+    assert "it will be executed again" in process.stderr
 
 
 def test_tasks_of_a_group_run_one_after_the_other(
@@ -316,7 +316,7 @@ def pings() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     server.server_close()
 
 
-def test_hooks_and_pings_are_told_how_runs_end(
+def test_on_failure_and_pings_hear_how_runs_end(
     lay: Lay, host: Callable[..., Process], pings: tuple[str, list[tuple[str, str]]]
 ) -> None:
     url, heard = pings

@@ -174,7 +174,7 @@ def test_no_command_shows_the_databases_password(
         assert done.stdout + done.stderr or line == "health live"
 
 
-def test_a_password_that_a_task_has_told_is_not_in_the_ledger(
+def test_a_password_in_a_tasks_error_is_not_in_the_ledger(
     laid: Path, postgresql: Backend, fsa: Run
 ) -> None:
     """Whoever ran it, and whoever looks at the run afterwards."""

@@ -154,7 +154,7 @@ def test_what_is_not_committed_is_rolled_back_and_said(fsa, project, database) -
     assert database.rows("select name from users") == [("y",)]
 
 
-def test_an_error_is_told_with_its_line_and_rolled_back(fsa, project, database) -> None:
+def test_an_error_is_reported_with_its_line_and_rolled_back(fsa, project, database) -> None:
     (project / "job.py").write_text("session.add(User(name='x'))\nsession.flush()\n1 / 0\n")
 
     done = fsa("shell", "job.py", env={"FSA_DB_URL": database.url})
@@ -171,7 +171,7 @@ def test_a_programs_exit_code_is_its_own(fsa, project, statement, code) -> None:
     assert fsa("shell", "-c", f"import sys; sys.{statement}").returncode == code
 
 
-def test_a_syntax_error_is_told_like_any_other(fsa, project) -> None:
+def test_a_syntax_error_is_reported_like_any_other(fsa, project) -> None:
     done = fsa("shell", "-c", "a = 1\nb = (")
 
     assert done.returncode == 1

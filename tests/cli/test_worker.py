@@ -116,9 +116,7 @@ def ended(fsa: Run, worker: Process) -> Run:
     return lambda *words, **more: fsa("scheduler", "trigger", *words, "--wait", "--json", **more)
 
 
-def test_a_run_that_was_enqueued_is_made_and_recorded(
-    carried: Carried, ended: Run, fsa: Run
-) -> None:
+def test_an_enqueued_run_is_executed_and_recorded(carried: Carried, ended: Run, fsa: Run) -> None:
     for words, result in (
         (["ship", "coffee", "--count", "7"], "coffee x 7"),
         (["mail", "ann"], "ann"),
@@ -214,11 +212,11 @@ def test_a_queue_is_served_by_those_who_name_it(
     clerk.send(signal.SIGTERM)
     assert clerk.wait().returncode == 0, clerk.stderr
     status = fsa("scheduler", "status")
-    assert "no worker is alive, and 1 handed over: fsa worker start" in status.stderr
+    assert "no worker is alive, and 1 dispatched: fsa worker start" in status.stderr
 
 
 @pytest.mark.parametrize("name", ["procrastinate", "celery"])
-def test_an_engines_own_worker_makes_runs_too(
+def test_a_brokers_own_worker_executes_runs_too(
     name: str,
     postgresql: Backend,
     tmp_path: Path,
@@ -271,7 +269,7 @@ def test_an_engines_own_worker_makes_runs_too(
     assert roles == [("worker", "stopped")], process.stderr
 
 
-def test_what_procrastinate_needs_is_said_and_made_by_init(
+def test_the_tables_of_procrastinate_are_named_and_created_by_init(
     postgresql: Backend, tmp_path: Path, fsa: Run
 ) -> None:
     Carried(Shop(tmp_path, postgresql), "procrastinate")
@@ -282,8 +280,8 @@ def test_what_procrastinate_needs_is_said_and_made_by_init(
     assert "hint: fsa scheduler init" in done.stderr
     sql = fsa("scheduler", "init", "--sql")
     assert "CREATE FUNCTION procrastinate_defer_jobs_v1" in sql.stdout
-    assert json.loads(fsa("scheduler", "init", "--json").stdout)["engines"] == ["procrastinate"]
-    assert json.loads(fsa("scheduler", "init", "--json").stdout)["engines"] == []
+    assert json.loads(fsa("scheduler", "init", "--json").stdout)["brokers"] == ["procrastinate"]
+    assert json.loads(fsa("scheduler", "init", "--json").stdout)["brokers"] == []
 
 
 @pytest.mark.parametrize(

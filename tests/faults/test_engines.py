@@ -34,7 +34,7 @@ Fleet = Callable[..., Replicas]
 
 def wanted(engine: Engine, task: str) -> NewRun:
     """A run that waits in the ledger until it is handed to the engine."""
-    return NewRun.of(task, "{}", executor=engine.executor, queue=engine.queue, handed_off=False)
+    return NewRun.of(task, "{}", executor=engine.executor, queue=engine.queue, dispatched=False)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def fleet(
 
 
 @engines(*ENGINES)
-def test_of_schedulers_and_workers_that_are_killed_at_random_no_run_is_lost_or_made_twice(
+def test_of_schedulers_and_workers_that_are_killed_at_random_no_run_is_lost_or_executed_twice(
     engine: Engine, fleet: Fleet, is_long: bool, judged: Callable[..., Verdict]
 ) -> None:
     replicas = fleet()
@@ -176,7 +176,7 @@ def test_a_broker_that_falls_silent_loses_no_run(
 
 
 @engines("rabbitmq")
-def test_what_a_worker_that_is_stopped_has_in_hand_is_made_by_another_at_once(
+def test_runs_of_a_worker_that_is_stopped_are_executed_by_another_at_once(
     engine: Engine, postgresql: Backend, replicas_on: Callable[..., Replicas]
 ) -> None:
     replicas = replicas_on(postgresql)

@@ -49,7 +49,7 @@ async def retried(context: TaskContext):
 """
 
 
-def test_what_a_drain_cuts_short_is_marked_or_made_again_and_takes_effect_once(
+def test_a_run_that_a_drain_cuts_short_is_marked_or_retried_and_takes_effect_once(
     postgresql: Backend, replicas_on: Callable[..., Replicas]
 ) -> None:
     replicas = replicas_on(postgresql)

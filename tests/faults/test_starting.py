@@ -61,11 +61,11 @@ def reader(postgresql: PostgreSQL) -> Iterator[str]:
     postgresql.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-def test_a_ledger_that_cannot_be_made_is_said(laid: Replicas, reader: str, fsa: Run) -> None:
+def test_a_ledger_that_cannot_be_created_is_reported(laid: Replicas, reader: str, fsa: Run) -> None:
     done = fsa("scheduler", "start", env={"DB_URL": reader})
 
     assert done.returncode == 3
-    assert "the ledger's tables cannot be made" in done.stderr
+    assert "the ledger's tables cannot be created" in done.stderr
     assert "permission denied" in done.stderr
     assert "fsa scheduler init --sql" in done.stderr
     assert "Traceback" not in done.stderr

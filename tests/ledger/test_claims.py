@@ -199,7 +199,7 @@ def test_tasks_that_this_process_does_not_know_are_left_to_others(ledger: Ledger
     assert claim_queued(ledger, node.id, {"report": None}, most=5)[0] == []
 
 
-def test_what_was_claimed_and_not_begun_can_be_given_back(ledger: Ledger) -> None:
+def test_claimed_runs_that_have_not_started_can_be_queued_again(ledger: Ledger) -> None:
     node, other = make_node(ledger), make_node(ledger)
     (claimed,) = claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS).mine
 

@@ -30,7 +30,7 @@ def due_now(ledger: Ledger, name: str = "report", *, lock: bool = True, waits: b
 
 
 def wanted(task: str = "report") -> NewRun:
-    return NewRun.of(task, '{"n": 1}', executor=ENGINE, queue="mail", handed_off=True)
+    return NewRun.of(task, '{"n": 1}', executor=ENGINE, queue="mail", dispatched=True)
 
 
 def make_late(ledger: Ledger, run_id: str, by_ms: int) -> None:
@@ -55,11 +55,11 @@ class Sent:
         self.run_ids += [each if isinstance(each, str) else each.run_id for each in claimed]
 
 
-def test_what_is_due_is_handed_off_with_its_lock_and_without_a_node(ledger: Ledger) -> None:
+def test_a_due_instant_is_dispatched_with_its_lock_and_without_a_node(ledger: Ledger) -> None:
     node, sent = make_node(ledger), Sent()
     due = due_now(ledger)
 
-    outcome = claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
+    outcome = claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch=sent)
 
     (row,) = runs_of(ledger)
     assert [each.run_id for each in outcome.mine] == sent.run_ids == [row.id]
@@ -68,22 +68,22 @@ def test_what_is_due_is_handed_off_with_its_lock_and_without_a_node(ledger: Ledg
     assert row.not_before_ms - row.queued_ms == pytest.approx(SENT_AGAIN_MS, abs=2)
 
 
-def test_an_instant_is_handed_off_by_one_of_many_replicas(ledger: Ledger) -> None:
+def test_an_instant_is_dispatched_by_one_of_many_replicas(ledger: Ledger) -> None:
     at_ms = now_ms(ledger)
     due = [Due(f"task{n}", at_ms, f"{ledger.namespace}/{n}", executor=ENGINE) for n in range(20)]
     url = ledger.engine.url.render_as_string(hide_password=False)
     replicas = [open_ledger(url, ledger.namespace) for _ in range(4)]
     ready = threading.Barrier(len(replicas))
 
-    def hand_off(replica: Ledger) -> list[str]:
+    def dispatch(replica: Ledger) -> list[str]:
         node, sent = make_node(replica), Sent()
         ready.wait()
-        outcome = claim_due(replica, node.id, due, window_ms=WINDOW_MS, hand_off=sent)
+        outcome = claim_due(replica, node.id, due, window_ms=WINDOW_MS, dispatch=sent)
         assert [each.run_id for each in outcome.mine] == sent.run_ids
         return sent.run_ids
 
     with ThreadPoolExecutor(len(replicas)) as threads:
-        sent = [run_id for mine in threads.map(hand_off, replicas) for run_id in mine]
+        sent = [run_id for mine in threads.map(dispatch, replicas) for run_id in mine]
     for replica in replicas:
         replica.dispose()
 
@@ -91,7 +91,7 @@ def test_an_instant_is_handed_off_by_one_of_many_replicas(ledger: Ledger) -> Non
     assert len(sent) == len(due)
 
 
-def test_an_engine_that_refuses_leaves_no_row(ledger: Ledger) -> None:
+def test_a_broker_that_refuses_leaves_no_row(ledger: Ledger) -> None:
     def refuse(connection: Connection, claimed: Sequence[ClaimedRun]) -> None:
         raise LookupError("no such queue")
 
@@ -101,18 +101,18 @@ def test_an_engine_that_refuses_leaves_no_row(ledger: Ledger) -> None:
             make_node(ledger).id,
             [due_now(ledger)],
             window_ms=WINDOW_MS,
-            hand_off=refuse,
+            dispatch=refuse,
         )
 
     assert runs_of(ledger) == []
 
 
 @pytest.mark.parametrize(("waits", "status"), [(False, "skipped"), (True, "queued")])
-def test_while_one_is_handed_off_the_next_is_skipped_or_waits(
+def test_while_a_run_is_dispatched_the_next_is_skipped_or_waits(
     waits: bool, status: str, ledger: Ledger
 ) -> None:
     node, sent = make_node(ledger), Sent()
-    claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS, dispatch=sent)
 
     again = due_now(ledger, waits=waits)
     claim_due(
@@ -120,7 +120,7 @@ def test_while_one_is_handed_off_the_next_is_skipped_or_waits(
         node.id,
         [Due(again.task, again.scheduled_ms + 1, *again_of(again))],
         window_ms=WINDOW_MS,
-        hand_off=sent,
+        dispatch=sent,
     )
 
     assert [row.status for row in runs_of(ledger)] == ["handed_off", status]
@@ -210,7 +210,7 @@ def test_a_run_whose_lock_is_held_goes_back_to_the_queue(ledger: Ledger) -> None
     assert claim_dispatched(ledger, node.id, locks, [run.run_id for run in runs[1:]]) == []
 
     assert sorted(row.status for row in runs_of(ledger)) == ["queued", "queued", "running"]
-    assert claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, hand_off=sent).runs == []
+    assert claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, dispatch=sent).runs == []
     assert first.lock_key == locks["report"]
 
 
@@ -221,7 +221,7 @@ def test_of_two_messages_that_come_at_once_the_run_that_holds_the_lock_is_taken(
     names = [f"report{n}" for n in range(8)]
     due = [due_now(ledger, name) for name in names]
     locks = {each.task: each.lock_key for each in due}
-    claim_due(ledger, node.id, due, window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, due, window_ms=WINDOW_MS, dispatch=sent)
     by_hand = [wanted(name) for name in names]
     for run in by_hand:
         write_run(ledger, run)
@@ -235,19 +235,19 @@ def test_of_two_messages_that_come_at_once_the_run_that_holds_the_lock_is_taken(
     assert {rows[run.run_id] for run in by_hand} == {("queued", None)}
 
 
-def test_runs_that_are_given_back_leave_their_locks_and_are_handed_off_again(
+def test_requeued_runs_leave_their_locks_and_are_dispatched_again(
     ledger: Ledger,
 ) -> None:
     node, sent = make_node(ledger), Sent()
     due = due_now(ledger)
     locks = {due.task: due.lock_key}
-    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch=sent)
 
     requeue_dispatched(ledger, sent.run_ids)
 
     (row,) = runs_of(ledger)
     assert (row.status, row.lock_key, row.claim) == ("queued", None, None)
-    claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, hand_off=sent)
+    claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, dispatch=sent)
     assert sent.run_ids == [row.id] * 2
     assert [each.run_id for each in claim_dispatched(ledger, node.id, locks, [row.id])] == [row.id]
     requeue_dispatched(ledger, [row.id])
@@ -265,12 +265,12 @@ def test_a_task_that_a_worker_does_not_know_is_left_for_one_that_does(ledger: Le
     assert row.status == "handed_off"
 
 
-def test_a_queued_run_is_handed_off_and_waits_from_then_on(ledger: Ledger) -> None:
+def test_a_queued_run_is_dispatched_and_waits_from_then_on(ledger: Ledger) -> None:
     node, sent = make_node(ledger), Sent()
-    queued = NewRun.of("report", "{}", executor=ENGINE, queue="mail", handed_off=False)
+    queued = NewRun.of("report", "{}", executor=ENGINE, queue="mail", dispatched=False)
     write_run(ledger, queued)
 
-    found = claim_queued(ledger, node.id, {"report": None}, most=9, executor=ENGINE, hand_off=sent)
+    found = claim_queued(ledger, node.id, {"report": None}, most=9, executor=ENGINE, dispatch=sent)
 
     assert [each.queue for each in found.runs] == ["mail"]
     assert sent.run_ids == [queued.run_id]
@@ -318,7 +318,7 @@ def test_a_message_that_could_not_be_sent_is_late_soon(ledger: Ledger) -> None:
     assert redelivery.late_messages(ledger, ENGINE) == {"mail": (1, 1)}
 
 
-def test_of_an_engine_that_was_away_all_messages_are_late(ledger: Ledger) -> None:
+def test_all_messages_of_a_broker_that_was_away_are_late(ledger: Ledger) -> None:
     for run in (wanted(), wanted()):
         write_run(ledger, run)
 
@@ -329,12 +329,12 @@ def test_of_an_engine_that_was_away_all_messages_are_late(ledger: Ledger) -> Non
     assert redelivery.late_messages(ledger, ENGINE) == {"mail": (2, 2)}
 
 
-def test_a_handed_off_run_that_is_cancelled_frees_its_lock_and_is_not_taken(
+def test_a_dispatched_run_that_is_cancelled_frees_its_lock_and_is_not_claimed(
     ledger: Ledger,
 ) -> None:
     node, sent = make_node(ledger), Sent()
     due = due_now(ledger)
-    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, hand_off=sent)
+    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch=sent)
     (run_id,) = sent.run_ids
 
     assert control.cancel(ledger, run_id) == "queued"
@@ -377,7 +377,7 @@ def test_services_that_share_a_broker_have_queues_of_their_own() -> None:
     assert len(queue_name(task, "n" * 100)) == QUEUE_LENGTH
 
 
-def test_what_was_handed_over_is_stranded_while_no_worker_lives(ledger: Ledger) -> None:
+def test_dispatched_runs_are_stranded_while_no_worker_lives(ledger: Ledger) -> None:
     assert queries.vitals(ledger).stranded_ms is None
 
     write_run(ledger, wanted())

@@ -117,7 +117,7 @@ def test_a_run_that_has_taken_effect_elsewhere_has_succeeded(ledger: Ledger) -> 
     assert runs_of(ledger)[0].status == "succeeded"
 
 
-def test_a_run_that_ends_its_process_each_time_is_not_made_for_ever(ledger: Ledger) -> None:
+def test_a_run_that_ends_its_process_each_time_is_not_executed_for_ever(ledger: Ledger) -> None:
     register_tasks(ledger, [RegisteredTask("poison", '{"on_crash": "retry"}')])
     statuses = []
     claimed_by(ledger, make_node(ledger).id, "poison")

@@ -125,7 +125,7 @@ def test_a_watermark_rises_and_belongs_to_the_schedule(ledger: Ledger) -> None:
     assert first <= changed < first + 40_000, "a changed schedule begins now"
 
 
-def test_ten_thousand_tasks_can_be_told_and_swept(ledger: Ledger) -> None:
+def test_ten_thousand_tasks_can_be_registered_and_backfilled(ledger: Ledger) -> None:
     names = [f"task{n}" for n in range(10_000)]
     known = [RegisteredTask(name, "{}", name) for name in names]
     node = nodes.register(ledger, "scheduler", 20_000, {name: name for name in names})

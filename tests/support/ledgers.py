@@ -58,7 +58,7 @@ def make_node(ledger: Ledger, *tasks: str, lease_ms: int = LEASE_MS) -> nodes.Re
 
 def enqueue(ledger: Ledger, task: str, arguments: str = "{}", by: str | None = None) -> str:
     """Queue a run for any process; its id."""
-    wanted = NewRun.of(task, arguments, executor="local", queue=None, handed_off=False, by=by)
+    wanted = NewRun.of(task, arguments, executor="local", queue=None, dispatched=False, by=by)
     write_run(ledger, wanted)
     return wanted.run_id
 
