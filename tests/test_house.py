@@ -138,3 +138,10 @@ def test_the_top_is_seen_at_one_look() -> None:
     }
     assert top <= LEVEL.keys()
     assert len(top) <= MOST_AT_THE_TOP
+
+
+def test_the_page_of_each_package_names_its_files() -> None:
+    for package in (path.parent for path in HOUSE.glob("*/__init__.py")):
+        page = (package / "README.md").read_text(encoding="utf-8")
+        files = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+        assert {name for name in files if f"`{name}`" not in page} == set(), package.name
