@@ -28,13 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is long, and have two of the tests here go on at a time, whatever else does.
+    """Leave out what is long. Of the tests here two go on at a time, whatever else does.
 
-    Each runs three replicas or more, and asks how late they are.
+    Each runs three replicas or more, and asks how late they are. Those on PostgreSQL are one group:
+    two at once would need more connections than the 100 that a server has by default.
     """
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
-    for number, item in enumerate(here):
-        item.add_marker(pytest.mark.xdist_group(f"faults-{number % 2}"))
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            on_postgresql = "postgresql" in item.name or "postgresql" in item.fixturenames  # type: ignore[attr-defined]
+            group = "faults on PostgreSQL" if on_postgresql else "other faults"
+            item.add_marker(pytest.mark.xdist_group(group))
     if _is_long(config):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
