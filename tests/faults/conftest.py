@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from support import databases
 from support.backends import Backend
+from support.databases import PostgreSQLServer
 from support.oracle import Verdict, assert_nothing_left, judge
+from support.postgresql_server import postgresql_server as private_server
 from support.replicas import Replicas, replicas_in
 
 #: What is shown at the end of the test run: figures by test, and remarks.
@@ -30,20 +33,33 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is long. Of the tests here two go on at a time, whatever else does.
 
-    Each runs three replicas or more, and asks how late they are. Those on PostgreSQL are one group:
-    two at once would need more connections than the 100 that a server has by default.
+    Each runs three replicas or more, and asks how late they are.
     """
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            on_postgresql = "postgresql" in item.name or "postgresql" in item.fixturenames  # type: ignore[attr-defined]
-            group = "faults on PostgreSQL" if on_postgresql else "other faults"
-            item.add_marker(pytest.mark.xdist_group(group))
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    for number, item in enumerate(here):
+        item.add_marker(pytest.mark.xdist_group(f"faults-{number % 2}"))
     if _is_long(config):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQLServer]:
+    """A server of their own, if its programs are here: they need more connections than most have.
+
+    Five processes that work at once hold a hundred.
+    """
+    try:
+        with private_server() as private:
+            server = PostgreSQLServer(private.url)
+            databases.found["postgresql of the faults"] = f"{server.version()} (started here)"
+            yield server
+            server.close()
+    except FileNotFoundError as exc:
+        databases.skip("postgresql", str(exc))
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ from sqlalchemy import URL
 from support.backends import PostgreSQL, connect_postgresql
 from support.waiting import wait_until
 
+#: Three replicas hold up to 60: with the default of 100 two tests at a time would meet the end.
+CONNECTIONS = 300
+
 
 class Server:
     """`start` and `stop` it as often as you like."""
@@ -34,7 +37,9 @@ class Server:
         self._run("initdb", "--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8")
 
     def start(self) -> None:
-        options = f"-p {self.port} -k '' -c listen_addresses=127.0.0.1"
+        options = (
+            f"-p {self.port} -k '' -c listen_addresses=127.0.0.1 -c max_connections={CONNECTIONS}"
+        )
         self._run("pg_ctl", "start", "--no-wait", f"--log={self._log}", f"--options={options}")
         wait_until(self._answers, "PostgreSQL answers")
 
