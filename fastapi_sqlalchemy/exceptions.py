@@ -5,7 +5,7 @@
     ├── MissingSessionError            no session is open here
     ├── ConfigurationError             (also a ValueError) the configuration cannot work
     │   └── MissingDriverError         a driver is not installed
-    ├── ConcurrentUseError             two tasks at once use one AsyncSession
+    ├── ConcurrentUseError             (also an InvalidRequestError) two tasks or threads at once
     └── SandboxError                   what a sandbox cannot do
 
 This module is never imported twice, also where a test suite resets the library by deleting
@@ -13,6 +13,8 @@ This module is never imported twice, also where a test suite resets the library 
 """
 
 from __future__ import annotations
+
+from sqlalchemy.exc import InvalidRequestError
 
 __all__ = [
     "ConcurrentUseError",
@@ -67,12 +69,16 @@ class MissingDriverError(ConfigurationError):
     """The driver that a URL needs is not installed."""
 
 
-class ConcurrentUseError(DBSessionError):
-    """Two tasks used one `AsyncSession` at the same time."""
+class ConcurrentUseError(DBSessionError, InvalidRequestError):
+    """Two tasks, or two threads, used one session at the same time.
 
-    def __init__(self) -> None:
+    Also an error of SQLAlchemy's, which raises an InvalidRequestError where it notices by itself.
+    """
+
+    def __init__(self, message: str | None = None) -> None:
         super().__init__(
-            "Another task is using this AsyncSession, which serves one task at a time (is it "
+            message
+            or "Another task is using this AsyncSession, which serves one task at a time (is it "
             "shared through asyncio.gather or a TaskGroup?). Give each coroutine a session of its "
             "own:\n\n    await db.gather(first(), second())\n\n"
             "or open `async with db():` inside each."

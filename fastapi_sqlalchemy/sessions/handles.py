@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -17,8 +17,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
 
+from .connections import adiscard, discard, hang_up, is_busy
 from .shielding import in_default_thread, in_thread, wait_shielded
 from .tracking import Activity, TrackedSession
 
@@ -29,6 +29,9 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 #: How long a ROLLBACK or a close may take, in seconds, before the scope ends without it. A COMMIT
 #: is never given up: its outcome would be unknown.
 ROLLBACK_TIMEOUT_S = 5.0
+#: How long whoever still uses a session has, in seconds, to notice that its connection is gone.
+LEAVE_TIMEOUT_S = 1.0
+_POLL_S = 0.002
 
 
 class SessionHandle:
@@ -58,6 +61,61 @@ class SessionHandle:
     def uncommitted(self) -> bool:
         """Whether something was written, or is waiting to be, that a rollback would lose."""
         return self.activity.wrote or (self.session.in_transaction() and self.pending)
+
+    @property
+    def user(self) -> str | None:
+        """Who has a statement under way on it at this moment, other than this task or thread."""
+        if self.connection is None:
+            return None
+        user = self.activity.user
+        if user is not None and not self._is_mine(user):
+            return _describe(user)
+        if is_busy(self.connection):
+            return "another task or thread"
+        return None
+
+    def _is_mine(self, user: asyncio.Task[Any] | int) -> bool:
+        if isinstance(user, asyncio.Task):
+            return user.done() or user is _current_task()
+        return user == threading.get_ident()
+
+    @property
+    def in_sandbox(self) -> bool:
+        """Whether its connection is a sandbox's, which outlives it."""
+        return isinstance(self.session.bind, Connection)
+
+    async def abandon(self, who: object) -> None:
+        """End it while its `user` is at it: nothing more is sent, and its place is free soon."""
+        _log_still_used(who, self.user or "another task or thread")
+        await wait_shielded(asyncio.create_task(self._abandon()))
+
+    async def _abandon(self) -> None:
+        for connection in self._connections():
+            hang_up(connection)
+        await self._until_left()
+        for connection in self._connections():
+            await adiscard(connection)
+        await self._let_go()
+
+    async def _until_left(self) -> None:
+        """Wait until the one that has lost its connection has noticed."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (ROLLBACK_TIMEOUT_S if self.in_sandbox else LEAVE_TIMEOUT_S)
+        while self.user is not None and loop.time() < deadline:
+            await asyncio.sleep(_POLL_S)
+
+    async def _let_go(self) -> None:
+        """Close the session, whose connections are gone."""
+        raise NotImplementedError
+
+    def _connections(self) -> list[Connection]:
+        """Those that its transaction holds, but for a sandbox's."""
+        transaction = self.session.get_transaction()
+        if transaction is None:
+            return []
+        held = list(transaction._connections.values())
+        own = {id(each[0]): each[0] for each in held if each[0] is not self.session.bind}
+        return list(own.values())
 
     async def flush(self) -> None:
         """Write what is pending."""
@@ -112,8 +170,32 @@ class SyncSessionHandle(SessionHandle):
     async def close(self, who: object) -> None:
         await self._run_bounded(self.session.close, who)
 
+    def _abandon_here(self, who: object) -> None:
+        """As `abandon`, in this thread."""
+        _log_still_used(who, self.user or "another task or thread")
+        for connection in self._connections():
+            hang_up(connection)
+        deadline = time.monotonic() + (ROLLBACK_TIMEOUT_S if self.in_sandbox else LEAVE_TIMEOUT_S)
+        while self.user is not None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        self._close_hard()
+
+    async def _let_go(self) -> None:
+        await wait_shielded(in_thread(self._close_hard))
+
+    def _close_hard(self) -> None:
+        for connection in self._connections():
+            discard(connection)
+        try:
+            self.session.close()
+        except Exception:
+            logger.debug("The session could not be closed", exc_info=True)
+
     def close_here(self, who: object) -> None:
         """As `close`, in this thread, for as long as it takes."""
+        if self.user is not None:
+            self._abandon_here(who)
+            return
         self._finish(self.session.close, who)
 
     async def _run(self, work: Callable[[], None]) -> None:
@@ -131,6 +213,9 @@ class SyncSessionHandle(SessionHandle):
     async def _run_bounded(self, work: Callable[[], None], who: object) -> None:
         if self._given_up:
             return
+        if self.user is not None:
+            await self.abandon(who)
+            return
         connection = self.connection
         if connection is None or (self._is_sqlite and not self.activity.wrote):
             self._finish(work, who)
@@ -142,7 +227,7 @@ class SyncSessionHandle(SessionHandle):
             if not future.done():
                 self._given_up = True
                 _log_given_up(who)
-                _hang_up(connection)
+                hang_up(connection)
 
     def _finish(self, work: Callable[[], None], who: object) -> None:
         """Do `work`, a rollback or a close. If it fails, the server ends what was begun."""
@@ -152,7 +237,7 @@ class SyncSessionHandle(SessionHandle):
         except Exception as exc:
             if not self._given_up:
                 _log_failure(who, exc)
-            _discard(connection)
+            discard(connection)
 
 
 class AsyncSessionHandle(SessionHandle):
@@ -183,6 +268,12 @@ class AsyncSessionHandle(SessionHandle):
         except Exception as exc:
             _log_failure(who, exc)
 
+    async def _let_go(self) -> None:
+        try:
+            await self.async_session.close()
+        except Exception:
+            logger.debug("The session could not be closed", exc_info=True)
+
     @property
     def _closes_alike(self) -> bool:
         """Whether closing the one session is no more than closing the other."""
@@ -202,6 +293,9 @@ class AsyncSessionHandle(SessionHandle):
     ) -> None:
         if self._given_up:
             return
+        if self.user is not None:
+            await self.abandon(who)
+            return
         connection = self.connection
         if connection is None:
             await self._finish(work, who)
@@ -214,7 +308,7 @@ class AsyncSessionHandle(SessionHandle):
                 self._given_up = True
                 _log_given_up(who)
                 task.cancel()
-                await _adiscard(connection)
+                await adiscard(connection)
 
     async def _finish(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
         connection = self.connection
@@ -223,18 +317,35 @@ class AsyncSessionHandle(SessionHandle):
         except Exception as exc:
             if not self._given_up:
                 _log_failure(who, exc)
-            await _adiscard(connection)
+            await adiscard(connection)
 
 
 def _log_failure(who: object, exc: Exception) -> None:
     if isinstance(exc, IllegalStateChangeError):
-        logger.error(
-            "%s has ended while another task or thread still uses its session: what that one has "
-            "not committed is rolled back. Let it open a scope of its own: `with db():`.",
-            who,
-        )
+        _log_still_used(who, "another task or thread")
     else:
         logger.error("%s: ROLLBACK failed; its connection is discarded", who, exc_info=exc)
+
+
+def _log_still_used(who: object, user: str) -> None:
+    logger.error(
+        "%s has ended while %s still uses its session: nothing of it is committed, and its "
+        "connection is closed. Let that one open a scope of its own: `with db():` or "
+        "`async with db():`.",
+        who,
+        user,
+    )
+
+
+def _describe(user: asyncio.Task[Any] | int | None) -> str:
+    """A task or a thread as its author knows it."""
+    if isinstance(user, asyncio.Task):
+        name = getattr(user.get_coro(), "__qualname__", "")
+        return f"the task {user.get_name()!r} ({name})"
+    for thread in threading.enumerate():
+        if thread.ident == user:
+            return f"the thread {thread.name!r}"
+    return "another task or thread"
 
 
 def _log_given_up(who: object) -> None:
@@ -243,39 +354,5 @@ def _log_given_up(who: object) -> None:
     )
 
 
-def _discard(connection: Connection | None) -> None:
-    """Throw `connection` away, so that its place in the pool is free at once."""
-    if connection is not None and not connection.closed:
-        try:
-            connection.invalidate()
-        except Exception:
-            logger.error("A connection could not be closed", exc_info=True)
-
-
-async def _adiscard(connection: Connection | None) -> None:
-    """As `_discard`, for an async driver, without waiting for the server.
-
-    Outside of a greenlet SQLAlchemy cuts a connection without a goodbye. psycopg's is closed
-    without one anyway, but only in a greenlet.
-    """
-    if connection is None or connection.dialect.has_terminate:
-        _discard(connection)
-    else:
-        await greenlet_spawn(_discard, connection, _require_await=False)
-
-
-def _hang_up(connection: Connection) -> None:
-    """Shut the socket of `connection` down, so that the thread that waits for an answer gets one.
-
-    The thread then throws the connection away itself: drivers are not made for being closed by
-    another thread. Where a driver does not show its socket, the thread goes on waiting.
-    """
-    try:
-        driver_connection: Any = connection.connection.driver_connection
-        shown = (
-            driver_connection if hasattr(driver_connection, "fileno") else driver_connection._sock
-        )
-        with socket.socket(fileno=os.dup(shown.fileno())) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
-    except Exception:
-        logger.debug("The socket could not be shut down", exc_info=True)
+def _current_task() -> asyncio.Task[Any] | None:
+    return asyncio.current_task() if asyncio._get_running_loop() is not None else None

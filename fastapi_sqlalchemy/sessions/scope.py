@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from ..engines import fork_safety
-from ..exceptions import MissingSessionError
+from ..exceptions import ConcurrentUseError, MissingSessionError
 from .binding import Binding
 from .handles import AsyncSessionHandle, SessionHandle, SyncSessionHandle
 from .shielding import wait_shielded
@@ -165,6 +165,7 @@ class Scope:
         handle = self._sync_handle
         try:
             if commit and handle is not None and handle.session.in_transaction():
+                self._refuse_if_used(handle)
                 handle.session.commit()
         finally:
             self._let_nobody_in()
@@ -176,15 +177,17 @@ class Scope:
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: a flush or a COMMIT failed.
+            ConcurrentUseError: another task or thread has a statement under way: no COMMIT is sent.
             asyncio.CancelledError: this task was cancelled while the sessions were ended.
         """
         if not self._begin_end():
             return
         try:
             if commit:
-                await self._commit(
-                    [handle for handle in self._handles() if handle.session.in_transaction()]
-                )
+                begun = [handle for handle in self._handles() if handle.session.in_transaction()]
+                for handle in begun:
+                    self._refuse_if_used(handle)
+                await self._commit(begun)
         finally:
             self._let_nobody_in()
             try:
@@ -201,6 +204,7 @@ class Scope:
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: a flush or a COMMIT failed.
+            ConcurrentUseError: as for `aend`.
             asyncio.CancelledError: this task was cancelled meanwhile; the work was done.
         """
         begun = [
@@ -209,6 +213,8 @@ class Scope:
             if handle.session.in_transaction() and not handle.in_own_block
         ]
         if commit:
+            for handle in begun:
+                self._refuse_if_used(handle)
             await self._commit(begun)
         else:
             for handle in begun:
@@ -246,6 +252,19 @@ class Scope:
                 return False
             self._ending = True
         return True
+
+    def _refuse_if_used(self, handle: SessionHandle) -> None:
+        """Refuse a COMMIT beside the statement of another task or thread.
+
+        It would be sent in the middle of that one's work, and some drivers lose their place in the
+        conversation with the server for good.
+        """
+        user = handle.user
+        if user is not None:
+            raise ConcurrentUseError(
+                f"{self} is not committed: {user} still uses its session. Await that one first, "
+                "or let it open a scope of its own: `with db():` or `async with db():`."
+            )
 
     def _let_nobody_in(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, TextClause, event
@@ -37,19 +38,20 @@ class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
     Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
-    begins in a thread that runs an event loop; `task` is the one that an async session is serving.
+    begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
+    the identifier of a thread.
     """
 
     # Nothing here leads back to the session: a cycle would keep what it has loaded, and everything
     # around it, until the garbage collector comes.
-    __slots__ = ("connection", "ended", "on_loop_thread", "task", "wrote")
+    __slots__ = ("connection", "ended", "on_loop_thread", "user", "wrote")
 
     def __init__(self, on_loop_thread: Callable[[], None] | None = None) -> None:
         self.connection: Connection | None = None
         self.wrote = False
         self.ended = False
         self.on_loop_thread = on_loop_thread
-        self.task: asyncio.Task[Any] | None = None
+        self.user: asyncio.Task[Any] | int | None = None
 
     def end(self) -> None:
         """Let the session begin nothing any more; what it has begun can still be ended."""
@@ -78,8 +80,23 @@ class _TrackedInThread(TrackedSession):
     """A `Session` whose threads may have to wait for a connection."""
 
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        activity = self.fsa_activity
+        is_inner = _begin_in_thread(activity)
         self._notice(statement)
-        return super()._execute_internal(statement, *args, **kwargs)
+        try:
+            return super()._execute_internal(statement, *args, **kwargs)
+        finally:
+            if not is_inner:
+                activity.user = None
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        activity = self.fsa_activity
+        is_inner = _begin_in_thread(activity)
+        try:
+            super().flush(objects)
+        finally:
+            if not is_inner:
+                activity.user = None
 
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
         if self.fsa_activity.ended:
@@ -106,22 +123,31 @@ class _TrackedInTask(TrackedSession):
 
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         activity = self.fsa_activity
-        is_inner = _begin_serving(activity)
+        is_inner = _begin_in_task(activity)
         self._notice(statement)
         try:
             return super()._execute_internal(statement, *args, **kwargs)
         finally:
             if not is_inner:
-                activity.task = None
+                activity.user = None
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         activity = self.fsa_activity
-        is_inner = _begin_serving(activity)
+        is_inner = _begin_in_task(activity)
         try:
             super().flush(objects)
         finally:
             if not is_inner:
-                activity.task = None
+                activity.user = None
+
+    def commit(self) -> None:
+        activity = self.fsa_activity
+        is_inner = _begin_in_task(activity)
+        try:
+            super().commit()
+        finally:
+            if not is_inner:
+                activity.user = None
 
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
         if self.fsa_activity.ended:
@@ -147,14 +173,28 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
     return made
 
 
-def _begin_serving(activity: Activity) -> bool:
+def _begin_in_task(activity: Activity) -> bool:
     """Have the session serve this task; True if it does so already."""
     task = asyncio.current_task()
-    if activity.task is None:
-        activity.task = task
+    if activity.user is None:
+        activity.user = task
         return False
-    if activity.task is not task:
+    if activity.user is not task:
         raise ConcurrentUseError
+    return True
+
+
+def _begin_in_thread(activity: Activity) -> bool:
+    """As `_begin_in_task`, for a thread."""
+    thread = get_ident()
+    if activity.user is None:
+        activity.user = thread
+        return False
+    if activity.user != thread:
+        raise ConcurrentUseError(
+            "Another thread is using this Session, which serves one thread at a time. Open a scope "
+            "in each:\n\n    with db():\n        db.session ..."
+        )
     return True
 
 
