@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Unpack
 
+import anyio
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -40,9 +43,10 @@ class DBSessionMiddleware:
     From that status on, and when an exception is raised, the request is rolled back. Without
     `commit_on_exit`, what the request did not commit itself is rolled back at its end.
 
-    The session stays usable after the response has begun, for streams and background tasks. A
-    `text/event-stream` is committed at its end. A WebSocket has a scope too, which is rolled back
-    at its end.
+    The session stays usable after the response has begun, for streams and background tasks. With
+    `commit_on_exit`, what a stream writes is committed before its last body message is passed on,
+    and rolled back where that never comes. A WebSocket has a scope too, which is rolled back at its
+    end.
 
     Args:
         app: the ASGI app.
@@ -129,7 +133,14 @@ class DBSessionMiddleware:
         app, outer_handlers = asgi.get("app"), asgi.get(HANDLERS)
         failure: Exception | None = None
         started: Message | None = None
-        completed = returned = False
+        completed = returned = left = False
+
+        async def receive_watched() -> Message:
+            nonlocal left
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                left = True
+            return message
 
         async def send_settled(message: Message) -> None:
             nonlocal failure, started, completed
@@ -138,23 +149,33 @@ class DBSessionMiddleware:
                     commits = self._commits(message)
                     if failure is not None and commits:
                         # Somebody in between caught it, and answers as if nothing had happened.
-                        raise _CommitFailed from failure
+                        raise _CommitFailed(_first_line(failure)) from failure
                     if self.commit_on_exit and not _is_event_stream(message):
                         try:
                             await request.settle(commit=commits)
                         except Exception as exc:
                             failure = exc
-                            raise _CommitFailed from exc
+                            raise _CommitFailed(_first_line(exc)) from exc
                 started = message
                 await send(message)
                 return
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            if is_last and self.commit_on_exit and started is not None and request.used:
+                # An app in between may end well a stream that has lost its client.
+                if _is_event_stream(started):
+                    # A producer that has just failed is heard of one turn of the loop later.
+                    await asyncio.sleep(0)
+                whole = not (left or _is_cancelled())
+                await self._settle_stream(request, commit=whole and self._commits(started))
             await send(message)
-            completed = not message.get("more_body", False)
+            completed = completed or is_last
 
         self.db._enter(request)
         try:
             try:
-                await self.app(asgi, receive, send_settled)
+                await self.app(
+                    asgi, receive_watched if self.commit_on_exit else receive, send_settled
+                )
             except Exception:
                 if failure is None or started is not None:
                     raise
@@ -165,25 +186,34 @@ class DBSessionMiddleware:
         finally:
             if not request.end_unused():
                 if returned and failure is None:
-                    await self._end(request, started)
-                else:
-                    await request.aend()
+                    self._report_uncommitted(request, started, completed)
+                await request.aend()
             self.db._leave(request)
             if not completed and request.holds_connections_inside:
                 collect_abandoned()
 
-    async def _end(self, request: RequestScope, started: Message | None) -> None:
-        """End a request that went well, as far as it knows."""
-        commits = started is None or self._commits(started)
-        if commits and self.commit_on_exit and started is not None and _is_event_stream(started):
-            try:
-                await request.aend(commit=True)
-            except Exception:
-                logger.exception("%s: the commit at the end of the stream failed", request)
-            return
-        if commits:
-            request.warn_of_uncommitted()
-        await request.aend()
+    async def _settle_stream(self, request: RequestScope, *, commit: bool) -> None:
+        """End what was begun since the response has started, before its last body message is sent.
+
+        A client that has read the last message finds the rows; one that never gets it finds none.
+        """
+        try:
+            await request.settle(commit=commit)
+        except Exception as exc:
+            logger.exception(
+                "%s: the commit at the end of the stream failed; it is broken off", request
+            )
+            raise _CommitFailed(_first_line(exc)) from exc
+
+    def _report_uncommitted(
+        self, request: RequestScope, started: Message | None, completed: bool
+    ) -> None:
+        """Say what the end of a request that went well, as far as it knows, will roll back."""
+        if started is None or completed or not self.commit_on_exit:
+            if started is None or self._commits(started):
+                request.warn_of_uncommitted()
+        elif request.uncommitted:
+            logger.info("%s: its client left before the end: rolled back", request)
 
     async def _serve_websocket(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
         connection = RequestScope(self.binding, self.db._scope.get(), asgi, self._warned)
@@ -229,6 +259,17 @@ _END_OF_LIFESPAN = (
     "lifespan.shutdown.complete",
     "lifespan.shutdown.failed",
 )
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is about to be cancelled: the producer of its stream has failed."""
+    task = asyncio.current_task()
+    return anyio.current_effective_deadline() == -math.inf or bool(task and task.cancelling())
+
+
+def _first_line(error: Exception) -> str:
+    """What an access log inside of ours shows of a failed commit."""
+    return f"the commit failed: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def _global_db() -> Database:
