@@ -59,10 +59,14 @@ def hang_up(connection: Connection) -> None:
 
     It then throws the connection away itself: drivers are not made for being closed by another
     thread or task. SQLite has no socket, and ends its statement. Where a driver shows neither, who
-    waits goes on waiting.
+    waits goes on waiting. The pool is told first: another thread may give the connection back at
+    this very moment, and nobody must be lent it again.
     """
     try:
-        driver_connection: Any = connection.connection.driver_connection
+        lent: Any = connection.connection
+        if lent._connection_record is not None:
+            lent._connection_record.invalidate(soft=True)
+        driver_connection: Any = lent.driver_connection
         if connection.dialect.name == "sqlite":
             getattr(driver_connection, "_conn", driver_connection).interrupt()
             return

@@ -442,6 +442,7 @@ async def test_a_sync_route_that_is_given_up_leaves_no_connection(
     for n in range(times):
         task = asyncio.create_task(call(app, receive, send))
         while not running:
+            assert not task.done(), (task, errors)
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.0007 * (n % 10))
         # Not even anyio's shield around the thread stops this one.
