@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+import weakref
 
 from sqlalchemy import URL
 
@@ -38,6 +39,8 @@ class MemoryDatabase:
         dialect = self.url(url).set(drivername="sqlite").get_dialect()()
         (filename,), _ = dialect.create_connect_args(self.url(url))
         self._anchor = sqlite3.connect(filename, uri=True, check_same_thread=False)
+        # From Python 3.13 on, sqlite3 warns of a connection that is open when the process exits.
+        self._close = weakref.finalize(self, self._anchor.close)
 
     def url(self, url: URL) -> URL:
         """`url` of this database, as a connection says it."""
@@ -48,7 +51,7 @@ class MemoryDatabase:
 
     def close(self) -> None:
         """Let it vanish, once its other connections are closed too."""
-        self._anchor.close()
+        self._close()
 
 
 def _is_private(url: URL) -> bool:
