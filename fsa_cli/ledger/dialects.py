@@ -47,6 +47,7 @@ class DialectSQL:
         update: An UPDATE of many rows, from the JSON array in `:rows`; None: row by row.
         ignore: The clause with which an INSERT leaves an existing row alone.
         returns: Whether an INSERT can return the rows that it inserts.
+        schema_of_runs, schema_of_effects: A SELECT of the schema in which the table is.
     """
 
     now_ms: str
@@ -55,6 +56,8 @@ class DialectSQL:
     update: str | None
     ignore: str
     returns: bool
+    schema_of_runs: str = "SELECT NULL"
+    schema_of_effects: str = "SELECT NULL"
 
     def from_rows(self, columns: Mapping[str, str]) -> str:
         """FROM of a SELECT over the JSON array of objects in `:rows`; each row is called `v`.
@@ -124,6 +127,12 @@ def execute_rows(
     return connection.execute(statement, rows).rowcount
 
 
+_SCHEMA_OF = (
+    "SELECT n.nspname FROM pg_catalog.pg_class c "
+    "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE c.oid = pg_catalog.to_regclass('{}')"
+)
+
 SUPPORTED: Mapping[str, DialectSQL] = {
     "postgresql": DialectSQL(
         now_ms="CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
@@ -134,6 +143,8 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         "ARRAY(SELECT value ->> '{given}' FROM json_array_elements(CAST(:rows AS JSON)) AS value))",
         ignore="ON CONFLICT DO NOTHING",
         returns=True,
+        schema_of_runs=_SCHEMA_OF.format("fsa_run"),
+        schema_of_effects=_SCHEMA_OF.format("fsa_effect"),
     ),
     "mysql": DialectSQL(
         # Ledger connections are in UTC: in another zone an hour comes twice in autumn.
@@ -144,6 +155,8 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         # IGNORE would also swallow NULLs and names that are too long.
         ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
         returns=False,
+        schema_of_runs="SELECT DATABASE()",
+        schema_of_effects="SELECT DATABASE()",
     ),
     "sqlite": DialectSQL(
         now_ms="CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)",

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
+    URL,
     BigInteger,
     delete,
     literal_column,
     select,
+    text,
 )
+from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger import dialects
-from fsa_cli.ledger.location import shares
+from fsa_cli.ledger.location import access_of, shares
+from fsa_cli.ledger.reach import probe, refused
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import KEPT_MS, effect, effects
+from fsa_cli.ledger.tables import KEPT_MS, effect, effects, run
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -24,7 +28,7 @@ __all__ = ["applied", "prepare", "prune"]
 
 
 def prepare(ledger: Ledger, database: Database) -> bool:
-    """Create `fsa_effect` in *database*, if the ledger is in another one.
+    """Create `fsa_effect` in *database*, if its commits cannot contain the ledger's rows.
 
     Returns:
         Whether what is committed there can be fenced.
@@ -32,14 +36,44 @@ def prepare(ledger: Ledger, database: Database) -> bool:
     Raises:
         SQLAlchemyError: The database refused, or is away.
     """
-    if shares(ledger, database.url):
+    url = database.url
+    if url is None:
+        return False
+    if shares(ledger, url) and (_same_access(ledger.engine.url, url) or _writes(ledger, database)):
         return True
-    if database.url is None:
+    if url.get_backend_name().replace("mariadb", "mysql") not in dialects.SUPPORTED:
         return False
-    if database.url.get_backend_name().replace("mariadb", "mysql") not in dialects.SUPPORTED:
-        return False
-    effects.create_all(database.engine)
+    with database.engine.begin() as connection:
+        effects.create_all(connection)
+        schema = connection.scalar(text(dialects.dialect_sql(connection.dialect).schema_of_effects))
+    if schema is not None:
+        ledger.effect_schemas[access_of(url)] = str(schema)
     return True
+
+
+def _same_access(ledgers: URL, url: URL) -> bool:
+    """Whether both URLs begin a session as the same user with the same settings."""
+    return (ledgers.username, ledgers.query) == (url.username, url.query)
+
+
+def _writes(ledger: Ledger, database: Database) -> bool:
+    """Whether a session of *database* may write the ledger's tables, which are on its server."""
+    with database.engine.connect() as connection:
+        reach = probe(ledger, connection)
+        if reach is not None:
+            is_allowed = reach.writes
+        else:
+            table = ledger.qualified(run.name)
+            try:
+                connection.execute(text(f"UPDATE {table} SET commits = commits WHERE 1 = 0"))
+                is_allowed = True
+            except DBAPIError as exc:
+                if not refused(exc):
+                    raise
+                is_allowed = False
+    if not is_allowed:
+        ledger.apart.add(access_of(database.engine.url))
+    return is_allowed
 
 
 def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[str]:

@@ -14,9 +14,11 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fsa_cli.ledger.dialects import DialectSQL, typed
+from fsa_cli.ledger.offload import off_the_loop
+from fsa_cli.ledger.reach import probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, run
@@ -47,28 +49,34 @@ class NewRun:
         return cls(uuid.uuid4().hex, task, arguments, **more)
 
 
-def insert_run(
-    connection: Connection, sql: DialectSQL, namespace: str, new_run: NewRun, enlisting: str = ""
-) -> None:
-    """Insert the row of a run, in the transaction that *connection* is in.
+def insert_run(ledger: Ledger, connection: Connection, new_run: NewRun) -> bool:
+    """Insert the row of a run in a transaction of the app's; False if that may not write it."""
+    off_the_loop(lambda: ledger.schema)  # looked up once, on another connection
+    reach = probe(ledger, connection)
+    if reach is not None and not reach.writes:
+        return False
+    inserting = _inserting(ledger.sql, "", ledger.qualified(run.name))
+    try:
+        connection.execute(inserting, _values(ledger, new_run))
+    except DBAPIError as exc:
+        if reach is not None or not refused(exc):
+            raise
+        return False
+    return True
 
-    Args:
-        enlisting: A SELECT that is part of the same statement.
-    """
-    connection.execute(
-        _inserting(sql, enlisting),
-        {
-            "id": new_run.run_id,
-            "namespace": namespace,
-            "task": new_run.task,
-            "arguments": new_run.arguments,
-            "executor": new_run.executor,
-            "queue": new_run.queue,
-            "status": "handed_off" if new_run.dispatched else "queued",
-            "wait_ms": SENT_AGAIN_MS if new_run.dispatched else 0,
-            "requested_by": new_run.by,
-        },
-    )
+
+def _values(ledger: Ledger, new_run: NewRun) -> dict[str, Any]:
+    return {
+        "id": new_run.run_id,
+        "namespace": ledger.namespace,
+        "task": new_run.task,
+        "arguments": new_run.arguments,
+        "executor": new_run.executor,
+        "queue": new_run.queue,
+        "status": "handed_off" if new_run.dispatched else "queued",
+        "wait_ms": SENT_AGAIN_MS if new_run.dispatched else 0,
+        "requested_by": new_run.by,
+    }
 
 
 def write_run(
@@ -81,7 +89,7 @@ def write_run(
 
     Args:
         enlist: Called in the transaction.
-        enlisting: As in `insert_run`.
+        enlisting: A SELECT that is part of the same statement.
     """
     tried = False
 
@@ -90,7 +98,7 @@ def write_run(
         if tried and _is_there(connection, new_run.run_id):
             return
         tried = True
-        insert_run(connection, ledger.sql, ledger.namespace, new_run, enlisting)
+        connection.execute(_inserting(ledger.sql, enlisting, run.name), _values(ledger, new_run))
         if enlist is not None:
             enlist(connection)
 
@@ -106,9 +114,9 @@ def _is_there(connection: Connection, run_id: str) -> bool:
 
 
 @lru_cache
-def _inserting(sql: DialectSQL, enlisting: str) -> TextClause:
+def _inserting(sql: DialectSQL, enlisting: str, table: str) -> TextClause:
     insert = f"""
-        INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
+        INSERT INTO {table} (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
             executor, queue, attempt, not_before_ms, commits, queued_ms, requested_by)
         VALUES (:id, :namespace, :task, {sql.now_ms}, :id, 'manual', :status, :arguments,
             :executor, :queue, 1, {sql.now_ms} + :wait_ms, 0, {sql.now_ms}, :requested_by)

@@ -8,27 +8,22 @@ id cannot commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import (
-    Connection,
-    CursorResult,
-    Dialect,
-    TextClause,
-    event,
-    select,
-)
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, TextClause, event, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from fsa_cli.exceptions import Fenced
 from fsa_cli.ledger import dialects
 from fsa_cli.ledger.dialects import DialectSQL, typed
-from fsa_cli.ledger.location import shares
+from fsa_cli.ledger.location import access_of, shares
 from fsa_cli.ledger.offload import off_the_loop
+from fsa_cli.ledger.reach import Reach, execute, probe, refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
@@ -37,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fence"]
 
+logger = logging.getLogger("fsa.ledger")
 
 _current: ContextVar[Fence | None] = ContextVar("fsa_fence", default=None)
 
@@ -98,32 +94,67 @@ class Fence:
             Fenced: It is not.
         """
         final = self._returned and not self._sent
-        if shares(self._ledger, connection.engine.url):
-            self._check(self._succeeded(connection) if final else self._counted(connection))
-            self._sent = self._sent or final
-        elif wrote:
-            leaves_mark = final and not self._shares
-            if leaves_mark:
-                if not self._trusted():
-                    self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
-                self._leave_mark(connection)
-            else:
-                self._check(off_the_loop(lambda: self._ledger.write(self._counted)))
+        is_shared = shares(self._ledger, connection.engine.url)
+        if not is_shared and not wrote:
+            return
+        if is_shared:
+            off_the_loop(lambda: self._ledger.schema)  # looked up once, on another connection
+        reach = probe(self._ledger, connection)
+        if is_shared and self._wrote_within(connection, reach, final):
+            return
+        if is_shared and not (wrote or (reach is not None and reach.wrote)):
+            return
+        if is_shared:
+            _warn(self._ledger, reach)
+        if not (final and self._marks(connection, reach)):
+            self._check(off_the_loop(lambda: self._ledger.write(self._counted_apart)))
 
-    def _leave_mark(self, connection: Connection) -> None:
-        sql = dialects.dialect_sql(connection.dialect)
+    def _wrote_within(self, connection: Connection, reach: Reach | None, final: bool) -> bool:
+        """Write in the task's own transaction; False if it may not."""
+        if reach is not None and not reach.writes:
+            return False
         try:
-            _execute(connection, _marking(sql), {"run_id": self._run_id})
+            rows = self._succeeded(connection) if final else self._counted(connection)
+        except DBAPIError as exc:
+            if reach is not None or not refused(exc):
+                raise
+            return False
+        self._check(rows)
+        self._sent = self._sent or final
+        return True
+
+    def _marks(self, connection: Connection, reach: Reach | None) -> bool:
+        """Leave the mark of the run's effects beside them; False if there is no place for it."""
+        if self._shares or (reach is not None and not reach.marks):
+            return False
+        if not self._trusted():
+            self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
+        schema = self._ledger.effect_schemas.get(access_of(connection.engine.url))
+        quote = connection.dialect.identifier_preparer.quote
+        table = f"{quote(schema)}.fsa_effect".replace(":", "\\:") if schema else "fsa_effect"
+        marking = _marking(dialects.dialect_sql(connection.dialect), table)
+        try:
+            execute(connection, marking, {"run_id": self._run_id})
         except IntegrityError as exc:
             raise Fenced("an earlier attempt of this run has taken effect already") from exc
+        except DBAPIError as exc:
+            if reach is not None or not refused(exc):
+                raise
+            return False
+        return True
 
     def _succeeded(self, connection: Connection) -> int:
         given = {**self._mine, "result": self.result}
-        return _execute(connection, _succeeding(self._ledger.sql), given).rowcount
+        statement = _succeeding(self._ledger.sql, self._ledger.qualified(run.name))
+        return execute(connection, statement, given).rowcount
 
     def _counted(self, connection: Connection) -> int:
-        counting = _COUNTING_SENT if self._sent else _COUNTING
-        return _execute(connection, counting, self._mine).rowcount
+        statement = _counting(self._ledger.qualified(run.name), is_sent=self._sent)
+        return execute(connection, statement, self._mine).rowcount
+
+    def _counted_apart(self, connection: Connection) -> int:
+        statement = _counting(run.name, is_sent=self._sent)
+        return connection.execute(statement, self._mine).rowcount
 
     def _counted_as_mine(self, connection: Connection) -> int:
         return 1 if connection.scalar(_LOOKING, self._mine) else 0
@@ -145,32 +176,22 @@ class Fence:
         return row is not None and row.status == "succeeded" and row.claim == self._token
 
 
-def _execute(
-    connection: Connection, statement: TextClause, given: Mapping[str, str | None]
-) -> CursorResult[Any]:
-    sql, order = _compiled(statement, connection.dialect)
-    return connection.exec_driver_sql(sql, tuple(given[n] for n in order) if order else given)
-
-
-@lru_cache
-def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, Sequence[str]]:
-    """The driver's own text, and the order of its parameters where they have no names."""
-    compiled = statement.compile(dialect=dialect)
-    return str(compiled), compiled.positiontup or ()
-
-
 # Texts, compiled once: every commit passes here.
 _MINE = "id = :run_id AND claim = :token"
-_COUNTING_SENT = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE}")
-_COUNTING = typed(f"UPDATE fsa_run SET commits = commits + 1 WHERE {_MINE} AND status = 'running'")
 _LOOKING = typed(f"SELECT id FROM fsa_run WHERE {_MINE} AND status = 'running'")
 
 
 @lru_cache
-def _succeeding(sql: DialectSQL) -> TextClause:
+def _counting(table: str, *, is_sent: bool) -> TextClause:
+    where = _MINE if is_sent else f"{_MINE} AND status = 'running'"
+    return typed(f"UPDATE {table} SET commits = commits + 1 WHERE {where}")
+
+
+@lru_cache
+def _succeeding(sql: DialectSQL, table: str) -> TextClause:
     return typed(
         f"""
-        UPDATE fsa_run SET status = 'succeeded', finished_ms = {sql.now_ms}, result = :result,
+        UPDATE {table} SET status = 'succeeded', finished_ms = {sql.now_ms}, result = :result,
             lock_key = NULL, error_type = NULL, error = NULL, traceback = NULL
         WHERE {_MINE} AND status = 'running'
         """
@@ -178,8 +199,23 @@ def _succeeding(sql: DialectSQL) -> TextClause:
 
 
 @lru_cache
-def _marking(sql: DialectSQL) -> TextClause:
-    return typed(f"INSERT INTO fsa_effect (run_id, applied_ms) VALUES (:run_id, {sql.now_ms})")
+def _marking(sql: DialectSQL, table: str) -> TextClause:
+    return typed(f"INSERT INTO {table} (run_id, applied_ms) VALUES (:run_id, {sql.now_ms})")
+
+
+@cache
+def _warn_once(user: str, table: str) -> None:
+    logger.warning(
+        "a transaction of a task cannot write the ledger's table %s%s: the run's success is "
+        "recorded after its COMMIT, so that a crash between the two leaves its effects and no "
+        "success. GRANT SELECT, INSERT, UPDATE on it makes the two one.",
+        table,
+        f" as {user}" if user else "",
+    )
+
+
+def _warn(ledger: Ledger, reach: Reach | None) -> None:
+    _warn_once(reach.user if reach is not None else "", ledger.qualified(run.name))
 
 
 @cache

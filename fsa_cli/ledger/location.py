@@ -24,7 +24,9 @@ from fsa_cli.project.state_dir import state_dir
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["ledger_of", "shares"]
+__all__ = ["access_of", "ledger_of", "server_of", "shares"]
+
+_PORTS: Mapping[str, int | str] = {"postgresql": 5432, "mysql": 3306}
 
 
 def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
@@ -70,14 +72,32 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
 
 def shares(ledger: Ledger, url: URL | None) -> bool:
     """Whether a commit at *url* and the ledger's rows can be one transaction."""
-    mine = ledger.engine.url
-    return url is not None and not ledger.is_sqlite and _server(mine) == _server(url)
+    if url is None or ledger.is_sqlite:
+        return False
+    return server_of(ledger.engine.url) == server_of(url) and access_of(url) not in ledger.apart
 
 
-def _server(url: URL) -> tuple[object, ...]:
+def server_of(url: URL) -> tuple[str, ...]:
+    """The database that *url* names: its kind, host, port and name, however they are written."""
     kind = url.get_backend_name().replace("mariadb", "mysql")
-    host = "localhost" if url.host in ("127.0.0.1", "::1") else url.host
-    return kind, host, url.port, url.database
+    # libpq takes them as parameters too, as Cloud SQL and Unix sockets need it.
+    host = _parameter(url, "host") or _parameter(url, "unix_socket") or url.host or ""
+    if "," not in host and ":" in host and not host.startswith(("/", "[", ":")):
+        host, _, port = host.rpartition(":")
+    else:
+        port = _parameter(url, "port")
+    host = "localhost" if host in ("127.0.0.1", "::1") else host
+    return kind, host, port or str(url.port or _PORTS.get(kind, "")), url.database or ""
+
+
+def access_of(url: URL) -> tuple[str, ...]:
+    """The database that *url* names, and the user: what the user may do there is the same."""
+    return *server_of(url), url.username or ""
+
+
+def _parameter(url: URL, name: str) -> str:
+    value = url.query.get(name, "")
+    return value if isinstance(value, str) else ",".join(value)
 
 
 def _place(

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, event, select
+from sqlalchemy import Connection, Engine, event, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.sql import literal_column
 
@@ -52,6 +52,11 @@ class Ledger:
         self._turn = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._single = single or engine.execution_options(isolation_level="AUTOCOMMIT")
         self._kept = threading.local()
+        self._schema: str | None = None
+        self.apart: set[tuple[str, ...]] = set()
+        """The accesses (`location.access_of`) to its own database that may not write its tables."""
+        self.effect_schemas: dict[tuple[str, ...], str] = {}
+        """The schema of `fsa_effect`, by access to a database."""
         for each in {engine, single} - {None}:
             event.listen(each, "connect", self._on_connect)
         if self.is_sqlite:
@@ -90,6 +95,21 @@ class Ledger:
     def now_ms(self, connection: Connection) -> int:
         """The database's clock."""
         return int(connection.scalar(select(literal_column(self.sql.now_ms))) or 0)
+
+    @property
+    def schema(self) -> str | None:
+        """The schema of its tables (MySQL: the database); None on SQLite, and before they exist."""
+        if self._schema is None and not self.is_sqlite:
+            found = self.read(lambda connection: connection.scalar(text(self.sql.schema_of_runs)))
+            self._schema = None if found is None else str(found)
+        return self._schema
+
+    def qualified(self, table: str) -> str:
+        """*table* as a statement names it whose search path or database may be another one."""
+        if self.schema is None:
+            return table
+        quoted = self.engine.dialect.identifier_preparer.quote(self.schema)
+        return f"{quoted}.{table}".replace(":", "\\:")
 
     # -- the tables ----------------------------------------------------------------------------
 

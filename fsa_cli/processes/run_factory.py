@@ -120,7 +120,8 @@ class RunFactory:
 
     def prepare(self, warn: Callable[[str], None]) -> None:
         """Create `fsa_effect` in the databases that need it; warn of those where that fails."""
-        for database in self._elsewhere:
+        databases = [each for each in self._loaded.databases.values() if each.url is not None]
+        for database in databases:
             try:
                 effects.prepare(self._ledger, database)
             except (SQLAlchemyError, FsaError) as exc:
@@ -128,6 +129,7 @@ class RunFactory:
                     f"fsa_effect cannot be created in the database {database.name!r}: "
                     f"{driver_message(exc)}; a crash in COMMIT may repeat what a task wrote"
                 )
+        self._elsewhere = [each for each in databases if not shares(self._ledger, each.url)]
 
     def databases(self) -> Mapping[str, Database]:
         """The database of each task, looked up now so that a mistake shows at the start.

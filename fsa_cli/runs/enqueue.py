@@ -145,8 +145,9 @@ class Enqueuer:
             self._publish(new_run, executor)
             return new_run.run_id
         connection = session.connection()
-        if shares(self.ledger, connection.engine.url):
-            insert_run(connection, self.ledger.sql, self.ledger.namespace, new_run)
+        if shares(self.ledger, connection.engine.url) and insert_run(
+            self.ledger, connection, new_run
+        ):
             if executor.carries:
                 executor.enlist(connection, [_message(new_run)])
                 after_commit(session, lambda: self._publish(new_run, executor))
@@ -161,6 +162,7 @@ class Enqueuer:
         with self._lock, reached(self.ledger):
             self.ledger.create()
             executor.check()
+            _ = self.ledger.schema  # looked up here, where no event loop waits
         self._ready.add(executor.name)
 
     def _write(self, new_run: NewRun, executor: Executor) -> None:
