@@ -15,6 +15,7 @@ pytest_plugins = [
     "support.stores",
     "support.web",
     "support.engines",
+    "support.pgbouncer",
 ]
 
 

@@ -95,8 +95,9 @@ class Procrastinate:
 
     name = "procrastinate"
     carries = True
-    enlisting: str | None = (
-        f"SELECT {_FUNCTION}(ARRAY[{_JOB.format(queue=':queue', run_id=':id')}])"
+    joined = (
+        f"SELECT {_FUNCTION}(ARRAY(SELECT {_JOB.format(queue='put.queue', run_id='put.id')}"
+        " FROM put))"
     )
 
     def __init__(self, surroundings: Surroundings) -> None:
@@ -138,20 +139,22 @@ class Procrastinate:
             hint="fsa scheduler init creates them; for upgrades: procrastinate schema --help",
         )
 
-    def enlist(self, connection: Connection, messages: Sequence[Message]) -> None:
-        rows = json.dumps([message._asdict() for message in messages])
-        connection.execute(_DEFER, {"rows": rows})
-
     def publish(self, messages: Sequence[Message]) -> None:
-        pass
+        rows = json.dumps([message._asdict() for message in messages])
+        try:
+            self._ledger.at_once(lambda c: c.execute(_DEFER, {"rows": rows}))
+        except SQLAlchemyError as exc:
+            raise BrokerUnreachable(
+                "Procrastinate's jobs cannot be deferred", details=[driver_message(exc)]
+            ) from exc
 
     def waiting(self, queue: str) -> int:
-        def work(connection: Connection) -> int:
-            connection.execute(_FORGET)
+        def count(connection: Connection) -> int:
             return int(connection.scalar(_WAITING, {"queue": queue}) or 0)
 
         try:
-            return self._ledger.write(work)
+            self._ledger.at_once(lambda connection: connection.execute(_FORGET))
+            return self._ledger.read(count)
         except SQLAlchemyError as exc:
             raise BrokerUnreachable(
                 "Procrastinate's jobs cannot be read", details=[driver_message(exc)]

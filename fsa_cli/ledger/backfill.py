@@ -11,10 +11,10 @@ import json
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import TypeVar
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, TextClause, bindparam, select, update
+from sqlalchemy import Connection, TextClause, select
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows, insert_rows, typed
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 # Of bound parameters; SQLite takes 32,766 in all, MySQL a packet of 16 MB.
 _BATCH = 1000
+# No replica raises a watermark further beyond the database's now.
+_AHEAD_MS = 24 * 3600 * 1000
 
 
 def register_tasks(ledger: Ledger, known: Sequence[RegisteredTask]) -> dict[str, int]:
@@ -37,7 +39,7 @@ def register_tasks(ledger: Ledger, known: Sequence[RegisteredTask]) -> dict[str,
     """
     while True:
         try:
-            return ledger.write(lambda connection: _register(ledger, connection, known))
+            return _register(ledger, known)
         except IntegrityError:  # another replica registered the same task at this moment
             continue
 
@@ -51,6 +53,9 @@ def backfill(
 ) -> dict[str, int]:
     """Give every expected instant a row and raise the watermarks to *cut_ms*.
 
+    Each statement is a transaction of its own: other replicas write the same rows, and one that is
+    frozen or cut off between two statements must keep none of them waiting.
+
     Args:
         hashes: The tasks, each with the hash of its schedule, of which every instant up to *cut_ms*
             is among *expected*, or has a row.
@@ -58,80 +63,95 @@ def backfill(
     Returns:
         How many rows were written with each status.
     """
-
-    def work(connection: Connection) -> dict[str, int]:
-        missing = [
-            each
-            for part in _parts(sorted(expected, key=lambda one: one.due.key))
-            for each in _without_row(ledger, connection, part)
-        ]
-        counts: dict[str, int] = defaultdict(int)
-        if missing:
-            rows = _decided(connection, ledger.namespace, node_id, missing)
-            for status, chosen in rows.items():
-                statement = _insert(ledger.sql, status)
-                for part in _parts(chosen):
-                    connection.execute(
-                        statement, {"namespace": ledger.namespace, "rows": _json(part)}
-                    )
-                counts[status] += len(chosen)
-        for names in _parts(sorted(hashes)):
-            marks = [
-                {
-                    "in_namespace": ledger.namespace,
-                    "task_name": name,
-                    "to_hash": hashes[name],
-                    "cut_ms": cut_ms,
-                }
-                for name in names
-            ]
-            execute_rows(connection, ledger.sql, _raising(ledger.sql), marks)
-        return dict(counts)
-
-    return ledger.write(work)
-
-
-def _register(
-    ledger: Ledger, connection: Connection, known: Sequence[RegisteredTask]
-) -> dict[str, int]:
-    now_ms = ledger.now_ms(connection)
-    rows = connection.execute(
-        select(task.c.name, task.c.options, task.c.schedule_hash, task.c.watermark_ms).where(
-            task.c.namespace == ledger.namespace
+    missing: list[ExpectedInstant] = []
+    for part in _parts(sorted(expected, key=lambda one: one.due.key)):
+        missing += ledger.read(partial(_without_row, ledger, expected=part))
+    counts: dict[str, int] = defaultdict(int)
+    if missing:
+        decided = ledger.read(
+            lambda connection: _decided(connection, ledger.namespace, node_id, missing)
         )
+        for status, chosen in decided.items():
+            for some in _parts(chosen):
+                given = {"namespace": ledger.namespace, "rows": _json(some)}
+                ledger.at_once(partial(_execute, _insert(ledger.sql, status), given))
+            counts[status] += len(chosen)
+    # Only now that the rows are there.
+    for names in _parts(sorted(hashes)):
+        marks = [
+            {
+                "in_namespace": ledger.namespace,
+                "task_name": name,
+                "to_hash": hashes[name],
+                "cut_ms": cut_ms,
+            }
+            for name in names
+        ]
+        ledger.at_once(partial(_execute_rows, ledger, _raising(ledger.sql), marks))
+    return dict(counts)
+
+
+def _execute(statement: TextClause, given: Mapping[str, object], connection: Connection) -> None:
+    connection.execute(statement, given)
+
+
+def _execute_rows(
+    ledger: Ledger,
+    statement: TextClause,
+    rows: Sequence[Mapping[str, object]],
+    connection: Connection,
+) -> None:
+    execute_rows(connection, ledger.sql, statement, rows)
+
+
+def _register(ledger: Ledger, known: Sequence[RegisteredTask]) -> dict[str, int]:
+    statement = select(
+        task.c.name, task.c.options, task.c.schedule_hash, task.c.watermark_ms
+    ).where(task.c.namespace == ledger.namespace)
+    rows, now_ms = ledger.read(
+        lambda connection: (connection.execute(statement).all(), ledger.now_ms(connection))
     )
     there = {row.name: row for row in rows}
-    added, changed, watermarks = [], [], {}
+    added: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
+    watermarks = {}
     for each in known:
         row = there.get(each.name)
-        watermarks[each.name] = now_ms
-        values = {"options": each.options, "schedule_hash": each.schedule_hash}
+        is_new = row is None or row.schedule_hash != each.schedule_hash
+        if row is not None and not is_new and 0 <= row.watermark_ms <= now_ms + _AHEAD_MS:
+            watermarks[each.name] = row.watermark_ms
+        else:  # a row that says what cannot be would keep the task from ever being run
+            watermarks[each.name] = now_ms
         if row is None:
             added.append(
                 {
                     "namespace": ledger.namespace,
                     "name": each.name,
+                    "options": each.options,
+                    "schedule_hash": each.schedule_hash,
                     "watermark_ms": now_ms,
                     "consecutive_failures": 0,
-                    **values,
                 }
             )
-        elif row.schedule_hash != each.schedule_hash:
-            changed.append({"task_name": each.name, "watermark_ms": now_ms, **values})
-        else:
-            watermarks[each.name] = row.watermark_ms
-            if row.options != each.options:
-                values["watermark_ms"] = row.watermark_ms
-                changed.append({"task_name": each.name, **values})
-    insert_rows(connection, ledger.sql, "fsa_task", _TASK, added)
-    if changed:
-        connection.execute(
-            update(task).where(
-                task.c.namespace == ledger.namespace, task.c.name == bindparam("task_name")
-            ),
-            changed,
-        )
+        elif is_new or row.options != each.options:
+            changed.append(
+                {
+                    "in_namespace": ledger.namespace,
+                    "task_name": each.name,
+                    "to_options": each.options,
+                    "to_hash": each.schedule_hash,
+                    "to_ms": now_ms if is_new else None,
+                }
+            )
+    for some in _parts(added):
+        ledger.at_once(partial(_add, ledger, some))
+    for some in _parts(changed):
+        ledger.at_once(partial(_execute_rows, ledger, _changing(ledger.sql), some))
     return watermarks
+
+
+def _add(ledger: Ledger, rows: Sequence[Mapping[str, Any]], connection: Connection) -> None:
+    insert_rows(connection, ledger.sql, "fsa_task", _TASK, rows)
 
 
 _TASK = {
@@ -145,7 +165,7 @@ _TASK = {
 
 
 def _without_row(
-    ledger: Ledger, connection: Connection, expected: Sequence[ExpectedInstant]
+    ledger: Ledger, connection: Connection, *, expected: Sequence[ExpectedInstant]
 ) -> list[ExpectedInstant]:
     known = instants_with_row(ledger, connection, [each.due.key for each in expected])
     return [each for each in expected if each.due.key not in known]
@@ -254,6 +274,24 @@ def _insert(sql: DialectSQL, status: str) -> TextClause:
         ORDER BY v.task, v.at
         {sql.ignore}
         """
+    )
+
+
+@lru_cache
+def _changing(sql: DialectSQL) -> TextClause:
+    return sql.update_from_rows(
+        "fsa_task",
+        {
+            "in_namespace": "text",
+            "task_name": "text",
+            "to_options": "text",
+            "to_hash": "text",
+            "to_ms": "bigint",
+        },
+        ("name", "task_name"),
+        "options = v.to_options, schedule_hash = v.to_hash, "
+        "watermark_ms = COALESCE(v.to_ms, t.watermark_ms)",
+        "t.namespace = v.in_namespace",
     )
 
 

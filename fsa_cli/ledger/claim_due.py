@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, TextClause, select
+from sqlalchemy.exc import DBAPIError
 
-from fsa_cli.ledger.dialects import DialectSQL, typed
+from fsa_cli.ledger.dialects import DialectSQL, is_lock_wait, joining, typed
 from fsa_cli.ledger.instants import instants_with_row
 from fsa_cli.ledger.records import EARLY_MS, SCHEDULED, SENT_AGAIN_MS, ClaimedRun, ClaimResult, Due
 from fsa_cli.ledger.store import Ledger
@@ -29,14 +30,17 @@ def claim_due(
     due: Sequence[Due],
     *,
     window_ms: int,
-    dispatch: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+    dispatch: str | None = None,
 ) -> ClaimResult:
     """Claim the *due* instants that no other replica has.
 
+    Each statement is a transaction of its own: nobody waits for a row that a process which is
+    frozen or cut off has claimed and not committed.
+
     Args:
         window_ms: How old an instant may be.
-        dispatch: Given for a broker: the runs become `handed_off` instead of `running`, and it is
-            called with them in the transaction.
+        dispatch: Given for a broker: the runs become `handed_off` instead of `running`. SQL that is
+            part of the statement, as `Executor.joined`; may be empty.
     """
     # In one order for all replicas: in several they deadlock.
     ordered = sorted(due, key=lambda each: (each.lock_key or "", each.task, each.scheduled_ms))
@@ -44,88 +48,89 @@ def claim_due(
     token = uuid.uuid4().hex
     given: dict[str, Any] = {
         "namespace": ledger.namespace,
-        "node": node,
         "claim": token,
         "early_ms": EARLY_MS,
         "window_ms": window_ms,
         "rows": _json(ids, locked=True),
     }
-    if dispatch is not None:
-        return ledger.write(lambda c: _dispatched(ledger, c, ids, given, dispatch))
+    if dispatch is None:
+        statement = _insert(ledger.sql, "running", "")
+        given["node"] = node
+    else:
+        statement = _insert(ledger.sql, "handed_off", dispatch)
+
+    def insert(connection: Connection) -> set[str]:
+        try:
+            inserted = connection.execute(statement, given)
+        except DBAPIError as exc:
+            if is_lock_wait(exc):
+                raise _Locked from exc
+            raise
+        return set(inserted.scalars()) if inserted.returns_rows else set()
+
     outcome = ClaimResult()
-    inserted: set[str] = set()
-    if ledger.sql.returns:
-        inserted = ledger.at_once(
-            lambda connection: set(connection.scalars(_insert(ledger.sql, "running"), given))
-        )
-    if len(inserted) < len(ids):
-        outcome = ledger.write(lambda c: _contested(ledger, c, ids, inserted, given))
-    outcome.mine += [_claimed(run_id, token, ids[run_id]) for run_id in inserted]
-    return outcome
-
-
-def _dispatched(
-    ledger: Ledger,
-    connection: Connection,
-    ids: Mapping[str, Due],
-    given: dict[str, Any],
-    dispatch: Callable[[Connection, Sequence[ClaimedRun]], None],
-) -> ClaimResult:
-    values = {key: value for key, value in given.items() if key != "node"}
-    connection.execute(_insert(ledger.sql, "handed_off"), values)
-    outcome = _unmade(ledger, connection, ids, given)
-    if outcome.mine:
-        dispatch(connection, outcome.mine)
-    return outcome
-
-
-def _contested(
-    ledger: Ledger,
-    connection: Connection,
-    ids: Mapping[str, Due],
-    inserted: Collection[str],
-    given: dict[str, Any],
-) -> ClaimResult:
-    """The result for instants that the first statement did not insert."""
-    rest = {run_id: each for run_id, each in ids.items() if run_id not in inserted}
-    if not ledger.sql.returns:
-        connection.execute(_insert(ledger.sql, "running"), given)
-    return _unmade(ledger, connection, rest, given)
-
-
-def _unmade(
-    ledger: Ledger, connection: Connection, rest: Mapping[str, Due], given: dict[str, Any]
-) -> ClaimResult:
-    """The result for rows of which an insert was tried."""
-    outcome = ClaimResult()
-    # A COMMIT whose answer was lost may have happened: what carries the token is ours.
-    mine = set(
-        connection.scalars(
-            select(run.c.id).where(run.c.id.in_(list(rest)), run.c.claim == given["claim"])
-        )
-    )
-    outcome.mine = [_claimed(run_id, given["claim"], rest[run_id]) for run_id in mine]
-    rest = {run_id: each for run_id, each in rest.items() if run_id not in mine}
-    if not rest:
+    try:
+        inserted = ledger.at_once(insert)
+    except _Locked:
+        # The row of one of them is in a transaction that does not end: the others do not wait.
+        if len(ordered) == 1:
+            outcome.left = ordered
+            return outcome
+        for each in ordered:
+            one = claim_due(ledger, node, [each], window_ms=window_ms, dispatch=dispatch)
+            outcome.add(one)
         return outcome
-    known = instants_with_row(ledger, connection, [each.key for each in rest.values()])
+    if len(inserted) < len(ids):
+        rest = {run_id: each for run_id, each in ids.items() if run_id not in inserted}
+        outcome = _contested(ledger, rest, given)
+    outcome.mine += [_claimed(run_id, token, ids[run_id]) for run_id in ids if run_id in inserted]
+    return outcome
+
+
+class _Locked(Exception):
+    """A lock was not free in time."""
+
+
+def _contested(ledger: Ledger, rest: Mapping[str, Due], given: Mapping[str, Any]) -> ClaimResult:
+    """The result for instants that the first statement did not return."""
+
+    def look(connection: Connection) -> tuple[set[str], set[tuple[str, int]], int]:
+        # A COMMIT whose answer was lost may have happened: what carries the token is ours.
+        claimed = select(run.c.id).where(run.c.id.in_(list(rest)), run.c.claim == given["claim"])
+        mine = set(connection.scalars(claimed))
+        others = [each.key for run_id, each in rest.items() if run_id not in mine]
+        if not others:
+            return mine, set(), 0
+        known = instants_with_row(ledger, connection, others)
+        return mine, known, ledger.now_ms(connection) if len(known) < len(others) else 0
+
+    outcome = ClaimResult()
+    mine, known, now_ms = ledger.read(look)
+    outcome.mine = [_claimed(i, given["claim"], each) for i, each in rest.items() if i in mine]
+    rest = {run_id: each for run_id, each in rest.items() if run_id not in mine}
     outcome.others = [each for each in rest.values() if each.key in known]
     rest = {run_id: each for run_id, each in rest.items() if each.key not in known}
-    if not rest:
-        return outcome
-    now_ms = ledger.now_ms(connection)
     outcome.early = [e for e in rest.values() if e.scheduled_ms > now_ms + EARLY_MS // 2]
     rest = {i: e for i, e in rest.items() if e not in outcome.early}
     for status, into in (("skipped", outcome.skipped), ("queued", outcome.queued)):
         chosen = {i: e for i, e in rest.items() if e.waits is (status == "queued")}
         if chosen:
-            values = {key: given[key] for key in ("namespace", "early_ms", "window_ms")}
-            values["rows"] = _json(chosen, locked=False)
-            connection.execute(_insert(ledger.sql, status), values)
-            there = instants_with_row(ledger, connection, [each.key for each in chosen.values()])
+            there = _insert_unclaimed(ledger, status, chosen, given)
             into += [e for e in chosen.values() if e.key in there]
             outcome.left += [e for e in chosen.values() if e.key not in there]
     return outcome
+
+
+def _insert_unclaimed(
+    ledger: Ledger, status: str, chosen: Mapping[str, Due], given: Mapping[str, Any]
+) -> set[tuple[str, int]]:
+    """Insert rows of instants whose lock is held; which of these instants have a row now."""
+    values = {key: given[key] for key in ("namespace", "early_ms", "window_ms")}
+    values["rows"] = _json(chosen, locked=False)
+    statement = _insert(ledger.sql, status, "")
+    ledger.at_once(lambda connection: connection.execute(statement, values) and None)
+    keys = [each.key for each in chosen.values()]
+    return ledger.read(lambda connection: instants_with_row(ledger, connection, keys))
 
 
 def _claimed(run_id: str, token: str, due: Due) -> ClaimedRun:
@@ -164,7 +169,7 @@ _COLUMNS = {
 
 
 @lru_cache
-def _insert(sql: DialectSQL, status: str) -> TextClause:
+def _insert(sql: DialectSQL, status: str, joined: str) -> TextClause:
     """INSERT of the rows whose instant has come, is not too old, and whose task is not paused.
 
     A subquery for each and no join: its plan must not depend on the statistics of new tables.
@@ -175,8 +180,8 @@ def _insert(sql: DialectSQL, status: str) -> TextClause:
     not_before = f"{sql.now_ms} + {SENT_AGAIN_MS}" if dispatched else "v.at"
     ended = "finished_ms, error," if status == "skipped" else ""
     ending = f"{sql.now_ms}, 'the run before it has not ended'," if status == "skipped" else ""
-    return typed(
-        f"""
+    claims = running or dispatched
+    insert = f"""
         INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
             executor, queue, attempt, not_before_ms, {claimed} {ended} lock_key, commits, queued_ms)
         SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', 'schedule', '{status}', v.arguments,
@@ -188,6 +193,6 @@ def _insert(sql: DialectSQL, status: str) -> TextClause:
                 WHERE t.namespace = :namespace AND t.name = v.task
             ) IS NULL
         ORDER BY v.lock_name, v.task, v.at
-        {sql.ignore} {"RETURNING id" if running and sql.returns else ""}
+        {sql.ignore} {"RETURNING id, queue" if claims and sql.returns else ""}
         """
-    )
+    return typed(joining(insert, joined))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +30,7 @@ def claim_queued(
     *,
     most: int,
     executor: str = "local",
-    dispatch: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+    dispatch: str | None = None,
 ) -> QueueClaim:
     """Claim up to *most* queued runs whose time has come and whose lock is free.
 
@@ -56,7 +56,7 @@ def claim_queued(
     if dispatch is None:
         taken = _take(ledger, node, wanted)
     else:
-        taken = _take(ledger, None, wanted, to="handed_off", then=dispatch)
+        taken = _take(ledger, None, wanted, to="handed_off", joined=dispatch)
     return QueueClaim(taken, len(candidates) > len(taken), waits)
 
 
@@ -146,24 +146,18 @@ def requeue_dispatched(ledger: Ledger, run_ids: Collection[str], after_ms: int =
         .where(run.c.id.in_(sorted(run_ids)), run.c.status == "handed_off")
         .values(status="queued", claim=None, lock_key=None, not_before_ms=later)
     )
-    ledger.write(lambda connection: connection.execute(statement))
+    ledger.at_once(lambda connection: connection.execute(statement))
 
 
 def requeue_claimed(ledger: Ledger, claimed: Collection[ClaimedRun]) -> None:
     """Queue claimed runs again that have not started, for any node."""
-
-    def work(connection: Connection) -> None:
-        for each in sorted(claimed, key=lambda one: one.run_id):
-            connection.execute(
-                update(run)
-                .where(
-                    run.c.id == each.run_id, run.c.claim == each.token, run.c.status == "running"
-                )
-                .values(status="queued", node=None, claim=None, lock_key=None, started_ms=None)
-            )
-
-    if claimed:
-        ledger.write(work)
+    rows = [
+        {"run_id": each.run_id, "token": each.token}
+        for each in sorted(claimed, key=lambda one: one.run_id)
+    ]
+    statement = _requeuing(ledger.sql)
+    if rows:
+        ledger.at_once(lambda connection: execute_rows(connection, ledger.sql, statement, rows))
 
 
 def _take(
@@ -173,14 +167,14 @@ def _take(
     *,
     since: str = "queued",
     to: str = "running",
-    then: Callable[[Connection, Sequence[ClaimedRun]], None] | None = None,
+    joined: str = "",
     locked: list[ClaimedRun] | None = None,
 ) -> list[ClaimedRun]:
-    """Claim *wanted*; those of them that are ours now.
+    """Claim *wanted* in one statement; those of them that are ours now.
 
     Args:
         since, to: The status before and after.
-        then: Called in the transaction, with those that are ours.
+        joined: SQL that is part of the statement, as in `dialects.joining`.
         locked: Filled with those whose lock is held.
     """
     ordered = sorted(wanted, key=lambda each: each.run_id)
@@ -188,25 +182,16 @@ def _take(
         {"run_id": each.run_id, "token": each.token, "by_node": node, "lock_name": each.lock_key}
         for each in ordered
     ]
+    statement = _taking(ledger.sql, since, to, joined)
 
-    def work(connection: Connection) -> list[ClaimedRun]:
-        statement = _taking(ledger.sql, since, to)
-        ours = ordered
-        if execute_rows(connection, ledger.sql, statement, values) < len(ordered):
-            # By the token, because a COMMIT whose outcome was unknown may have happened.
-            rows = connection.execute(
-                select(run.c.id, run.c.claim).where(run.c.id.in_([each.run_id for each in ordered]))
-            )
-            tokens = {row.id: row.claim for row in rows}
-            ours = [each for each in ordered if tokens.get(each.run_id) == each.token]
-        if then is not None and ours:
-            then(connection, ours)
-        return ours
+    def take(connection: Connection) -> bool:
+        return execute_rows(connection, ledger.sql, statement, values) == len(ordered)
 
     if not ordered:
         return []
     try:
-        return ledger.write(work) if then is not None else ledger.at_once(work)
+        if ledger.at_once(take):
+            return ordered
     except IntegrityError:  # a lock is held
         if len(ordered) == 1:
             if locked is not None:
@@ -215,12 +200,21 @@ def _take(
         return [
             each
             for one in ordered
-            for each in _take(ledger, node, [one], since=since, to=to, then=then, locked=locked)
+            for each in _take(ledger, node, [one], since=since, to=to, joined=joined, locked=locked)
         ]
+    # By the token, because a COMMIT whose outcome was unknown may have happened.
+    ids = [each.run_id for each in ordered]
+    rows = ledger.read(
+        lambda connection: connection.execute(
+            select(run.c.id, run.c.claim).where(run.c.id.in_(ids))
+        ).all()
+    )
+    tokens = {row.id: row.claim for row in rows}
+    return [each for each in ordered if tokens.get(each.run_id) == each.token]
 
 
 @lru_cache
-def _taking(sql: DialectSQL, since: str, to: str) -> TextClause:
+def _taking(sql: DialectSQL, since: str, to: str, joined: str) -> TextClause:
     dispatched = to == "handed_off"
     times = (
         f"not_before_ms = {sql.now_ms} + {SENT_AGAIN_MS}, queued_ms = {sql.now_ms}"
@@ -233,6 +227,18 @@ def _taking(sql: DialectSQL, since: str, to: str) -> TextClause:
         ("id", "run_id"),
         f"status = '{to}', node = v.by_node, claim = v.token, lock_key = v.lock_name, {times}",
         f"t.status = '{since}'",
+        joined=joined,
+    )
+
+
+@lru_cache
+def _requeuing(sql: DialectSQL) -> TextClause:
+    return sql.update_from_rows(
+        "fsa_run",
+        {"run_id": "text", "token": "text"},
+        ("id", "run_id"),
+        "status = 'queued', node = NULL, claim = NULL, lock_key = NULL, started_ms = NULL",
+        "t.claim = v.token AND t.status = 'running'",
     )
 
 

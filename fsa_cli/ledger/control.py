@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import BigInteger, and_, insert, literal_column, select, update
+from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.ledger.store import Ledger
@@ -16,33 +18,29 @@ __all__ = ["cancel", "cancel_requested", "pause", "record_attempt", "resume"]
 def record_attempt(ledger: Ledger, claimed: ClaimedRun, attempt: int) -> None:
     """Write that a run is attempted again, in the process that has claimed it."""
     ours = run.c.id == claimed.run_id, run.c.claim == claimed.token
-    ledger.write(
-        lambda connection: connection.execute(update(run).where(*ours).values(attempt=attempt))
-    )
+    statement = update(run).where(*ours).values(attempt=attempt)
+    ledger.at_once(lambda connection: connection.execute(statement))
 
 
 def cancel(ledger: Ledger, run_id: str) -> str | None:
     """Cancel a run if it is queued, or ask its process to. Its status before; None: ended."""
 
-    def work(connection: Connection) -> str | None:
-        now_ms = ledger.now_ms(connection)
-        queued = connection.execute(
-            update(run)
-            .where(run.c.id == run_id, run.c.status.in_(("queued", "handed_off")))
-            .values(
-                status="cancelled", finished_ms=now_ms, cancel_requested_ms=now_ms, lock_key=None
-            )
-        )
-        if queued.rowcount:
-            return "queued"
-        running = connection.execute(
-            update(run)
-            .where(run.c.id == run_id, run.c.status == "running")
-            .values(cancel_requested_ms=now_ms)
-        )
-        return "running" if running.rowcount else None
-
-    return ledger.write(work)
+    now_ms = literal_column(ledger.sql.now_ms, BigInteger())
+    queued = (
+        update(run)
+        .where(run.c.id == run_id, run.c.status.in_(("queued", "handed_off")))
+        .values(status="cancelled", finished_ms=now_ms, cancel_requested_ms=now_ms, lock_key=None)
+    )
+    if ledger.at_once(lambda connection: connection.execute(queued).rowcount):
+        return "queued"
+    running = (
+        update(run)
+        .where(run.c.id == run_id, run.c.status == "running")
+        .values(cancel_requested_ms=now_ms)
+    )
+    if ledger.at_once(lambda connection: connection.execute(running).rowcount):
+        return "running"
+    return None
 
 
 def pause(ledger: Ledger, names: Sequence[str], by: str) -> list[str]:
@@ -71,27 +69,34 @@ def cancel_requested(ledger: Ledger, node_id: str) -> list[str]:
 
 
 def _pause(ledger: Ledger, names: Sequence[str], by: str | None, *, paused: bool) -> list[str]:
-    def work(connection: Connection) -> list[str]:
-        now_ms = ledger.now_ms(connection)
-        of_names = and_(task.c.namespace == ledger.namespace, task.c.name.in_(names))
-        known = set(connection.scalars(select(task.c.name).where(of_names)))
-        for name in sorted(set(names) - known):
-            connection.execute(
-                insert(task).values(
-                    namespace=ledger.namespace,
-                    name=name,
-                    options="{}",
-                    watermark_ms=now_ms,
-                    consecutive_failures=0,
-                )
-            )
-        before = task.c.paused_ms.is_(None) if paused else task.c.paused_ms.is_not(None)
-        changed = list(connection.scalars(select(task.c.name).where(of_names, before)))
-        connection.execute(
-            update(task)
-            .where(of_names, task.c.name.in_(changed))
-            .values(paused_ms=now_ms if paused else None, paused_by=by)
+    of_names = and_(task.c.namespace == ledger.namespace, task.c.name.in_(names))
+    known, now_ms = ledger.read(
+        lambda connection: (
+            set(connection.scalars(select(task.c.name).where(of_names))),
+            ledger.now_ms(connection),
         )
-        return sorted(changed)
+    )
+    for name in sorted(set(names) - known):
+        _add(ledger, name, now_ms)
+    before = task.c.paused_ms.is_(None) if paused else task.c.paused_ms.is_not(None)
+    asked = select(task.c.name).where(of_names, before)
+    changed = ledger.read(lambda connection: list(connection.scalars(asked)))
+    statement = (
+        update(task)
+        .where(of_names, task.c.name.in_(changed), before)
+        .values(paused_ms=now_ms if paused else None, paused_by=by)
+    )
+    ledger.at_once(lambda connection: connection.execute(statement))
+    return sorted(changed)
 
-    return ledger.write(work)
+
+def _add(ledger: Ledger, name: str, now_ms: int) -> None:
+    statement = insert(task).values(
+        namespace=ledger.namespace,
+        name=name,
+        options="{}",
+        watermark_ms=now_ms,
+        consecutive_failures=0,
+    )
+    with contextlib.suppress(IntegrityError):  # a scheduler has registered it at this moment
+        ledger.at_once(lambda connection: connection.execute(statement))

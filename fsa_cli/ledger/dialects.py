@@ -17,6 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import String, TypeEngine
 
 __all__ = [
+    "IDLE_S",
+    "LOCK_S",
     "STATEMENT_S",
     "SUPPORTED",
     "DialectSQL",
@@ -24,6 +26,8 @@ __all__ = [
     "dialect_sql",
     "execute_rows",
     "insert_rows",
+    "is_lock_wait",
+    "joining",
     "prepare",
     "transient",
     "typed",
@@ -31,9 +35,26 @@ __all__ = [
 
 #: How long a statement of the ledger's may take. A claim takes a millisecond.
 STATEMENT_S = 15
+#: How long a transaction of the ledger's may wait for its next statement before the server ends it:
+#: its process is frozen or cut off, and what it has locked others wait for.
+IDLE_S = 4
+#: How long a statement waits for another transaction's row on MySQL and MariaDB: for a task's,
+#: which they do not end where its process is frozen in its COMMIT.
+LOCK_S = 2
 _ROWS = 1000
 
-_POSTGRESQL_AGAIN = {"40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53300"}
+_POSTGRESQL_AGAIN = {
+    "25P03",
+    "40001",
+    "40P01",
+    "55P03",
+    "57014",
+    "57P01",
+    "57P02",
+    "57P03",
+    "53300",
+}
+_MYSQL_LOCK_WAIT = 1205
 _MYSQL_AGAIN = {1020, 1040, 1053, 1205, 1213, 1317, 1927, 1969, 2006, 2013, 3024}
 
 
@@ -47,6 +68,9 @@ class DialectSQL:
         update: An UPDATE of many rows, from the JSON array in `:rows`; None: row by row.
         ignore: The clause with which an INSERT leaves an existing row alone.
         returns: Whether an INSERT can return the rows that it inserts.
+        limits: A SELECT that bounds the transaction in time, as its first statement; None: the
+            connection is bounded.
+        bounded: The end of an UPDATE after which the transaction may be idle for `IDLE_S`.
         schema_of_runs, schema_of_effects: A SELECT of the schema in which the table is.
     """
 
@@ -56,6 +80,8 @@ class DialectSQL:
     update: str | None
     ignore: str
     returns: bool
+    limits: str | None = None
+    bounded: str = ""
     schema_of_runs: str = "SELECT NULL"
     schema_of_effects: str = "SELECT NULL"
 
@@ -74,7 +100,14 @@ class DialectSQL:
         return self.rows.format(cells=cells)
 
     def update_from_rows(
-        self, table: str, columns: Mapping[str, str], key: tuple[str, str], values: str, where: str
+        self,
+        table: str,
+        columns: Mapping[str, str],
+        key: tuple[str, str],
+        values: str,
+        where: str,
+        *,
+        joined: str = "",
     ) -> TextClause:
         """An UPDATE for `execute_rows`: `t` is a row of *table*, `v.name` is given for it.
 
@@ -82,15 +115,17 @@ class DialectSQL:
             key: A column of *table* that has an index, and the name of its value.
             values: `name = ...` for each column.
             where: A further condition.
+            joined: As in `joining`.
         """
         where = f"t.{key[0]} = v.{key[1]} AND {where}"
         if self.update is not None:
             rows = self.from_rows(columns)
-            return typed(
-                self.update.format(
-                    table=table, rows=rows, values=values, where=where, column=key[0], given=key[1]
-                )
+            update = self.update.format(
+                table=table, rows=rows, values=values, where=where, column=key[0], given=key[1]
             )
+            if joined:
+                update += " RETURNING t.id, t.queue"
+            return typed(joining(update, joined))
         return text(re.sub(r"\bv\.", ":", f"UPDATE {table} AS t SET {values} WHERE {where}"))
 
 
@@ -128,7 +163,8 @@ def execute_rows(
 
 
 _SCHEMA_OF = (
-    "SELECT n.nspname FROM pg_catalog.pg_class c "
+    "SELECT CAST(n.nspname AS TEXT), CAST(current_user AS TEXT), "
+    "pg_catalog.current_setting('search_path') FROM pg_catalog.pg_class c "
     "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
     "WHERE c.oid = pg_catalog.to_regclass('{}')"
 )
@@ -143,6 +179,11 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         "ARRAY(SELECT value ->> '{given}' FROM json_array_elements(CAST(:rows AS JSON)) AS value))",
         ignore="ON CONFLICT DO NOTHING",
         returns=True,
+        limits=f"SELECT set_config('statement_timeout', '{STATEMENT_S}s', true), "
+        f"set_config('lock_timeout', '{STATEMENT_S}s', true), "
+        f"set_config('idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
+        bounded="RETURNING pg_catalog.set_config("
+        f"'idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
         schema_of_runs=_SCHEMA_OF.format("fsa_run"),
         schema_of_effects=_SCHEMA_OF.format("fsa_effect"),
     ),
@@ -186,8 +227,19 @@ def typed(sql: str, **types: TypeEngine[Any] | type[TypeEngine[Any]]) -> TextCla
     return clause
 
 
+def joining(statement: str, joined: str) -> str:
+    """*statement*, which returns the id and the queue of each of its rows, with SQL beside it.
+
+    Args:
+        joined: PostgreSQL's: a SELECT from `put (id, queue)`; empty: there is none.
+    """
+    if not joined:
+        return statement
+    return f"WITH put AS ({statement}), sent AS ({joined}) SELECT put.id, put.queue FROM put, sent"
+
+
 def prepare(dialect: str, connection: Any) -> None:
-    """Set the clock and the limits of a new DBAPI connection of the ledger."""
+    """Set up a new DBAPI connection of the ledger; PostgreSQL's limits are `DialectSQL.limits`."""
     cursor = connection.cursor()
     if dialect == "sqlite":
         connection.isolation_level = None  # `begin` begins
@@ -196,16 +248,27 @@ def prepare(dialect: str, connection: Any) -> None:
         cursor.close()
         return
     if dialect == "postgresql":
-        cursor.execute(f"SET statement_timeout = {STATEMENT_S * 1000}")
-        cursor.execute(f"SET lock_timeout = {STATEMENT_S * 1000}")
-        connection.commit()
+        # Behind a pooler (PgBouncer's transaction mode) a session is lent to others between two
+        # transactions: what is set or prepared in it would be theirs, or missing.
+        if hasattr(connection, "prepare_threshold"):  # psycopg
+            connection.prepare_threshold = None
     else:
         cursor.execute("SET time_zone = '+00:00'")
-        cursor.execute(f"SET innodb_lock_wait_timeout = {STATEMENT_S}")
-        with contextlib.suppress(Exception):  # MariaDB has it, MySQL has not
-            cursor.execute(f"SET max_statement_time = {STATEMENT_S}")
+        cursor.execute(f"SET innodb_lock_wait_timeout = {LOCK_S}")
+        for name, limit_s in (
+            ("max_statement_time", STATEMENT_S),
+            ("idle_transaction_timeout", IDLE_S),
+        ):
+            with contextlib.suppress(Exception):  # MariaDB has them, MySQL has not
+                cursor.execute(f"SET {name} = {limit_s}")
     cursor.close()
     _bound_silence(connection)
+
+
+def is_lock_wait(error: BaseException) -> bool:
+    """Whether a statement of MySQL's or MariaDB's has waited for a row for `LOCK_S`, in vain."""
+    arguments: Any = getattr(getattr(error, "orig", None), "args", ())
+    return bool(arguments) and arguments[0] == _MYSQL_LOCK_WAIT
 
 
 def transient(error: BaseException) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +15,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from fsa_cli.ledger.dialects import DialectSQL, typed
+from fsa_cli.ledger.dialects import DialectSQL, joining, typed
 from fsa_cli.ledger.offload import off_the_loop
 from fsa_cli.ledger.reach import probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun
@@ -49,13 +48,17 @@ class NewRun:
         return cls(uuid.uuid4().hex, task, arguments, **more)
 
 
-def insert_run(ledger: Ledger, connection: Connection, new_run: NewRun) -> bool:
-    """Insert the row of a run in a transaction of the app's; False if that may not write it."""
+def insert_run(ledger: Ledger, connection: Connection, new_run: NewRun, joined: str = "") -> bool:
+    """Insert the row of a run in a transaction of the app's; False if that may not write it.
+
+    Args:
+        joined: As in `write_run`.
+    """
     off_the_loop(lambda: ledger.schema)  # looked up once, on another connection
     reach = probe(ledger, connection)
     if reach is not None and not reach.writes:
         return False
-    inserting = _inserting(ledger.sql, "", ledger.qualified(run.name))
+    inserting = _inserting(ledger.sql, joined, ledger.qualified(run.name))
     try:
         connection.execute(inserting, _values(ledger, new_run))
     except DBAPIError as exc:
@@ -79,49 +82,26 @@ def _values(ledger: Ledger, new_run: NewRun) -> dict[str, Any]:
     }
 
 
-def write_run(
-    ledger: Ledger,
-    new_run: NewRun,
-    enlist: Callable[[Connection], None] | None = None,
-    enlisting: str = "",
-) -> None:
+def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> None:
     """Insert the row of a run, in a transaction of its own.
 
     Args:
-        enlist: Called in the transaction.
-        enlisting: A SELECT that is part of the same statement.
+        joined: SQL that is part of the statement, as in `dialects.joining`.
     """
-    tried = False
-
-    def work(connection: Connection) -> None:
-        nonlocal tried
-        if tried and _is_there(connection, new_run.run_id):
-            return
-        tried = True
-        connection.execute(_inserting(ledger.sql, enlisting, run.name), _values(ledger, new_run))
-        if enlist is not None:
-            enlist(connection)
-
-    if enlist is None:
-        ledger.at_once(work)
-    else:
-        ledger.write(work)
-
-
-def _is_there(connection: Connection, run_id: str) -> bool:
-    """Whether the run has a row: a COMMIT whose answer was lost may have happened."""
-    return connection.scalar(select(run.c.id).where(run.c.id == run_id)) is not None
+    statement = _inserting(ledger.sql, joined, run.name)
+    values = _values(ledger, new_run)
+    ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
 
 
 @lru_cache
-def _inserting(sql: DialectSQL, enlisting: str, table: str) -> TextClause:
+def _inserting(sql: DialectSQL, joined: str, table: str) -> TextClause:
     insert = f"""
         INSERT INTO {table} (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
             executor, queue, attempt, not_before_ms, commits, queued_ms, requested_by)
         VALUES (:id, :namespace, :task, {sql.now_ms}, :id, 'manual', :status, :arguments,
             :executor, :queue, 1, {sql.now_ms} + :wait_ms, 0, {sql.now_ms}, :requested_by)
         """
-    return typed(f"WITH put AS ({insert}) {enlisting}" if enlisting else insert)
+    return typed(joining(f"{insert} RETURNING id, queue" if joined else insert, joined))
 
 
 def insert_running(
@@ -136,25 +116,18 @@ def insert_running(
 ) -> ClaimedRun | None:
     """Insert a run that a person starts here and now; None if its lock is held."""
     run_id, token = uuid.uuid4().hex, uuid.uuid4().hex
-
-    def work(connection: Connection) -> int:
-        now_ms = ledger.now_ms(connection)
-        if connection.scalar(select(run.c.id).where(run.c.id == run_id)) is None:
-            connection.execute(
-                insert(run).values(
-                    **_manual(ledger, run_id, name, arguments, now_ms, by),
-                    status="running",
-                    executor="local",
-                    node=node_id,
-                    claim=token,
-                    lock_key=lock_key,
-                    started_ms=now_ms,
-                )
-            )
-        return now_ms
-
+    now_ms = ledger.read(ledger.now_ms)
+    statement = insert(run).values(
+        **_manual(ledger, run_id, name, arguments, now_ms, by),
+        status="running",
+        executor="local",
+        node=node_id,
+        claim=token,
+        lock_key=lock_key,
+        started_ms=now_ms,
+    )
     try:
-        now_ms = ledger.write(work)
+        ledger.write_once(run_id, lambda connection: connection.execute(statement))
     except IntegrityError:
         return None
     return ClaimedRun(run_id, token, name, now_ms, "manual", attempt, arguments, lock_key)
@@ -162,29 +135,26 @@ def insert_running(
 
 def insert_retry(ledger: Ledger, run_id: str, *, by: str | None = None) -> str | None:
     """Queue a new run with the arguments of one that has ended; None if it has not."""
+    ended = select(run.c.task, run.c.arguments, run.c.executor, run.c.queue).where(
+        run.c.id == run_id, run.c.status.in_(FINAL)
+    )
+    before, now_ms = ledger.read(
+        lambda connection: (
+            connection.execute(ended).one_or_none(),
+            ledger.now_ms(connection),
+        )
+    )
+    if before is None:
+        return None
     new_id = uuid.uuid4().hex
-
-    def work(connection: Connection) -> str | None:
-        before = connection.execute(
-            select(run.c.task, run.c.arguments, run.c.executor, run.c.queue).where(
-                run.c.id == run_id, run.c.status.in_(FINAL)
-            )
-        ).one_or_none()
-        if before is None:
-            return None
-        if connection.scalar(select(run.c.id).where(run.c.id == new_id)) is None:
-            now_ms = ledger.now_ms(connection)
-            connection.execute(
-                insert(run).values(
-                    **_manual(ledger, new_id, before.task, before.arguments, now_ms, by),
-                    status="queued",
-                    executor=before.executor,
-                    queue=before.queue,
-                )
-            )
-        return new_id
-
-    return ledger.write(work)
+    statement = insert(run).values(
+        **_manual(ledger, new_id, before.task, before.arguments, now_ms, by),
+        status="queued",
+        executor=before.executor,
+        queue=before.queue,
+    )
+    ledger.write_once(new_id, lambda connection: connection.execute(statement))
+    return new_id
 
 
 def _manual(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from contextvars import ContextVar, Token
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -146,7 +147,8 @@ class Fence:
     def _succeeded(self, connection: Connection) -> int:
         given = {**self._mine, "result": self.result}
         statement = _succeeding(self._ledger.sql, self._ledger.qualified(run.name))
-        return execute(connection, statement, given).rowcount
+        with closing(execute(connection, statement, given)) as written:
+            return written.rowcount
 
     def _counted(self, connection: Connection) -> int:
         statement = _counting(self._ledger.qualified(run.name), is_sent=self._sent)
@@ -194,6 +196,7 @@ def _succeeding(sql: DialectSQL, table: str) -> TextClause:
         UPDATE {table} SET status = 'succeeded', finished_ms = {sql.now_ms}, result = :result,
             lock_key = NULL, error_type = NULL, error = NULL, traceback = NULL
         WHERE {_MINE} AND status = 'running'
+        {sql.bounded}
         """
     )
 

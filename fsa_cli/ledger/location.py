@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
     url, creator = _place(databases, settings)
     try:
         url, connect_args = urls.url_for(url, "sync")
+        if settings.ledger_url:
+            connect_args = {**_connect_args(databases, url), **connect_args}
         arguments: dict[str, Any] = {"creator": creator} if creator else {}
         if url.get_backend_name() == "sqlite":
             connect_args = {**connect_args, "check_same_thread": False, "timeout": 10}
@@ -138,6 +141,31 @@ def _creator(database: Database) -> Callable[..., Any] | None:
     except DBSessionError:  # only an async driver: another one is taken for the same URL
         return None
     return lambda: engine.pool._creator()  # type: ignore[call-arg]
+
+
+def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]:
+    """The `connect_args` of an app's engine on the server of *url*, as far as that has not its own.
+
+    They are what a connection to that server needs (TLS, a time limit), and SQLAlchemy keeps them
+    in the function that connects: https://github.com/sqlalchemy/sqlalchemy `engine/create.py`.
+    """
+    for database in databases.values():
+        if database.url is None or server_of(database.url)[:3] != server_of(url)[:3]:
+            continue
+        try:
+            engine = database.engine
+        except DBSessionError:  # only an async driver
+            continue
+        if engine.url.drivername != url.drivername:
+            continue
+        known = inspect.getclosurevars(engine.pool._creator).nonlocals.get("cparams", {})
+        of_urls = [engine.dialect.create_connect_args(each)[1] for each in (engine.url, url)]
+        return {
+            name: value
+            for name, value in known.items()
+            if name not in of_urls[0] and name not in of_urls[1]
+        }
+    return {}
 
 
 def _is_file(url: URL) -> bool:

@@ -82,38 +82,31 @@ _NODE_TASK = {"node": "text", "task": "text", "schedule_hash": "text", "since_ms
 
 def renew(ledger: Ledger, node_id: str, lease_ms: int, *, draining: bool = False) -> int | None:
     """Renew the lease; the database's clock, or None if the node was declared dead meanwhile."""
-
-    def work(connection: Connection) -> int | None:
-        now_ms = ledger.now_ms(connection)
-        renewed = connection.execute(
-            update(node)
-            .where(node.c.id == node_id, node.c.state.in_(("alive", "draining")))
-            .values(
-                # MySQL assigns from left to right: this one reads the old lease.
-                covered_from_ms=case(
-                    (node.c.lease_until_ms < now_ms, now_ms), else_=node.c.covered_from_ms
-                ),
-                lease_until_ms=now_ms + lease_ms,
-                state="draining" if draining else "alive",
-            )
+    now_ms = ledger.read(ledger.now_ms, attempts=2)
+    statement = (
+        update(node)
+        .where(node.c.id == node_id, node.c.state.in_(("alive", "draining")))
+        .values(
+            # MySQL assigns from left to right: this one reads the old lease.
+            covered_from_ms=case(
+                (node.c.lease_until_ms < now_ms, now_ms), else_=node.c.covered_from_ms
+            ),
+            lease_until_ms=now_ms + lease_ms,
+            state="draining" if draining else "alive",
         )
-        return now_ms if renewed.rowcount else None
-
-    return ledger.write(work, attempts=2)
+    )
+    renewed = ledger.at_once(lambda connection: connection.execute(statement).rowcount, attempts=2)
+    return now_ms if renewed else None
 
 
 def release(ledger: Ledger, node_id: str) -> None:
     """Mark the node as stopped. Claimed runs that have not started must be queued again before."""
-
-    def work(connection: Connection) -> None:
-        now_ms = ledger.now_ms(connection)
-        connection.execute(
-            update(node)
-            .where(node.c.id == node_id, node.c.state.in_(("alive", "draining")))
-            .values(state="stopped", lease_until_ms=now_ms)
-        )
-
-    ledger.write(work)
+    statement = (
+        update(node)
+        .where(node.c.id == node_id, node.c.state.in_(("alive", "draining")))
+        .values(state="stopped", lease_until_ms=literal_column(ledger.sql.now_ms))
+    )
+    ledger.at_once(lambda connection: connection.execute(statement))
 
 
 def leases(ledger: Ledger) -> Leases:

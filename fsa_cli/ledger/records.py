@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 __all__ = [
@@ -81,6 +81,11 @@ class ClaimResult:
     queued: list[Due] = field(default_factory=list)
     early: list[Due] = field(default_factory=list)
     left: list[Due] = field(default_factory=list)
+
+    def add(self, other: ClaimResult) -> None:
+        """Add what became of others."""
+        for each in fields(self):
+            getattr(self, each.name).extend(getattr(other, each.name))
 
 
 class QueueClaim(NamedTuple):

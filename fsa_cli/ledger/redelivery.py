@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Connection,
+    TextClause,
     case,
     func,
     literal_column,
@@ -15,6 +17,7 @@ from sqlalchemy import (
     update,
 )
 
+from fsa_cli.ledger.dialects import DialectSQL, execute_rows
 from fsa_cli.ledger.records import SENT_AGAIN_MS
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
@@ -44,54 +47,57 @@ def late_messages(ledger: Ledger, executor: str) -> dict[str, tuple[int, int]]:
     return {row.queue: (row.number, int(row.late)) for row in rows if row.late}
 
 
-def resend(
-    ledger: Ledger,
-    executor: str,
-    queue: str,
-    most: int,
-    then: Callable[[Connection, Sequence[str]], None],
-) -> list[str]:
+def resend(ledger: Ledger, executor: str, queue: str, most: int) -> list[str]:
     """Late runs whose messages this process is to send again, the oldest first.
 
     They are late again 30 s, 1, 2, 4 ... minutes after they were dispatched, at most an hour.
-
-    Args:
-        then: Called with them in the transaction.
     """
+    statement = (
+        select(run.c.id, run.c.not_before_ms, run.c.queued_ms)
+        .where(
+            run.c.namespace == ledger.namespace,
+            run.c.status == "handed_off",
+            run.c.executor == executor,
+            run.c.queue == queue,
+            run.c.not_before_ms <= literal_column(ledger.sql.now_ms),
+        )
+        .order_by(run.c.not_before_ms, run.c.id)
+        .limit(most)
+    )
+    late, now_ms = ledger.read(
+        lambda connection: (connection.execute(statement).all(), ledger.now_ms(connection))
+    )
+    token = uuid.uuid4().hex
+    rows = [
+        {
+            "run_id": row.id,
+            "token": token,
+            "seen_ms": row.not_before_ms,
+            "next_ms": now_ms + min(max(now_ms - row.queued_ms, SENT_AGAIN_MS), _LONGEST_MS),
+        }
+        for row in sorted(late, key=lambda each: str(each.id))
+    ]
+    if not rows:
+        return []
+    ledger.at_once(lambda c: execute_rows(c, ledger.sql, _postponing(ledger.sql), rows))
+    ours = select(run.c.id).where(
+        run.c.id.in_([row["run_id"] for row in rows]),
+        run.c.claim == token,
+        run.c.status == "handed_off",
+    )
+    return ledger.read(lambda connection: list(connection.scalars(ours.order_by(run.c.id))))
 
-    def work(connection: Connection) -> list[str]:
-        now_ms = ledger.now_ms(connection)
-        rows = connection.execute(
-            select(run.c.id, run.c.not_before_ms, run.c.queued_ms)
-            .where(
-                run.c.namespace == ledger.namespace,
-                run.c.status == "handed_off",
-                run.c.executor == executor,
-                run.c.queue == queue,
-                run.c.not_before_ms <= now_ms,
-            )
-            .order_by(run.c.not_before_ms, run.c.id)
-            .limit(most)
-        ).all()
-        ours = []
-        for row in sorted(rows, key=lambda each: str(each.id)):
-            pause_ms = min(max(now_ms - row.queued_ms, SENT_AGAIN_MS), _LONGEST_MS)
-            won = connection.execute(
-                update(run)
-                .where(
-                    run.c.id == row.id,
-                    run.c.status == "handed_off",
-                    run.c.not_before_ms == row.not_before_ms,
-                )
-                .values(not_before_ms=now_ms + pause_ms)
-            )
-            if won.rowcount:
-                ours.append(str(row.id))
-        if ours:
-            then(connection, ours)
-        return ours
 
-    return ledger.write(work)
+@lru_cache
+def _postponing(sql: DialectSQL) -> TextClause:
+    """Of several processes the one that finds `not_before_ms` as it was has the run."""
+    return sql.update_from_rows(
+        "fsa_run",
+        {"run_id": "text", "token": "text", "seen_ms": "bigint", "next_ms": "bigint"},
+        ("id", "run_id"),
+        "not_before_ms = v.next_ms, claim = v.token",
+        "t.status = 'handed_off' AND t.not_before_ms = v.seen_ms",
+    )
 
 
 def mark_unsent(ledger: Ledger, run_ids: Sequence[str], after_ms: int) -> None:
@@ -109,4 +115,4 @@ def mark_all_late(ledger: Ledger, executor: str) -> None:
 
 def _make_late(ledger: Ledger, at_ms: ColumnElement[int], *which: ColumnElement[bool]) -> None:
     statement = update(run).where(run.c.status == "handed_off", *which).values(not_before_ms=at_ms)
-    ledger.write(lambda connection: connection.execute(statement))
+    ledger.at_once(lambda connection: connection.execute(statement))

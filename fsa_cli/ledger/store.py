@@ -88,6 +88,20 @@ class Ledger:
             return self.write(work, attempts=attempts)
         return _persistently(self._own_connection, work, attempts)
 
+    def write_once(self, run_id: str, insert: Callable[[Connection], object]) -> None:
+        """As `at_once`, for a statement that inserts the run *run_id*: it is inserted once, also
+        where the answer to the first COMMIT was lost."""
+        tried = False
+
+        def work(connection: Connection) -> None:
+            nonlocal tried
+            there = select(tables.run.c.id).where(tables.run.c.id == run_id)
+            if not tried or connection.scalar(there) is None:
+                tried = True
+                insert(connection)
+
+        self.at_once(work)
+
     def read(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
         """As `write`, without a commit."""
         return _persistently(self._reading, work, attempts)
@@ -197,6 +211,8 @@ class Ledger:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
         with self._turn, self.engine.begin() as connection:
+            if self.sql.limits is not None:
+                connection.exec_driver_sql(self.sql.limits)
             yield connection
 
     @contextlib.contextmanager

@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from sqlalchemy import Connection
-
 from fsa_cli.exceptions import BrokerUnreachable
 from fsa_cli.ledger import redelivery
 from fsa_cli.ledger.claim_due import claim_due
@@ -88,9 +86,9 @@ class BrokerDispatcher(Claimer):
                 self._lease.id,
                 asked,
                 window_ms=window_ms,
-                dispatch=_enlisting(broker),
+                dispatch=broker.joined,
             )
-            self._publish(broker, _messages(outcome.mine))
+            self._publish_unjoined(broker, _messages(outcome.mine))
             self._settle(chosen, outcome)
         return True
 
@@ -103,9 +101,9 @@ class BrokerDispatcher(Claimer):
                 locks,
                 most=room,
                 executor=broker.name,
-                dispatch=_enlisting(broker),
+                dispatch=broker.joined,
             )
-            self._publish(broker, _messages(found.runs))
+            self._publish_unjoined(broker, _messages(found.runs))
             waits = waits or found.waits
             more = more or (found.more and bool(found.runs))
         self._waits_for_lock = waits
@@ -125,14 +123,13 @@ class BrokerDispatcher(Claimer):
                     self._resend_queue(broker, queue, min(number - waiting, late, _AT_ONCE))
 
     def _resend_queue(self, broker: Executor, queue: str, most: int) -> None:
-        messages: list[Message] = []
+        run_ids = redelivery.resend(self._ledger, broker.name, queue, most)
+        self._publish(broker, [Message(run_id, queue) for run_id in run_ids])
 
-        def enlist(connection: Connection, run_ids: Sequence[str]) -> None:
-            messages[:] = [Message(run_id, queue) for run_id in run_ids]
-            broker.enlist(connection, messages)
-
-        redelivery.resend(self._ledger, broker.name, queue, most, enlist)
-        self._publish(broker, messages)
+    def _publish_unjoined(self, broker: Executor, messages: Sequence[Message]) -> None:
+        """Send messages, unless the statement that has dispatched their runs has sent them."""
+        if not broker.joined:
+            self._publish(broker, messages)
 
     def _publish(self, broker: Executor, messages: Sequence[Message]) -> None:
         if messages and self._reached(broker, lambda: _sent(broker, messages)) is None:
@@ -159,10 +156,6 @@ class BrokerDispatcher(Claimer):
 def _sent(broker: Executor, messages: Sequence[Message]) -> int:
     broker.publish(messages)
     return len(messages)
-
-
-def _enlisting(broker: Executor) -> Callable[[Connection, Sequence[ClaimedRun]], None]:
-    return lambda connection, claimed: broker.enlist(connection, _messages(claimed))
 
 
 def _messages(claimed: Sequence[ClaimedRun]) -> list[Message]:

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -140,19 +140,16 @@ class Enqueuer:
             by=requester(),
         )
         if session is None:
-            with reached(self.ledger):
-                self._write(new_run, executor)
-            self._publish(new_run, executor)
+            self._write(new_run, executor)
             return new_run.run_id
         connection = session.connection()
         if shares(self.ledger, connection.engine.url) and insert_run(
             self.ledger, connection, new_run
         ):
             if executor.carries:
-                executor.enlist(connection, [_message(new_run)])
                 after_commit(session, lambda: self._publish(new_run, executor))
         else:
-            after_commit(session, lambda: self._write_late(new_run, executor))
+            after_commit(session, lambda: self._write(new_run, executor))
         return new_run.run_id
 
     def prepare(self, executor: Executor) -> None:
@@ -166,18 +163,13 @@ class Enqueuer:
         self._ready.add(executor.name)
 
     def _write(self, new_run: NewRun, executor: Executor) -> None:
-        def enlist(connection: Connection) -> None:
-            executor.enlist(connection, [_message(new_run)])
-
-        if executor.carries and executor.enlisting is None:
-            write_run(self.ledger, new_run, enlist)
-        else:
-            write_run(self.ledger, new_run, enlisting=executor.enlisting or "")
+        with reached(self.ledger):
+            write_run(self.ledger, new_run, executor.joined)
+        if executor.carries and not executor.joined:
+            self._publish(new_run, executor)
 
     def _publish(self, new_run: NewRun, executor: Executor) -> None:
         """Send its message; if that fails, the ledger's redelivery sends it later."""
-        if not executor.carries:
-            return
         try:
             self._send(new_run, executor)
         except BrokerUnreachable as exc:
@@ -193,11 +185,6 @@ class Enqueuer:
         except BrokerUnreachable:
             self._away_until_s[executor.name] = time.monotonic() + _AWAY_FOR_S
             raise
-
-    def _write_late(self, new_run: NewRun, executor: Executor) -> None:
-        with reached(self.ledger):
-            self._write(new_run, executor)
-        self._publish(new_run, executor)
 
 
 def _message(new_run: NewRun) -> Message:

@@ -16,8 +16,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from sqlalchemy import Connection
-
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project.settings import Settings
 
@@ -64,14 +62,14 @@ class Executor(Protocol):
         name: Its name in `@task(executor=...)` and the settings.
         carries: Whether it has messages of its own. If not, runs stay `queued` in the ledger, and
             any free process claims them there.
-        enlisting: The work of `enlist` for one run, as a SELECT with `:id` and `:queue` that
-            becomes part of the statement which inserts its row; empty if it does nothing. None:
-            `enlist` is called.
+        joined: How it sends messages in the ledger's own transaction, if it can: a SELECT from
+            `put (id, queue)`, the runs, that becomes part of the statement which dispatches them.
+            Empty: they are published after the COMMIT.
     """
 
     name: str
     carries: bool
-    enlisting: str | None
+    joined: str
 
     def prepare(self) -> bool:
         """Create what it needs, as a schema; False if all existed.
@@ -89,12 +87,8 @@ class Executor(Protocol):
         """Raises ConfigurationError if something is missing that `prepare` creates."""
         ...
 
-    def enlist(self, connection: Connection, messages: Sequence[Message]) -> None:
-        """Send them in the ledger's own transaction, if the broker can."""
-        ...
-
     def publish(self, messages: Sequence[Message]) -> None:
-        """Send them now that the ledger's transaction has committed, if `enlist` cannot.
+        """Send messages of runs that the ledger has committed as dispatched.
 
         Raises:
             BrokerUnreachable: Not all of them were sent; those that were may be sent again.
@@ -130,7 +124,7 @@ class Executor(Protocol):
 class OutsideTheLedger:
     """The part of an executor that creates nothing and sends nothing in the ledger's database."""
 
-    enlisting: str | None = ""
+    joined = ""
 
     def prepare(self) -> bool:
         return False
@@ -139,9 +133,6 @@ class OutsideTheLedger:
         return ()
 
     def check(self) -> None:
-        pass
-
-    def enlist(self, connection: Connection, messages: Sequence[Message]) -> None:
         pass
 
 

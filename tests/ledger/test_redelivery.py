@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Connection, update
+from sqlalchemy.exc import ProgrammingError
 
 from fsa_cli.ledger import control, nodes, queries, redelivery, tables
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_dispatched, claim_queued, requeue_dispatched
 from fsa_cli.ledger.enqueue import NewRun, write_run
-from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, Due
+from fsa_cli.ledger.records import SENT_AGAIN_MS, Due
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
 from fsa_cli.runs.executor_registry import queue_name
 from fsa_cli.tasks.definition import TaskDefinition
+from support.backends import Backend
 from support.ledgers import LEASE_MS, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
@@ -44,25 +46,14 @@ def make_late(ledger: Ledger, run_id: str, by_ms: int) -> None:
     ledger.write(lambda connection: connection.execute(statement))
 
 
-class Sent:
-    """What an engine was given in the ledger's transactions."""
-
-    def __init__(self) -> None:
-        self.run_ids: list[str] = []
-
-    def __call__(self, connection: Connection, claimed: Sequence[ClaimedRun | str]) -> None:
-        assert connection.in_transaction()
-        self.run_ids += [each if isinstance(each, str) else each.run_id for each in claimed]
-
-
 def test_a_due_instant_is_dispatched_with_its_lock_and_without_a_node(ledger: Ledger) -> None:
-    node, sent = make_node(ledger), Sent()
+    node = make_node(ledger)
     due = due_now(ledger)
 
-    outcome = claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch=sent)
+    outcome = claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch="")
 
     (row,) = runs_of(ledger)
-    assert [each.run_id for each in outcome.mine] == sent.run_ids == [row.id]
+    assert [each.run_id for each in outcome.mine] == [row.id]
     assert (row.status, row.node, row.lock_key) == ("handed_off", None, due.lock_key)
     assert (row.executor, row.queue, row.started_ms) == (ENGINE, "mail", None)
     assert row.not_before_ms - row.queued_ms == pytest.approx(SENT_AGAIN_MS, abs=2)
@@ -76,11 +67,10 @@ def test_an_instant_is_dispatched_by_one_of_many_replicas(ledger: Ledger) -> Non
     ready = threading.Barrier(len(replicas))
 
     def dispatch(replica: Ledger) -> list[str]:
-        node, sent = make_node(replica), Sent()
+        node = make_node(replica)
         ready.wait()
-        outcome = claim_due(replica, node.id, due, window_ms=WINDOW_MS, dispatch=sent)
-        assert [each.run_id for each in outcome.mine] == sent.run_ids
-        return sent.run_ids
+        outcome = claim_due(replica, node.id, due, window_ms=WINDOW_MS, dispatch="")
+        return [each.run_id for each in outcome.mine]
 
     with ThreadPoolExecutor(len(replicas)) as threads:
         sent = [run_id for mine in threads.map(dispatch, replicas) for run_id in mine]
@@ -91,28 +81,49 @@ def test_an_instant_is_dispatched_by_one_of_many_replicas(ledger: Ledger) -> Non
     assert len(sent) == len(due)
 
 
-def test_a_broker_that_refuses_leaves_no_row(ledger: Ledger) -> None:
-    def refuse(connection: Connection, claimed: Sequence[ClaimedRun]) -> None:
-        raise LookupError("no such queue")
+def test_a_message_is_part_of_the_statement_that_dispatches_its_run(postgresql: Backend) -> None:
+    """As Procrastinate's function is, whose job is a row of the same database."""
+    postgresql.execute(
+        "CREATE TABLE job (run_id TEXT, queue TEXT);"
+        "CREATE FUNCTION defer(TEXT[], TEXT[]) RETURNS bigint[] LANGUAGE sql AS"
+        " 'INSERT INTO job SELECT * FROM unnest($1, $2) RETURNING ARRAY[1::bigint]'"
+    )
+    joined = "SELECT defer(ARRAY(SELECT id FROM put), ARRAY(SELECT queue FROM put))"
+    ledger = open_ledger(postgresql.url)
+    ledger.create()
+    node = make_node(ledger)
+    due = [due_now(ledger, name, lock=False) for name in ("a", "b")]
+    by_hand, queued = (
+        wanted("c"),
+        NewRun.of("d", "{}", executor=ENGINE, queue="q", dispatched=False),
+    )
 
-    with pytest.raises(LookupError):
-        claim_due(
-            ledger,
-            make_node(ledger).id,
-            [due_now(ledger)],
-            window_ms=WINDOW_MS,
-            dispatch=refuse,
-        )
+    outcome = claim_due(ledger, node.id, due, window_ms=WINDOW_MS, dispatch=joined)
+    again = claim_due(ledger, node.id, due, window_ms=WINDOW_MS, dispatch=joined)
+    write_run(ledger, by_hand, joined)
+    write_run(ledger, queued)
+    found = claim_queued(ledger, node.id, {"d": None}, most=9, executor=ENGINE, dispatch=joined)
 
-    assert runs_of(ledger) == []
+    assert again.mine == []
+    run_ids = {each.run_id for each in [*outcome.mine, *found.runs]}
+    assert len(run_ids) == 3
+    assert sorted(postgresql.rows("SELECT * FROM job")) == sorted(
+        (run_id, "q" if run_id == queued.run_id else "mail")
+        for run_id in {*run_ids, by_hand.run_id}
+    )
+    postgresql.execute("DROP FUNCTION defer(TEXT[], TEXT[])")
+    with pytest.raises(ProgrammingError):
+        claim_due(ledger, node.id, [due_now(ledger, "e")], window_ms=WINDOW_MS, dispatch=joined)
+    assert {row.task for row in runs_of(ledger)} == {"a", "b", "c", "d"}
+    ledger.dispose()
 
 
 @pytest.mark.parametrize(("waits", "status"), [(False, "skipped"), (True, "queued")])
 def test_while_a_run_is_dispatched_the_next_is_skipped_or_waits(
     waits: bool, status: str, ledger: Ledger
 ) -> None:
-    node, sent = make_node(ledger), Sent()
-    claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS, dispatch=sent)
+    node = make_node(ledger)
+    claim_due(ledger, node.id, [due_now(ledger)], window_ms=WINDOW_MS, dispatch="")
 
     again = due_now(ledger, waits=waits)
     claim_due(
@@ -120,11 +131,10 @@ def test_while_a_run_is_dispatched_the_next_is_skipped_or_waits(
         node.id,
         [Due(again.task, again.scheduled_ms + 1, *again_of(again))],
         window_ms=WINDOW_MS,
-        dispatch=sent,
+        dispatch="",
     )
 
     assert [row.status for row in runs_of(ledger)] == ["handed_off", status]
-    assert len(sent.run_ids) == 1
 
 
 def again_of(due: Due) -> tuple[str | None, bool, str, str, str | None]:
@@ -203,34 +213,37 @@ def test_a_run_whose_lock_is_held_goes_back_to_the_queue(ledger: Ledger) -> None
     runs = [wanted() for _ in range(3)]
     for run in runs:
         write_run(ledger, run)
-    node, sent = make_node(ledger), Sent()
+    node = make_node(ledger)
     locks = {"report": f"{ledger.namespace}/report"}
 
     (first,) = claim_dispatched(ledger, node.id, locks, [runs[0].run_id])
     assert claim_dispatched(ledger, node.id, locks, [run.run_id for run in runs[1:]]) == []
 
     assert sorted(row.status for row in runs_of(ledger)) == ["queued", "queued", "running"]
-    assert claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, dispatch=sent).runs == []
+    assert claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, dispatch="").runs == []
     assert first.lock_key == locks["report"]
 
 
 def test_of_two_messages_that_come_at_once_the_run_that_holds_the_lock_is_taken(
     ledger: Ledger,
 ) -> None:
-    node, sent = make_node(ledger), Sent()
+    node = make_node(ledger)
     names = [f"report{n}" for n in range(8)]
     due = [due_now(ledger, name) for name in names]
     locks = {each.task: each.lock_key for each in due}
-    claim_due(ledger, node.id, due, window_ms=WINDOW_MS, dispatch=sent)
+    dispatched = claim_due(ledger, node.id, due, window_ms=WINDOW_MS, dispatch="").mine
     by_hand = [wanted(name) for name in names]
     for run in by_hand:
         write_run(ledger, run)
 
     taken = claim_dispatched(
-        ledger, node.id, locks, [*(run.run_id for run in by_hand), *sent.run_ids]
+        ledger,
+        node.id,
+        locks,
+        [*(run.run_id for run in by_hand), *(each.run_id for each in dispatched)],
     )
 
-    assert {each.run_id for each in taken} == set(sent.run_ids)
+    assert {each.run_id for each in taken} == {each.run_id for each in dispatched}
     rows = {row.id: (row.status, row.lock_key) for row in runs_of(ledger)}
     assert {rows[run.run_id] for run in by_hand} == {("queued", None)}
 
@@ -238,17 +251,18 @@ def test_of_two_messages_that_come_at_once_the_run_that_holds_the_lock_is_taken(
 def test_requeued_runs_leave_their_locks_and_are_dispatched_again(
     ledger: Ledger,
 ) -> None:
-    node, sent = make_node(ledger), Sent()
+    node = make_node(ledger)
     due = due_now(ledger)
     locks = {due.task: due.lock_key}
-    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch=sent)
+    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch="")
 
-    requeue_dispatched(ledger, sent.run_ids)
+    (row,) = runs_of(ledger)
+    requeue_dispatched(ledger, [row.id])
 
     (row,) = runs_of(ledger)
     assert (row.status, row.lock_key, row.claim) == ("queued", None, None)
-    claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, dispatch=sent)
-    assert sent.run_ids == [row.id] * 2
+    found = claim_queued(ledger, node.id, locks, most=9, executor=ENGINE, dispatch="")
+    assert [each.run_id for each in found.runs] == [row.id]
     assert [each.run_id for each in claim_dispatched(ledger, node.id, locks, [row.id])] == [row.id]
     requeue_dispatched(ledger, [row.id])
     (row,) = runs_of(ledger)
@@ -266,45 +280,45 @@ def test_a_task_that_a_worker_does_not_know_is_left_for_one_that_does(ledger: Le
 
 
 def test_a_queued_run_is_dispatched_and_waits_from_then_on(ledger: Ledger) -> None:
-    node, sent = make_node(ledger), Sent()
+    node = make_node(ledger)
     queued = NewRun.of("report", "{}", executor=ENGINE, queue="mail", dispatched=False)
     write_run(ledger, queued)
 
-    found = claim_queued(ledger, node.id, {"report": None}, most=9, executor=ENGINE, dispatch=sent)
+    found = claim_queued(ledger, node.id, {"report": None}, most=9, executor=ENGINE, dispatch="")
 
     assert [each.queue for each in found.runs] == ["mail"]
-    assert sent.run_ids == [queued.run_id]
+    assert [each.run_id for each in found.runs] == [queued.run_id]
     (row,) = runs_of(ledger)
     assert (row.status, row.node) == ("handed_off", None)
     assert row.not_before_ms - row.queued_ms == pytest.approx(SENT_AGAIN_MS, abs=2)
 
 
 def test_a_late_message_is_sent_again_after_twice_the_time_and_by_one(ledger: Ledger) -> None:
-    run, sent = wanted(), Sent()
+    run = wanted()
     write_run(ledger, run)
     assert redelivery.late_messages(ledger, ENGINE) == {}
 
     make_late(ledger, run.run_id, 31_000)
     assert redelivery.late_messages(ledger, ENGINE) == {"mail": (1, 1)}
-    assert redelivery.resend(ledger, ENGINE, "mail", 10, sent) == [run.run_id] == sent.run_ids
+    assert redelivery.resend(ledger, ENGINE, "mail", 10) == [run.run_id]
     assert redelivery.late_messages(ledger, ENGINE) == {}
-    assert redelivery.resend(ledger, ENGINE, "mail", 10, sent) == []
+    assert redelivery.resend(ledger, ENGINE, "mail", 10) == []
 
     (row,) = runs_of(ledger)
     assert row.not_before_ms - now_ms(ledger) == pytest.approx(31_000, abs=2000)
     make_late(ledger, run.run_id, 120_000)
-    redelivery.resend(ledger, ENGINE, "mail", 10, sent)
+    redelivery.resend(ledger, ENGINE, "mail", 10)
     (row,) = runs_of(ledger)
     assert row.not_before_ms - now_ms(ledger) == pytest.approx(120_000, abs=2000)
 
 
 def test_no_more_messages_are_sent_again_than_are_missing(ledger: Ledger) -> None:
-    runs, sent = [wanted() for _ in range(5)], Sent()
+    runs = [wanted() for _ in range(5)]
     for run in runs:
         write_run(ledger, run)
         make_late(ledger, run.run_id, 40_000)
 
-    assert len(redelivery.resend(ledger, ENGINE, "mail", 2, sent)) == 2
+    assert len(redelivery.resend(ledger, ENGINE, "mail", 2)) == 2
     assert redelivery.late_messages(ledger, ENGINE) == {"mail": (5, 3)}
     assert redelivery.late_messages(ledger, "another") == {}
 
@@ -332,10 +346,10 @@ def test_all_messages_of_a_broker_that_was_away_are_late(ledger: Ledger) -> None
 def test_a_dispatched_run_that_is_cancelled_frees_its_lock_and_is_not_claimed(
     ledger: Ledger,
 ) -> None:
-    node, sent = make_node(ledger), Sent()
+    node = make_node(ledger)
     due = due_now(ledger)
-    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch=sent)
-    (run_id,) = sent.run_ids
+    claim_due(ledger, node.id, [due], window_ms=WINDOW_MS, dispatch="")
+    (run_id,) = [row.id for row in runs_of(ledger)]
 
     assert control.cancel(ledger, run_id) == "queued"
 
@@ -346,19 +360,32 @@ def test_a_dispatched_run_that_is_cancelled_frees_its_lock_and_is_not_claimed(
 
 def test_a_run_is_written_once_whatever_became_of_the_commit(ledger: Ledger) -> None:
     run = wanted()
-    write_run(ledger, run)
     tries: list[str] = []
 
-    def enlist(connection: Connection) -> None:
+    def insert(connection: Connection) -> None:
         tries.append("sent")
-        if len(tries) == 1:
-            connection.invalidate()
+        values = {"id": run.run_id, "slot": run.run_id, "namespace": ledger.namespace}
+        connection.execute(
+            tables.run.insert().values(
+                **values,
+                task="report",
+                scheduled_ms=1,
+                kind="manual",
+                status="queued",
+                arguments="{}",
+                executor=ENGINE,
+                attempt=1,
+                not_before_ms=1,
+                queued_ms=1,
+            )
+        )
+        if not ledger.is_sqlite:  # where there is no way on which an answer could be lost
             raise_lost(connection)
 
-    write_run(ledger, wanted("other"), enlist)
+    ledger.write_once(run.run_id, insert)
 
-    assert len(tries) == 2
-    assert len(runs_of(ledger)) == 2
+    assert tries == ["sent"]
+    assert [row.id for row in runs_of(ledger)] == [run.run_id]
 
 
 def raise_lost(connection: Connection) -> None:
