@@ -21,6 +21,9 @@ __all__ = ["claim_dispatched", "claim_queued", "requeue_claimed", "requeue_dispa
 
 _LOCKED_AGAIN_MS = 200
 _MANY = 4
+# Looks at the queue for one claim. Each but the first finds what can start; the next is needed only
+# where the runs that were found share locks.
+_ROUNDS = 4
 
 
 def claim_queued(
@@ -38,26 +41,14 @@ def claim_queued(
         locks: The tasks that this process can run, and the lock of each.
         dispatch: As in `claim_due`.
     """
-    candidates, held, waits = ledger.read(
-        lambda connection: _queue(ledger, connection, locks, most, executor)
+    wanted, more, waits = ledger.read(
+        lambda connection: _candidates(ledger, connection, locks, most, executor)
     )
-    wanted: list[ClaimedRun] = []
-    for row in candidates:
-        lock = locks[row.task]
-        if len(wanted) == most:
-            break
-        if lock is not None and lock in held:
-            waits = True
-            continue
-        if lock is not None:
-            held.add(lock)
-        given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
-        wanted.append(ClaimedRun(row.id, uuid.uuid4().hex, *given, row.queue))
     if dispatch is None:
         taken = _take(ledger, node, wanted)
     else:
         taken = _take(ledger, None, wanted, to="handed_off", joined=dispatch)
-    return QueueClaim(taken, len(candidates) > len(taken), waits)
+    return QueueClaim(taken, more or len(wanted) > len(taken), waits)
 
 
 def claim_dispatched(
@@ -269,37 +260,104 @@ _OF_CANDIDATES = (
 )
 
 
-def _queue(
+def _candidates(
     ledger: Ledger,
     connection: Connection,
     locks: Mapping[str, str | None],
     most: int,
     executor: str,
-) -> tuple[list[Any], set[str], bool]:
-    """Runs that could be claimed, the locks that are held, and whether others wait for these."""
-    rows = connection.execute(
-        select(*_OF_CANDIDATES)
-        .where(
-            run.c.namespace == ledger.namespace,
-            run.c.status == "queued",
-            run.c.not_before_ms <= literal_column(ledger.sql.now_ms),
-            run.c.executor == executor,
-        )
-        .order_by(run.c.not_before_ms, run.c.scheduled_ms)
-        .limit(max(most * _MANY, 50))
-    ).all()
-    if not rows:
-        return [], set(), False
-    held = set(
-        connection.scalars(
-            select(run.c.lock_key).where(
-                run.c.namespace == ledger.namespace, run.c.lock_key.is_not(None)
-            )
-        )
+) -> tuple[list[ClaimedRun], bool, bool]:
+    """Runs to claim, whether there may be more, and whether others wait for a lock.
+
+    What cannot start (its lock is held, its task is unknown here) must not stand before what can,
+    however much of it there is: where it does, the tasks that can start are named to the database.
+    """
+    wanted: list[ClaimedRun] = []
+    held: set[str] = set()
+    limit = max(most * _MANY, 50)
+    startable: list[str] | None = None
+    waits = more = False
+    for _ in range(_ROUNDS):
+        rows = _queued(ledger, connection, executor, limit, startable)
+        more = len(rows) == limit
+        if startable is None:
+            held = _held(ledger, connection, {locks.get(row.task) for row in rows})
+        chosen = [row for row in rows if row.task in locks and locks[row.task] not in held]
+        waits = waits or any(row.task in locks and locks[row.task] in held for row in rows)
+        # Replicas that look at once should not all try the same ones first.
+        chosen = chosen[: most * 2]
+        random.shuffle(chosen)
+        known = {each.run_id for each in wanted}
+        for row in chosen:
+            lock = locks[row.task]
+            if len(wanted) == most:
+                return wanted, True, waits
+            if row.id in known:
+                continue
+            if lock is not None and lock in held:
+                waits = True
+                continue
+            if lock is not None:
+                held.add(lock)
+            given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
+            wanted.append(ClaimedRun(row.id, uuid.uuid4().hex, *given, row.queue))
+        if not more or (wanted and len(wanted) == most):
+            break
+        if startable is None:
+            held |= _held(ledger, connection, set(locks.values()))
+        # A task without a lock is done: all that was found of it is wanted, or there is no room.
+        startable = [name for name, lock in locks.items() if lock is None or lock not in held]
+        if not startable:
+            return wanted, False, waits
+    return wanted, more, waits
+
+
+def _queued(
+    ledger: Ledger,
+    connection: Connection,
+    executor: str,
+    limit: int,
+    tasks: Sequence[str] | None,
+) -> Sequence[Any]:
+    """Queued runs whose time has come, the oldest first; None: of whatever tasks."""
+    given = {"namespace": ledger.namespace, "executor": executor, "number": limit}
+    if tasks is not None:
+        given["rows"] = json.dumps([{"task": name} for name in tasks])
+    return connection.execute(_looking(ledger.sql, tasks is not None), given).all()
+
+
+@lru_cache
+def _looking(sql: DialectSQL, is_filtered: bool) -> TextClause:
+    # By `IS TRUE` the tasks are no join and no key of an index: whatever the database believes of
+    # the table, it reads the queue in its order until it has found enough.
+    filtered = f"AND (t.task IN (SELECT v.task FROM {sql.from_rows({'task': 'text'})})) IS TRUE"
+    return typed(
+        f"""
+        SELECT t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue
+        FROM fsa_run t
+        WHERE t.namespace = :namespace AND t.status = 'queued'
+            AND t.not_before_ms <= (SELECT {sql.now_ms}) AND t.executor = :executor
+            {filtered if is_filtered else ""}
+        ORDER BY t.not_before_ms, t.scheduled_ms
+        LIMIT :number
+        """
     )
-    ours = [row for row in rows if row.task in locks]
-    found = [row for row in ours if locks[row.task] not in held]
-    # Replicas that look at once should not all try the same ones first.
-    chosen = found[: most * 2]
-    random.shuffle(chosen)
-    return chosen, held, len(found) < len(ours)
+
+
+def _held(ledger: Ledger, connection: Connection, locks: Collection[str | None]) -> set[str]:
+    """Which of these locks are held; each is looked up in its UNIQUE key."""
+    asked = [{"lock_name": lock} for lock in sorted(lock for lock in locks if lock is not None)]
+    if not asked:
+        return set()
+    return set(connection.scalars(_holding(ledger.sql), {"rows": json.dumps(asked)}))
+
+
+@lru_cache
+def _holding(sql: DialectSQL) -> TextClause:
+    # A subquery that counts, as in `instants`: without statistics, `lock_key IS NOT NULL` read all.
+    return typed(
+        f"""
+        SELECT v.lock_name FROM {sql.from_rows({"lock_name": "text"})}
+        WHERE (SELECT COUNT(*) FROM fsa_run t WHERE t.lock_key = v.lock_name) > 0
+        """
+    )

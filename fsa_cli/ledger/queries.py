@@ -74,6 +74,9 @@ def find(ledger: Ledger, prefix: str) -> list[Row[Any]]:
                 .where(
                     run.c.namespace == ledger.namespace,
                     run.c.id.startswith(prefix, autoescape=True),
+                    # LIKE alone reads the whole table on PostgreSQL and SQLite. Ids are
+                    # hexadecimal: in every collation what begins with the prefix is between these.
+                    run.c.id.between(prefix, f"{prefix}zz"),
                 )
                 .limit(2)
             )
