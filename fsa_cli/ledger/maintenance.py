@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from sqlalchemy import (
 
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, KEPT_MS, node, node_task, progress, run, task
+from fsa_cli.ledger.values import options_in
 
 __all__ = ["Died", "prune", "reap", "reconcile", "running"]
 
@@ -176,7 +176,7 @@ def reap(ledger: Ledger, dead: Sequence[str], applied: Iterable[str] = ()) -> Di
 
 
 def _retried(options: str | None) -> bool:
-    return options is not None and json.loads(options).get("on_crash") == "retry"
+    return options_in(options).get("on_crash") == "retry"
 
 
 def _after_crash(status: str, attempt: int, now_ms: int) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def create(ledger: Ledger, databases: Iterable[Database], warn: Callable[[str], 
     try:
         with reached(ledger):
             created = ledger.create()
+            if not created:
+                ledger.check_keys()
     finally:
         ledger.dispose()
     for database in databases:

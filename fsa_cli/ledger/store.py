@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, event, select, text
+from sqlalchemy import Connection, Engine, Table, UniqueConstraint, event, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.sql import literal_column
 
@@ -53,6 +53,8 @@ class Ledger:
         self._single = single or engine.execution_options(isolation_level="AUTOCOMMIT")
         self._kept = threading.local()
         self._schema: str | None = None
+        self.session: list[str] = []
+        """PostgreSQL: the user and the search path of its own sessions, once `schema` is known."""
         self.apart: set[tuple[str, ...]] = set()
         """The accesses (`location.access_of`) to its own database that may not write its tables."""
         self.effect_schemas: dict[tuple[str, ...], str] = {}
@@ -114,8 +116,11 @@ class Ledger:
     def schema(self) -> str | None:
         """The schema of its tables (MySQL: the database); None on SQLite, and before they exist."""
         if self._schema is None and not self.is_sqlite:
-            found = self.read(lambda connection: connection.scalar(text(self.sql.schema_of_runs)))
-            self._schema = None if found is None else str(found)
+            found = self.read(
+                lambda connection: connection.execute(text(self.sql.schema_of_runs)).one_or_none()
+            )
+            if found is not None:
+                self._schema, *self.session = found
         return self._schema
 
     def qualified(self, table: str) -> str:
@@ -147,6 +152,23 @@ class Ledger:
                     hint="fsa scheduler init --sql shows the tables of this version",
                 )
         return len(found) == len(tables.metadata.sorted_tables)
+
+    def check_keys(self) -> None:
+        """Check that the UNIQUE keys exist: they, and nothing else, say who has an instant.
+
+        Raises:
+            LedgerUnusable: One is missing.
+        """
+        found = self.read(self._keys)
+        for table in tables.metadata.sorted_tables:
+            for name, columns in _keys_of(table).items():
+                if columns not in found[table.name]:
+                    raise LedgerUnusable(
+                        f"the ledger's table {table.name} has lost its key {name} "
+                        f"({', '.join(sorted(columns))})",
+                        details=[self.where, "without it runs start twice"],
+                        hint="fsa scheduler init --sql shows the tables with their keys",
+                    )
 
     def create(self) -> bool:
         """Create the tables, also while other processes do; False if they existed.
@@ -191,6 +213,22 @@ class Ledger:
         return {
             name: {column["name"] for column in inspector.get_columns(name)} for name in present
         }
+
+    def _keys(self, connection: Connection) -> dict[str, set[frozenset[str]]]:
+        from sqlalchemy import inspect
+
+        inspector = inspect(connection)
+        found = {}
+        for table in tables.metadata.sorted_tables:
+            primary = inspector.get_pk_constraint(table.name)["constrained_columns"]
+            keys = [each["column_names"] for each in inspector.get_unique_constraints(table.name)]
+            keys += [
+                [name for name in each["column_names"] if name is not None]
+                for each in inspector.get_indexes(table.name)
+                if each["unique"] and not each.get("dialect_options", {}).get("postgresql_where")
+            ]
+            found[table.name] = {frozenset(each) for each in [primary, *keys]}
+        return found
 
     @property
     def _file(self) -> Path:
@@ -258,6 +296,15 @@ class Ledger:
 
     def _on_connect(self, connection: Any, record: object) -> None:
         dialects.prepare(self.engine.dialect.name, connection)
+
+
+def _keys_of(table: Table) -> dict[str, frozenset[str]]:
+    """The primary key and the UNIQUE keys of a table of ours: name and columns."""
+    found = {"PRIMARY KEY": frozenset(column.name for column in table.primary_key)}
+    for each in table.constraints:
+        if isinstance(each, UniqueConstraint):
+            found[str(each.name)] = frozenset(column.name for column in each.columns)
+    return found
 
 
 def _persistently(

@@ -11,8 +11,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def instant_of(ms: int) -> datetime:
-    """The instant of *ms* since 1970, in UTC."""
-    return _EPOCH + timedelta(milliseconds=ms)
+    """The instant of *ms* since 1970, in UTC; the nearest that there is, of years beyond 1 to 9999.
+
+    A row may hold any number: it must not end the process that reads it.
+    """
+    try:
+        return _EPOCH + timedelta(milliseconds=ms)
+    except OverflowError:
+        return (datetime.max if ms > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def ms_of(instant: datetime) -> int:

@@ -90,7 +90,8 @@ class ProcessBuilder:
             DatabaseUnreachable: The ledger's database is away.
         """
         with reached(self.ledger):
-            self.ledger.create()
+            if not self.ledger.create():
+                self.ledger.check_keys()
         for broker, _ in self.executors.brokers(self.tasks).values():
             broker.check()
         self.run_factory.prepare(self.log.warn)

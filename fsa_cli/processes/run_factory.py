@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -18,6 +17,7 @@ from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
+from fsa_cli.ledger.values import arguments_in
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.processes.subprocess_run import SubprocessRun
 from fsa_cli.project.loader import LoadedApp
@@ -82,7 +82,8 @@ class RunFactory:
         if claimed.kind != "manual" and scheduled is not None:
             values = scheduled.arguments
         else:
-            values = arguments.bind(signature_of(task.function), json.loads(claimed.arguments))
+            given = arguments_in(claimed.arguments, claimed.run_id)
+            values = arguments.bind(signature_of(task.function), given)
         database = database_for(task, self._loaded, self._settings)
         at = None if claimed.kind == "manual" else instant_of(claimed.scheduled_ms)
         return Run(

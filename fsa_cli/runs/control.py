@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from fsa_cli.ledger import control, nodes, queries
 from fsa_cli.ledger.enqueue import insert_retry
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
+from fsa_cli.ledger.values import arguments_in
 from fsa_cli.project.settings import Settings
 from fsa_cli.runner import report
 from fsa_cli.runs.enqueue import Enqueuer
@@ -72,7 +72,7 @@ def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str],
     before = get_run(ledger, prefix)
     task = get_task(before.task)
     require_registered(before.task, task)
-    values = json.loads(before.arguments)
+    values = arguments_in(before.arguments, before.id)
     signature = signature_of(task.function)
     if any(p.is_secret and p.name in values for p in signature.parameters):
         raise UsageError(

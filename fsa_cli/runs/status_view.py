@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +10,7 @@ from sqlalchemy import Row
 
 from fsa_cli.ledger.queries import Overview
 from fsa_cli.ledger.time import instant_of
+from fsa_cli.ledger.values import options_in
 from fsa_cli.terminal.formatting import format_duration
 
 __all__ = [
@@ -154,7 +154,7 @@ def task_columns(rows: Sequence[Mapping[str, object]], *, every: bool) -> dict[s
 def _task(each: Row[Any], overview: Overview) -> dict[str, object]:
     last = overview.last_runs.get(each.name)
     opened = overview.open_runs.get(each.name, {})
-    options = json.loads(each.options)
+    options = options_in(each.options)
     return {
         "task": each.name,
         "schedule": options.get("schedule"),

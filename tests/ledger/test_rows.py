@@ -1,0 +1,98 @@
+"""Rows that hold what nobody of ours wrote, and tables that have lost a key."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import update
+
+from fsa_cli.exceptions import ArgumentError, LedgerUnusable
+from fsa_cli.ledger import maintenance, tables
+from fsa_cli.ledger.backfill import register_tasks
+from fsa_cli.ledger.claim_due import claim_due
+from fsa_cli.ledger.records import Due, RegisteredTask
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.time import instant_of
+from fsa_cli.ledger.values import arguments_in, options_in
+from support.backends import Backend
+from support.ledgers import end_lease, make_node, now_ms, open_ledger, runs_of
+
+MALFORMED = ["", "{", "[1, 2]", "null", "7", '"text"', "NaN", "[" * 100_000, "9" * 5000, "\x00"]
+
+
+@pytest.mark.parametrize("text", MALFORMED, ids=range(len(MALFORMED)))
+def test_arguments_that_are_no_json_object_are_an_error_of_that_run(text: str) -> None:
+    with pytest.raises(ArgumentError) as raised:
+        arguments_in(text, "0123456789abcdef")
+
+    assert "run 01234567" in raised.value.message
+    assert len(raised.value.message) < 200
+
+
+@pytest.mark.parametrize("text", MALFORMED, ids=range(len(MALFORMED)))
+def test_options_that_are_no_json_object_are_none(text: str) -> None:
+    assert options_in(text) == {}
+    assert options_in('{"on_crash": "retry"}') == {"on_crash": "retry"}
+
+
+@pytest.mark.parametrize("ms", [2**63 - 1, -(2**63), 10**15])
+def test_an_instant_out_of_range_is_the_nearest_that_there_is(ms: int) -> None:
+    edge = (datetime.max if ms > 0 else datetime.min).replace(tzinfo=UTC)
+    assert instant_of(ms) == edge
+
+
+def test_a_dead_nodes_run_is_decided_whatever_its_tasks_options_are(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    register_tasks(ledger, [RegisteredTask("report", "{", "hash")])
+    claim_due(ledger, node.id, [Due("report", now_ms(ledger))], window_ms=5000)
+    end_lease(ledger, node.id)
+
+    maintenance.reap(ledger, [node.id])
+
+    assert [row.status for row in runs_of(ledger)] == ["interrupted"]
+
+
+@pytest.mark.parametrize("mark_ms", [2**63 - 1, -(2**63)])
+def test_a_watermark_out_of_range_keeps_no_instant_from_being_run(
+    ledger: Ledger, mark_ms: int
+) -> None:
+    known = [RegisteredTask("report", "{}", "hash")]
+    register_tasks(ledger, known)
+    statement = (
+        update(tables.task)
+        .where(tables.task.c.namespace == ledger.namespace)
+        .values(watermark_ms=mark_ms)
+    )
+    ledger.write(lambda connection: connection.execute(statement))
+
+    assert 0 <= register_tasks(ledger, known)["report"] <= now_ms(ledger)
+
+
+DROPPED = {
+    "postgresql": "ALTER TABLE fsa_run DROP CONSTRAINT {}",
+    "mariadb": "ALTER TABLE fsa_run DROP INDEX {}",
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+@pytest.mark.parametrize("key", ["fsa_run_instant", "fsa_run_lock"])
+def test_a_key_that_was_dropped_is_noticed(
+    name: str, key: str, request: pytest.FixtureRequest
+) -> None:
+    backend: Backend = request.getfixturevalue(name)
+    ledger = open_ledger(backend.url)
+    ledger.create()
+    ledger.check_keys()
+    backend.execute(DROPPED[name].format(key))
+
+    with pytest.raises(LedgerUnusable, match=key):
+        ledger.check_keys()
+    ledger.dispose()
+
+
+def test_the_keys_of_sqlite_are_found(sqlite: Backend) -> None:
+    ledger = open_ledger(sqlite.url)
+    ledger.create()
+    ledger.check_keys()
+    ledger.dispose()
