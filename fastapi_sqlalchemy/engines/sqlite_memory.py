@@ -10,12 +10,17 @@ from sqlalchemy import URL
 
 from ..exceptions import ConfigurationError
 
-__all__ = ["MemoryDatabase", "is_in_memory"]
+__all__ = ["MemoryDatabase", "is_in_memory", "is_uri_filename"]
 
 
 def is_in_memory(url: URL) -> bool:
     """Whether `url` is an SQLite database that vanishes with its last connection."""
     return url.get_backend_name() == "sqlite" and (_is_private(url) or _is_named(url))
+
+
+def is_uri_filename(url: URL) -> bool:
+    """Whether SQLite reads the database of `url` as a URI: `?uri=true`."""
+    return str(url.query.get("uri", "")).strip().lower() in ("true", "1", "yes", "on", "t", "y")
 
 
 class MemoryDatabase:
@@ -72,7 +77,7 @@ def _is_private(url: URL) -> bool:
 
 def _is_named(url: URL) -> bool:
     """Whether `url` is a URI filename, as SQLite reads them, of a database in memory."""
-    if str(url.query.get("uri", "")).strip().lower() not in ("true", "1", "yes", "on", "t", "y"):
+    if not is_uri_filename(url):
         return False
     return (
         url.query.get("mode") == "memory"

@@ -6,6 +6,7 @@ import sys
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from fsa_cli.database.identity import sqlite_file
 from fsa_cli.exceptions import Refused
 from fsa_cli.project.environments import Environment
 
@@ -62,7 +63,7 @@ def database_name(url: URL | None) -> str:
     if url is None or not url.database:
         return "default"
     if url.get_backend_name() == "sqlite":
-        return PurePath(url.database).name
+        return PurePath(sqlite_file(url) or url.database).name
     return url.database
 
 

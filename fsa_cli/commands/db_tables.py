@@ -30,7 +30,8 @@ def show(
     The rows of tables up to 16 MB are counted; for larger ones the server's estimate is shown.
     """
     from fsa_cli.database import catalog, sizes
-    from fsa_cli.database.connections import address, connected
+    from fsa_cli.database.connections import connected
+    from fsa_cli.database.identity import address
     from fsa_cli.terminal.formatting import format_bytes
 
     fsa = Fsa.of(context)

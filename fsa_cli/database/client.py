@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsa_cli.database.identity import servers, sqlite_file
 from fsa_cli.exceptions import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -90,13 +91,14 @@ def run(url: URL, argv: Sequence[str] = ()) -> int:
 def psql_environment(url: URL) -> dict[str, str]:
     """The connection of *url* as libpq's variables."""
     parameters = {
-        "host": url.host,
-        "port": str(url.port) if url.port else None,
         "user": url.username,
         "password": str(url.password) if url.password else None,
         "dbname": url.database,
         **{word: _text(value) for word, value in url.query.items()},
+        "port": ",".join(each.port or "" for each in servers(url)).strip(","),
     }
+    if "hostaddr" not in parameters:
+        parameters["host"] = ",".join(each.host or "" for each in servers(url))
     return {_PSQL[word]: value for word, value in parameters.items() if value and word in _PSQL}
 
 
@@ -151,13 +153,13 @@ def _options_file(url: URL) -> Iterator[Path]:
 
 
 def _sqlite(url: URL) -> list[str]:
-    database = url.database or ""
-    if database in ("", ":memory:") or "mode=memory" in database or "memory" in url.query.values():
+    path = sqlite_file(url)
+    if path is None:
         raise UsageError(
             "an in-memory database lives in the app's process: no client can reach it",
             hint="fsa shell",
         )
-    return [database]
+    return [path]
 
 
 def _text(value: str | tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Connections, the address of a database, and errors that mean that it cannot be reached."""
+"""Connections, and errors that mean that a database cannot be reached."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from fsa_cli.database.identity import address, same_database
 from fsa_cli.exceptions import DatabaseUnreachable
 from fsa_cli.terminal.user_code import summarize_error
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 _DRIVERS = {"asyncpg", "psycopg", "psycopg2", "pymysql", "aiomysql", "asyncmy", "sqlite3"}
 _MARK = "_fsa_could_not_connect"
 _PING_TIMEOUT_S = 5.0
@@ -70,7 +70,7 @@ def unreachable(
     chain = list(_chain(error))
     for each in chain:
         if (url := getattr(each, _MARK, None)) is not None:
-            name = next((n for n, db in databases.items() if _same(db.url, url)), None)
+            name = next((n for n, db in databases.items() if same_database(db.url, url)), None)
             return _unreachable(each, name, url, url_sources or {})
     if not any(_may_mean_it(each) for each in chain):
         return None
@@ -82,19 +82,6 @@ def unreachable(
         except Exception as exc:
             return _unreachable(exc, name, db.url, url_sources or {})
     return None
-
-
-def address(url: URL | None) -> str:
-    """The address of a database for a person, without its password."""
-    if url is None:
-        return "not configured"
-    kind = url.get_backend_name()
-    if kind == "sqlite":
-        return f"sqlite {url.database or 'in memory'}"
-    port = url.port or _PORTS.get(kind)
-    where = f"{url.host or 'local socket'}{f':{port}' if port else ''}"
-    user = f" as {url.username}" if url.username else ""
-    return f"{kind} {where}, database {url.database or 'not named'}{user}"
 
 
 def driver_message(error: BaseException) -> str:
@@ -144,13 +131,3 @@ def _may_mean_it(error: BaseException) -> bool:
     if isinstance(error, OperationalError | InterfaceError | OSError):
         return True
     return type(error).__module__.partition(".")[0] in _DRIVERS
-
-
-def _same(one: URL | None, other: URL) -> bool:
-    """Whether two URLs mean one database; the sync and the async side differ in their driver."""
-    return one is not None and (one.get_backend_name(), one.host, one.port, one.database) == (
-        other.get_backend_name(),
-        other.host,
-        other.port,
-        other.database,
-    )

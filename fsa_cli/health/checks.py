@@ -13,7 +13,8 @@ from functools import partial
 
 from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.health import Check, ping, run
-from fsa_cli.database.connections import address, driver_message
+from fsa_cli.database.connections import driver_message
+from fsa_cli.database.identity import address
 from fsa_cli.exceptions import ConfigurationError, FsaError, TaskNotFound
 from fsa_cli.migrations import is_at_head
 from fsa_cli.project.loader import LoadedApp

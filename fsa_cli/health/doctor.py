@@ -13,7 +13,8 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
-from fsa_cli.database.connections import address, driver_message
+from fsa_cli.database.connections import driver_message
+from fsa_cli.database.identity import address
 from fsa_cli.exceptions import FsaError
 from fsa_cli.project import environments, plugins
 from fsa_cli.project.routes import routes

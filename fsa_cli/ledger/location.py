@@ -15,7 +15,13 @@ from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy.engines import urls
 from fastapi_sqlalchemy.exceptions import DBSessionError
-from fsa_cli.database.connections import address
+from fsa_cli.database.identity import (
+    address,
+    identity,
+    same_database,
+    same_server,
+    sqlite_file,
+)
 from fsa_cli.exceptions import ConfigurationError, LedgerUnusable
 from fsa_cli.ledger import dialects
 from fsa_cli.ledger.store import POOL_SIZE, Ledger
@@ -25,9 +31,9 @@ from fsa_cli.project.state_dir import state_dir
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["access_of", "ledger_of", "server_of", "shares"]
+__all__ = ["Access", "access_of", "ledger_of", "shares"]
 
-_PORTS: Mapping[str, int | str] = {"postgresql": 5432, "mysql": 3306}
+Access = tuple[object, str | None]
 
 
 def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
@@ -75,32 +81,14 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
 
 def shares(ledger: Ledger, url: URL | None) -> bool:
     """Whether a commit at *url* and the ledger's rows can be one transaction."""
-    if url is None or ledger.is_sqlite:
+    if ledger.is_sqlite or url is None or access_of(url) in ledger.apart:
         return False
-    return server_of(ledger.engine.url) == server_of(url) and access_of(url) not in ledger.apart
+    return same_database(ledger.engine.url, url)
 
 
-def server_of(url: URL) -> tuple[str, ...]:
-    """The database that *url* names: its kind, host, port and name, however they are written."""
-    kind = url.get_backend_name().replace("mariadb", "mysql")
-    # libpq takes them as parameters too, as Cloud SQL and Unix sockets need it.
-    host = _parameter(url, "host") or _parameter(url, "unix_socket") or url.host or ""
-    if "," not in host and ":" in host and not host.startswith(("/", "[", ":")):
-        host, _, port = host.rpartition(":")
-    else:
-        port = _parameter(url, "port")
-    host = "localhost" if host in ("127.0.0.1", "::1") else host
-    return kind, host, port or str(url.port or _PORTS.get(kind, "")), url.database or ""
-
-
-def access_of(url: URL) -> tuple[str, ...]:
+def access_of(url: URL) -> Access:
     """The database that *url* names, and the user: what the user may do there is the same."""
-    return *server_of(url), url.username or ""
-
-
-def _parameter(url: URL, name: str) -> str:
-    value = url.query.get(name, "")
-    return value if isinstance(value, str) else ",".join(value)
+    return identity(url), url.username
 
 
 def _place(
@@ -127,8 +115,8 @@ def _place(
         kind = url.get_backend_name()
         if kind in ("postgresql", "mysql", "mariadb"):
             return url, _creator(database)
-        if kind == "sqlite" and _is_file(url):
-            file = Path(url.database or "")
+        if kind == "sqlite" and (path := sqlite_file(url)):
+            file = Path(path)
             beside = file.with_name(f"{file.stem}-ledger{file.suffix or '.db'}")
             return URL.create("sqlite", database=str(beside)), None
     return URL.create("sqlite", database=str(Path(state_dir(), "ledger.db"))), None
@@ -150,7 +138,7 @@ def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]
     in the function that connects: https://github.com/sqlalchemy/sqlalchemy `engine/create.py`.
     """
     for database in databases.values():
-        if database.url is None or server_of(database.url)[:3] != server_of(url)[:3]:
+        if not same_server(database.url, url):
             continue
         try:
             engine = database.engine
@@ -166,7 +154,3 @@ def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]
             if name not in of_urls[0] and name not in of_urls[1]
         }
     return {}
-
-
-def _is_file(url: URL) -> bool:
-    return bool(url.database) and url.database != ":memory:" and "mode=memory" not in str(url)

@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from fastapi_sqlalchemy.exceptions import DBSessionError
-from fsa_cli.database.connections import address, driver_message
+from fsa_cli.database.connections import driver_message
+from fsa_cli.database.identity import address
 from fsa_cli.ledger import dialects, effects, tables
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.location import shares

@@ -55,9 +55,9 @@ class Ledger:
         self._schema: str | None = None
         self.session: list[str] = []
         """PostgreSQL: the user and the search path of its own sessions, once `schema` is known."""
-        self.apart: set[tuple[str, ...]] = set()
+        self.apart: set[tuple[object, str | None]] = set()
         """The accesses (`location.access_of`) to its own database that may not write its tables."""
-        self.effect_schemas: dict[tuple[str, ...], str] = {}
+        self.effect_schemas: dict[tuple[object, str | None], str] = {}
         """The schema of `fsa_effect`, by access to a database."""
         for each in {engine, single} - {None}:
             event.listen(each, "connect", self._on_connect)

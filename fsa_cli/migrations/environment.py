@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from sqlalchemy import URL, Connection
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 
 from fastapi_sqlalchemy import Database
-from fsa_cli.database.connections import address
+from fsa_cli.database.identity import address, same_database
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.migrations.scripts import Scripts
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 #: Tables of fsa itself, which no migration of the app may touch.
 OWN_TABLES = "fsa_"
-_LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1", None: "127.0.0.1"}
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
 @dataclass
@@ -155,7 +152,7 @@ def _environment(call: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentCon
         # Reported by `on_step`; an alembic.ini would report it twice.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         if given.get("connection") is not None:
-            _same_database(given["connection"], call.database)
+            _refuse_another_database(given["connection"], call.database)
         if given.get("target_metadata") is None:
             given["target_metadata"] = call.metadata()
         given["include_object"] = _without_own_tables(given.get("include_object"))
@@ -177,10 +174,10 @@ def _without_own_tables(theirs: Callable[..., bool] | None) -> Callable[..., boo
     return include
 
 
-def _same_database(connection: Connection, database: Database) -> None:
+def _refuse_another_database(connection: Connection, database: Database) -> None:
     """Refuse an env.py that connects elsewhere: the person agreed to the app's database."""
     here, there = database.url, connection.engine.url
-    if here is None or _identity(here) == _identity(there):
+    if here is None or same_database(here, there) or _is_engine_of(database, connection):
         return
     raise ConfigurationError(
         "the env.py of the migrations connects to another database than the app",
@@ -189,10 +186,11 @@ def _same_database(connection: Connection, database: Database) -> None:
     )
 
 
-def _identity(url: URL) -> tuple[object, ...]:
-    kind = url.get_backend_name().replace("mariadb", "mysql")
-    if kind == "sqlite":
-        name = (url.database or ":memory:").removeprefix("file:").partition("?")[0]
-        return kind, name if name == ":memory:" else os.path.realpath(name)
-    host = url.query.get("host") or url.host
-    return kind, _LOCAL.get(url.host, host), url.port or _PORTS.get(kind), url.database
+def _is_engine_of(database: Database, connection: Connection) -> bool:
+    """Whether it is the app's own: an in-memory database is named by no URL."""
+    from fastapi_sqlalchemy.exceptions import ConfigurationError as NoSuchSide
+
+    try:
+        return connection.engine is database.engine
+    except NoSuchSide:
+        return False

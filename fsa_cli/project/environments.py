@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from fsa_cli.database.identity import hosts
 from fsa_cli.exceptions import ConfigurationError, Refused
 from fsa_cli.project.settings import Settings
 
@@ -85,21 +86,12 @@ def of(settings: Settings, databases: Iterable[Database] = ()) -> Environment:
 
 
 def _matching(known: Mapping[str, Environment], urls: list[URL | None]) -> Environment | None:
-    for host in (host for url in urls if url is not None for host in _hosts(url)):
+    for host in (host for url in urls if url is not None for host in hosts(url)):
         for environment in known.values():
             for pattern in environment.match:
                 if fnmatchcase(host.lower(), pattern.lower()):
                     return _chosen(environment, f"its match {pattern!r} on the host {host}")
     return None
-
-
-def _hosts(url: URL) -> list[str]:
-    """The hosts of a URL; PostgreSQL's may stand in its query, with ports, several in one."""
-    stated = url.query.get("host", ())
-    texts = [stated] if isinstance(stated, str) else list(stated)
-    parts = [part for text in texts for part in text.split(",")]
-    hosts = [part if part.startswith("/") else part.partition(":")[0] for part in parts]
-    return [host for host in (url.host, *hosts) if host]
 
 
 def _chosen(environment: Environment, by: str) -> Environment:

@@ -215,7 +215,7 @@ class Shell:
         return "\n".join(f"{head:<8} {text}" for head, text in self._facts(models, tasks))
 
     def _facts(self, models: str, tasks: int) -> Iterator[tuple[str, str]]:
-        from fsa_cli.database.connections import address
+        from fsa_cli.database.identity import address
 
         yield "app", self.loaded.target
         yield "db", address(self.db.url)
