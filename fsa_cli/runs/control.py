@@ -11,7 +11,6 @@ from sqlalchemy import Row
 
 from fsa_cli.exceptions import FsaError, Interrupted, TaskFailed, TaskNotFound, TimedOut, UsageError
 from fsa_cli.ledger import control, nodes, queries
-from fsa_cli.ledger.enqueue import insert_retry
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.values import arguments_in
@@ -19,7 +18,6 @@ from fsa_cli.project.settings import Settings
 from fsa_cli.runner import report
 from fsa_cli.runs.enqueue import Enqueuer
 from fsa_cli.runs.executor import Executor
-from fsa_cli.runs.executor_registry import ExecutorRegistry
 from fsa_cli.runs.requester import requester
 from fsa_cli.runs.run_view import document, get_run
 from fsa_cli.tasks import arguments
@@ -62,7 +60,9 @@ def trigger(
 
 
 def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
-    """Queue a run with the arguments of one that has ended; the new one.
+    """Enqueue a run with the arguments of one that has ended; the new one.
+
+    Its executor and queue are those of its task today, not of the run before.
 
     Raises:
         UsageError: There is no such run, or it has not ended.
@@ -80,14 +80,12 @@ def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str],
             hint=f"fsa run-task {task.name} runs it anew",
         )
     arguments.bind(signature, values)
-    made = insert_retry(ledger, before.id, by=requester())
-    if made is None:
+    if before.status not in FINAL:
         raise UsageError(
             f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
             hint=f"fsa runs cancel {before.id[:8]}",
         )
-    _warn_if_alone(ledger, ExecutorRegistry(ledger, settings).of(task), warn)
-    return get_run(ledger, made)
+    return get_run(ledger, trigger(ledger, settings, task, before.arguments, warn))
 
 
 def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:

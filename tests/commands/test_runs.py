@@ -10,6 +10,7 @@ import pytest
 
 from fsa_cli import task
 from fsa_cli.exceptions import TaskDefinitionError
+from support.backends import Backend
 from support.processes import OpenTerminal, Run, Start
 from support.shops import Shop
 from support.waiting import wait_until
@@ -146,6 +147,44 @@ def test_a_run_is_retried_with_its_arguments(fsa: Run, ran: Shop) -> None:
     assert fsa("scheduler", "tick", env=STATE).returncode == 0
     assert documents(fsa, "ship")[0]["status"] == "succeeded"
     assert ran.written() == [1, 1]
+
+
+def test_a_retried_run_is_carried_as_its_task_is_today(
+    fsa: Run, postgresql: Backend, tmp_path: Path
+) -> None:
+    """A broker carried the run, and its setting is gone since: nobody takes its messages."""
+    shop = Shop(tmp_path, postgresql)
+    shop.write(TASKS)
+    broker = {"FSA_EXECUTOR": "procrastinate"}
+    assert fsa("scheduler", "init", env=broker).returncode == 0
+    assert fsa("run-task", "--enqueue", "ship", env=broker).returncode == 0
+    (before,) = documents(fsa)
+    assert (before["executor"], before["status"]) == ("procrastinate", "handed_off")
+    assert fsa("runs", "cancel", str(before["id"])).returncode == 0
+
+    done = fsa("runs", "retry", str(before["id"]))
+
+    assert done.returncode == 0, done.stderr
+    assert documents(fsa, "--limit", "1")[0]["executor"] == "local"
+    assert fsa("scheduler", "tick", env=STATE).returncode == 0
+    assert shop.written() == [1]
+
+
+def test_a_retried_run_is_sent_to_the_broker_that_carries_its_task_now(
+    fsa: Run, postgresql: Backend, tmp_path: Path
+) -> None:
+    shop = Shop(tmp_path, postgresql)
+    shop.write(TASKS)
+    broker = {"FSA_EXECUTOR": "procrastinate"}
+    assert fsa("scheduler", "init", env=broker).returncode == 0
+    assert fsa("run-task", "ship").returncode == 0
+    (before,) = documents(fsa)
+
+    assert fsa("runs", "retry", str(before["id"]), env=broker).returncode == 0
+
+    assert documents(fsa, "--limit", "1")[0]["executor"] == "procrastinate"
+    jobs = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'"
+    assert postgresql.rows(jobs) == [(1,)]
 
 
 def test_a_run_with_a_secret_is_not_retried(fsa: Run, small: Shop) -> None:
