@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 _CLOSED_PIPE = 141
 _HELP = "Common options, before or after the command"
-_FROM_SETTINGS = {"app", "env_file", "database", "env"}
+_FROM_SETTINGS = {"app", "env_file", "no_env_file", "database", "env"}
 
 
 class FsaCommand(TyperCommand):
@@ -187,6 +187,9 @@ def fsa(
         Path | None,
         _option("--env-file", help="Variables, instead of the nearest .env.", metavar="FILE"),
     ] = None,
+    no_env_file: Annotated[
+        bool, _option("--no-env-file", help="No variables of a .env file.")
+    ] = False,
     database: Annotated[
         str | None,
         _option("-d", "--database", help="Which of the app's databases.", metavar="NAME"),

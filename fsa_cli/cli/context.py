@@ -29,6 +29,7 @@ SPELLINGS = {
     "-A": "app",
     "--app": "app",
     "--env-file": "env_file",
+    "--no-env-file": "no_env_file",
     "-d": "database",
     "--database": "database",
     "--env": "env",
@@ -42,8 +43,10 @@ SPELLINGS = {
     "--yes": "yes",
     "--traceback": "traceback",
 }
-_VALUED = {"app", "env_file", "database", "env"}
-_LOADING = {"app", "env_file", "env"}
+#: Those that take a value.
+VALUED = {"app", "env_file", "database", "env"}
+#: The fields of `Flags` that choose the app.
+LOADING = {"app", "env_file", "no_env_file", "env"}
 
 
 class Fsa:
@@ -147,7 +150,7 @@ class Fsa:
         """
         self._flags = replace(self._flags, **flags)
         self._output = self._settings = None
-        if not _LOADING.isdisjoint(flags):
+        if not LOADING.isdisjoint(flags):
             self._loaded = None
 
 
@@ -169,9 +172,9 @@ def split_flags(argv: Sequence[str], *, but: Collection[str] = ()) -> tuple[Flag
             return Flags(**found), rest + waiting
         spelling, equals, value = word.partition("=")
         name = SPELLINGS.get(spelling)
-        if name is None or name in but or (equals and name not in _VALUED):
+        if name is None or name in but or (equals and name not in VALUED):
             rest.append(word)
-        elif name in _VALUED:
+        elif name in VALUED:
             if not equals and not waiting:
                 raise UsageError(f"{word} needs a value")
             text = value if equals else waiting.pop(0)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fsa_cli.cli.context import SPELLINGS, Fsa, split_flags
+from fsa_cli.cli.context import LOADING, SPELLINGS, VALUED, Fsa, split_flags
 from fsa_cli.exceptions import UsageError
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Flags
@@ -18,8 +18,7 @@ from fsa_cli.tasks.signature import signature_of
 
 __all__ = ["Call", "enqueue", "read"]
 
-_LOADING = {"app", "env_file", "env"}
-_FLAGS = {word: field in {*_LOADING, "database"} for word, field in SPELLINGS.items()}
+_FLAGS = {word: field in VALUED for word, field in SPELLINGS.items()}
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def read(
         UsageError: A flag may be fsa's or the task's.
     """
     # The task's arguments are known only when the app is loaded, and these flags choose the app.
-    early, _ = split_flags(argv, but={field.name for field in fields(Flags)} - _LOADING)
+    early, _ = split_flags(argv, but={field.name for field in fields(Flags)} - LOADING)
     _apply(fsa, early)
     loaded = fsa.load()
     task = get_task(name)

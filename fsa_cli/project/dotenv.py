@@ -1,28 +1,11 @@
-"""Files of `NAME=value` lines."""
+"""Files of `NAME=value` lines, as python-dotenv reads them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import io
 from pathlib import Path
 
 from fsa_cli.exceptions import ConfigurationError
-
-_LINE = re.compile(
-    r"""
-    \s*(?:export\s+)?
-    (?P<name>[A-Za-z_][A-Za-z0-9_.]*)
-    \s*=\s*
-    (?:
-        '(?P<single>[^']*)'
-      | "(?P<double>(?:\\.|[^"\\])*)"
-      | (?P<bare>[^\n]*?)
-    )
-    \s*(?:(?:^|(?<=[\s'"]))\#[^\n]*)?$
-    """,
-    re.VERBOSE,
-)
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def find(directory: Path) -> Path | None:
@@ -40,25 +23,29 @@ def find(directory: Path) -> Path | None:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The variables of a file. `export`, quotes and comments are known; nothing is expanded."""
+    """The variables of a file; a name without a value is none.
+
+    `${NAME}` and `${NAME:-default}` are expanded. A variable of the environment goes before one of
+    the file, as for `load_dotenv()`.
+
+    Raises:
+        ConfigurationError: The file cannot be read.
+    """
+    # Both take 10 ms to import, and most projects have no such file.
+    from dotenv.main import DotEnv
+    from dotenv.parser import parse_stream
+
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
-    return dict(_variables(path, text))
-
-
-def _variables(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _LINE.match(line)
-        if match is None:  # the line itself may hold a secret, so it is not shown
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or "\0" in binding.original.string:
+            # The line itself may hold a secret, so it is not shown.
+            blank = len(binding.original.string) - len(binding.original.string.lstrip())
+            number = binding.original.line + binding.original.string[:blank].count("\n")
             raise ConfigurationError(
                 f"{path}:{number} is not a line of the form NAME=value", hint="NAME='a value'"
             )
-        if (double := match["double"]) is not None:
-            value = re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), double)
-        else:
-            value = match["bare"] if match["single"] is None else match["single"]
-        yield match["name"], value
+    values = DotEnv(None, io.StringIO(text), override=False).dict()
+    return {name: value for name, value in values.items() if value is not None}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fsa_cli.database import connections
+from fsa_cli.database.identity import same_database
 from fsa_cli.exceptions import ConfigurationError, DatabaseUnreachable, UsageError
 from fsa_cli.project.app_discovery import Target, targets
 from fsa_cli.project.app_import import app_of, load_module
@@ -89,12 +90,12 @@ def load(settings: Settings) -> LoadedApp:
         AppLoadError: The app was not found, or failed while it was imported.
         ConfigurationError: Its databases are configured wrongly.
     """
-    for name, value in settings.variables.items():
-        os.environ.setdefault(name, value)
+    exported = {n: value for n, value in settings.variables.items() if n not in os.environ}
+    os.environ.update(exported)
     connections.watch()
     with contextlib.redirect_stdout(sys.stderr), _without_collections():
         target, app = app_of(targets(settings))
-        databases, sources = _bind(app, settings)
+        databases, sources = _bind(app, settings, exported)
         modules = _tasks(target, settings)
     loaded = LoadedApp(app, target.text, target.found, databases, sources, modules)
     _current[:] = [(loaded, settings)]
@@ -113,7 +114,9 @@ def _without_collections() -> Iterator[None]:
             gc.set_threshold(*before)
 
 
-def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict[str, str]]:
+def _bind(
+    app: Starlette, settings: Settings, exported: Mapping[str, str]
+) -> tuple[dict[str, Database], dict[str, str]]:
     from fastapi_sqlalchemy.app_binding import bind_app
 
     urls = settings.database_urls
@@ -123,7 +126,11 @@ def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict
         where = user_frame(exc)
         raise ConfigurationError(
             "the app's database cannot be configured",
-            details=[*(where.lines() if where else []), summarize_error(exc)],
+            details=[
+                *(where.lines() if where else []),
+                summarize_error(exc),
+                *(f"{name} is from {settings.env_file}" for name in exported if "URL" in name),
+            ],
             hint="pass db_url to DBSessionMiddleware or db.configure, or set FSA_DB_URL",
         ) from exc
     unknown = urls.keys() - databases.keys()
@@ -134,8 +141,26 @@ def _bind(app: Starlette, settings: Settings) -> tuple[dict[str, Database], dict
             details=[f"named by {settings.sources[f'database_urls.{name}']}"],
             hint=f"it has {', '.join(databases) or 'none'}",
         )
-    sources = {name: settings.sources.get(f"database_urls.{name}", "the app") for name in databases}
+    sources = {
+        name: settings.sources.get(f"database_urls.{name}")
+        or _variable_of(database, exported, settings)
+        or "the app"
+        for name, database in databases.items()
+    }
     return databases, sources
+
+
+def _variable_of(database: Database, exported: Mapping[str, str], settings: Settings) -> str | None:
+    """The variable of the env file that the app takes the URL of *database* from, if one is."""
+    from fastapi_sqlalchemy.engines.urls import parse
+    from fastapi_sqlalchemy.exceptions import DBSessionError
+
+    for name, value in exported.items():
+        if "://" in value:
+            with contextlib.suppress(DBSessionError):
+                if same_database(parse(value), database.url):
+                    return f"{name} in {settings.env_file}"
+    return None
 
 
 def _tasks(target: Target, settings: Settings) -> tuple[str, ...]:

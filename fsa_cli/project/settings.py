@@ -43,6 +43,7 @@ class Flags:
 
     app: str | None = None
     env_file: Path | None = None
+    no_env_file: bool | None = None
     database: str | None = None
     env: str | None = None
     verbose: int | None = None
@@ -163,6 +164,9 @@ class _Reader:
         self.table = self._table()
 
     def _env_file(self) -> Path | None:
+        if source := self._without_env_file():
+            self.sources["env_file"] = source
+            return None
         asked, source = self.flags.env_file, "--env-file"
         if asked is None and (named := self.environ.get("FSA_ENV_FILE")):
             asked, source = Path(named), "FSA_ENV_FILE"
@@ -178,6 +182,15 @@ class _Reader:
             )
         self.sources["env_file"] = source
         return path
+
+    def _without_env_file(self) -> str | None:
+        """What asked for none; None if nothing did."""
+        if self.flags.no_env_file:
+            return "--no-env-file"
+        if self.flags.env_file is None:
+            value = self.environ.get("FSA_NO_ENV_FILE", "").lower()
+            return "FSA_NO_ENV_FILE" if value in ("1", "true", "t", "yes", "y", "on") else None
+        return None
 
     def _table(self) -> dict[str, Any]:
         table = self.pyproject.get("tool", {}).get("fsa", {})

@@ -130,6 +130,51 @@ def test_variables_of_the_env_file_reach_the_app_and_replace_none(
     assert title(env={"TITLE": "was set"}) == "was set"
 
 
+def test_an_error_about_a_url_of_the_env_file_says_so(fsa, write_app, tmp_path) -> None:
+    write_app(
+        tmp_path,
+        {".env": "NAME=shop\nDATABASE_URL=postgresql://u@127.0.0.1:1/${NAME}\nDEBUG\n"},
+        main="""
+        import os
+        from fastapi import FastAPI
+        from fastapi_sqlalchemy import DBSessionMiddleware
+        app = FastAPI()
+        url = os.environ.get("DATABASE_URL", "sqlite://")
+        url = url.replace("postgresql:", "postgresql+psycopg:")
+        app.add_middleware(DBSessionMiddleware, db_url=url)
+        """,
+    )
+
+    done = fsa("db", "show")
+
+    assert done.returncode == 4
+    assert "postgresql 127.0.0.1:1, database shop as u" in done.stderr
+    assert f"its URL is from DATABASE_URL in {tmp_path / '.env'}" in done.stderr
+    for words in (["--no-env-file", "db", "show"], ["db", "show", "--no-env-file"]):
+        assert fsa(*words).returncode == 0
+    assert fsa("db", "show", env={"FSA_NO_ENV_FILE": "1"}).returncode == 0
+
+
+def test_a_url_of_the_env_file_that_is_none_is_named(fsa, write_app, tmp_path) -> None:
+    write_app(
+        tmp_path,
+        {".env": "DATABASE_URL=not-a-url-hunter2\n"},
+        main="""
+        import os
+        from fastapi import FastAPI
+        from fastapi_sqlalchemy import DBSessionMiddleware
+        app = FastAPI()
+        app.add_middleware(DBSessionMiddleware, db_url=os.environ["DATABASE_URL"])
+        """,
+    )
+
+    done = fsa("db", "show")
+
+    assert done.returncode == 3
+    assert f"DATABASE_URL is from {tmp_path / '.env'}" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 def test_the_url_is_the_middlewares_unless_fsa_db_url_replaces_it(fsa, write_app, tmp_path) -> None:
     write_app(
         tmp_path,

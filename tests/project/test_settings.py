@@ -104,9 +104,16 @@ def test_env_file_replaces_the_one_that_would_be_found(tmp_path) -> None:
         ("A=value#no-comment", "value#no-comment"),
         ("A=postgresql://u:p=#@h/d?x=1", "postgresql://u:p=#@h/d?x=1"),
         ("A=it's", "it's"),
+        (
+            'A="-----BEGIN KEY-----\nabc\n-----END KEY-----"',
+            "-----BEGIN KEY-----\nabc\n-----END KEY-----",
+        ),
+        ("A=1\nDEBUG", "1"),
+        ("export FOO\nA=1", "1"),
+        ("A=${UNSET_IN_TESTS:-x}/y", "x/y"),
     ],
 )
-def test_a_line_of_an_env_file_is_read_as_shells_and_docker_read_it(tmp_path, line, value) -> None:
+def test_a_line_of_an_env_file_is_read_as_python_dotenv_reads_it(tmp_path, line, value) -> None:
     (tmp_path / ".env").write_text(f"# comment\n\n{line}\n", encoding="utf-8")
 
     assert dotenv.read(tmp_path / ".env") == {"A": value}
@@ -120,6 +127,26 @@ def test_a_line_that_cannot_be_read_is_named_and_not_shown(tmp_path) -> None:
 
     assert f"{tmp_path / '.env'}:2" in str(raised.value)
     assert "hunter2" not in str(raised.value)
+
+
+def test_variables_of_an_env_file_are_expanded_and_those_that_are_set_go_first(
+    tmp_path, monkeypatch
+) -> None:
+    (tmp_path / ".env").write_text("NAME=shop\nHOST=dev\nFSA_DB_URL=postgresql://${HOST}/${NAME}\n")
+    monkeypatch.setenv("HOST", "prod")
+
+    assert dotenv.read(tmp_path / ".env")["FSA_DB_URL"] == "postgresql://prod/shop"
+
+
+def test_no_env_file_leaves_the_nearest_one_alone(tmp_path) -> None:
+    (tmp_path / ".env").write_text("FSA_APP=one:app\nthis is not a line of a .env\n")
+
+    for settings, source in [
+        (read(Flags(no_env_file=True), directory=tmp_path, environ={}), "--no-env-file"),
+        (read(directory=tmp_path, environ={"FSA_NO_ENV_FILE": "1"}), "FSA_NO_ENV_FILE"),
+    ]:
+        assert (settings.app, settings.env_file) == (None, None)
+        assert settings.sources["env_file"] == source
 
 
 def test_urls_of_databases_are_found_by_their_names(tmp_path) -> None:
