@@ -15,7 +15,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 from typer.models import DefaultPlaceholder
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.context import COMMON, FROM_SETTINGS, Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError, Interrupted, UsageError
 from fsa_cli.project import environments
 from fsa_cli.version import VERSION
@@ -40,7 +41,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 _CLOSED_PIPE = 141
 _HELP = "Common options, before or after the command"
-_FROM_SETTINGS = {"app", "env_file", "no_env_file", "database", "env"}
 
 
 class FsaCommand(TyperCommand):
@@ -154,7 +154,7 @@ def _note(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any
     source = context.get_parameter_source(name)
     given = source is not None and source.name == "COMMANDLINE"
     # The settings read the environment themselves: they say which variable a value is from.
-    if given or (name not in _FROM_SETTINGS and getattr(fsa.flags, name) is None):
+    if given or (name not in FROM_SETTINGS and getattr(fsa.flags, name) is None):
         fsa.set(**{name: value})
     return value
 
@@ -165,13 +165,11 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-def _option(*spellings: str, help: str, env: bool = True, **more: Any) -> Any:  # noqa: A002
-    variable = "FSA_" + spellings[-1].lstrip("-").replace("-", "_").upper() if env else None
-    return typer.Option(
-        *spellings,
+def _option(name: str, *, help: str, **more: Any) -> Any:  # noqa: A002
+    return option(
+        "",
+        *COMMON[name],
         help=help,
-        envvar=variable,
-        show_envvar=env,
         callback=_note,
         expose_value=False,
         is_eager=True,
@@ -181,30 +179,32 @@ def _option(*spellings: str, help: str, env: bool = True, **more: Any) -> Any:  
 
 def fsa(
     app: Annotated[
-        str | None, _option("-A", "--app", help="The FastAPI app.", metavar="MODULE:ATTR")
+        str | None, _option("app", help="The FastAPI app.", metavar="MODULE:ATTR")
     ] = None,
     env_file: Annotated[
         Path | None,
-        _option("--env-file", help="Variables, instead of the nearest .env.", metavar="FILE"),
+        _option("env_file", help="Variables, instead of the nearest .env.", metavar="FILE"),
     ] = None,
     no_env_file: Annotated[
-        bool, _option("--no-env-file", help="No variables of a .env file.")
+        bool, _option("no_env_file", help="No variables of a .env file.")
     ] = False,
     database: Annotated[
         str | None,
-        _option("-d", "--database", help="Which of the app's databases.", metavar="NAME"),
+        _option("database", help="Which of the app's databases.", metavar="NAME"),
     ] = None,
     env: Annotated[
-        str | None, _option("--env", help="A [tool.fsa.env.NAME].", metavar="NAME")
+        str | None, _option("env", help="A [tool.fsa.env.NAME].", metavar="NAME")
     ] = None,
     verbose: Annotated[
-        int, _option("-v", "--verbose", help="Say more.", count=True, show_default=False)
+        int, _option("verbose", help="Say more.", count=True, show_default=False)
     ] = 0,
-    quiet: Annotated[bool, _option("-q", "--quiet", help="Say only what went wrong.")] = False,
-    json: Annotated[bool, _option("--json", help="One JSON document on stdout.")] = False,
-    no_color: Annotated[bool, _option("--no-color", help="No colors.")] = False,
-    yes: Annotated[bool, _option("-y", "--yes", help="Do not ask.", env=False)] = False,
-    traceback: Annotated[bool, _option("--traceback", help="Errors in full.")] = False,
+    quiet: Annotated[bool, _option("quiet", help="Say only what went wrong.")] = False,
+    json: Annotated[bool, _option("json", help="One JSON document on stdout.")] = False,
+    no_color: Annotated[bool, _option("no_color", help="No colors.")] = False,
+    yes: Annotated[
+        bool, _option("yes", help="Do not ask.", envvar=None, show_envvar=False)
+    ] = False,
+    traceback: Annotated[bool, _option("traceback", help="Errors in full.")] = False,
     version: Annotated[
         bool,
         typer.Option(

@@ -24,29 +24,28 @@ if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
     from fsa_cli.project.loader import LoadedApp
 
-#: The spellings of the common flags, and the field of `Flags` that each sets.
-SPELLINGS = {
-    "-A": "app",
-    "--app": "app",
-    "--env-file": "env_file",
-    "--no-env-file": "no_env_file",
-    "-d": "database",
-    "--database": "database",
-    "--env": "env",
-    "-v": "verbose",
-    "--verbose": "verbose",
-    "-q": "quiet",
-    "--quiet": "quiet",
-    "--json": "json",
-    "--no-color": "no_color",
-    "-y": "yes",
-    "--yes": "yes",
-    "--traceback": "traceback",
+#: The common flags, by their field of `Flags`, with their spellings.
+COMMON = {
+    "app": ("-A", "--app"),
+    "env_file": ("--env-file",),
+    "no_env_file": ("--no-env-file",),
+    "database": ("-d", "--database"),
+    "env": ("--env",),
+    "verbose": ("-v", "--verbose"),
+    "quiet": ("-q", "--quiet"),
+    "json": ("--json",),
+    "no_color": ("--no-color",),
+    "yes": ("-y", "--yes"),
+    "traceback": ("--traceback",),
 }
+#: The field of each spelling.
+SPELLINGS = {spelling: name for name, spellings in COMMON.items() for spelling in spellings}
 #: Those that take a value.
 VALUED = {"app", "env_file", "database", "env"}
-#: The fields of `Flags` that choose the app.
+#: Those that choose the app.
 LOADING = {"app", "env_file", "no_env_file", "env"}
+#: Those whose variables the settings read themselves.
+FROM_SETTINGS = {*LOADING, "database"}
 
 
 class Fsa:

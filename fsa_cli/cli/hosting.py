@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.exceptions import DatabaseUnreachable, FsaError, Interrupted, Terminated
 from fsa_cli.processes import heartbeat
 from fsa_cli.tasks.registry import registry
@@ -31,7 +30,7 @@ class HostingOptions:
     """The options of a command that hosts a node, each also a variable: FSA_COMMAND_OPTION.
 
     Args:
-        command: Its name in the variables.
+        command: As `scheduler start`.
     """
 
     def __init__(self, command: str) -> None:
@@ -62,8 +61,7 @@ class HostingOptions:
         )
 
     def option(self, spelling: str, **more: Any) -> Any:
-        variable = f"FSA_{self._command}_{spelling.lstrip('-').replace('-', '_').upper()}"
-        return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
+        return option(self._command, spelling, **more)
 
 
 def process_builder(

@@ -1,4 +1,4 @@
-"""The common options of `fsa db`, and its confirmations."""
+"""Options with their environment variables; `--confirm`, and asking a person to agree."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ if TYPE_CHECKING:
 
 
 def option(command: str, *spellings: str, help: str, **more: Any) -> Any:  # noqa: A002
-    """An option of `fsa db COMMAND`, with its environment variable."""
-    name = spellings[-1].lstrip("-").replace("-", "_")
-    variable = f"FSA_DB_{command}_{name}".upper()
-    return typer.Option(*spellings, help=help, envvar=variable, show_envvar=True, **more)
+    """An option of `fsa COMMAND`, with its environment variable.
+
+    Args:
+        command: `db query` has FSA_DB_QUERY_CSV for `--csv`; "" is fsa itself.
+        spellings: The last one names the variable.
+    """
+    name = spellings[-1].partition("/")[0].lstrip("-")
+    variable = "_".join(["FSA", *command.split(), name]).replace("-", "_").upper()
+    variables = {"envvar": variable, "show_envvar": True}
+    return typer.Option(*spellings, help=help, **{**variables, **more})
 
 
 def confirm_option(command: str) -> Any:
-    """`--confirm DATABASE`, for `agree`."""
+    """`--confirm DATABASE` of `fsa COMMAND`, for `agree`."""
     return option(
         command,
         "--confirm",

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.context import COMMON, FROM_SETTINGS, Fsa
 from fsa_cli.project import environments
 from fsa_cli.project.settings import Settings
 from fsa_cli.project.state_dir import state_dir
@@ -61,7 +61,9 @@ def _settings(settings: Settings) -> Iterator[tuple[str, object, str]]:
 
 def _flags(fsa: Fsa) -> Iterator[tuple[str, object, str]]:
     """The common flags that are not settings of the project."""
-    for name in ("verbose", "quiet", "json", "no_color", "traceback"):
+    for name in COMMON:
+        if name in FROM_SETTINGS or name == "yes":
+            continue
         value = getattr(fsa.flags, name)
         variable = f"FSA_{name.upper()}"
         source = variable if os.environ.get(variable) else f"--{name.replace('_', '-')}"

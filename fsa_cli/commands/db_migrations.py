@@ -24,11 +24,11 @@ def revision(
     context: typer.Context,
     message: Annotated[
         str | None,
-        option("revision", "-m", "--message", help="What it changes.", metavar="TEXT"),
+        option("db revision", "-m", "--message", help="What it changes.", metavar="TEXT"),
     ] = None,
     autogenerate: Annotated[
         bool,
-        option("revision", "--autogenerate", help="Fill it with what the models changed."),
+        option("db revision", "--autogenerate", help="Fill it with what the models changed."),
     ] = False,
 ) -> None:
     """Write a new migration. With --autogenerate, from the models against the database.
@@ -56,9 +56,9 @@ def upgrade(
     context: typer.Context,
     revision: Annotated[str, typer.Argument(metavar="REVISION", help=_REVISION)] = "head",
     sql: Annotated[
-        bool, option("upgrade", "--sql", help="Print the SQL instead of running it.")
+        bool, option("db upgrade", "--sql", help="Print the SQL instead of running it.")
     ] = False,
-    confirm: Annotated[str | None, confirm_option("upgrade")] = None,
+    confirm: Annotated[str | None, confirm_option("db upgrade")] = None,
 ) -> None:
     """Apply the migrations that the database lacks, up to REVISION.
 
@@ -81,9 +81,9 @@ def downgrade(
     revision: Annotated[str, typer.Argument(metavar="REVISION", help=_REVISION)] = "-1",
     sql: Annotated[
         bool,
-        option("downgrade", "--sql", help="Print the SQL of FROM:TO instead of running it."),
+        option("db downgrade", "--sql", help="Print the SQL of FROM:TO instead of running it."),
     ] = False,
-    confirm: Annotated[str | None, confirm_option("downgrade")] = None,
+    confirm: Annotated[str | None, confirm_option("db downgrade")] = None,
 ) -> None:
     """Take migrations back, down to REVISION; the last one, if none is named.
 
@@ -157,9 +157,9 @@ def stamp(
     context: typer.Context,
     revision: Annotated[str, typer.Argument(metavar="REVISION", help=_REVISION)],
     purge: Annotated[
-        bool, option("stamp", "--purge", help="Forget every revision that is noted first.")
+        bool, option("db stamp", "--purge", help="Forget every revision that is noted first.")
     ] = False,
-    confirm: Annotated[str | None, confirm_option("stamp")] = None,
+    confirm: Annotated[str | None, confirm_option("db stamp")] = None,
 ) -> None:
     """Note that the database is at REVISION, without migrating it.
 

@@ -35,12 +35,12 @@ def query(
         str, typer.Argument(metavar="SQL", help="A statement; @FILE reads one, - reads stdin.")
     ],
     as_csv: Annotated[
-        bool, option("query", "--csv", help="Comma-separated values, with a header.")
+        bool, option("db query", "--csv", help="Comma-separated values, with a header.")
     ] = False,
     limit: Annotated[
         int | None,
         option(
-            "query",
+            "db query",
             "--limit",
             help=f"Show that many rows at most; 0 is all. On a terminal {_ON_A_TERMINAL}.",
             min=0,

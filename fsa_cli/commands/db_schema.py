@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def create(
     context: typer.Context,
-    confirm: Annotated[str | None, confirm_option("create")] = None,
+    confirm: Annotated[str | None, confirm_option("db create")] = None,
 ) -> None:
     """Create the models' tables that the database lacks. Existing ones are left as they are.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def show(
     context: typer.Context,
     exact: Annotated[
-        bool, option("show", "--exact", help="Count the rows of large tables too.")
+        bool, option("db show", "--exact", help="Count the rows of large tables too.")
     ] = False,
 ) -> None:
     """Every table: its rows, its size with its indexes, its indexes. The largest come first.
@@ -68,7 +68,7 @@ def table(
         typer.Argument(metavar="NAME", help="A table, schema.table, or a model's name."),
     ],
     rows: Annotated[
-        int, option("table", "--rows", help="Show that many of its rows.", min=0, metavar="N")
+        int, option("db table", "--rows", help="Show that many of its rows.", min=0, metavar="N")
     ] = 0,
 ) -> None:
     """One table or view in full: its columns, keys, constraints and indexes.

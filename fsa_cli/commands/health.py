@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.exceptions import ScheduleError, UsageError
 
 if TYPE_CHECKING:
@@ -24,23 +25,22 @@ _COLUMNS = {"check": "check", "state": "state", "latency_ms": "ms", "detail": "d
 
 
 def _options(command: str) -> tuple[Any, Any, Any]:
-    def option(spelling: str, **more: Any) -> Any:
-        variable = f"FSA_{command}_{spelling.lstrip('-').upper()}"
-        return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
-
-    timeout = option("--timeout", help="Seconds that each check may take.", metavar="S")
+    timeout = option(command, "--timeout", help="Seconds that each check may take.", metavar="S")
     wait = option(
+        command,
         "--wait",
         help="Try again until all is well, at most so long: 60s, 5m.",
         metavar="TIME",
         show_default=False,
     )
-    watch = option("--watch", help="Check again every 2 s, until Ctrl-C.", show_default=False)
+    watch = option(
+        command, "--watch", help="Check again every 2 s, until Ctrl-C.", show_default=False
+    )
     return timeout, wait, watch
 
 
-_TIMEOUT, _WAIT, _WATCH = _options("HEALTH")
-_READY_TIMEOUT, _READY_WAIT, _READY_WATCH = _options("HEALTH_READY")
+_TIMEOUT, _WAIT, _WATCH = _options("health")
+_READY_TIMEOUT, _READY_WAIT, _READY_WATCH = _options("health ready")
 
 
 @app.callback(invoke_without_command=True)

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.cli.progress_bar import ProgressBars
 from fsa_cli.cli.task_call import Call, read
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
     from fsa_cli.runner.dry_run import DryRun
 
 app = typer.Typer()
-
-
-def _option(spelling: str, **more: Any) -> Any:
-    variable = "FSA_RUN_TASK_" + spelling.lstrip("-").replace("-", "_").upper()
-    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
 
 
 #: run-task's own options, which may also stand after NAME, and whether each takes a value.
@@ -77,33 +73,56 @@ def run_task(
     ] = False,
     args_json: Annotated[
         str | None,
-        _option("--args-json", help="Its arguments as a JSON object, @FILE or -.", metavar="JSON"),
+        option(
+            "run-task",
+            "--args-json",
+            help="Its arguments as a JSON object, @FILE or -.",
+            metavar="JSON",
+        ),
     ] = None,
     timeout: Annotated[
         str | None,
-        _option(
-            "--timeout", help="Seconds an attempt may take; by default the task's own.", metavar="S"
+        option(
+            "run-task",
+            "--timeout",
+            help="Seconds an attempt may take; by default the task's own.",
+            metavar="S",
         ),
     ] = None,
     retries: Annotated[
         str | None,
-        _option(
-            "--retries", help="How often to try again if it fails; by default never.", metavar="N"
+        option(
+            "run-task",
+            "--retries",
+            help="How often to try again if it fails; by default never.",
+            metavar="N",
         ),
     ] = None,
     backoff: Annotated[
         str | None,
-        _option("--backoff", help="Seconds before a retry, doubled each time; 1.", metavar="S"),
+        option(
+            "run-task",
+            "--backoff",
+            help="Seconds before a retry, doubled each time; 1.",
+            metavar="S",
+        ),
     ] = None,
     lock: Annotated[
-        bool, _option("--lock", help="Not while the scheduler or somebody else runs it: exit 75.")
+        bool,
+        option(
+            "run-task", "--lock", help="Not while the scheduler or somebody else runs it: exit 75."
+        ),
     ] = False,
     no_record: Annotated[
-        bool, _option("--no-record", help="Leave the run out of `fsa runs`.")
+        bool, option("run-task", "--no-record", help="Leave the run out of `fsa runs`.")
     ] = False,
     enqueue: Annotated[
         bool,
-        _option("--enqueue", help="Have a scheduler or worker run it soon; print the run's id."),
+        option(
+            "run-task",
+            "--enqueue",
+            help="Have a scheduler or worker run it soon; print the run's id.",
+        ),
     ] = False,
 ) -> None:
     """Run one task now, here, in a session of its own, and commit.
@@ -219,10 +238,10 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
 def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
     """The run's record; None if it has none."""
     locks = "--lock" in call.options
-    for option in ("--no-record", "--dry-run"):
-        if option in call.options:
+    for spelling in ("--no-record", "--dry-run"):
+        if spelling in call.options:
             if locks:
-                raise UsageError(f"--lock records the run, and {option} does not")
+                raise UsageError(f"--lock records the run, and {spelling} does not")
             return None
     from fsa_cli.processes import recording
 

@@ -11,6 +11,7 @@ import typer
 
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -38,11 +39,6 @@ class Status(Enum):
     dispatched = "handed_off"
 
 
-def _option(spelling: str, **more: Any) -> Any:
-    variable = f"FSA_RUNS_{spelling.lstrip('-').upper()}"
-    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
-
-
 @app.callback(invoke_without_command=True)
 def runs(
     context: typer.Context,
@@ -52,17 +48,22 @@ def runs(
             metavar="NAME", help="A task.", show_default=False, autocompletion=task_names
         ),
     ] = None,
-    task: Annotated[str | None, _option("--task", help="Only this task's.", metavar="NAME")] = None,
+    task: Annotated[
+        str | None, option("runs", "--task", help="Only this task's.", metavar="NAME")
+    ] = None,
     status: Annotated[
         list[Status] | None,
-        _option("--status", help="Only those; again for more.", metavar="S"),
+        option("runs", "--status", help="Only those; again for more.", metavar="S"),
     ] = None,
     since: Annotated[
-        str | None, _option("--since", help="Only later ones: 2h, 2026-11-22.", metavar="TIME")
+        str | None,
+        option("runs", "--since", help="Only later ones: 2h, 2026-11-22.", metavar="TIME"),
     ] = None,
-    limit: Annotated[int, _option("--limit", help="At most so many.", min=1, metavar="N")] = 20,
+    limit: Annotated[
+        int, option("runs", "--limit", help="At most so many.", min=1, metavar="N")
+    ] = 20,
     watch: Annotated[
-        bool, _option("--watch", help="Show them again every 2 s, until Ctrl-C.")
+        bool, option("runs", "--watch", help="Show them again every 2 s, until Ctrl-C.")
     ] = False,
 ) -> None:
     """What ran: the latest runs first, with status, duration, and error or result.

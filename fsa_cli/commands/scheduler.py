@@ -33,8 +33,8 @@ app = typer.Typer()
 _INTRODUCED = 50
 
 
-_options = HostingOptions("SCHEDULER_START")
-_tick_options = HostingOptions("SCHEDULER_TICK")
+_options = HostingOptions("scheduler start")
+_tick_options = HostingOptions("scheduler tick")
 
 _COMMANDS: Mapping[str, Callable[..., Any]] = {
     "list": scheduler_inspect.list_,

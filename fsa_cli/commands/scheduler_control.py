@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.cli.task_call import enqueue, read
 from fsa_cli.exceptions import UsageError
 from fsa_cli.tasks.registry import registry
 
 #: The options of `trigger` that may also stand after NAME, and whether each takes a value.
 _OWN = {"--wait": False, "--args-json": True, "--help": False, "-h": False}
-
-
-def _option(command: str, spelling: str, **more: Any) -> Any:
-    variable = f"FSA_SCHEDULER_{command}_{spelling.lstrip('-').replace('-', '_').upper()}"
-    return typer.Option(spelling, envvar=variable, show_envvar=True, **more)
 
 
 _NAMES = typer.Argument(metavar="NAME", help="A task.", autocompletion=task_names)
@@ -34,15 +30,15 @@ def trigger(
     ] = None,
     args_json: Annotated[
         str | None,
-        _option(
-            "TRIGGER",
+        option(
+            "scheduler trigger",
             "--args-json",
             help="Its arguments as a JSON object, @FILE or -.",
             metavar="JSON",
         ),
     ] = None,
     wait: Annotated[
-        bool, _option("TRIGGER", "--wait", help="Wait for its end, and exit as it ended.")
+        bool, option("scheduler trigger", "--wait", help="Wait for its end, and exit as it ended.")
     ] = False,
 ) -> None:
     """Have a scheduler run a task soon; prints the run's id. Also while the task is paused.
@@ -67,7 +63,7 @@ def pause(
     context: typer.Context,
     names: Annotated[list[str] | None, _NAMES] = None,
     every: Annotated[
-        bool, _option("PAUSE", "--all", help="Every task that has a schedule.")
+        bool, option("scheduler pause", "--all", help="Every task that has a schedule.")
     ] = False,
 ) -> None:
     """Pause the schedules of tasks; instants that come meanwhile are recorded as skipped.
@@ -82,7 +78,9 @@ def pause(
 def resume(
     context: typer.Context,
     names: Annotated[list[str] | None, _NAMES] = None,
-    every: Annotated[bool, _option("RESUME", "--all", help="Every task that is paused.")] = False,
+    every: Annotated[
+        bool, option("scheduler resume", "--all", help="Every task that is paused.")
+    ] = False,
 ) -> None:
     """Resume the schedules of paused tasks.
 
@@ -96,7 +94,7 @@ def resume(
 def init(
     context: typer.Context,
     sql: Annotated[
-        bool, _option("INIT", "--sql", help="Print its SQL; connect to nothing.")
+        bool, option("scheduler init", "--sql", help="Print its SQL; connect to nothing.")
     ] = False,
 ) -> None:
     """Create the tables of the ledger of runs, as `fsa scheduler start` would.

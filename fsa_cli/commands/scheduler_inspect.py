@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.exceptions import UsageError
 from fsa_cli.schedules.formatting import format_fire_time
 from fsa_cli.schedules.schedule import Schedule, parse_schedule, upcoming
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
 
 _NEXT = 5
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
-
-
-def _option(command: str, *spellings: str, **more: Any) -> Any:
-    variable = f"FSA_SCHEDULER_{command}_{spellings[-1].lstrip('-').replace('-', '_').upper()}"
-    return typer.Option(*spellings, envvar=variable, show_envvar=True, **more)
 
 
 def list_(context: typer.Context) -> None:
@@ -99,7 +95,10 @@ def next_(
         ),
     ] = None,
     count: Annotated[
-        int, _option("NEXT", "-n", "--count", help="How many instants.", min=1, metavar="COUNT")
+        int,
+        option(
+            "scheduler next", "-n", "--count", help="How many instants.", min=1, metavar="COUNT"
+        ),
     ] = 10,
 ) -> None:
     """The coming instants, in the task's time zone and in UTC, with the changes of its clocks.
@@ -147,10 +146,16 @@ def fires(
     ],
     at: Annotated[
         str,
-        _option("TEST", "--at", help="An instant; without an offset, in the zone.", metavar="ISO"),
+        option(
+            "scheduler test",
+            "--at",
+            help="An instant; without an offset, in the zone.",
+            metavar="ISO",
+        ),
     ],
     timezone: Annotated[
-        str | None, _option("TEST", "--timezone", help="The schedule's zone.", metavar="ZONE")
+        str | None,
+        option("scheduler test", "--timezone", help="The schedule's zone.", metavar="ZONE"),
     ] = None,
 ) -> None:
     """Does a schedule fire at an instant? Exits 0 if it does, 1 if not.

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError, ScriptFailed, UsageError
 from fsa_cli.project.environments import ShellMode
 from fsa_cli.terminal.user_code import summarize_error, user_frame
@@ -28,42 +29,38 @@ def shell(
     ] = None,
     code: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "shell",
             "-c",
             "--code",
             help="Code to run, instead of a prompt.",
-            envvar="FSA_SHELL_CODE",
-            show_envvar=True,
             metavar="CODE",
         ),
     ] = None,
     sandbox: Annotated[
         bool | None,
-        typer.Option(
+        option(
+            "shell",
             "--sandbox/--no-sandbox",
             help="Roll everything back at the end, commits included.",
-            envvar="FSA_SHELL_SANDBOX",
-            show_envvar=True,
             show_default=False,
         ),
     ] = None,
     read_only: Annotated[
         bool | None,
-        typer.Option(
+        option(
+            "shell",
             "--read-only/--no-read-only",
             help="Have the databases refuse to write.",
-            envvar="FSA_SHELL_READ_ONLY",
-            show_envvar=True,
             show_default=False,
         ),
     ] = None,
     echo: Annotated[
         bool,
-        typer.Option(
+        option(
+            "shell",
             "--echo",
             help="Show the SQL that is sent, on stderr.",
-            envvar="FSA_SHELL_ECHO",
-            show_envvar=True,
         ),
     ] = False,
 ) -> None:

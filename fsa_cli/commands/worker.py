@@ -20,7 +20,7 @@ from fsa_cli.exceptions import UsageError
 app = typer.Typer()
 
 
-_options = HostingOptions("WORKER_START")
+_options = HostingOptions("worker start")
 
 
 @app.callback()

@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.database import sizes
 from fsa_cli.database.models import mapped_classes
-from fsa_cli.exceptions import UsageError
+from fsa_cli.exceptions import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Inspector
@@ -167,13 +166,11 @@ def _find(inspector: Inspector, name: str) -> tuple[str | None, str]:
     folded = {label.lower(): where for label, where in known.items()}
     if name.lower() in folded:
         return folded[name.lower()]
-    close = get_close_matches(name, [*known, *models], n=3, cutoff=0.6)
     if models.get(name):
         hint = f"the model {name} is not there yet: fsa db create, or fsa db upgrade"
-    elif close:
-        hint = f"did you mean {' or '.join(close)}?"
     else:
-        hint = "fsa db show lists them" if known else "the database is empty"
+        otherwise = "fsa db show lists them" if known else "the database is empty"
+        hint = did_you_mean(name, [*known, *models]) or otherwise
     raise UsageError(f"there is no table {name!r}", hint=hint)
 
 

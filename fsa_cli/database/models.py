@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import ConfigurationError
-from fsa_cli.terminal.user_code import summarize_error, user_frame
+from fsa_cli.terminal.user_code import import_string
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -53,17 +52,7 @@ def metadata_of(named: str | None, source: str = "[tool.fsa] metadata") -> list[
 def _metadata(name: str, source: str) -> MetaData:
     from sqlalchemy import MetaData
 
-    module, _, attribute = name.partition(":")
-    try:
-        value: Any = import_module(module)
-    except (Exception, SystemExit) as exc:
-        where = user_frame(exc)
-        raise ConfigurationError(
-            f"the metadata {name!r} cannot be imported",
-            details=[*(where.lines() if where else []), summarize_error(exc), f"named by {source}"],
-        ) from exc
-    for part in (attribute or "metadata").split("."):
-        value = getattr(value, part, None)
+    value = import_string(name, "the metadata", attribute="metadata", source=source)
     value = getattr(value, "metadata", value)
     if not isinstance(value, MetaData):
         raise ConfigurationError(

@@ -7,14 +7,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.database import connections
-from fsa_cli.exceptions import AppLoadError, FsaError
+from fsa_cli.exceptions import AppLoadError, FsaError, did_you_mean
 from fsa_cli.project.app_discovery import Target
-from fsa_cli.terminal.user_code import summarize_error, user_frame
+from fsa_cli.terminal.user_code import describe_error
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -114,11 +113,11 @@ def _app(module: ModuleType, target: Target) -> Starlette:
         try:
             found = getattr(found, part)
         except AttributeError as exc:
-            close = get_close_matches(part, [n for n in vars(found) if n[0] != "_"], n=1)
+            names = [n for n in vars(found) if n[0] != "_"]
             raise AppLoadError(
                 f"{target.module} has no attribute {target.attribute!r}",
                 details=[f"in {module.__file__}", f"given by {target.found}"],
-                hint=f"did you mean {target.module}:{close[0]}?" if close else None,
+                hint=did_you_mean(part, names, most=1, form=f"{target.module}:{{}}"),
             ) from exc
     if not isinstance(found, Starlette) and (target.called or inspect.isroutine(found)):
         found = _call_factory(found, target)
@@ -159,12 +158,7 @@ def _call_factory(factory: Any, target: Target) -> Any:
 def _failure(error: BaseException, message: str, target: Target, module: str = "") -> FsaError:
     if (unreachable := connections.unreachable(error, {})) is not None:
         return unreachable
-    where = user_frame(error)
-    details = [
-        *(where.lines() if where else []),
-        summarize_error(error),
-        f"found by {target.found}",
-    ]
+    details = [*describe_error(error), f"found by {target.found}"]
     hint = error.hint if isinstance(error, FsaError) else None
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if isinstance(error, SystemExit):
@@ -186,10 +180,7 @@ def _near(missing: str, target: Target) -> str:
         for pattern in ("*.py", "*/*.py")
         for file in target.root.glob(pattern)
     ]
-    close = get_close_matches(missing, modules, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return (
+    return did_you_mean(missing, modules, most=1) or (
         "start fsa in the project's directory, or name the one to import from: [tool.fsa] app_dir"
     )
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fsa_cli.database.identity import hosts
-from fsa_cli.exceptions import ConfigurationError, Refused
+from fsa_cli.exceptions import ConfigurationError, Refused, did_you_mean
 from fsa_cli.project.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,11 +105,10 @@ def _parsed(name: str, table: object, settings: Settings) -> Environment:
     values: dict[str, Any] = dict(table)
     for key in values:
         if key not in _KEYS:
-            close = get_close_matches(key, _KEYS, n=1)
             raise ConfigurationError(
                 f"unknown key {key!r} in {where}",
                 details=[pyproject],
-                hint=f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}",
+                hint=did_you_mean(key, _KEYS, most=1) or f"the keys are {', '.join(_KEYS)}",
             )
 
     def wrong(key: str, expected: str) -> ConfigurationError:

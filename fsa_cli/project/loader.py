@@ -17,7 +17,7 @@ from fsa_cli.exceptions import ConfigurationError, DatabaseUnreachable, UsageErr
 from fsa_cli.project.app_discovery import Target, targets
 from fsa_cli.project.app_import import app_of, load_module
 from fsa_cli.project.settings import Settings
-from fsa_cli.terminal.user_code import summarize_error, user_frame
+from fsa_cli.terminal.user_code import describe_error
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -123,12 +123,10 @@ def _bind(
     try:
         databases = bind_app(app, urls)
     except Exception as exc:
-        where = user_frame(exc)
         raise ConfigurationError(
             "the app's database cannot be configured",
             details=[
-                *(where.lines() if where else []),
-                summarize_error(exc),
+                *describe_error(exc),
                 *(f"{name} is from {settings.env_file}" for name in exported if "URL" in name),
             ],
             hint="pass db_url to DBSessionMiddleware or db.configure, or set FSA_DB_URL",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.exceptions import ConfigurationError, did_you_mean
 from fsa_cli.project import dotenv
 
 #: The keys of `[tool.fsa]` and their types. A list may also be written as one string.
@@ -142,7 +141,7 @@ def read(
         raise ConfigurationError(
             f"there is no environment {settings.env!r}",
             details=[f"asked for by {settings.sources['env']}"],
-            hint=_meant(settings.env, settings.environments)
+            hint=did_you_mean(settings.env, settings.environments, most=1)
             or f"add [tool.fsa.env.{settings.env}]",
         )
     return settings
@@ -200,7 +199,7 @@ class _Reader:
                 raise ConfigurationError(
                     f"unknown key {key!r} in [tool.fsa]",
                     details=[f"in {where}"],
-                    hint=_meant(key, KEYS) or f"the keys are {', '.join(KEYS)}",
+                    hint=did_you_mean(key, KEYS, most=1) or f"the keys are {', '.join(KEYS)}",
                 )
             kind = KEYS[key]
             fits = isinstance(value, (float, int) if kind is float else kind)
@@ -300,8 +299,3 @@ def _toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
-
-
-def _meant(word: str, known: Sequence[str] | Mapping[str, object]) -> str | None:
-    close = get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else None

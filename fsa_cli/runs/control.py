@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import Row
 
-from fsa_cli.exceptions import FsaError, Interrupted, TaskFailed, TaskNotFound, TimedOut, UsageError
+from fsa_cli.exceptions import (
+    FsaError,
+    Interrupted,
+    TaskFailed,
+    TaskNotFound,
+    TimedOut,
+    UsageError,
+    did_you_mean,
+)
 from fsa_cli.ledger import control, nodes, queries
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
@@ -129,10 +136,9 @@ def known(names: Sequence[str], recorded: Collection[str]) -> list[str]:
     there = {*recorded, *(task.name for task in registry)}
     for name in names:
         if name not in there:
-            close = get_close_matches(name, there, n=3, cutoff=0.6)
             raise TaskNotFound(
                 f"there is no task {name!r}",
-                hint=f"did you mean {' or '.join(close)}?" if close else "fsa tasks lists them",
+                hint=did_you_mean(name, there) or "fsa tasks lists them",
             )
     return list(names)
 

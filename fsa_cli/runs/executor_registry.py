@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import cast
 
-from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.exceptions import ConfigurationError, did_you_mean
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
 from fsa_cli.project.settings import Settings
 from fsa_cli.runs.executor import LOCAL, Executor, Surroundings
 from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.terminal.user_code import import_string
 
 __all__ = ["ExecutorRegistry", "executor_name", "queue_name"]
 
@@ -89,13 +89,14 @@ class ExecutorRegistry:
         others = {each.name: each for each in entry_points(group=_GROUP)}
         if name not in others:
             known = [*_OURS, *others]
-            close = get_close_matches(name, known, n=1)
             raise ConfigurationError(
                 f"there is no executor {name!r}",
                 details=[f"asked for by {self._source(name)}"],
-                hint=f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}",
+                hint=did_you_mean(name, known, most=1) or f"there are {', '.join(known)}",
             )
-        return cast(Executor, others[name].load()(self._surroundings))
+        target = f"{others[name].module}:{others[name].attr}"
+        factory = import_string(target, f"the executor {name!r},", source=self._source(name))
+        return cast(Executor, factory(self._surroundings))
 
     def _source(self, name: str) -> str:
         settings = self._surroundings.settings

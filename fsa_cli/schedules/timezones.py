@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from fsa_cli.exceptions import ScheduleError
+from fsa_cli.exceptions import ScheduleError, did_you_mean
 
 __all__ = ["parse_timezone", "zone_name"]
 
@@ -47,11 +47,8 @@ def _zone_of_name(name: str) -> tzinfo:
         with pytz.open_resource(name) as file:  # type: ignore[attr-defined]
             return ZoneInfo.from_file(file, key=name)
     except (OSError, ValueError):
-        from difflib import get_close_matches
-
         known = available_timezones() | set(pytz.all_timezones)
-        close = get_close_matches(name, known, n=3, cutoff=0.6)
         raise ScheduleError(
             f'there is no time zone "{name}"',
-            hint=f"did you mean {' or '.join(close)}?" if close else 'for instance "Europe/Berlin"',
+            hint=did_you_mean(name, known) or 'for instance "Europe/Berlin"',
         ) from None

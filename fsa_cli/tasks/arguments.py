@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsa_cli.exceptions import ArgumentError
-from fsa_cli.tasks.conversion import Source, did_you_mean, quote, read_value, validate
+from fsa_cli.exceptions import ArgumentError, did_you_mean
+from fsa_cli.tasks.conversion import Source, quote, read_value, validate
 from fsa_cli.tasks.signature import Parameter, Signature
 
 __all__ = ["bind", "parse", "split"]
@@ -112,7 +112,7 @@ def _named(signature: Signature, arguments: Mapping[str, Any]) -> Iterator[tuple
     for name, value in arguments.items():
         if name not in parameters:
             raise ArgumentError(
-                f"the task has no parameter {name!r}", hint=did_you_mean(name, list(parameters))
+                f"the task has no parameter {name!r}", hint=did_you_mean(name, parameters, most=2)
             )
         yield parameters[name], value
 
@@ -224,7 +224,7 @@ def _unknown_option(signature: Signature, spelling: str) -> ArgumentError:
                 f"{spelling} is no option: {parameter.label} is an argument",
                 hint=f"write its value alone: {signature.usage}",
             )
-    meant = did_you_mean(spelling, list(signature.options()))
+    meant = did_you_mean(spelling, signature.options(), most=2)
     return ArgumentError(
         f"no such option: {spelling}",
         hint=meant or "a value that begins with a dash comes after --, or as --option=VALUE",

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from fsa_cli.exceptions import ArgumentError
+from fsa_cli.exceptions import ArgumentError, did_you_mean
 from fsa_cli.tasks.signature import Parameter
 
-__all__ = ["Source", "did_you_mean", "quote", "read_value", "validate"]
+__all__ = ["Source", "quote", "read_value", "validate"]
 
 _SHOWN = 60
 
@@ -127,7 +126,7 @@ def _wrong(
 ) -> ArgumentError:
     return ArgumentError(
         f"{label} {_show(parameter, shown)}: {reason or f'expected {parameter.expected}'}",
-        hint=did_you_mean(shown, list(parameter.choices)),
+        hint=did_you_mean(shown, parameter.choices, most=2),
     )
 
 
@@ -138,8 +137,3 @@ def _show(parameter: Parameter, text: str) -> str:
 def quote(text: str) -> str:
     line = " ".join(text.split())
     return f'"{line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."}"'
-
-
-def did_you_mean(word: str, known: list[str]) -> str | None:
-    close = get_close_matches(word, known, n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from fsa_cli.exceptions import AppLoadError, TaskNotFound
+from fsa_cli.exceptions import AppLoadError, TaskNotFound, did_you_mean
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.registry import registry
-from fsa_cli.terminal.user_code import summarize_error, user_frame
+from fsa_cli.terminal.user_code import describe_error
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -35,9 +34,8 @@ def get_task(name: str) -> TaskDefinition:
     if ":" in name:
         return _of_function(name)
     names = [task.name for task in registry]
-    close = get_close_matches(name, names, n=3, cutoff=0.6)
-    if close:
-        hint = f"did you mean {' or '.join(close)}?"
+    if hint := did_you_mean(name, names):
+        pass
     elif names:
         more = f" and {len(names) - _LISTED} more: fsa tasks" if len(names) > _LISTED else ""
         hint = f"there are {', '.join(sorted(names)[:_LISTED])}{more}"
@@ -59,12 +57,9 @@ def _of_function(name: str) -> TaskDefinition:
     found = getattr(module, attribute, None)
     if not inspect.isroutine(found):
         functions = [n for n, value in vars(module).items() if inspect.isfunction(value)]
-        close = get_close_matches(attribute, functions, n=2, cutoff=0.6)
         raise TaskNotFound(
             f"{module_name} has no function {attribute!r}",
-            hint=f"did you mean {' or '.join(f'{module_name}:{n}' for n in close)}?"
-            if close
-            else None,
+            hint=did_you_mean(attribute, functions, most=2, form=f"{module_name}:{{}}"),
         )
     registered = getattr(found, "task", None)
     return (
@@ -75,11 +70,7 @@ def _of_function(name: str) -> TaskDefinition:
 
 
 def _import_failed(module: str, error: BaseException) -> AppLoadError:
-    where = user_frame(error)
-    return AppLoadError(
-        f"the module {module!r} cannot be imported",
-        details=[*(where.lines() if where else []), summarize_error(error)],
-    )
+    return AppLoadError(f"the module {module!r} cannot be imported", details=describe_error(error))
 
 
 def database_for(task: TaskDefinition, loaded: LoadedApp, settings: Settings) -> Database:

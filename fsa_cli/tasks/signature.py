@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import inspect
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from fsa_cli.tasks.parameter_types import (
     reading_of,
     unwrap,
 )
+from fsa_cli.terminal.secret_names import is_secret_name
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Injected", "Parameter", "Signature", "signature_of"]
 
 _SHORT = 36
-_SECRET = re.compile(r"pass(word|wd|phrase)|pwd|secret|token|api_?key|credential", re.I)
 
 Kind = Literal["argument", "option", "flag"]
 Injected = Literal["session", "async_session", "context", "app"]
@@ -79,7 +78,7 @@ class Parameter:
     @property
     def is_secret(self) -> bool:
         """Whether its value is never shown: by its type, or for text by its name."""
-        if self.item in (str, bytes) and _SECRET.search(self.name):
+        if self.item in (str, bytes) and is_secret_name(self.name):
             return True
         from pydantic import SecretBytes, SecretStr
 

@@ -20,13 +20,12 @@ def format_duration(span: timedelta) -> str:
 
 
 def format_elapsed(duration_ms: float) -> str:
-    """`23 ms`, `4.2 s`, `3 min 20 s`."""
+    """A measured time: `23 ms`, `4.2 s`, and from a minute on as `format_duration`."""
     if duration_ms < 1000:
         return f"{duration_ms:.0f} ms"
     if duration_ms < 60_000:
         return f"{duration_ms / 1000:.1f} s"
-    minutes, seconds = divmod(round(duration_ms / 1000), 60)
-    return f"{minutes} min {seconds} s"
+    return format_duration(timedelta(milliseconds=duration_ms))
 
 
 def format_bytes(size_bytes: int | None) -> str:

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.secret_names import is_secret_name
 
 __all__ = ["dumps", "jsonable"]
 
@@ -45,7 +46,7 @@ def _encode(value: object) -> Any:
 
 
 def _encode_of_key(key: str, item: object) -> Any:
-    is_secret = isinstance(item, str) and mask(f"{key}=x") != f"{key}=x"
+    is_secret = isinstance(item, str) and is_secret_name(key)
     return "***" if is_secret else _encode(item)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 
+from fsa_cli.terminal.secret_names import SECRET_NAME
+
 # A password may hold "/" and "@" as they are. A web address has a port there, and "@" in its path.
 _URL = re.compile(r"\b(?P<head>[a-z][a-z0-9+.\-]*://[^\s/:@'\"]*):(?P<rest>[^\s'\"]*)@", re.I)
 _WEB = re.compile(r"https?://", re.I)
 _PAIR = re.compile(
-    r"""
+    rf"""
     (?P<head>
-        (?<![a-z]) [\w-]* (?:password|passwd|pwd|secret|token|api_?key) [\w-]* ['"]? \s*[=:]\s*
+        (?<![a-z]) [\w-]* {SECRET_NAME} [\w-]* ['"]? \s*[=:]\s*
     )
-    (?: '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\s&;,'"()\[\]{}]+ )
+    (?: '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\s&;,'"()\[\]{{}}]+ )
     """,
     re.IGNORECASE | re.VERBOSE,
 )

@@ -1,4 +1,4 @@
-"""The user's own frame of a traceback, and errors in one line."""
+"""Import what the user names; the user's own frame of a traceback; errors in one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sysconfig
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from fsa_cli.exceptions import ConfigurationError, FsaError
 
 _OURS = str(Path(__file__).parents[1])
 _LIBRARY = str(Path(_OURS).parent / "fastapi_sqlalchemy")
@@ -45,6 +48,43 @@ def user_frame(error: BaseException) -> UserFrame | None:
         if is_user_file(frame.filename):
             return UserFrame(frame.filename, frame.lineno or 0, frame.name, frame.line or "")
     return None
+
+
+def describe_error(error: BaseException) -> list[str]:
+    """The user's own line of *error*, if there is one, and the error: the details of a message."""
+    where = user_frame(error)
+    return [*(where.lines() if where else []), summarize_error(error)]
+
+
+def import_string(
+    text: str,
+    what: str,
+    *,
+    attribute: str = "",
+    kind: type[FsaError] = ConfigurationError,
+    source: str | None = None,
+) -> Any:
+    """The object that `module:attr` or `module:a.b` names.
+
+    Args:
+        what: Its name in an error, as `the metadata`.
+        attribute: Taken where *text* names a module alone.
+        kind: The error to raise.
+        source: The place that names it, for the error.
+
+    Raises:
+        FsaError: Of *kind*, with the user's own line: it does not exist, or raised.
+    """
+    from pkgutil import resolve_name
+
+    module, _, name = text.partition(":")
+    try:
+        return resolve_name(f"{module}:{name or attribute}")
+    except (Exception, SystemExit) as exc:
+        raise kind(
+            f"{what} {text!r} cannot be imported",
+            details=[*describe_error(exc), *([f"named by {source}"] if source else [])],
+        ) from exc
 
 
 def is_user_file(file: str) -> bool:

@@ -182,7 +182,7 @@ BROKEN = [
     Broken(
         "an unknown setting",
         {"main.py": WELL, "pyproject.toml": "[tool.fsa]\ntaks = ['x']\n"},
-        ["unknown key 'taks' in [tool.fsa]", "did you mean 'tasks'?"],
+        ["unknown key 'taks' in [tool.fsa]", "did you mean tasks?"],
     ),
     Broken(
         "a setting of the wrong type",

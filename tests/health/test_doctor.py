@@ -76,7 +76,7 @@ def test_config_tells_a_wrong_environment(fsa, tmp_path) -> None:
     done = fsa("config")
 
     assert done.returncode == 3
-    assert "did you mean 'protected'?" in done.stderr
+    assert "did you mean protected?" in done.stderr
 
 
 def test_doctor_has_the_whole_page_and_every_problem(fsa, project) -> None:

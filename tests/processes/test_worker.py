@@ -287,7 +287,7 @@ def test_the_tables_of_procrastinate_are_named_and_created_by_init(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ('executor = "procrastinat"', "did you mean 'procrastinate'?"),
+        ('executor = "procrastinat"', "did you mean procrastinate?"),
         ('executor = "procrastinate"', "Procrastinate needs the ledger to be in PostgreSQL"),
         ('executor = "celery"', "Celery needs a broker"),
         ('executor = "celery"\nbroker_url = "redis:/localhost"', "knows no such broker: redis:/lo"),

@@ -193,4 +193,4 @@ def test_an_unknown_environment_is_an_error_that_guesses(tmp_path) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read(directory=tmp_path, environ={"FSA_ENV": "prodction"})
 
-    assert raised.value.hint == "did you mean 'production'?"
+    assert raised.value.hint == "did you mean production?"

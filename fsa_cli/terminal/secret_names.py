@@ -1,0 +1,23 @@
+"""Names of what nobody may read: one list for parameters of tasks, keys, and texts.
+
+A URL's parameters have more of them (`fastapi_sqlalchemy.engines.urls.is_secret`): `key` and `sig`
+alone are secret there.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["SECRET_NAME", "is_secret_name"]
+
+#: A regular expression of the part of a name that makes it secret; for any case.
+SECRET_NAME = (
+    r"(?:passw(?:or)?d|passphrase|pwd|secret|token|credential|"
+    r"(?:api|access|auth|private|account|shared|encryption|signing|sas)[-_.]?key)"
+)
+_SECRET_NAME = re.compile(SECRET_NAME, re.IGNORECASE)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether the value that goes by *name* is a secret."""
+    return _SECRET_NAME.search(name) is not None
