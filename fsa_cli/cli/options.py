@@ -45,7 +45,7 @@ def agree(fsa: Fsa, action: str, confirmed: str | None, *, destructive: bool = F
     """
     from fsa_cli.project import environments
 
-    database = fsa.load().database(fsa.settings.database)
+    database = fsa.database
     protected = environments.of(fsa.settings, [database]).protected
     if destructive or protected or confirmed is not None:
         fsa.confirm(action, database, typed=confirmed)

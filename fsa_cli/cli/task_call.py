@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fsa_cli.cli.context import LOADING, SPELLINGS, VALUED, Fsa, split_flags
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.flags import LOADING, SPELLINGS, VALUED, split_flags
 from fsa_cli.exceptions import UsageError
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Flags

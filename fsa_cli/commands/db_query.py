@@ -61,7 +61,7 @@ def query(
     if as_csv and fsa.output.json:
         raise UsageError("--csv and --json do not go together")
     statement = _statement(sql)
-    database = fsa.load().database(fsa.settings.database)
+    database = fsa.database
     if limit is None:
         limit = _ON_A_TERMINAL if _is_read_by_a_person(fsa, as_csv) else 0
 
@@ -101,7 +101,7 @@ def shell(
     from fsa_cli.database import client
 
     fsa = Fsa.of(context)
-    url = fsa.load().database(fsa.settings.database).url
+    url = fsa.database.url
     assert url is not None
     raise typer.Exit(client.run(url, argv or []))
 

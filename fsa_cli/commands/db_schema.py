@@ -34,7 +34,7 @@ def create(
     from fsa_cli.migrations.scripts import find
 
     fsa = Fsa.of(context)
-    database = fsa.load().database(fsa.settings.database)
+    database = fsa.database
     wanted = _metadata(fsa)
     missing = connected(database, lambda connection: schema_diff.missing(connection, wanted))
     names = [table.fullname for table in missing]
@@ -69,7 +69,7 @@ def check(context: typer.Context) -> None:
     from fsa_cli.database.connections import connected
 
     fsa = Fsa.of(context)
-    database = fsa.load().database(fsa.settings.database)
+    database = fsa.database
     wanted = _metadata(fsa)
     found = connected(database, lambda connection: schema_diff.differences(connection, wanted))
     state = _state(fsa)

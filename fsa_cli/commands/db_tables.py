@@ -35,7 +35,7 @@ def show(
     from fsa_cli.terminal.formatting import format_bytes
 
     fsa = Fsa.of(context)
-    database = fsa.load().database(fsa.settings.database)
+    database = fsa.database
     found, total = connected(
         database, lambda c: (catalog.tables(c, exact=exact), sizes.total_bytes(c))
     )
@@ -83,7 +83,7 @@ def table(
     from fsa_cli.database.query import value
 
     fsa = Fsa.of(context)
-    database = fsa.load().database(fsa.settings.database)
+    database = fsa.database
     found, sampled = connected(
         database,
         lambda c: ((found := catalog.table(c, name)), catalog.sample(c, found, rows)),

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +13,7 @@ from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.cli.progress_bar import ProgressBars
 from fsa_cli.cli.task_call import Call, read
+from fsa_cli.cli.task_process import TerminationSignal, prints_to_stderr, terminable
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
 from fsa_cli.runner import report
 from fsa_cli.runner.execute import execute
@@ -218,10 +214,10 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
         dry_run="--dry-run" in call.options,
         report=tell,
     )
-    redirected = _prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
+    redirected = prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
     policy = RetryPolicy(retries, 1.0 if backoff_s is None else backoff_s)
     try:
-        with _terminable(), redirected, bars:
+        with terminable(), redirected, bars:
             record = _begin(fsa, call, run)
             if record is not None:
                 run = replace(run, run_id=record.run_id, stop=record.stop)
@@ -229,7 +225,7 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
             if record is not None:
                 record.ended(result)
             return result, changes
-    except _Terminate:
+    except TerminationSignal:
         raise Terminated(_stopped(task, "terminated", "SIGTERM", record)) from None
     except KeyboardInterrupt:
         raise Interrupted(_stopped(task, "interrupted", "Ctrl-C", record)) from None
@@ -281,35 +277,3 @@ def _tell(fsa: Fsa, result: RunResult, changes: DryRun | None) -> None:
     nothing = "" if changes.changes_something else " it would change nothing:"
     output.say(f"{ended}; a dry run:{nothing} all of it was rolled back")
     output.say(f"not undone: {'; '.join(changes.kept)}")
-
-
-class _Terminate(KeyboardInterrupt):
-    """Raised on SIGTERM. Like Ctrl-C it reaches the task wherever it is, and psycopg handles it."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM end the task as Ctrl-C does; also as PID 1, which would ignore it."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminate
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
-def _prints_to_stderr() -> Iterator[None]:
-    """Redirect the output of the task and its child processes to stderr."""
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(stdout, 1)
-        os.close(stdout)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from fsa_cli.exceptions import ConfigurationError
@@ -48,4 +50,11 @@ def read(path: Path) -> dict[str, str]:
                 f"{path}:{number} is not a line of the form NAME=value", hint="NAME='a value'"
             )
     values = DotEnv(None, io.StringIO(text), override=False).dict()
-    return {name: value for name, value in values.items() if value is not None}
+    return {n: value for n, value in values.items() if value is not None and "=" not in n}
+
+
+def export(variables: Mapping[str, str]) -> dict[str, str]:
+    """Put *variables* into the environment, and replace none; those whose value is now there."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    return {name: value for name, value in variables.items() if os.environ[name] == value}

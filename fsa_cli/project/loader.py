@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from fsa_cli.database.identity import same_database
 from fsa_cli.exceptions import ConfigurationError, DatabaseUnreachable, UsageError
 from fsa_cli.project.app_discovery import Target, targets
 from fsa_cli.project.app_import import app_of, load_module
+from fsa_cli.project.dotenv import export
 from fsa_cli.project.settings import Settings
 from fsa_cli.terminal.user_code import describe_error
 
@@ -90,8 +90,7 @@ def load(settings: Settings) -> LoadedApp:
         AppLoadError: The app was not found, or failed while it was imported.
         ConfigurationError: Its databases are configured wrongly.
     """
-    exported = {n: value for n, value in settings.variables.items() if n not in os.environ}
-    os.environ.update(exported)
+    exported = export(settings.variables)
     connections.watch()
     with contextlib.redirect_stdout(sys.stderr), _without_collections():
         target, app = app_of(targets(settings))

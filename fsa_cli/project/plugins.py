@@ -95,11 +95,11 @@ def load(command: UserCommand, settings: Settings) -> Callable[..., Any]:
     from importlib import import_module
 
     from fsa_cli.project.app_discovery import targets
+    from fsa_cli.project.dotenv import export
     from fsa_cli.terminal.user_code import summarize_error, user_frame
 
     what = f"fsa {command.name} ({command.target}) cannot be loaded"
-    for name, value in settings.variables.items():
-        os.environ.setdefault(name, value)
+    export(settings.variables)
     if not command.is_plugin:
         base = settings.app_dir or settings.project
         (target,) = targets(replace(settings, app=command.target, app_base=base, app_dir=base))

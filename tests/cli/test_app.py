@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 import pytest
 
-from fsa_cli.cli.app import COMMANDS, _load, command
-from fsa_cli.cli.context import SPELLINGS, split_flags
+from fsa_cli.cli.command_tree import COMMANDS, _load, command
+from fsa_cli.cli.flags import SPELLINGS, split_flags
 from fsa_cli.exceptions import UsageError
 from fsa_cli.project.settings import Flags
 from fsa_cli.version import VERSION

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fsa_cli.cli.app import COMMANDS, _load
+from fsa_cli.cli.command_tree import COMMANDS, _load
 
 README = Path(__file__).parents[2] / "README.md"
 # What is asked anew at each call has no variable.

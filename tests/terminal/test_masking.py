@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from fsa_cli.cli.app import COMMANDS
+from fsa_cli.cli.command_tree import COMMANDS
 from fsa_cli.exceptions import FsaError
 from fsa_cli.terminal.masking import mask
 from fsa_cli.terminal.output import Output

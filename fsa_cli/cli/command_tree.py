@@ -1,0 +1,219 @@
+"""The commands, each imported when it is called, and their help."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.models import DefaultPlaceholder
+
+from fsa_cli.cli.common_options import fsa
+from fsa_cli.cli.context import Fsa
+from fsa_cli.exceptions import FsaError
+from fsa_cli.project import environments
+
+if TYPE_CHECKING:
+    from fsa_cli.project.plugins import UserCommand
+    from fsa_cli.project.settings import Settings
+
+__all__ = ["COMMANDS", "command", "command_path"]
+
+#: Each command: the module and attribute of its function or Typer app, and its line in the help.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run-task": ("fsa_cli.commands.run_task:app", "Run one task now, here, in its own session."),
+    "tasks": ("fsa_cli.commands.tasks:app", "The registered tasks; one task in full."),
+    "runs": ("fsa_cli.commands.runs:app", "What ran: status, duration, error or result."),
+    "shell": ("fsa_cli.commands.shell:app", "An interactive session: app, db, session, models."),
+    "scheduler": ("fsa_cli.commands.scheduler:app", "Host the schedule, or look at it."),
+    "worker": ("fsa_cli.commands.worker:app", "Execute the runs that were enqueued or dispatched."),
+    "health": ("fsa_cli.commands.health:app", "Is it well? With exit codes for probes."),
+    "db": ("fsa_cli.commands.db:app", "The database: tables, SQL, schema, migrations."),
+    "routes": ("fsa_cli.commands.routes:app", "The app's routes, and where each is written."),
+    "config": ("fsa_cli.commands.config:app", "Every setting, and where it came from."),
+    "doctor": ("fsa_cli.commands.doctor:app", "One page for a bug report."),
+}
+_HELP = "Common options, before or after the command"
+
+
+class FsaCommand(TyperCommand):
+    """A command whose help lists the common options apart from its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        fsa: Fsa = ctx.obj
+        fsa.command = command_path(ctx).partition(" ")[2]
+        own: UserCommand | None = ctx.find_root().command.own
+        if own is not None:
+            environments.of(fsa.settings).refuse_prohibited(fsa.command)
+            if not own.is_plugin:
+                fsa.load()  # so that `db` is the app's, and the environment is known
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _format_options(self, ctx, formatter)
+
+
+class FsaGroup(TyperGroup):
+    """A group whose commands are imported when they are called.
+
+    `commands` holds stand-ins with a name and a line of help, enough for `--help` and for a
+    did-you-mean; `resolve_command` puts the real one in the place of the one that is called.
+    """
+
+    own: UserCommand | None = None
+    """The user's own command that is called."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Click does, but a command is not taken for the group's argument, as in `runs show`."""
+        every = self.params
+        without = [each for each in every if each.param_type_name != "argument"]
+        if len(without) < len(every) and not ctx.resilient_parsing:
+            self.params = without
+            try:
+                _, argv, _ = self.make_parser(ctx).parse_args(args=list(args))
+                if argv and argv[0] in self.commands:
+                    return super().parse_args(ctx, args)
+            finally:
+                self.params = every
+            ctx.allow_interspersed_args = True
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and ctx.parent is None:
+            name = args[0]
+            completing = ctx.obj is None
+            fsa = ctx.obj or Fsa()
+            if name not in self.commands:
+                self.add_own(fsa, complain=not completing)
+            stand_in = self.commands.get(name)
+            if isinstance(stand_in, _StandIn):
+                self.own = stand_in.own
+                with contextlib.suppress(FsaError) if completing else contextlib.nullcontext():
+                    self.commands[name] = _load(name, stand_in, fsa)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        if ctx.parent is None:
+            self.add_own(Fsa())
+        completions: list[Any] = super().shell_complete(ctx, incomplete)
+        return completions
+
+    def add_own(self, fsa: Fsa, *, complain: bool = False) -> None:
+        """Add stand-ins for the user's own commands, without those that are named wrongly.
+
+        Args:
+            complain: Warn of those, and raise if the settings cannot be read.
+        """
+        from fsa_cli.project import plugins
+
+        settings: Settings | None = None
+        try:
+            settings = fsa.settings
+        except FsaError:  # `--help` works with a broken pyproject.toml
+            if complain:
+                raise
+        warn = fsa.output.warn if complain else fsa.output.detail
+        for found in plugins.find_commands(settings, warn):
+            if found.name not in self.commands:
+                stand_in = _StandIn(
+                    found.name, help=plugins.summary(found, settings), rich_markup_mode=None
+                )
+                stand_in.own = found
+                self.add_command(stand_in)
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.obj.command = command_path(ctx).partition(" ")[2]
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        if ctx.parent is None:
+            self.add_own(ctx.obj)
+        self.format_commands(ctx, formatter)
+        _format_options(self, ctx, formatter)
+
+
+class _StandIn(TyperCommand):
+    """A command that has not been imported."""
+
+    own: UserCommand | None = None
+
+
+def command() -> FsaGroup:
+    """The whole command line, as Click sees it."""
+    root = typer.Typer(
+        name="fsa",
+        cls=FsaGroup,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    root.callback()(fsa)
+    group = typer.main.get_command(root)
+    assert isinstance(group, FsaGroup)
+    for name, (_, line) in COMMANDS.items():
+        group.add_command(_StandIn(name, help=line, rich_markup_mode=None))
+    return group
+
+
+def _common() -> list[Any]:
+    """The common options, for a command to have as its own."""
+    names = fsa.__annotations__
+    return [param for param in command().params if param.name in names]
+
+
+def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -> Any:
+    own = stand_in.own if stand_in else None
+    if own is not None and fsa is not None:
+        from fsa_cli.project import plugins
+
+        found: Any = plugins.load(own, fsa.settings)
+    else:
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        found, function = typer.Typer(), found
+        found.command()(function)
+    found.rich_markup_mode = None
+    found._add_completion = False
+    if isinstance(found.info.cls, DefaultPlaceholder):
+        found.info.cls = FsaGroup
+    for info in found.registered_commands:
+        if info.cls in (None, TyperCommand):
+            info.cls = FsaCommand
+    loaded = typer.main.get_command(found)
+    loaded.name = name
+    common = _common()
+    for each in (loaded, *getattr(loaded, "commands", {}).values()):
+        taken = {word for param in each.params for word in (param.name, *param.opts)}
+        each.params.extend(p for p in common if taken.isdisjoint((p.name, *p.opts)))
+    return loaded
+
+
+def command_path(ctx: Any) -> str:
+    """As `fsa runs cancel`; Click's own path of it is `fsa runs [NAME] cancel`."""
+    return (
+        f"{command_path(ctx.parent)} {ctx.info_name}"
+        if ctx.parent is not None
+        else str(ctx.info_name)
+    )
+
+
+def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
+    common = {*fsa.__annotations__, "help", "install_completion", "show_completion"}
+    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], _HELP: []}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is None:
+            continue
+        if param.param_type_name == "argument":
+            name = record[0].removesuffix(" <list[str]>").removesuffix(" <str>")
+            sections["Arguments"].append((name, record[1]))
+        else:
+            ours = param.name in common and not param.expose_value  # a user's -v is the user's
+            sections[_HELP if ours else "Options"].append(record)
+    for title, records in sections.items():
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -1,0 +1,206 @@
+"""Where the value of a setting comes from: flag, environment, env file, pyproject.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsa_cli.exceptions import ConfigurationError, did_you_mean
+from fsa_cli.project import dotenv
+
+__all__ = ["KEYS", "Flags", "SettingSources"]
+
+#: The keys of `[tool.fsa]` and their types. A list may also be written as one string.
+KEYS: Mapping[str, type] = {
+    "app": str,
+    "app_dir": str,
+    "tasks": list,
+    "metadata": str,
+    "namespace": str,
+    "commands": list,
+    "executor": str,
+    "broker_url": str,
+    "celery_app": str,
+    "ledger_url": str,
+    "lease_s": float,
+    "timezone": str,
+    "shell": str,
+    "health": dict,
+    "env": dict,
+}
+
+_NAMES = {str: "a string", list: "a list of strings", float: "a number", dict: "a table"}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The common flags of the command line. None is "not given"."""
+
+    app: str | None = None
+    env_file: Path | None = None
+    no_env_file: bool | None = None
+    database: str | None = None
+    env: str | None = None
+    verbose: int | None = None
+    quiet: bool | None = None
+    json: bool | None = None
+    no_color: bool | None = None
+    yes: bool | None = None
+    traceback: bool | None = None
+
+
+class SettingSources:
+    """Looks values up in their order and notes the source of each."""
+
+    def __init__(self, flags: Flags, directory: Path, environ: Mapping[str, str]) -> None:
+        self.flags = flags
+        self.directory = directory
+        self.environ = environ
+        self.sources: dict[str, str] = {}
+        self.env_file = self._env_file()
+        self.variables = dotenv.read(self.env_file) if self.env_file else {}
+        above = [directory, *directory.parents]
+        self.project = next((p for p in above if (p / "pyproject.toml").is_file()), directory)
+        self.pyproject = _toml(self.project / "pyproject.toml")
+        self.table = self._table()
+
+    def _env_file(self) -> Path | None:
+        if source := self._without_env_file():
+            self.sources["env_file"] = source
+            return None
+        asked, source = self.flags.env_file, "--env-file"
+        if asked is None and (named := self.environ.get("FSA_ENV_FILE")):
+            asked, source = Path(named), "FSA_ENV_FILE"
+        if asked is None:
+            found = dotenv.find(self.directory)
+            if found:
+                self.sources["env_file"] = "found"
+            return found
+        path = self.directory / asked
+        if not path.is_file():
+            raise ConfigurationError(
+                f"the file {asked} does not exist", details=[f"asked for by {source}"]
+            )
+        self.sources["env_file"] = source
+        return path
+
+    def _without_env_file(self) -> str | None:
+        """What asked for none; None if nothing did."""
+        if self.flags.no_env_file:
+            return "--no-env-file"
+        if self.flags.env_file is None:
+            value = self.environ.get("FSA_NO_ENV_FILE", "").lower()
+            return "FSA_NO_ENV_FILE" if value in ("1", "true", "t", "yes", "y", "on") else None
+        return None
+
+    def _table(self) -> dict[str, Any]:
+        table = self.pyproject.get("tool", {}).get("fsa", {})
+        where = self.project / "pyproject.toml"
+        for key, value in table.items():
+            if key not in KEYS:
+                raise ConfigurationError(
+                    f"unknown key {key!r} in [tool.fsa]",
+                    details=[f"in {where}"],
+                    hint=did_you_mean(key, KEYS, most=1) or f"the keys are {', '.join(KEYS)}",
+                )
+            kind = KEYS[key]
+            fits = isinstance(value, (float, int) if kind is float else kind)
+            if kind is list:
+                fits = isinstance(value, str) or (
+                    fits and all(isinstance(item, str) for item in value)
+                )
+            if isinstance(value, bool) or not fits:
+                raise ConfigurationError(
+                    f"[tool.fsa] {key} must be {_NAMES[kind]}, not {value!r}",
+                    details=[f"in {where}"],
+                )
+        return dict(table)
+
+    def _find(self, name: str) -> tuple[Any, str]:
+        """The first of flag, environment, env file and pyproject.toml that has a value."""
+        variable = f"FSA_{name.upper()}"
+        if (flag := getattr(self.flags, name, None)) is not None:
+            return flag, f"--{name.replace('_', '-')}"
+        if value := self.environ.get(variable):
+            return value, variable
+        if value := self.variables.get(variable):
+            return value, f"{variable} in {self.env_file}"
+        if name in KEYS and KEYS[name] is not dict and name in self.table:
+            return self.table[name], f"[tool.fsa] {name} in {self.project / 'pyproject.toml'}"
+        return None, "default"
+
+    def text(self, name: str, *, default: str | None = None) -> str | None:
+        value, self.sources[name] = self._find(name)
+        return default if value is None else str(value)
+
+    def texts(self, name: str) -> tuple[str, ...] | None:
+        value, self.sources[name] = self._find(name)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return None if value is None else tuple(value)
+
+    def number(self, name: str) -> float | None:
+        value, source = self._find(name)
+        self.sources[name] = source
+        try:
+            return None if value is None else float(value)
+        except ValueError:
+            raise ConfigurationError(f"{source} must be a number, not {value!r}") from None
+
+    def path(self, name: str) -> Path | None:
+        value, source = self._find(name)
+        self.sources[name] = source
+        return None if value is None else self._base(source) / value
+
+    def app(self) -> tuple[str | None, Path]:
+        value, source = self._find("app")
+        if value is None:
+            entrypoint = self.pyproject.get("tool", {}).get("fastapi", {}).get("entrypoint")
+            if isinstance(entrypoint, str):
+                pyproject = self.project / "pyproject.toml"
+                value, source = entrypoint, f"[tool.fastapi] entrypoint in {pyproject}"
+        self.sources["app"] = source
+        return value, self._base(source)
+
+    def namespace(self) -> tuple[str, str]:
+        value, source = self._find("namespace")
+        if value is None:
+            project = self.pyproject.get("project", {}).get("name")
+            if isinstance(project, str):
+                return project, f"[project] name in {self.project / 'pyproject.toml'}"
+            return self.project.name, "the directory's name"
+        return str(value), source
+
+    def database_urls(self) -> dict[str, str]:
+        urls: dict[str, str] = {}
+        for origin, variables in (("env_file", self.variables), ("environ", self.environ)):
+            for variable, value in variables.items():
+                if not value or not (variable + "_").startswith("FSA_DB_URL_"):
+                    continue
+                name = variable.removeprefix("FSA_DB_URL").removeprefix("_").lower() or "default"
+                urls[name] = value
+                self.sources[f"database_urls.{name}"] = (
+                    variable if origin == "environ" else f"{variable} in {self.env_file}"
+                )
+        return urls
+
+    def _base(self, source: str) -> Path:
+        """The base of a relative value: the directory of the file that it is in."""
+        if source.endswith("pyproject.toml"):
+            return self.project
+        if self.env_file is not None and source.endswith(str(self.env_file)):
+            return self.env_file.parent
+        return self.directory
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
