@@ -64,7 +64,7 @@ def test_urls_of_one_database_are_recognized(one, other) -> None:
     assert same_database(make_url(one), make_url(other))
 
 
-@pytest.mark.parametrize(("one", "other"), combinations(DIFFERENT, 2))
+@pytest.mark.parametrize(("one", "other"), [*combinations(DIFFERENT, 2)])
 def test_urls_of_two_databases_are_told_apart(one, other) -> None:
     assert not same_database(make_url(one), make_url(other))
 
