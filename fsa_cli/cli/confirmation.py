@@ -6,7 +6,6 @@ import sys
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from fsa_cli.database.identity import sqlite_file
 from fsa_cli.exceptions import Refused
 from fsa_cli.project.environments import Environment
 
@@ -60,6 +59,8 @@ def confirm(
 
 def database_name(url: URL | None) -> str:
     """The name to type for confirmation: the database's; a SQLite file's without its folder."""
+    from fsa_cli.database.identity import sqlite_file
+
     if url is None or not url.database:
         return "default"
     if url.get_backend_name() == "sqlite":

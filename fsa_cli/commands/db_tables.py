@@ -29,7 +29,7 @@ def show(
 
     The rows of tables up to 16 MB are counted; for larger ones the server's estimate is shown.
     """
-    from fsa_cli.database import catalog, sizes
+    from fsa_cli.database import catalog
     from fsa_cli.database.connections import connected
     from fsa_cli.database.identity import address
     from fsa_cli.terminal.formatting import format_bytes
@@ -37,7 +37,7 @@ def show(
     fsa = Fsa.of(context)
     database = fsa.database
     found, total = connected(
-        database, lambda c: (catalog.tables(c, exact=exact), sizes.total_bytes(c))
+        database, lambda c: (catalog.tables(c, exact=exact), catalog.total_bytes(c))
     )
     where = address(database.url)
     if fsa.output.json:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsa_cli.database import sizes
+from fsa_cli.database.dialects import Measured, dialect_of
 from fsa_cli.database.models import mapped_classes
 from fsa_cli.exceptions import UsageError, did_you_mean
 
@@ -63,7 +63,7 @@ def tables(connection: Connection, *, exact: bool = False) -> list[TableSummary]
         exact: Count the rows of large tables too, which reads them whole.
     """
     with _inspector(connection) as inspector:
-        found = sizes.measured(connection, inspector)
+        found = dialect_of(connection.dialect.name).measured(connection, inspector)
         indexes = {
             schema: inspector.get_multi_indexes(schema=schema)
             for schema in {each.schema for each in found}
@@ -71,7 +71,7 @@ def tables(connection: Connection, *, exact: bool = False) -> list[TableSummary]
     summaries = []
     for each in found:
         counted = exact or each.size_bytes is None or each.size_bytes <= _COUNTED_BYTES
-        rows = sizes.count(connection, each) if counted else None
+        rows = _count(connection, each) if counted else None
         rows_are = "exact" if rows is not None else "unknown"
         if rows is None and each.estimate is not None:
             rows, rows_are = each.estimate, "estimated"
@@ -142,6 +142,23 @@ def type_name(kind: TypeEngine[Any], connection: Connection) -> str:
         return "?"
 
 
+def total_bytes(connection: Connection) -> int | None:
+    """The size of the database; None if it does not tell."""
+    return dialect_of(connection.dialect.name).total_bytes(connection)
+
+
+def _count(connection: Connection, table: Measured) -> int | None:
+    """How many rows a table has; None if they may not be read."""
+    import sqlalchemy
+    from sqlalchemy.exc import DBAPIError
+
+    source = sqlalchemy.table(table.name, schema=table.schema)
+    counting = sqlalchemy.select(sqlalchemy.func.count()).select_from(source)
+    with suppress(DBAPIError), connection.begin_nested():
+        return connection.scalar(counting)
+    return None
+
+
 @contextmanager
 def _inspector(connection: Connection) -> Iterator[Inspector]:
     from sqlalchemy import inspect
@@ -155,7 +172,7 @@ def _inspector(connection: Connection) -> Iterator[Inspector]:
 def _find(inspector: Inspector, name: str) -> tuple[str | None, str]:
     """The schema and the name of a table, a view, or a model's table."""
     known: dict[str, tuple[str | None, str]] = {}
-    for schema in sizes.schemas(inspector):
+    for schema in dialect_of(inspector.dialect.name).schemas(inspector):
         for each in (*inspector.get_table_names(schema), *inspector.get_view_names(schema)):
             known[_label(schema, each)] = (schema, each)
     if name in known:

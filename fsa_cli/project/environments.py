@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fsa_cli.database.identity import hosts
 from fsa_cli.exceptions import ConfigurationError, Refused, did_you_mean
 from fsa_cli.project.settings import Settings
 
@@ -85,6 +84,8 @@ def of(settings: Settings, databases: Iterable[Database] = ()) -> Environment:
 
 
 def _matching(known: Mapping[str, Environment], urls: list[URL | None]) -> Environment | None:
+    from fsa_cli.database.identity import hosts
+
     for host in (host for url in urls if url is not None for host in hosts(url)):
         for environment in known.values():
             for pattern in environment.match:

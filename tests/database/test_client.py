@@ -6,7 +6,8 @@ import pexpect
 import pytest
 from sqlalchemy import make_url
 
-from fsa_cli.database.client import mariadb_options, psql_environment
+from fsa_cli.database.dialects.mysql import mariadb_options
+from fsa_cli.database.dialects.postgresql import psql_environment
 
 APP = """
     from fastapi import FastAPI

@@ -7,7 +7,8 @@ from itertools import combinations
 import pytest
 from sqlalchemy import make_url
 
-from fsa_cli.database.client import psql_environment
+from fsa_cli.database.dialects.mysql import mariadb_options
+from fsa_cli.database.dialects.postgresql import psql_environment
 from fsa_cli.database.identity import address, hosts, same_database, sqlite_file
 from support.backends import connect_postgresql
 from support.postgresql_server import postgresql_server
@@ -56,6 +57,8 @@ DIFFERENT = [
     "sqlite:///file:/shop?vfs=memdb&uri=true",
     "sqlite:///file:shop?uri=true",
     "sqlite:///file:shop",
+    "duckdb:///shop.db",
+    "libsql:///shop.db",
 ]
 
 
@@ -134,6 +137,13 @@ def test_psql_is_given_hosts_and_ports_apart() -> None:
     environment = psql_environment(make_url("postgresql:///shop?host=a:1&host=b:2"))
 
     assert (environment["PGHOST"], environment["PGPORT"]) == ("a,b", "1,2")
+
+
+def test_mariadbs_client_uses_the_socket_that_the_driver_uses() -> None:
+    options = mariadb_options(make_url("mysql+pymysql://me@db1:3307/shop?unix_socket=/run/m.sock"))
+
+    assert 'socket="/run/m.sock"' in options
+    assert "host=" not in options
 
 
 APP = """

@@ -1,0 +1,178 @@
+"""What `fsa` asks of a database, and the answers for one that it does not know."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fsa_cli.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection, Inspector
+
+__all__ = ["Client", "DatabaseDialect", "Measured", "Server"]
+
+_LOCAL = frozenset(("127.0.0.1", "::1", "localhost"))
+
+
+class Server(NamedTuple):
+    """One server that a URL names.
+
+    Attributes:
+        host: A name, an address, or a path: the folder of PostgreSQL's socket, or MySQL's socket.
+            None is the driver's own choice: PostgreSQL's local socket, MySQL's localhost.
+        port: None is the database's usual one.
+    """
+
+    host: str | None
+    port: str | None
+
+    @property
+    def is_socket(self) -> bool:
+        return self.host is not None and self.host.startswith(("/", "@"))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table with its server's own figures."""
+
+    schema: str | None
+    """None is the default schema."""
+    name: str
+    estimate: int | None
+    size_bytes: int | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+@dataclass(frozen=True)
+class Client:
+    """A database's own command-line client, ready to be started."""
+
+    command: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+class DatabaseDialect:
+    """One kind of database. A method that is not overridden needs nothing of the database."""
+
+    name = ""
+    """Of all of its names in SQLAlchemy the first; "" is an unknown one."""
+    usual_port = ""
+
+    # -- where it is -------------------------------------------------------------------------------
+
+    def servers(self, url: URL) -> list[Server]:
+        """The servers that *url* names, in its order."""
+        return [Server(url.host, str(url.port) if url.port else None)] if url.host else []
+
+    def identity(self, url: URL) -> tuple[object, ...] | None:
+        """What tells the database from every other of its kind; None if nothing names it."""
+        # Files of the driver's say the rest, the server too where the URL has none.
+        file = url.query.get("service") or url.query.get("read_default_file")
+        return *self.places(url), self.database_name(url), file
+
+    def places(self, url: URL) -> tuple[str, frozenset[tuple[str, str]]]:
+        """What tells its servers from all others: the kind of database, and where they are."""
+        places = [(normalized(each), each.port or self.usual_port) for each in self.servers(url)]
+        return self.name or url.get_backend_name(), frozenset(places)
+
+    def database_name(self, url: URL) -> str | None:
+        return parameter(url, "dbname") or parameter(url, "database") or url.database
+
+    def address(self, url: URL) -> str:
+        """For a person, without the password."""
+        where = ",".join(self.place(each) for each in self.servers(url)) or "local"
+        user = f" as {url.username}" if url.username else ""
+        return f"{url.get_backend_name()} {where}, database {url.database or 'not named'}{user}"
+
+    def place(self, server: Server) -> str:
+        """A server in an address."""
+        if server.is_socket:
+            return f"socket {server.host}"
+        port = server.port or self.usual_port
+        return ":".join(part for part in (server.host or "localhost", port) if part)
+
+    # -- its own client ----------------------------------------------------------------------------
+
+    def client(self, url: URL, argv: Sequence[str]) -> AbstractContextManager[Client]:
+        """Its command-line client on *url*, while inside.
+
+        Raises:
+            ConfigurationError: It is not installed, or none is known.
+            UsageError: The database is in the memory of a process.
+        """
+        raise ConfigurationError(
+            f"fsa knows no command-line client for {url.get_backend_name()}",
+            hint="fsa db query SQL",
+        )
+
+    # -- its tables --------------------------------------------------------------------------------
+
+    def schemas(self, inspector: Inspector) -> list[str | None]:
+        """The schemas that may hold the user's tables; None is the default one."""
+        return [None]
+
+    def measured(self, connection: Connection, inspector: Inspector) -> list[Measured]:
+        """Every table, with the figures that the server has without reading it."""
+        return [Measured(None, name, None, None) for name in inspector.get_table_names()]
+
+    def total_bytes(self, connection: Connection) -> int | None:
+        """The size of the database; None if nobody knows."""
+        return None
+
+
+def normalized(server: Server) -> str:
+    """The host as it is compared."""
+    if server.host is None:
+        return "localhost"
+    if server.host.startswith(("/", "@")):
+        from os.path import realpath
+
+        return realpath(server.host) if server.host.startswith("/") else server.host
+    host = server.host.lower().rstrip(".")
+    return "localhost" if host in _LOCAL else host
+
+
+def texts(url: URL, name: str) -> list[str]:
+    """The values of a parameter of *url*, those between commas each for itself."""
+    value = url.query.get(name, ())
+    values: Sequence[str] = (value,) if isinstance(value, str) else value
+    return [part for text in values for part in text.split(",")]
+
+
+def parameter(url: URL, name: str) -> str | None:
+    """The first value of a parameter of *url*; None if it has none."""
+    return (next(iter(texts(url, name)), None) or None) if url.query else None
+
+
+def program(name: str, *others: str, package: str) -> str:
+    """The path of a client.
+
+    Args:
+        package: What brings it, for a person who has to install it.
+
+    Raises:
+        ConfigurationError: It is not installed.
+    """
+    for each in (name, *others):
+        if path := shutil.which(each):
+            return path
+    raise ConfigurationError(
+        f"{name} is not installed",
+        hint=f"install it (the package is often called {package}), or use fsa db query SQL",
+    )
+
+
+def rows(connection: Connection, statement: str) -> Sequence[Any]:
+    return connection.execution_options(no_parameters=True).exec_driver_sql(statement).all()
+
+
+def scalar_int(connection: Connection, statement: str) -> int | None:
+    value = connection.exec_driver_sql(statement).scalar()
+    return None if value is None else int(value)
