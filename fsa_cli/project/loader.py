@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from fsa_cli.database import connections
 from fsa_cli.database.identity import same_database
-from fsa_cli.exceptions import ConfigurationError, DatabaseUnreachable, UsageError
+from fsa_cli.exceptions import (
+    AppLoadError,
+    ConfigurationError,
+    DatabaseUnreachable,
+    UsageError,
+)
 from fsa_cli.project.app_discovery import Target, targets
 from fsa_cli.project.app_import import app_of, load_module
 from fsa_cli.project.dotenv import export
@@ -93,7 +98,13 @@ def load(settings: Settings) -> LoadedApp:
     exported = export(settings.variables)
     connections.watch()
     with contextlib.redirect_stdout(sys.stderr), _without_collections():
-        target, app = app_of(targets(settings))
+        try:
+            target, app = app_of(targets(settings))
+        except (AppLoadError, DatabaseUnreachable) as exc:
+            by_sqlalchemy = type(exc.__cause__).__module__.startswith("sqlalchemy.")
+            if by_sqlalchemy or isinstance(exc, DatabaseUnreachable):
+                exc.details += tuple(_urls_of_env_file(exported, settings))
+            raise
         databases, sources = _bind(app, settings, exported)
         modules = _tasks(target, settings)
     loaded = LoadedApp(app, target.text, target.found, databases, sources, modules)
@@ -124,10 +135,7 @@ def _bind(
     except Exception as exc:
         raise ConfigurationError(
             "the app's database cannot be configured",
-            details=[
-                *describe_error(exc),
-                *(f"{name} is from {settings.env_file}" for name in exported if "URL" in name),
-            ],
+            details=[*describe_error(exc), *_urls_of_env_file(exported, settings)],
             hint="pass db_url to DBSessionMiddleware or db.configure, or set FSA_DB_URL",
         ) from exc
     unknown = urls.keys() - databases.keys()
@@ -145,6 +153,13 @@ def _bind(
         for name, database in databases.items()
     }
     return databases, sources
+
+
+def _urls_of_env_file(exported: Mapping[str, str], settings: Settings) -> Iterator[str]:
+    """A line for each variable of the env file that the app may take its URL from."""
+    for name, value in exported.items():
+        if name.endswith(("URL", "URI", "DSN")) or "://" in value:
+            yield f"{name} is from {settings.env_file}"
 
 
 def _variable_of(database: Database, exported: Mapping[str, str], settings: Settings) -> str | None:

@@ -1,4 +1,4 @@
-"""Time zones by name, from zoneinfo, pytz or the system."""
+"""Time zones by name, from zoneinfo or pytz."""
 
 from __future__ import annotations
 
@@ -34,21 +34,13 @@ def zone_name(zone: tzinfo) -> str:
 
 
 def _zone_of_name(name: str) -> tzinfo:
+    """Slim images have no system zone files: zoneinfo then reads the package tzdata's."""
     if name.upper() == "UTC":
         return UTC
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        pass
-    # Slim images have no system zone files; pytz brings its own.
-    import pytz
-
-    try:
-        with pytz.open_resource(name) as file:  # type: ignore[attr-defined]
-            return ZoneInfo.from_file(file, key=name)
-    except (OSError, ValueError):
-        known = available_timezones() | set(pytz.all_timezones)
         raise ScheduleError(
             f'there is no time zone "{name}"',
-            hint=did_you_mean(name, known) or 'for instance "Europe/Berlin"',
+            hint=did_you_mean(name, available_timezones()) or 'for instance "Europe/Berlin"',
         ) from None

@@ -326,7 +326,6 @@ def test_a_mistyped_zone_names_the_one_that_was_meant() -> None:
 def test_a_zone_is_found_where_the_system_has_no_zone_files() -> None:
     program = (
         "import zoneinfo; zoneinfo.reset_tzpath(['/nonexistent'])\n"
-        "import sys; sys.modules['tzdata'] = None\n"
         "from fsa_cli.schedules.timezones import parse_timezone\n"
         "from datetime import datetime\n"
         "print(datetime(2026, 7, 1, tzinfo=parse_timezone('Europe/Berlin')).utcoffset())\n"
