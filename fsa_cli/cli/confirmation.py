@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from fsa_cli.exceptions import Refused
@@ -59,13 +58,11 @@ def confirm(
 
 def database_name(url: URL | None) -> str:
     """The name to type for confirmation: the database's; a SQLite file's without its folder."""
-    from fsa_cli.database.identity import sqlite_file
+    from fsa_cli.database.dialects import dialect_of
 
-    if url is None or not url.database:
+    if url is None:
         return "default"
-    if url.get_backend_name() == "sqlite":
-        return PurePath(sqlite_file(url) or url.database).name
-    return url.database
+    return dialect_of(url.get_backend_name()).database_name(url) or "default"
 
 
 def _can_ask() -> bool:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from support.backends import connect_postgresql
+from support.postgresql_server import postgresql_server
+
 APP = """
     from fastapi import FastAPI
     from fastapi_sqlalchemy import DBSessionMiddleware
@@ -215,6 +218,32 @@ def test_an_env_py_of_another_database_is_refused(fsa, project, alembic_init, sq
 
     assert done.returncode == 3
     assert "connects to another database than the app" in done.stderr
+
+
+def test_an_env_py_of_another_server_in_the_query_is_refused(
+    fsa, project, alembic_init, postgresql
+) -> None:
+    """Both databases have the same name and their hosts in the query, as Cloud SQL writes it."""
+    alembic_init("generic")
+    place = postgresql.location
+    url = (
+        f"postgresql+psycopg://{place.username}@/{place.database}"
+        f"?host={place.host or '/var/run/postgresql'}&port={place.port or 5432}"
+    )
+    environment = project / "scripts" / "env.py"
+    with postgresql_server() as server:
+        with connect_postgresql(server.url) as connection:
+            connection.execute(f'CREATE DATABASE "{place.database}"')
+        other = f"postgresql+psycopg://postgres@/{place.database}?host=127.0.0.1&port={server.port}"
+        theirs = f'config = context.config\nconfig.set_main_option("sqlalchemy.url", "{other}")'
+        environment.write_text(environment.read_text().replace("config = context.config", theirs))
+        env = {"FSA_DB_URL": url, "PGPASSWORD": place.password or ""}
+
+        done = fsa("db", "upgrade", "--yes", env=env)
+
+    assert done.returncode == 3, done.stderr
+    assert "connects to another database than the app" in done.stderr
+    assert f"127.0.0.1:{server.port}" in done.stderr
 
 
 def test_a_migration_that_raises_is_reported_with_its_line(fsa, project, postgresql) -> None:

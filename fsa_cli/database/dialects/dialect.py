@@ -83,13 +83,15 @@ class DatabaseDialect:
         return self.name or url.get_backend_name(), frozenset(places)
 
     def database_name(self, url: URL) -> str | None:
+        """The name that *url* gives it, in the query or before it."""
         return parameter(url, "dbname") or parameter(url, "database") or url.database
 
     def address(self, url: URL) -> str:
         """For a person, without the password."""
         where = ",".join(self.place(each) for each in self.servers(url)) or "local"
         user = f" as {url.username}" if url.username else ""
-        return f"{url.get_backend_name()} {where}, database {url.database or 'not named'}{user}"
+        name = DatabaseDialect.database_name(self, url)
+        return f"{url.get_backend_name()} {where}, database {name or 'not named'}{user}"
 
     def place(self, server: Server) -> str:
         """A server in an address."""

@@ -98,7 +98,11 @@ class PostgreSQL(DatabaseDialect):
         if name := super().database_name(url):
             return name
         user = parameter(url, "user") or url.username or os.environ.get("PGUSER")
-        return os.environ.get("PGDATABASE") or user or getpass.getuser()
+        if name := os.environ.get("PGDATABASE") or user:
+            return name
+        with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+            return getpass.getuser()
+        return None
 
     def place(self, server: Server) -> str:
         port = server.port or self.usual_port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -59,6 +60,10 @@ class SQLite(DatabaseDialect):
             return ("file", os.path.realpath(path))
         shared = url.query.get("cache") == "shared" or url.query.get("vfs") == "memdb"
         return ("memory", url.database) if shared else None
+
+    def database_name(self, url: URL) -> str | None:
+        """The file's, without its folder."""
+        return PurePath(sqlite_file(url) or url.database or "").name or None
 
     def address(self, url: URL) -> str:
         return f"sqlite {sqlite_file(url) or 'in memory'}"
