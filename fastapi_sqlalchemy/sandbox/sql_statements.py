@@ -7,9 +7,10 @@ import re
 __all__ = ["statements"]
 
 _TOKEN = r"""
-    (?P<comment> --[^\n]* | /\*.*?\*/ )
-  | (?P<name> "(?:[^"]|"")*" | `[^`]*` )
-  | (?P<literal> '(?:[^'{escape}]|''{escaped})*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ )
+    (?P<comment> --[^\n]* | /\*.*?(?:\*/|\Z) )
+  | (?P<name> "(?:[^"]|"")*+(?:"|\Z) | `[^`]*+(?:`|\Z) )
+  | (?P<literal> '(?:[^'{escape}]|''{escaped})*+(?:'|\Z)
+                 | (?<![\w$])\$(?P<tag>(?!\d)\w*+)\$.*?(?:\$(?P=tag)\$|\Z) )
   | (?P<end> ; )
 """
 _STANDARD = re.compile(_TOKEN.format(escape="", escaped=""), re.X | re.S)

@@ -8,6 +8,7 @@ from typing import Any
 from fsa_cli.terminal.output import Output
 
 _LONGEST_PARAMETERS = 300
+_MAX_STATEMENT_LENGTH = 32 * 1024
 _STARTED = "fsa_echo_started"
 
 
@@ -26,7 +27,9 @@ def start(output: Output) -> None:
         context: Any,
         many: bool,
     ) -> None:
-        lines = statement.strip().splitlines()
+        lines = statement[:_MAX_STATEMENT_LENGTH].strip().splitlines()
+        if len(statement) > _MAX_STATEMENT_LENGTH:
+            lines.append("... (cut)")
         say("\n     ".join(line.rstrip() for line in lines))
         if parameters:
             shown = repr(parameters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from fsa_cli.ledger.maintenance import Died
@@ -12,14 +12,14 @@ from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner import report
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.terminal.formatting import format_duration, format_elapsed
-from fsa_cli.terminal.json_values import dumps
-from fsa_cli.terminal.masking import mask
-from fsa_cli.terminal.output import Output
+from fsa_cli.terminal.json_values import dumps, jsonable_within
+from fsa_cli.terminal.output import Output, shown
 from fsa_cli.terminal.user_code import summarize_error, unwrap_error, user_frame
 
 __all__ = ["RunLog", "running_for"]
 
 _SHOWN = 60
+_LOOKED_AT = 1000
 _LATE_S = 1.0
 _STATUS_WIDTH = len("timed out")
 _STYLES = {"failed": "red", "timed out": "red", "cancelled": "yellow", "skipped": "yellow"}
@@ -41,7 +41,8 @@ class RunLog:
 
     def finished(self, run: Run, result: RunResult, again: bool) -> None:
         if self.json:
-            self._json({"event": "run", "retried": again, **report.document(result)})
+            document = report.document(replace(result, value=jsonable_within(result.value)))
+            self._json({"event": "run", "retried": again, **document})
             return
         told = [f"{format_elapsed(result.duration_ms):>8}", self._outcome(result)]
         if run.scheduled_at is not None:
@@ -101,7 +102,11 @@ class RunLog:
 
     def _outcome(self, result: RunResult) -> str:
         if result.error is None:
-            return "" if result.value is None else _cut(report.format_result(result.value))
+            return (
+                ""
+                if result.value is None
+                else _cut(report.format_result(jsonable_within(result.value, _LOOKED_AT)))
+            )
         gone = self.loaded.unreachable(result.error)
         if gone is not None:
             return gone.message
@@ -132,10 +137,10 @@ class RunLog:
             return
         if self.output.narration.is_terminal:
             self.output.narration.print(
-                mask(line), style=style, markup=False, emoji=False, soft_wrap=True
+                shown(line), style=style, markup=False, emoji=False, soft_wrap=True
             )
         else:
-            self._write(mask(line))
+            self._write(shown(line))
 
     def _json(self, document: dict[str, object]) -> None:
         self._write(dumps(document))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 
-from fsa_cli.terminal.json_values import jsonable
-from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.json_values import dumps, jsonable_within
+from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_tail
 from fsa_cli.terminal.user_code import traceback_text, unwrap_error
 
 __all__ = ["RemoteError", "encode_result", "error_fields"]
-
-_LONGEST = 64 * 1024
 
 
 class RemoteError(Exception):
@@ -38,13 +36,14 @@ def encode_result(value: object) -> str | None:
     """The result of a task as JSON; None stays None, and a long one is cut."""
     if value is None:
         return None
-    text = mask(json.dumps(jsonable(value), ensure_ascii=False))
-    if len(text.encode()) <= _LONGEST:
+    text = dumps(jsonable_within(value))
+    if len(text.encode()) <= MAX_TEXT_LENGTH:
         return text
-    return json.dumps(text.encode()[: _LONGEST // 2].decode(errors="ignore") + " ... (cut)")
+    return json.dumps(text.encode()[: MAX_TEXT_LENGTH // 2].decode(errors="ignore") + " ... (cut)")
 
 
 def _storable(text: str) -> str:
     """*text* as every database can keep it: passwords masked, no NUL, nothing but characters."""
-    text = mask(text).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _LONGEST else "... " + text[-_LONGEST:]
+    is_cut = len(text) > MAX_TEXT_LENGTH
+    text = mask_tail(text).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+    return "... " + text[-MAX_TEXT_LENGTH:] if is_cut else text[-MAX_TEXT_LENGTH:]

@@ -12,6 +12,7 @@ from fsa_cli.runner.run import RunResult
 from fsa_cli.tasks.context import Progress
 from fsa_cli.terminal.formatting import format_elapsed
 from fsa_cli.terminal.json_values import dumps, jsonable
+from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head
 from fsa_cli.terminal.user_code import UserFrame, summarize_error, unwrap_error, user_frame
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def document(
         where = user_frame(leaf)
         error = {
             "type": type(leaf).__name__,
-            "message": str(leaf),
+            "message": _message(leaf),
             "file": where.file if where else None,
             "line": where.line if where else None,
             "at_commit": result.at_commit,
@@ -121,6 +122,11 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
         ),
         error,
     )
+
+
+def _message(error: BaseException) -> str:
+    text = str(error)
+    return text if len(text) <= MAX_TEXT_LENGTH else mask_head(text) + " ... (cut)"
 
 
 def _lines(where: UserFrame | None) -> list[str]:

@@ -35,7 +35,7 @@ _ROWS = re.compile(
     re.I | re.X,
 )
 _UPSERT = re.compile(
-    r"\bon\s+conflict\b.*\bdo\s+update\b|^insert\s+or\s+replace\b|^replace\b", re.I
+    r"\A(?:insert\s+or\s+replace|replace)\b|\A(?:(?!\bon\s+conflict\b).)*+.*\bdo\s+update\b", re.I
 )
 _MYSQL_UPSERT = re.compile(r"\bon\s+duplicate\s+key\s+update\b|^replace\b", re.I)
 _SCHEMA = re.compile(

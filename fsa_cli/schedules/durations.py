@@ -16,7 +16,7 @@ _UNITS = {
     **dict.fromkeys(("d", "day", "days"), 86400),
 }
 _DURATION = re.compile(r"(?:\d+\s*[a-z]+\s*)+", re.IGNORECASE)
-_DURATION_PART = re.compile(r"(\d+)\s*([a-z]+)", re.IGNORECASE)
+_DURATION_PART = re.compile(r"(?<!\d)(\d++)\s*([a-z]+)", re.IGNORECASE)
 
 
 def duration_s(text: str, written: str = "") -> int | None:

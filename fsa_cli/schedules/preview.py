@@ -70,7 +70,7 @@ def read_instant(text: str, schedule: Schedule) -> datetime:
         UsageError: It is none.
     """
     try:
-        instant = datetime.fromisoformat(re.sub(r"\s+(?=[+-]|Z$)", "", text.strip()))
+        instant = datetime.fromisoformat(re.sub(r"(?<!\s)\s++(?=[+-]|Z$)", "", text.strip()))
     except ValueError:
         raise UsageError(
             f'--at "{text}": expected an instant', hint="2026-10-25T02:30, 2026-10-25T00:30Z"

@@ -9,10 +9,12 @@ from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.secret_names import is_secret_name
 
-__all__ = ["dumps", "jsonable"]
+__all__ = ["dumps", "jsonable", "jsonable_within"]
+
+_MAX_DEPTH = 100
 
 
 def dumps(value: object, *, indent: int | None = None) -> str:
@@ -46,8 +48,7 @@ def _encode(value: object) -> Any:
 
 
 def _encode_of_key(key: str, item: object) -> Any:
-    is_secret = isinstance(item, str) and is_secret_name(key)
-    return "***" if is_secret else _encode(item)
+    return "***" if isinstance(item, str) and is_secret_name(key) else _encode(item)
 
 
 def jsonable(value: object) -> Any:
@@ -58,6 +59,45 @@ def jsonable(value: object) -> Any:
         return to_jsonable_python(value, fallback=_repr)
     except Exception:  # a cycle, or an object that fails when it is looked at
         return _repr(value)
+
+
+def jsonable_within(value: object, length: int = MAX_TEXT_LENGTH) -> Any:
+    """*value* as JSON can hold it in about *length* characters; else the beginning of its text.
+
+    What is beyond that length is not looked at, so it takes no time: a task may return anything.
+    """
+    beginning, room = _beginning(value, length, _MAX_DEPTH)
+    held = jsonable(beginning)
+    if room > 0:
+        text = json.dumps(held, ensure_ascii=False)
+        if len(text) <= length:
+            return held
+    text = held if isinstance(held, str) else json.dumps(held, ensure_ascii=False)
+    return mask_head(text, length // 2) + " ... (cut)"
+
+
+def _beginning(value: object, room: int, depth: int) -> tuple[object, int]:
+    """As much of *value* as *room* characters hold, and what is left of them: 0 if it was cut."""
+    if isinstance(value, str | bytes | bytearray):
+        if len(value) < room:
+            return value, room - len(value)
+        return mask_head(value, room) if isinstance(value, str) else value[:room], 0
+    if depth == 0 or type(value) not in (dict, list, tuple, set, frozenset):
+        return value, room - 1
+    items: list[Any] = []
+    keyed = isinstance(value, dict)
+    for each in value.items() if isinstance(value, dict) else value:  # type: ignore[attr-defined]
+        if room <= 0:
+            break
+        if keyed:
+            key, left = _beginning(each[0], room, depth - 1)
+            item, room = _beginning(each[1], left, depth - 1)
+            items.append((key, item))
+        else:
+            item, room = _beginning(each, room, depth - 1)
+            items.append(item)
+        room -= 2
+    return (dict(items) if keyed else items), max(room, 0)
 
 
 def _repr(value: object) -> str:

@@ -1,31 +1,120 @@
-"""Mask passwords and other secrets in text that is about to be shown."""
+"""Take passwords out of text that is about to be shown, in time that grows with its length alone.
+
+What a task returns and what a row holds comes here while the scheduler waits. So nothing searches
+for a second time what a search has passed: each expression is possessive or bounded, and texts
+without the characters of a secret are told apart by `in`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from fsa_cli.terminal.secret_names import SECRET_NAME
 
-# A password may hold "/" and "@" as they are. A web address has a port there, and "@" in its path.
-_URL = re.compile(r"\b(?P<head>[a-z][a-z0-9+.\-]*://[^\s/:@'\"]*):(?P<rest>[^\s'\"]*)@", re.I)
-_WEB = re.compile(r"https?://", re.I)
+__all__ = ["MAX_TEXT_LENGTH", "mask", "mask_head", "mask_tail"]
+
+#: Characters of a text from outside that are kept, or shown where a person reads.
+MAX_TEXT_LENGTH = 64 * 1024
+
+# How far beyond a cut a secret may reach that the cut goes through.
+_CONTEXT = 8 * 1024
+
+# In each secret name there is one of these, and `in` is 20 times as fast as a search.
+_IN_EACH_NAME = ("pass", "pwd", "secret", "token", "credential", "key")
 _PAIR = re.compile(
     rf"""
-    (?P<head>
-        (?<![a-z]) [\w-]* {SECRET_NAME} [\w-]* ['"]? \s*[=:]\s*
-    )
-    (?: '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\s&;,'"()\[\]{{}}]+ )
+    {SECRET_NAME} [\w-]*+ (?: ['"]? \s*+ [=:] \s*+
+    (?P<value>
+        '(?:[^'\\]|\\.){{0,{_CONTEXT}}}+' | "(?:[^"\\]|\\.){{0,{_CONTEXT}}}+"
+        | '(?:[^'\\\n]|\\.)*+ | "(?:[^"\\\n]|\\.)*+  # its end was cut off
+        | [^\s&;,'"()\[\]{{}}]++
+    ) )?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_SCHEME = re.compile(r"[a-z][a-z0-9+.\-]{0,40}+\Z", re.IGNORECASE)
+_MAX_SCHEME_LENGTH = 40
+_RUN = re.compile(r"[^\s'\"]*+")
+_USER = re.compile(r"[^\s/:@'\"]*+")
+_PATH = re.compile(r"[/?#]")
 
 
 def mask(text: str) -> str:
     """*text* with `***` for the passwords of URLs and of `password=...` pairs."""
-    return _PAIR.sub(r"\g<head>***", _URL.sub(_mask_url, text))
+    return _masked(text, 0, len(text))
 
 
-def _mask_url(match: re.Match[str]) -> str:
-    if _WEB.match(match["head"]) and "/" in match["rest"]:
-        return match[0]
-    return f"{match['head']}:***@"
+def mask_head(text: str, length: int = MAX_TEXT_LENGTH) -> str:
+    """The first *length* characters of *text*, masked; no secret is left where the cut goes."""
+    return _masked(text, 0, min(length, len(text)))
+
+
+def mask_tail(text: str, length: int = MAX_TEXT_LENGTH) -> str:
+    """The last *length* characters of *text*, masked; no secret is left where the cut goes."""
+    return _masked(text, max(len(text) - length, 0), len(text))
+
+
+def _masked(text: str, start: int, end: int) -> str:
+    window_start = max(start - _CONTEXT, 0)
+    window = text[window_start : end + _CONTEXT]
+    start, end = start - window_start, end - window_start
+    parts = []
+    done = start
+    for secret_start, secret_end in sorted([*_in_urls(window), *_in_pairs(window)]):
+        if secret_end <= done:
+            continue
+        if secret_start >= end:
+            break
+        if secret_start >= done:
+            parts += [window[done:secret_start], "***"]
+        elif not parts:  # the text begins within a secret
+            parts.append("***")
+        done = secret_end
+    if not parts:
+        return window[start:end]
+    return "".join([*parts, window[done:end]])
+
+
+def _in_pairs(text: str) -> Iterator[tuple[int, int]]:
+    lowered = text.lower()
+    if not any(part in lowered for part in _IN_EACH_NAME):
+        return
+    for match in _PAIR.finditer(text):
+        if match["value"] is not None:
+            yield match.span("value")
+
+
+def _in_urls(text: str) -> Iterator[tuple[int, int]]:
+    """A password may hold "/" and "@" as they are: it ends at the last "@" before a space.
+
+    A web address has a port there, and "@" in its path.
+    """
+    run_end = last_at = -1
+    at = text.find("://") if "@" in text else -1
+    while at >= 0:
+        if at >= run_end:
+            run_end = _end(_RUN, text, at)
+            last_at = text.rfind("@", at, run_end)
+        if last_at <= at:
+            at = text.find("://", run_end)
+            continue
+        password = _end(_USER, text, at + 3) + 1
+        found = at + 3
+        scheme = None
+        if text[password - 1 : password] == ":" and text[max(at - 1, 0)].isalnum():
+            scheme = _SCHEME.search(text[max(at - _MAX_SCHEME_LENGTH, 0) : at])
+        if scheme:
+            secret_end = last_at
+            if scheme[0].lower() in ("http", "https"):
+                path = _PATH.search(text, password, run_end)
+                secret_end = text.rfind("@", password, path.start() if path else run_end)
+            if secret_end >= password:
+                yield password, secret_end
+                found = secret_end
+        at = text.find("://", found)
+
+
+def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    match = pattern.match(text, start)
+    return match.end() if match else start

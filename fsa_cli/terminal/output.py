@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, TextIO
 
 from fsa_cli.exceptions import FsaError
 from fsa_cli.terminal.json_values import dumps
-from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.user_code import traceback_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _MAX_ERROR_LINES = 8
-_BREAKS = re.compile(r"\s*[\t\n\r\v\f]\s*")
+# The look behind: a run of spaces is looked at from its beginning only.
+_BREAKS = re.compile(r"(?<!\s)[^\S\t\n\r\v\f]*+[\t\n\r\v\f]\s*+")
 
 
 # How the cells of the columns `state` and `status` are shown on a terminal.
@@ -147,7 +148,7 @@ class Output:
             numeric = bool(values) and all(isinstance(v, int | float) for v in values)
             table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            cells = [Text(mask(_plain(row.get(key)))) for key in columns]
+            cells = [Text(shown(_plain(row.get(key)))) for key in columns]
             for key, cell in zip(columns, cells, strict=True):
                 if key in ("state", "status"):
                     cell.stylize(_STATES.get(cell.plain, ""))
@@ -172,7 +173,8 @@ class Output:
         )  # masked already: `mask` would turn "token": "..." into invalid JSON
 
     def _write(self, stream: TextIO | None, text: str) -> None:
-        self._put(stream, mask(text))
+        # What a person reads is bounded; data in a pipe is not.
+        self._put(stream, mask(text) if stream is sys.stdout else shown(text))
 
     def _put(self, stream: TextIO | None, text: str) -> None:
         if stream is None:  # started with that descriptor closed
@@ -184,6 +186,12 @@ class Output:
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         if stream is sys.stdout:
             stream.flush()
+
+
+def shown(text: str) -> str:
+    """*text* as a person reads it: masked, and cut where nobody would read on."""
+    cut = " ... (cut)" if len(text) > MAX_TEXT_LENGTH else ""
+    return mask_head(text) + cut
 
 
 def _error_document(error: FsaError) -> dict[str, object]:

@@ -12,6 +12,10 @@ from typing import Any
 
 from fsa_cli.exceptions import ConfigurationError, FsaError
 
+from fsa_cli.terminal.masking import mask_head
+
+_MAX_SUMMARY_LENGTH = 4000
+_MAX_SUMMARY_SOURCE = 64 * 1024
 _OURS = str(Path(__file__).parents[1])
 _LIBRARY = str(Path(_OURS).parent / "fastapi_sqlalchemy")
 _INSTALLED = tuple(
@@ -100,7 +104,9 @@ def summarize_error(error: BaseException) -> str:
     """The exception's type and the first line of its message."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
-    first, *_ = str(error).strip().splitlines() or [""]
+    first, *_ = str(error)[:_MAX_SUMMARY_SOURCE].strip().splitlines() or [""]
+    if len(first) > _MAX_SUMMARY_LENGTH:
+        first = mask_head(first, _MAX_SUMMARY_LENGTH) + " ... (cut)"
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -16,7 +17,8 @@ from sqlalchemy import make_url
 
 from fsa_cli.cli.command_tree import COMMANDS
 from fsa_cli.exceptions import FsaError
-from fsa_cli.terminal.masking import mask
+from fsa_cli.runner.outcome import encode_result
+from fsa_cli.terminal.masking import mask, mask_head, mask_tail
 from fsa_cli.terminal.output import Output
 from support.backends import Backend
 from support.processes import Run, write_files
@@ -77,6 +79,57 @@ def test_the_error_printer_shows_no_password(password: str, as_json: bool, whole
             output.document({"text": [text]})
         for spelling in spellings(password):
             assert spelling not in told.getvalue()
+
+
+@given(PASSWORDS, st.integers(-40, 200))
+def test_no_password_is_left_where_a_text_is_cut(password: str, cut: int) -> None:
+    for text in texts(password):
+        for length in (len(text) + cut, cut):
+            shown = mask_head(text, max(length, 0)) + mask_tail(text, max(length, 0))
+            for spelling in (quote(password, safe=""), quote_plus(password)):
+                for part in (spelling[:8], spelling[-8:]):
+                    assert part not in shown or part in mask(text), text
+
+
+HOSTILE = {
+    "hexadecimal digits": "0123456789abcdef",
+    "names": "password",
+    "pairs": "token=x ",
+    "open quotes": "token='",
+    "escaped quotes": "token='\\'",
+    "addresses": "a://a:",
+    "web addresses": "https://a:b/",
+    "schemes": "://",
+    "words": "a-",
+    "spaces": " ",
+    "an @ at each": "a://a:b@",
+}
+
+
+@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
+def test_a_text_of_20_mb_is_told_in_a_moment(piece: str) -> None:
+    """Each takes the interpreter for less than 50 ms here; the scheduler waits for as long."""
+    text = piece * (20_000_000 // len(piece)) + "@"
+    for shorten in (mask_head, mask_tail, encode_result, lambda t: encode_result([t, {t: t}])):
+        took_s = []
+        for _ in range(3):
+            start_s = time.thread_time()
+            shorten(text)
+            took_s.append(time.thread_time() - start_s)
+        assert min(took_s) < 0.05, took_s
+    start_s = time.thread_time()
+    mask(text[:1_000_000])
+    assert time.thread_time() - start_s < 1
+
+
+def test_a_result_of_a_million_values_is_cut_before_it_is_looked_at() -> None:
+    value = {"rows": [{"id": n} for n in range(1_000_000)]}
+    start_s = time.thread_time()
+    told = encode_result(value)
+    assert time.thread_time() - start_s < 0.1
+    assert told is not None
+    assert json.loads(told).startswith('{"rows": [{"id": 0}')
+    assert json.loads(told).endswith(" ... (cut)")
 
 
 SECRET = "hunter2/sec%ret"
