@@ -61,7 +61,8 @@ def hosts(url: URL) -> list[str]:
     texts = [stated] if isinstance(stated, str) else list(stated)
     parts = [part for text in texts for part in text.split(",")]
     named = [each.host for each in servers(url)]
-    named += [url.host, *(HOST_AND_PORT.sub(r"\g<host>", part) for part in parts)]
+    matches = [(HOST_AND_PORT.fullmatch(part), part) for part in parts]
+    named += [url.host, *(match["host"] if match else part for match, part in matches)]
     return [host for host in dict.fromkeys(named) if host]
 
 

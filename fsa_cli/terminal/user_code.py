@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fsa_cli.exceptions import ConfigurationError, FsaError
-
 from fsa_cli.terminal.masking import mask_head
 
 _MAX_SUMMARY_LENGTH = 4000

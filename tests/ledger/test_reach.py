@@ -10,11 +10,12 @@ import pytest
 from sqlalchemy import make_url, text
 
 from fastapi_sqlalchemy import Database
+from fsa_cli.database.identity import same_database
 from fsa_cli.ledger import effects, fence, queries
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.enqueue import NewRun, insert_run
 from fsa_cli.ledger.fence import Fence
-from fsa_cli.ledger.location import server_of, shares
+from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.records import ClaimedRun, Due
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runner.execute import execute
@@ -288,4 +289,4 @@ def test_a_run_is_not_enqueued_by_a_role_that_may_not(stage: Stage, tenant: str)
 def test_a_database_is_the_same_however_it_is_written(
     first: str, second: str, is_same: bool
 ) -> None:
-    assert (server_of(make_url(first)) == server_of(make_url(second))) is is_same
+    assert same_database(make_url(first), make_url(second)) is is_same
