@@ -11,7 +11,9 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .engines.arguments import EngineArguments
-from .engines.urls import masked, parse, same_parameters
+from .engines.connect_args import connect_args_for
+from .engines.urls import masked, parse
+from .exceptions import ConfigurationError
 
 __all__ = ["ARGUMENTS", "UNSET", "Configuration", "Options", "Unset"]
 
@@ -78,8 +80,18 @@ class Configuration:
 
         Raises:
             ValueError: neither a URL nor an engine was given, nor a `base` (0.2.1's words).
-            ConfigurationError: a URL cannot be read.
+            ConfigurationError: a URL cannot be read, or an argument cannot work.
         """
+        for name, given in (
+            ("session_args", session_args),
+            ("async_session_args", async_session_args),
+        ):
+            if given and given.get("autocommit"):
+                raise ConfigurationError(
+                    f"{name} has autocommit, which sessions of SQLAlchemy 2 do not have. For "
+                    "connections that commit each statement: "
+                    "engine_args={'isolation_level': 'AUTOCOMMIT'}."
+                )
         if isinstance(custom_engine, AsyncEngine):
             custom_engine, custom_async_engine = None, custom_async_engine or custom_engine
         if db_url or custom_engine or async_db_url or custom_async_engine:
@@ -116,8 +128,12 @@ class Configuration:
         engine_args = dict(replaced.engine_args)
         for name in ("creator", "async_creator", "pool"):
             engine_args.pop(name, None)
-        if not same_parameters(replaced.url, wanted):
+        if replaced.url.get_backend_name() != wanted.get_backend_name():
             engine_args.pop("connect_args", None)
+        elif "connect_args" in engine_args:
+            engine_args["connect_args"] = connect_args_for(
+                engine_args["connect_args"], replaced.url, wanted
+            )
         return replace(
             self,
             engine=EngineArguments(db_url=wanted, engine_args=engine_args),

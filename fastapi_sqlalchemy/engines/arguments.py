@@ -12,7 +12,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool, SingletonThr
 from sqlalchemy.util import get_cls_kwargs
 
 from ..exceptions import ConfigurationError
-from .urls import Side, masked, same_parameters, serves, url_for
+from .connect_args import connect_args_for
+from .urls import Side, masked, serves, url_for
 
 __all__ = ["EngineArguments"]
 
@@ -77,8 +78,9 @@ class EngineArguments:
         arguments = dict(self.engine_args)
         native = self.db_url or self.async_db_url
         if native is not None and native.drivername != url.drivername:
-            if not same_parameters(native, url):
-                arguments.pop("connect_args", None)
+            own = self.async_engine_args if side == "async" else {}
+            if "connect_args" in arguments and "connect_args" not in own:
+                arguments["connect_args"] = connect_args_for(arguments["connect_args"], native, url)
             # Words of the other dialect alone: psycopg2's executemany_mode.
             for name in _dialect_arguments(native) - _dialect_arguments(url):
                 arguments.pop(name, None)

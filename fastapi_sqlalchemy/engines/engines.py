@@ -19,6 +19,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePoo
 
 from . import fork_safety
 from .arguments import EngineArguments
+from .connect_args import merged, require_tls
 from .sqlite_memory import MemoryDatabase, is_in_memory
 from .urls import Side, missing_driver
 
@@ -34,12 +35,14 @@ class Engines:
 
     def __init__(self, arguments: EngineArguments) -> None:
         self.arguments = arguments
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._made: list[Engine] = []
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngine] = (
             weakref.WeakKeyDictionary()
         )
         self._memory: MemoryDatabase | None = None
+        #: Called with each engine that is made from now on.
+        self.watchers: list[Callable[[Engine | AsyncEngine], None]] = []
         if arguments.custom_engine is not None:
             fork_safety.guard(arguments.custom_engine)
         if arguments.custom_async_engine is not None:
@@ -73,6 +76,8 @@ class Engines:
                         raise missing_driver(url, "sync") from exc
                     fork_safety.guard(engine)
                     self._made.append(engine)
+                    for watcher in self.watchers:
+                        watcher(engine)
         return self._made[0]
 
     @property
@@ -86,7 +91,13 @@ class Engines:
         """
         if self.arguments.custom_async_engine is not None:
             return self.arguments.custom_async_engine
-        loop = asyncio.get_running_loop()
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            raise RuntimeError(
+                "db.async_engine belongs to the event loop that runs, and none runs here. Use it "
+                "inside a coroutine (a lifespan), or listen to its connections with "
+                "db.on_connect(...)."
+            )
         held = self._by_loop.get(loop)
         if held is None:
             held = self._make_async(loop)
@@ -107,6 +118,20 @@ class Engines:
             if held is not None:
                 engines["async"] = held.engine
         return engines
+
+    def all_made(self) -> list[Engine | AsyncEngine]:
+        """The engines that exist already, those of other event loops too."""
+        engines: list[Engine | AsyncEngine] = list(self._made)
+        engines += [held.engine for held in list(self._by_loop.values())]
+        custom = (self.arguments.custom_engine, self.arguments.custom_async_engine)
+        return engines + [engine for engine in custom if engine is not None]
+
+    def all_sync(self) -> list[Engine]:
+        """The same as a session sees them: the sync engine inside each async one."""
+        return [
+            engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+            for engine in self.all_made()
+        ]
 
     def dispose(self) -> None:
         """Close the sync pool's idle connections, and end an in-memory database."""
@@ -142,7 +167,7 @@ class Engines:
 
     def after_fork(self) -> None:
         """Start anew in a child: the loops that its async engines belong to are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         fork_safety.abandon(list(self._by_loop.values()))
         self._by_loop.clear()
 
@@ -150,7 +175,7 @@ class Engines:
         url, connect_args = self.arguments.url_of(side)
         arguments = self.arguments.arguments_of(side, url)
         if connect_args:
-            arguments["connect_args"] = {**connect_args, **arguments.get("connect_args", {})}
+            arguments["connect_args"] = merged(connect_args, arguments.get("connect_args", {}))
         if is_in_memory(url):
             if self._memory is None:
                 self._memory = MemoryDatabase(url)
@@ -170,7 +195,10 @@ class Engines:
             except ModuleNotFoundError as exc:
                 raise missing_driver(url, "async") from exc
             _guard_async(engine)
+            require_tls(engine.sync_engine, arguments.get("connect_args", {}))
             held = self._by_loop[loop] = _LoopEngine(engine, self._by_loop, loop)
+        for watcher in self.watchers:
+            watcher(engine)
         return held
 
 

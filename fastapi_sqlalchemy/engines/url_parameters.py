@@ -14,7 +14,15 @@ from typing import Any
 
 from sqlalchemy import URL
 
-__all__ = ["native", "translate"]
+__all__ = [
+    "AIOMYSQL_PARAMETERS",
+    "ASYNCMY_PARAMETERS",
+    "PYMYSQL_SSL_PARAMETERS",
+    "mysql_tls",
+    "native",
+    "refused",
+    "translate",
+]
 
 Query = dict[str, Any]
 
@@ -23,12 +31,12 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_AIOMYSQL_PARAMETERS = _names(
+AIOMYSQL_PARAMETERS = _names(
     "charset unix_socket connect_timeout local_infile init_command sql_mode read_default_file "
     "read_default_group use_unicode client_flag program_name autocommit"
 )
-_ASYNCMY_PARAMETERS = _AIOMYSQL_PARAMETERS | {"read_timeout", "max_allowed_packet"}
-_PYMYSQL_SSL_PARAMETERS = _names("ssl_ca ssl_capath ssl_cert ssl_key ssl_cipher ssl_check_hostname")
+ASYNCMY_PARAMETERS = AIOMYSQL_PARAMETERS | {"read_timeout", "max_allowed_packet"}
+PYMYSQL_SSL_PARAMETERS = _names("ssl_ca ssl_capath ssl_cert ssl_key ssl_cipher ssl_check_hostname")
 _LIBPQ_SSL_PARAMETERS = _names(
     "sslmode sslcert sslkey sslrootcert sslcrl sslpassword sslnegotiation "
     "ssl_min_protocol_version ssl_max_protocol_version"
@@ -42,6 +50,12 @@ _ASYNCPG_CACHES = _names(
 )
 
 
+# What asyncpg.connect() takes that a URL can say, and SQLAlchemy's own.
+_ASYNCPG_PARAMETERS = (
+    _POSTGRESQL_SHARED_PARAMETERS
+    | _ASYNCPG_CACHES
+    | _names("ssl direct_tls database user password timeout command_timeout dsn async_fallback")
+)
 _ASYNCPG_NUMBERS: dict[str, Callable[[str], float]] = {
     "timeout": float,
     "command_timeout": float,
@@ -75,14 +89,24 @@ def native(query: Query, source: str) -> tuple[Query, dict[str, Any]]:
     SQLAlchemy hands asyncpg text where it wants numbers, and asyncpg knows libpq's names from a DSN
     only: a URL in which somebody has changed nothing but the driver is full of them.
     """
-    if source != "asyncpg":
-        return query, {}
     connect_args: dict[str, Any] = {}
+    if source == "libpq" and "prepare_threshold" in query:
+        threshold = str(query.pop("prepare_threshold"))
+        never = threshold.lower() in ("none", "null", "")
+        connect_args["prepare_threshold"] = None if never else int(threshold)
+    if source != "asyncpg":
+        return query, connect_args
     for name, number in _ASYNCPG_NUMBERS.items():
         if name in query:
             connect_args[name] = number(query.pop(name))
     translated, from_libpq = _libpq_to_asyncpg(query)
     return {**query, **translated}, {**connect_args, **from_libpq}
+
+
+def refused(query: Query, source: str) -> list[str]:
+    """The parameters in a URL of its own with which a driver fails from inside."""
+    known = _ASYNCPG_PARAMETERS if source == "asyncpg" else None
+    return [] if known is None else sorted(query.keys() - known)
 
 
 def _libpq_to_asyncpg(query: Query) -> tuple[Query, dict[str, Any]]:
@@ -94,6 +118,12 @@ def _libpq_to_asyncpg(query: Query) -> tuple[Query, dict[str, Any]]:
         settings["application_name"] = query.pop("application_name")
     if settings:
         connect_args["server_settings"] = settings
+    if query.get("channel_binding") in ("prefer", "disable"):
+        query.pop("channel_binding")  # asyncpg has none, and these are content with that
+    if "prepare_threshold" in query:
+        threshold = str(query.pop("prepare_threshold"))
+        if threshold.lower() in ("none", "null", ""):
+            connect_args["statement_cache_size"] = 0
     if "connect_timeout" in query:
         # libpq waits for ever at zero and below.
         connect_args["timeout"] = max(float(query.pop("connect_timeout")), 0.0) or None
@@ -143,36 +173,44 @@ def _asyncpg_to_libpq(query: Query) -> tuple[Query, dict[str, Any]]:
 def _pymysql_to(names: frozenset[str]) -> Callable[[Query], tuple[Query, dict[str, Any]]]:
     def translate(query: Query) -> tuple[Query, dict[str, Any]]:
         translated = _take(query, names)
-        tls = _take(query, _PYMYSQL_SSL_PARAMETERS)
-        return translated, {"ssl": _mysql_tls(tls)} if tls else {}
+        tls = _take(query, PYMYSQL_SSL_PARAMETERS)
+        return translated, {"ssl": mysql_tls(tls)} if tls else {}
 
     return translate
 
 
-def _mysql_tls(tls: Mapping[str, str]) -> ssl.SSLContext:
+def mysql_tls(tls: Mapping[str, Any]) -> ssl.SSLContext:
     """The context that PyMySQL makes of the same parameters (`Connection._create_ssl_ctx`)."""
     context = ssl.create_default_context(cafile=tls.get("ssl_ca"), capath=tls.get("ssl_capath"))
-    verified = "ssl_ca" in tls or "ssl_capath" in tls
-    checked = str(tls.get("ssl_check_hostname", "true")).lower() in ("true", "1", "yes", "on")
-    context.check_hostname = verified and checked
+    has_ca = bool(tls.get("ssl_ca") or tls.get("ssl_capath"))
+    by_default = has_ca and not {"ssl_verify_cert", "ssl_verify_identity"} & tls.keys()
+    verified = _is_true(tls.get("ssl_verify_mode", tls.get("ssl_verify_cert")), has_ca)
+    checked = tls.get("ssl_check_hostname", tls.get("ssl_verify_identity"))
+    context.check_hostname = verified and _is_true(checked, by_default)
     context.verify_mode = ssl.CERT_REQUIRED if verified else ssl.CERT_NONE
-    if "ssl_cert" in tls:
+    if tls.get("ssl_cert"):
         context.load_cert_chain(tls["ssl_cert"], keyfile=tls.get("ssl_key"))
-    if "ssl_cipher" in tls:
+    if tls.get("ssl_cipher"):
         context.set_ciphers(tls["ssl_cipher"])
     return context
 
 
+def _is_true(value: Any, default: bool) -> bool:
+    return (
+        default if value is None else str(value).lower() in ("true", "1", "yes", "on", "required")
+    )
+
+
 def _to_pymysql(query: Query) -> tuple[Query, dict[str, Any]]:
-    names = _ASYNCMY_PARAMETERS | _PYMYSQL_SSL_PARAMETERS | {"write_timeout"}
+    names = ASYNCMY_PARAMETERS | PYMYSQL_SSL_PARAMETERS | {"write_timeout"}
     return _take(query, names), {}
 
 
 _TRANSLATIONS: dict[tuple[str, str], Callable[[Query], tuple[Query, dict[str, Any]]]] = {
     ("libpq", "asyncpg"): _libpq_to_asyncpg,
     ("asyncpg", "libpq"): _asyncpg_to_libpq,
-    ("pymysql", "aiomysql"): _pymysql_to(_AIOMYSQL_PARAMETERS),
-    ("pymysql", "asyncmy"): _pymysql_to(_ASYNCMY_PARAMETERS),
+    ("pymysql", "aiomysql"): _pymysql_to(AIOMYSQL_PARAMETERS),
+    ("pymysql", "asyncmy"): _pymysql_to(ASYNCMY_PARAMETERS),
     ("aiomysql", "pymysql"): _to_pymysql,
     ("asyncmy", "pymysql"): _to_pymysql,
 }

@@ -16,7 +16,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ..exceptions import ConfigurationError, MissingDriverError
-from .url_parameters import native, translate
+from .url_parameters import native, refused, translate
 
 __all__ = [
     "Side",
@@ -24,7 +24,6 @@ __all__ = [
     "masked",
     "missing_driver",
     "parse",
-    "same_parameters",
     "serves",
     "url_for",
 ]
@@ -144,6 +143,11 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
     source = driver_of(url)
     if serves(url, side):
         query, connect_args = native(dict(url.query), source.parameters if source else "")
+        if source is not None and (unheard_of := refused(query, source.parameters)):
+            raise ConfigurationError(
+                f"The URL's query arguments mean nothing to {source.module}: "
+                f"{', '.join(unheard_of)}. Leave them out."
+            )
         return url.set(query=query), connect_args
     family = _DRIVERS.get(url.get_backend_name(), {})
     candidates = {name: driver for name, driver in family.items() if side in driver.sides}
@@ -178,18 +182,19 @@ def missing_driver(url: URL, side: Side) -> MissingDriverError:
         named = next((driver for driver in family.values() if side in driver.sides), None)
     package = named.package if named else url.get_driver_name()
     attribute = "db.session" if side == "sync" else "db.async_session"
+    installed = next(
+        (
+            name
+            for name, driver in family.items()
+            if side in driver.sides and driver is not named and _is_installed(driver.module)
+        ),
+        None,
+    )
+    instead = "" if installed is None else f", or write {url.get_backend_name()}+{installed}://"
     return MissingDriverError(
         f"{attribute} needs {_A[side]} driver for {url.drivername!r} that is not installed. "
-        f"Install it: pip install {shlex.quote(package)}"
+        f"Install it: pip install {shlex.quote(package)}{instead}"
     )
-
-
-def same_parameters(url: URL, other: URL) -> bool:
-    """Whether connect arguments meant for the driver of `url` are understood by that of `other`."""
-    one, two = driver_of(url), driver_of(other)
-    if one is None or two is None:
-        return url.get_driver_name() == other.get_driver_name()
-    return one.module == two.module or one.parameters == two.parameters == "sqlite"
 
 
 def _driver_name(url: URL) -> str:
