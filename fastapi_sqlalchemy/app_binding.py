@@ -8,6 +8,7 @@ from typing import Any
 from .asgi.pending_middleware import given_arguments
 from .configuration import ARGUMENTS, Configuration
 from .database import Database
+from .exceptions import ConfigurationError
 
 __all__ = ["bind_app"]
 
@@ -24,20 +25,27 @@ def bind_app(app: Any, urls: Mapping[str, str] | None = None) -> dict[str, Datab
         The databases by name.
 
     Raises:
-        sqlalchemy.exc.ArgumentError: a URL cannot be parsed.
+        ConfigurationError: a URL cannot be read, or two databases have one name.
     """
     # Looked up when it is used: a test suite that deletes the module makes another `db`.
     from .middleware import db
 
     urls = urls or {}
     bound: dict[str, Database] = {}
+    seen: dict[str, Database] = {}
     for entry in app.user_middleware:
         configures = getattr(entry.cls, "configures", None)
         if configures is None:
             continue
         database, configuration = configures(entry.args, entry.kwargs)
+        known = seen.setdefault(database.name, database)
+        if known is not database:
+            raise ConfigurationError(
+                f"Two databases of this app are named {database.name!r}. Give each a name of its "
+                "own: Database('reports')."
+            )
         if database.name in bound:
-            continue
+            continue  # the outermost middleware of a database serves its requests
         url = urls.get(database.name)
         if configuration is not None and url is not None:
             configuration = configuration.with_url(url)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import anyio
 from sqlalchemy import URL, Engine
@@ -19,6 +19,7 @@ from .asgi.exception_handlers import HANDLERS, ExceptionHandlers
 from .asgi.pending_middleware import given_arguments
 from .configuration import ARGUMENTS, UNSET, Configuration, Options, Unset
 from .database import Database
+from .engines.urls import masked
 from .sessions.request_scope import RequestScope
 from .sessions.shielding import collect_abandoned
 
@@ -60,6 +61,9 @@ class DBSessionMiddleware:
         ValueError: neither a URL nor an engine was given, and nothing was configured.
     """
 
+    #: What holds where an argument is not given: for subclasses.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
     def __init__(
         self,
         app: ASGIApp,
@@ -73,7 +77,7 @@ class DBSessionMiddleware:
         **options: Unpack[Options],
     ) -> None:
         self.app = app
-        self.db = db if db is not None else _global_db()
+        self.db = db if db is not None else self.default_database()
         configured = self.db._configuration
         configuration = Configuration.of(
             db_url,
@@ -81,7 +85,7 @@ class DBSessionMiddleware:
             engine_args,
             session_args,
             commit_on_exit,
-            **options,
+            **{**self.defaults, **options},
             base=configured,
         )
         self.commit_on_exit = configuration.commit_on_exit
@@ -94,6 +98,21 @@ class DBSessionMiddleware:
         self._warned: set[str] = set()
 
     @classmethod
+    def default_database(cls) -> Database:
+        """The `Database` that is served where `db=` is not given."""
+        return _global_db()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "dispatch" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__}.dispatch() would never be called: DBSessionMiddleware is pure "
+                "ASGI, no BaseHTTPMiddleware as in 0.2.1. Override "
+                "`async def __call__(self, scope, receive, send)`, or put dispatch() into a "
+                "BaseHTTPMiddleware of its own, added before this one."
+            )
+
+    @classmethod
     def configures(
         cls, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Database, Configuration | None]:
@@ -102,14 +121,19 @@ class DBSessionMiddleware:
         None for the configuration: the arguments name no database.
         """
         given = given_arguments(cls, args, kwargs)
-        database = given.get("db") or _global_db()
-        named = {name: given[name] for name in ARGUMENTS if name in given}
+        database = given.get("db") or cls.default_database()
+        named = {**cls.defaults, **{name: given[name] for name in ARGUMENTS if name in given}}
         if not any(named.get(name) for name in ARGUMENTS if name.endswith(("url", "engine"))):
             return database, None
         return database, Configuration.of(**named)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        outer = self.db._scope.get()
+        if isinstance(outer, RequestScope) and not outer.ended and outer.is_of(scope):
+            if outer.binding is not self.binding:
+                self._warn_of_second(outer)
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
             sandbox = self.binding.sandbox
             request = RequestScope(self.binding, self.db._scope.get(), scope, self._warned)
             if sandbox is None:
@@ -126,6 +150,17 @@ class DBSessionMiddleware:
             await self._serve_lifespan(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    def _warn_of_second(self, outer: RequestScope) -> None:
+        if _SECOND not in self._warned:
+            self._warned.add(_SECOND)
+            logger.warning(
+                "The app has two DBSessionMiddleware for one db: %s, the outermost, serves its "
+                "requests, and %s does not. Leave one out, or give it a database of its own: "
+                "db=Database('...').",
+                masked(outer.binding.url),
+                masked(self.binding.url),
+            )
 
     async def _serve_request(
         self, request: RequestScope, asgi: ASGIScope, receive: Receive, send: Send
@@ -254,6 +289,7 @@ class _CommitFailed(Exception):
     """
 
 
+_SECOND = "a second middleware"
 _END_OF_LIFESPAN = (
     "lifespan.startup.failed",
     "lifespan.shutdown.complete",

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from ..configuration import Configuration
@@ -30,7 +31,16 @@ def find_pending(database: object) -> Configuration:
     # Apps are full of cycles: without this, one that is gone still has its say.
     gc.collect()
     found: list[Configuration] = []
-    for entry in _entries():
+    entries, later = [], set()
+    for candidate in _objects(Middleware, Starlette):
+        if isinstance(candidate, Middleware):
+            if hasattr(candidate.cls, "configures"):
+                entries.append(candidate)
+        else:
+            later |= _later_entries(candidate)
+    for entry in entries:
+        if id(entry) in later:
+            continue
         configured, configuration = entry.cls.configures(entry.args, entry.kwargs)  # type: ignore[attr-defined]
         if configured is not database or configuration is None:
             continue
@@ -60,8 +70,22 @@ def given_arguments(
     return given
 
 
-def _entries() -> Iterator[Middleware]:
+def _later_entries(app: Starlette) -> set[int]:
+    """The identities of the entries of `app` that an outer one for the same database replaces."""
+    seen: list[object] = []
+    later: set[int] = set()
+    for entry in getattr(app, "user_middleware", ()):
+        configures = getattr(entry.cls, "configures", None)
+        if configures is not None:
+            database = configures(entry.args, entry.kwargs)[0]
+            if any(database is known for known in seen):
+                later.add(id(entry))
+            seen.append(database)
+    return later
+
+
+def _objects(*classes: type) -> Iterator[Any]:
     for candidate in gc.get_objects():
         # By type(), which no proxy object answers for another.
-        if issubclass(type(candidate), Middleware) and hasattr(candidate.cls, "configures"):
+        if issubclass(type(candidate), classes):
             yield candidate

@@ -17,18 +17,26 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 class RequestScope(Scope):
     """The sessions of one request. `warned` is where its middleware keeps what it warned about."""
 
-    __slots__ = ("_asgi", "_warned")
+    __slots__ = ("_app", "_asgi", "_warned")
 
     def __init__(
         self, binding: Binding, outer: Scope | None, asgi: ASGIScope, warned: set[str]
     ) -> None:
         super().__init__(binding, outer, asynchronous=True)
         self._asgi = asgi
+        self._app = asgi.get("app")
         self._warned = warned
 
     def __str__(self) -> str:
         route = getattr(self._asgi.get("route"), "path", None)
         return f"{self._asgi.get('method', 'WebSocket')} {route or self._asgi['path']}"
+
+    def is_of(self, asgi: ASGIScope) -> bool:
+        """Whether it was opened for this request, by a middleware of the same app.
+
+        A mounted app is another one; what wraps an app from outside is not in it yet.
+        """
+        return self._asgi["type"] == asgi["type"] and self._app in (None, asgi.get("app"))
 
     @property
     def is_websocket(self) -> bool:
