@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -53,6 +53,7 @@ class Database:
         self._configured: Binding | None = None
         self._configuration: Configuration | None = None
         self._sandbox: Sandbox[Any] | None = None
+        self._connect_listeners: list[Callable[[Any, Any], None]] = []
 
     def __repr__(self) -> str:
         url = masked(self.url) if self.url else "not configured"
@@ -131,6 +132,29 @@ class Database:
         Raises: as `engine`, and RuntimeError where no event loop runs.
         """
         return self._binding().engines.asynchronous
+
+    def on_connect(self, listener: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        """Call `listener` with each new connection of either side, as SQLAlchemy's "connect" does.
+
+        Also a decorator. The engines of the async side come and go with event loops: this listens
+        to those that are made later, and after a later `configure()`, too.
+
+        Args:
+            listener: takes the driver's connection (`cursor()` and `execute()` work on both sides)
+                and the pool's record of it.
+        """
+        with self._lock:
+            self._connect_listeners.append(listener)
+            for binding in self._bindings:
+                for engine in binding.engines.all_made():
+                    self._listen_on(engine)
+        return listener
+
+    def _listen_on(self, engine: Engine | AsyncEngine) -> None:
+        target = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        for listener in self._connect_listeners:
+            if not event.contains(target, "connect", listener):
+                event.listen(target, "connect", listener)
 
     def dispose(self) -> None:
         """Close the idle sync connections of every binding, and end in-memory databases.
@@ -248,6 +272,9 @@ class Database:
             binding = Binding(configuration)
             binding.sandbox = self._sandbox
             self._bindings.add(binding)
+            binding.engines.watchers.append(self._listen_on)
+            for engine in binding.engines.all_made():
+                self._listen_on(engine)
             if binding.engines.in_memory:
                 # Its tables live as long as it does, and somebody may come back to them.
                 self._in_memory.append(binding)
@@ -303,6 +330,11 @@ class Database:
         with self._lock:
             if sandbox is not None and self._sandbox is not None:
                 raise SandboxError("A sandbox is open already, and they do not nest.")
+            if sandbox is not None and (scope := self._scope.get()) is not None and scope.used:
+                raise SandboxError(
+                    f"{scope} has opened its sessions already, which a sandbox cannot hold. Open "
+                    "the sandbox first, and `with db():` inside."
+                )
             self._sandbox = sandbox
             for binding in self._bindings:
                 binding.sandbox = sandbox
@@ -322,10 +354,7 @@ class Database:
         """
         if self._scope.get() is not scope:
             return
-        outer = scope.outer
-        while outer is not None and outer.ended:
-            outer = outer.outer
-        self._scope.set(outer)
+        self._scope.set(scope.around)
 
 
 class DatabaseContext:

@@ -57,7 +57,9 @@ class MissingSessionError(DBSessionError):
             "        db.session.scalars(select(User)).all()\n\n"
             "or, in async code:\n\n"
             "    async with db():\n"
-            "        await db.async_session.get(User, 1)"
+            "        await db.async_session.get(User, 1)\n\n"
+            "In a request, what runs around DBSessionMiddleware has none: a middleware that was\n"
+            "added after it, and an exception handler for Exception or 500."
         )
 
 

@@ -11,11 +11,28 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import Connection, event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+)
+from sqlalchemy.util import greenlet_spawn
 
 from ..exceptions import ConfigurationError, SandboxError
 from ..sessions.binding import Binding
+from .guests import (
+    Guest,
+    KeptConnection,
+    asynchronous,
+    awaitable,
+    capture,
+    capture_async,
+    give_back,
+    give_back_async,
+    open_main,
+)
 from .savepoints import forgive
 from .sql_statements import statements
 
@@ -71,7 +88,12 @@ class Sandbox(Generic[D]):
 
     MySQL and MariaDB commit at CREATE TABLE and its like: in a sandbox these are refused. So is,
     everywhere, what would end the connection's own transaction: a COMMIT in SQL, or
-    `session.connection().commit()`. What goes over `db.engine` is outside the sandbox.
+    `session.connection().commit()`.
+
+    `db.engine.connect()`, `Session(db.engine)` and the like are inside too: their transactions are
+    savepoints of that connection. A session class that chooses its engines (`get_bind`, `binds`)
+    gets one connection for each. What goes past `connect()`, as `engine.raw_connection()` does, is
+    refused.
 
     Args:
         opened: Called with each connection that serves the sandbox, before it is used.
@@ -83,8 +105,11 @@ class Sandbox(Generic[D]):
         self._database = database
         self._opened = opened
         self._lock = threading.Lock()
-        self._connections: dict[Binding, Connection] = {}
-        self._async_connections: dict[Binding, AsyncConnection] = {}
+        self._mains: dict[Engine, Connection] = {}
+        self._async_mains: dict[Engine, AsyncConnection] = {}
+        self._proxies: list[AsyncConnection] = []
+        self._watchers: list[tuple[Binding, Callable[[Engine | AsyncEngine], None]]] = []
+        self._captured: list[Engine | AsyncEngine] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn = threading.Lock()
         self._holder = ""
@@ -100,21 +125,26 @@ class Sandbox(Generic[D]):
         traceback: TracebackType | None,
     ) -> None:
         self._database._set_sandbox(None)
-        for connection in self._connections.values():
+        self._let_engines_go()
+        for connection in self._mains.values():
             try:
                 _roll_back(connection)
             finally:
                 connection.close()
-        self._connections.clear()
+        self._mains.clear()
+        self._proxies.clear()
 
     async def __aenter__(self) -> D:
         self._loop = asyncio.get_running_loop()
         self._database._set_sandbox(self)
         binding = self._database._binding()
         if not _has_sync_side(binding):
-            connection = await binding.engines.asynchronous.connect()
-            await connection.run_sync(self._begin)
-            self._async_connections[binding] = connection
+            try:
+                await greenlet_spawn(self._async_main, binding.engines.asynchronous.sync_engine)
+            except BaseException:
+                self._database._set_sandbox(None)
+                self._let_engines_go()
+                raise
         return self._database
 
     async def __aexit__(
@@ -124,25 +154,27 @@ class Sandbox(Generic[D]):
         traceback: TracebackType | None,
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
-        for connection in self._async_connections.values():
+        for connection in self._async_mains.values():
             try:
                 await connection.run_sync(_roll_back)
             finally:
                 await connection.close()
-        self._async_connections.clear()
+        self._async_mains.clear()
 
     # -- what bindings ask for -----------------------------------------------------------------
 
-    def session_args(self, binding: Binding) -> dict[str, Any]:
-        """What a `Session` of `binding` is made with, inside.
+    def hold(self, binding: Binding) -> None:
+        """Capture the engines of `binding`, those too that are made while the sandbox is open."""
+        watcher = partial(self._capture, binding)
+        self._watchers.append((binding, watcher))
+        binding.engines.watchers.append(watcher)
+        for engine in binding.engines.all_made():
+            self._capture(binding, engine)
 
-        Raises:
-            SandboxError: the sessions are bound to several engines, or there is no sync side.
-        """
-        if binding.sync_maker.kw.get("binds"):
-            raise SandboxError("A sandbox holds one connection; these sessions have `binds`.")
+    def session_args(self, binding: Binding) -> dict[str, Any]:
+        """What a `Session` of `binding` is made with, inside."""
         return {
-            "bind": self._connection(binding),
+            "bind": self._main(binding.engines.sync),
             "join_transaction_mode": "create_savepoint",
         }
 
@@ -151,33 +183,105 @@ class Sandbox(Generic[D]):
     ) -> AsyncSession:
         """An `AsyncSession` of `binding`, inside: on the sync connection where there is one."""
         own["join_transaction_mode"] = "create_savepoint"
-        if _has_sync_side(binding):
-            session = maker(**own, bind=None)
-            session.sync_session.bind = self._connection(binding)
-            return session
-        connection = self._async_connections.get(binding)
-        if connection is None:
+        session = maker(**{**own, "bind": None})
+        session.sync_session.bind = self._main_of(binding)
+        return session
+
+    def main_for(self, binding: Binding, bind: Any) -> Connection:
+        """The sandbox's connection for what a session of `binding` has chosen to connect with.
+
+        Raises:
+            SandboxError: it is a connection of somebody else's, or an async engine that cannot be
+                held from here.
+        """
+        if isinstance(bind, Connection):
+            if bind in self._mains.values() or isinstance(bind, Guest) or self._is_async_main(bind):
+                return bind
             raise SandboxError(
-                "This database has only an async driver: open its sandbox with\n\n"
-                "    async with db.sandbox():\n\n"
-                "after it was configured."
+                "This session chose a connection of its own, whose transaction the sandbox does "
+                "not roll back. Have its get_bind() return an engine."
             )
+        if bind in binding.engines.all_sync():
+            return self._main_of(binding)
+        # A replica, a tenant: an engine that only the session class knows.
+        return self._async_main(bind) if bind.dialect.is_async else self._main(bind)
+
+    def awaitable(self, result: Any) -> Any:
+        """`result` as an `AsyncSession` of this sandbox returns it."""
+        return awaitable(result)
+
+    def _capture(self, binding: Binding, engine: Engine | AsyncEngine) -> None:
+        if isinstance(engine, AsyncEngine):
+            if _has_sync_side(binding):
+                capture_async(engine)
+            capture(engine.sync_engine, lambda: self._main_of(binding))
+        else:
+            capture(engine, lambda: self._main_of(binding))
+        self._captured.append(engine)
+
+    def _let_engines_go(self) -> None:
+        for binding, watcher in self._watchers:
+            binding.engines.watchers.remove(watcher)
+        for engine in self._captured:
+            if isinstance(engine, AsyncEngine):
+                give_back_async(engine)
+                give_back(engine.sync_engine)
+            else:
+                give_back(engine)
+        self._watchers.clear()
+        self._captured.clear()
+
+    def _main_of(self, binding: Binding) -> Connection:
+        if _has_sync_side(binding):
+            return self._main(binding.engines.sync)
+        return self._async_main(binding.engines.asynchronous.sync_engine)
+
+    def _main(self, engine: Engine) -> Connection:
+        with self._lock:
+            connection = self._mains.get(engine)
+            if connection is None:
+                connection = open_main(engine)
+                self._begin(connection)
+                self._mains[engine] = connection
+                # AsyncSession.connection() looks for it.
+                self._proxies.append(asynchronous(connection))
+                if engine not in self._captured:
+                    capture(engine, lambda: self._main(engine))
+                    self._captured.append(engine)
+            return connection
+
+    def _async_main(self, engine: Engine) -> Connection:
+        """As `_main`, for an async engine; opened in a greenlet of its event loop."""
+        opened = self._async_mains.get(engine)
+        if opened is None:
+            if self._loop is None:
+                raise SandboxError(
+                    "This database has only an async driver: open its sandbox with\n\n"
+                    "    async with db.sandbox():\n\n"
+                    "after it was configured."
+                )
+            self._check_loop()
+            connection = open_main(engine)
+            self._begin(connection)
+            opened = AsyncConnection(AsyncEngine(engine), connection)
+            self._async_mains[engine] = opened
+            if engine not in self._captured:
+                capture(engine, lambda: self._async_main(engine))
+                self._captured.append(engine)
+        self._check_loop()
+        assert opened.sync_connection is not None
+        return opened.sync_connection
+
+    def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             raise SandboxError(
                 "This database has only an async driver, and its sandbox belongs to the event "
                 "loop that opened it; this code runs on another one (TestClient starts its own: "
                 "use httpx.AsyncClient with ASGITransport, or install a sync driver)."
             )
-        return maker(**own, bind=connection)
 
-    def _connection(self, binding: Binding) -> Connection:
-        with self._lock:
-            connection = self._connections.get(binding)
-            if connection is None:
-                connection = binding.engines.sync.connect()
-                self._begin(connection)
-                self._connections[binding] = connection
-            return connection
+    def _is_async_main(self, connection: Connection) -> bool:
+        return any(main.sync_connection is connection for main in self._async_mains.values())
 
     def _begin(self, connection: Connection) -> None:
         _begin(connection)
@@ -241,10 +345,14 @@ def _begin(connection: Connection) -> None:
         # The event comes when SQLAlchemy takes the transaction for ended; the method is in time.
         event.listen(connection, end, _refuse_end_of_connection)
         setattr(connection, end, partial(_refuse_end_of_connection, connection))
+    vars(connection)["_dbapi_connection"] = KeptConnection(connection.connection)
 
 
 def _roll_back(connection: Connection) -> None:
     event.remove(connection, "rollback", _refuse_end_of_connection)
+    kept = vars(connection)["_dbapi_connection"]
+    if isinstance(kept, KeptConnection):
+        vars(connection)["_dbapi_connection"] = kept.fairy
     Connection.rollback(connection)
     if connection.dialect.name == "sqlite" and not connection.invalidated:
         _set_isolation_level(connection, connection.info.pop(_LEVEL))

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from ..configuration import Configuration
 from ..engines import fork_safety
 from ..engines.engines import Engines
-from .tracking import tracked
+from .tracking import Activity, tracked
 
 __all__ = ["Binding", "OpenSandbox"]
 
@@ -30,6 +30,17 @@ class OpenSandbox(Protocol):
         self, binding: Binding, maker: async_sessionmaker[AsyncSession], own: dict[str, Any]
     ) -> AsyncSession:
         """An `AsyncSession`, inside."""
+        raise NotImplementedError
+
+    def hold(self, binding: Binding) -> None:
+        """Capture the engines of `binding`."""
+
+    def main_for(self, binding: Binding, bind: Any) -> Any:
+        """The sandbox's connection for what a session would connect with."""
+        raise NotImplementedError
+
+    def awaitable(self, result: Any) -> Any:
+        """A sync driver's result as an `AsyncSession`'s."""
         raise NotImplementedError
 
     def acquire(self, label: str) -> None:
@@ -53,7 +64,7 @@ class Binding:
         self.engines = Engines(configuration.engine)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.sandbox: OpenSandbox | None = None
+        self._sandbox: OpenSandbox | None = None
         self._lock = threading.Lock()
         fork_safety.forget_after_fork(self)
         self._of_blocks: dict[tuple[type[Session], bool], type[Session]] = {}
@@ -64,6 +75,29 @@ class Binding:
     def url(self) -> URL:
         """The URL of the database, as the user gave it."""
         return self.configuration.engine.url
+
+    @property
+    def sandbox(self) -> OpenSandbox | None:
+        """The open sandbox, if there is one; setting it captures the engines."""
+        return self._sandbox
+
+    @sandbox.setter
+    def sandbox(self, sandbox: OpenSandbox | None) -> None:
+        self._sandbox = sandbox
+        if sandbox is not None:
+            sandbox.hold(self)
+
+    def enter_sandbox(self, session: Session, activity: Activity) -> None:
+        """Have `session` connect by the open sandbox, if there is one, whatever it chooses."""
+        sandbox = self._sandbox
+        if sandbox is not None:
+            choose = session.get_bind
+
+            def get_bind(*args: Any, **kwargs: Any) -> Any:
+                return sandbox.main_for(self, choose(*args, **kwargs))
+
+            vars(session)["get_bind"] = get_bind
+            activity.awaitable = sandbox.awaitable
 
     def open_session(self, session_args: Mapping[str, Any]) -> Session:
         """A new `Session`. It connects when it is first used; its user gives it an `Activity`."""

@@ -60,7 +60,7 @@ class SessionHandle:
     @property
     def uncommitted(self) -> bool:
         """Whether something was written, or is waiting to be, that a rollback would lose."""
-        return self.activity.wrote or (self.session.in_transaction() and self.pending)
+        return self.activity.has_written or (self.session.in_transaction() and self.pending)
 
     @property
     def user(self) -> str | None:
@@ -132,6 +132,25 @@ class SessionHandle:
     async def close(self, who: object) -> None:
         """Close, in bounded time; an error is logged."""
         raise NotImplementedError
+
+    async def undo(self, who: object) -> None:
+        """Roll back what was written; objects that were only read stay loaded.
+
+        A rollback would expire them, and an async session cannot load them again by itself: the
+        background task of an error response still reads them. Where nothing can have been written,
+        a COMMIT ends the transaction as well.
+        """
+        if self.pending or self.activity.may_have_written or self.user is not None:
+            await self.roll_back(who)
+            return
+        expires = self.session.expire_on_commit
+        self.session.expire_on_commit = False
+        try:
+            await self.commit()
+        except Exception:
+            await self.roll_back(who)
+        finally:
+            self.session.expire_on_commit = expires
 
     @property
     def in_own_block(self) -> bool:

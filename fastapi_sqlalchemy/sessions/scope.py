@@ -56,7 +56,7 @@ class Scope:
         session_args: Mapping[str, Any] | None = None,
     ) -> None:
         self.binding = binding
-        self.outer = outer
+        self.outer = outer = _still_open(outer)
         self.asynchronous = asynchronous
         self._session_args = session_args or {}
         self._sync_handle: SyncSessionHandle | None = None
@@ -80,6 +80,11 @@ class Scope:
         return self._ended or self._process is not fork_safety.process()
 
     @property
+    def around(self) -> Scope | None:
+        """The scope that is current again when it has ended."""
+        return _still_open(self.outer)
+
+    @property
     def session(self) -> Session:
         """Its `Session`, the same one for every thread and task.
 
@@ -97,6 +102,7 @@ class Scope:
                     handle = SyncSessionHandle(
                         session, self.binding.is_sqlite, self._on_loop_thread
                     )
+                    self.binding.enter_sandbox(handle.session, handle.activity)
                     self._sync_handle = handle
         return handle.session
 
@@ -121,6 +127,7 @@ class Scope:
                 handle = self._async_handle
                 if handle is None:
                     handle = AsyncSessionHandle(self.binding.open_async_session(self._session_args))
+                    self.binding.enter_sandbox(handle.session, handle.activity)
                     self._async_handle = handle
         return handle.async_session
 
@@ -152,6 +159,7 @@ class Scope:
             if self._sync_handle is not None or self._async_handle is not None:
                 return False
             self._ending = self._ended = True
+            self.outer = _still_open(self.outer)
         return True
 
     def end(self, *, commit: bool = False) -> None:
@@ -218,7 +226,7 @@ class Scope:
             await self._commit(begun)
         else:
             for handle in begun:
-                await handle.roll_back(self)
+                await handle.undo(self)
 
     # -- how it is done ------------------------------------------------------------------------
 
@@ -269,6 +277,8 @@ class Scope:
     def _let_nobody_in(self) -> None:
         with self._lock:
             self._ended = True
+            # Scopes that each start the next would be a chain that nothing lets go.
+            self.outer = _still_open(self.outer)
         if self._sync_handle is not None:
             self._sync_handle.activity.end()
         if self._async_handle is not None:
@@ -289,7 +299,7 @@ class Scope:
         """Flush both before either is committed, so that what can fail early does."""
         await first.flush()
         await second.flush()
-        first_wrote = first.activity.wrote
+        first_wrote = first.activity.has_written
         await first.commit()
         try:
             await second.commit()
@@ -301,3 +311,10 @@ class Scope:
                     self,
                 )
             raise
+
+
+def _still_open(scope: Scope | None) -> Scope | None:
+    """`scope`, or the first around it that has not ended."""
+    while scope is not None and scope.ended:
+        scope = scope.outer
+    return scope

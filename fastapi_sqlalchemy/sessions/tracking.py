@@ -7,24 +7,24 @@ anything written (then a rollback is worth a warning), and has the session outli
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, TextClause, event
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ..exceptions import ConcurrentUseError, MissingSessionError
 from .pool_waiting import with_spare_thread
+from .writes import looks_like_read, reads_only, surely_reads
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
 __all__ = ["ENDED", "Activity", "TrackedSession", "tracked"]
 
-_READING = re.compile(r"\s*(select|show|set|pragma|explain|values|table|desc|describe)\b", re.I)
-_WRITING_CTE = re.compile(r"\b(insert|update|delete|merge)\b", re.I)
+#: Of so many statements of one transaction it is found out later whether they write, if at all.
+_MOST_UNCHECKED = 100
 
 ENDED = (
     "This session's scope has ended: its request, `with db():` or `async with db():` is over, and "
@@ -37,21 +37,70 @@ ENDED = (
 class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
+    `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
+    `may_have_written` is True unless all of them are surely reads.
+
     Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
     begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
-    the identifier of a thread.
+    the identifier of a thread. In a sandbox, `awaitable` makes a sync driver's result an
+    `AsyncSession`'s.
     """
 
     # Nothing here leads back to the session: a cycle would keep what it has loaded, and everything
     # around it, until the garbage collector comes.
-    __slots__ = ("connection", "ended", "on_loop_thread", "user", "wrote")
+    __slots__ = (
+        "awaitable",
+        "connection",
+        "ended",
+        "forget",
+        "held",
+        "on_loop_thread",
+        "unchecked",
+        "unsure",
+        "user",
+        "wrote",
+    )
 
     def __init__(self, on_loop_thread: Callable[[], None] | None = None) -> None:
         self.connection: Connection | None = None
         self.wrote = False
+        self.unsure = False
+        self.unchecked: list[Any] = []
+        self.forget: Callable[[], None] | None = None
         self.ended = False
         self.on_loop_thread = on_loop_thread
         self.user: asyncio.Task[Any] | int | None = None
+        self.awaitable: Callable[[Any], Any] | None = None
+
+    @property
+    def has_written(self) -> bool:
+        """Whether it looks as if something was written."""
+        return self.wrote or not all(map(looks_like_read, self.unchecked))
+
+    @property
+    def may_have_written(self) -> bool:
+        """Whether it cannot be excluded that something was written."""
+        return self.wrote or self.unsure or not all(map(surely_reads, self.unchecked))
+
+    def notice(self, statement: Any) -> None:
+        """Remember that `statement` is about to be executed."""
+        if self.wrote:
+            return
+        if not getattr(statement, "is_select", False) and not looks_like_read(statement):
+            self.wrote = True
+        elif len(self.unchecked) < _MOST_UNCHECKED:
+            self.unchecked.append(statement)
+        else:
+            self.unsure = True
+
+    def reset(self) -> None:
+        """Its transaction has ended."""
+        self.connection = None
+        self.wrote = self.unsure = False
+        self.unchecked.clear()
+        if self.forget is not None:
+            self.forget()
+            self.forget = None
 
     def end(self) -> None:
         """Let the session begin nothing any more; what it has begun can still be ended."""
@@ -69,11 +118,18 @@ class TrackedSession(Session):
 
     fsa_activity: Activity
 
-    def _notice(self, statement: Any) -> None:
-        if not (getattr(statement, "is_select", False) or self.fsa_activity.wrote):
-            self.fsa_activity.wrote = not (
-                isinstance(statement, TextClause) and reads_only(statement.text)
-            )
+    def connection(self, *args: Any, **kwargs: Any) -> Connection:
+        """Its connection; what is executed there, or on the driver's, does not pass by here."""
+        connection = super().connection(*args, **kwargs)
+        activity = self.fsa_activity
+        activity.unsure = True
+        if activity.forget is None and not activity.wrote:
+            activity.forget = _listen(connection, activity)
+        return connection
+
+    def _bulk_save_mappings(self, *args: Any, **kwargs: Any) -> None:
+        self.fsa_activity.wrote = True
+        super()._bulk_save_mappings(*args, **kwargs)
 
 
 class _TrackedInThread(TrackedSession):
@@ -82,7 +138,7 @@ class _TrackedInThread(TrackedSession):
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         activity = self.fsa_activity
         is_inner = _begin_in_thread(activity)
-        self._notice(statement)
+        activity.notice(statement)
         try:
             return super()._execute_internal(statement, *args, **kwargs)
         finally:
@@ -124,9 +180,10 @@ class _TrackedInTask(TrackedSession):
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         activity = self.fsa_activity
         is_inner = _begin_in_task(activity)
-        self._notice(statement)
+        activity.notice(statement)
         try:
-            return super()._execute_internal(statement, *args, **kwargs)
+            result = super()._execute_internal(statement, *args, **kwargs)
+            return result if activity.awaitable is None else activity.awaitable(result)
         finally:
             if not is_inner:
                 activity.user = None
@@ -198,13 +255,6 @@ def _begin_in_thread(activity: Activity) -> bool:
     return True
 
 
-def reads_only(sql: str) -> bool:
-    """Whether `sql` begins like a statement that changes no rows. A guess, good for a warning."""
-    if _READING.match(sql):
-        return True
-    return sql.lstrip()[:4].lower() == "with" and not _WRITING_CTE.search(sql)
-
-
 def _on_flush(session: TrackedSession, context: UOWTransaction) -> None:
     session.fsa_activity.wrote = True
 
@@ -227,6 +277,14 @@ def _on_begin(
 
 def _on_end(session: TrackedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        activity = session.fsa_activity
-        activity.connection = None
-        activity.wrote = False
+        session.fsa_activity.reset()
+
+
+def _listen(connection: Connection, activity: Activity) -> Callable[[], None]:
+    """Note what is executed on `connection`; returns what ends that."""
+
+    def note(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        activity.wrote = activity.wrote or not reads_only(statement)
+
+    event.listen(connection, "before_cursor_execute", note)
+    return lambda: event.remove(connection, "before_cursor_execute", note)

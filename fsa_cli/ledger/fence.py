@@ -233,4 +233,4 @@ def _before_commit(session: Session) -> None:
         return
     session.flush()
     if activity.connection is not None:
-        fence.guard(session, activity.connection, activity.wrote)
+        fence.guard(session, activity.connection, activity.may_have_written)
