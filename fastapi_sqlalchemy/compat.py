@@ -1,0 +1,311 @@
+"""fastapi-async-sqlalchemy's names and meanings, so that moving here is one import line.
+
+from fastapi_sqlalchemy.compat import SQLAlchemyMiddleware, db
+
+`db.session` is the `AsyncSession` (SQLModel's, where sqlmodel is installed), and `commit_on_exit`
+commits whatever the status of the response, unless an exception is raised. `db` here speaks for
+`fastapi_sqlalchemy.db`: both reach the same database, and `fsa` finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Mapping
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from .database import Database
+from .exceptions import MissingSessionError, SessionNotInitialisedError
+from .middleware import DBSessionMiddleware
+from .middleware import db as _global_db
+from .sessions.scope import Scope
+
+try:
+    from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
+except ImportError:
+    _session_class: type[AsyncSession] = AsyncSession
+else:
+    _session_class = SQLModelSession
+
+__all__ = [
+    "DBSessionMeta",
+    "DBSessionType",
+    "MissingSessionError",
+    "SQLAlchemyMiddleware",
+    "SessionNotInitialisedError",
+    "create_middleware_and_session_proxy",
+    "db",
+]
+
+_numbers = itertools.count(2)
+
+
+class DBSession:
+    """What `db` is there, over a `Database`, which stays within reach as `db.database`."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._tasks: ContextVar[_TaskSessions | None] = ContextVar("tasks", default=None)
+
+    def __call__(
+        self,
+        session_args: Mapping[str, Any] | None = None,
+        commit_on_exit: bool = False,
+        multi_sessions: bool = False,
+        max_concurrent: int | None = None,
+    ) -> AbstractAsyncContextManager[DBSession]:
+        """A context for `async with`, with a session, or with one for each task inside.
+
+        Args:
+            multi_sessions: `db.session` is another session in each task, ended with the task.
+            max_concurrent: how many of these tasks have a session at a time, by `db.connection()`
+                and `db.gather()`.
+
+        Raises:
+            ValueError: `max_concurrent` is less than 1.
+        """
+        if max_concurrent is not None and max_concurrent < 1:
+            raise ValueError("`max_concurrent` must be greater than 0.")
+        if multi_sessions:
+            return _Tasks(self, session_args, commit_on_exit, max_concurrent)
+        return _Block(self, session_args, commit_on_exit)
+
+    @property
+    def session(self) -> AsyncSession:
+        """The `AsyncSession` of the current scope, or of this task.
+
+        Raises:
+            SessionNotInitialisedError: nothing is configured.
+            MissingSessionError: no scope is open here.
+            RuntimeError: a task inside `max_concurrent` has not waited for its turn.
+        """
+        tasks = self._tasks.get()
+        return self.database.async_session if tasks is None else tasks.session()
+
+    def connection(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """`async with db.connection() as session:`, once fewer than `max_concurrent` are at it."""
+        return _Turn(self)
+
+    async def gather(self, *coroutines: Awaitable[Any], return_exceptions: bool = False) -> Any:
+        """As `asyncio.gather`, at most `max_concurrent` at a time.
+
+        Without that number all of them share what `asyncio.gather` would make them share; use
+        `db.database.gather` for a session each.
+        """
+        tasks = self._tasks.get()
+        if tasks is not None and tasks.turns is not None:
+
+            async def in_turn(coroutine: Awaitable[Any]) -> Any:
+                async with self.connection():
+                    return await coroutine
+
+            coroutines = tuple(in_turn(coroutine) for coroutine in coroutines)
+        return await asyncio.gather(*coroutines, return_exceptions=return_exceptions)
+
+
+class _Block:
+    def __init__(
+        self, proxy: DBSession, session_args: Mapping[str, Any] | None, commit_on_exit: bool
+    ) -> None:
+        self._proxy = proxy
+        self._context = proxy.database(session_args, commit_on_exit)
+        self._outside: list[_TaskSessions | None] = []
+
+    async def __aenter__(self) -> DBSession:
+        await self._context.__aenter__()
+        self._outside.append(self._proxy._tasks.get())
+        self._proxy._tasks.set(None)
+        return self._proxy
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._proxy._tasks.set(self._outside.pop())
+        await self._context.__aexit__(exc_type, exc, traceback)
+
+
+class _Tasks:
+    """`async with db(multi_sessions=True):`."""
+
+    def __init__(
+        self,
+        proxy: DBSession,
+        session_args: Mapping[str, Any] | None,
+        commit_on_exit: bool,
+        max_concurrent: int | None,
+    ) -> None:
+        self._proxy = proxy
+        self._arguments = (session_args, commit_on_exit, max_concurrent)
+        self._open: list[tuple[_TaskSessions, _TaskSessions | None]] = []
+
+    async def __aenter__(self) -> DBSession:
+        proxy = self._proxy
+        tasks = _TaskSessions(proxy.database, *self._arguments)
+        self._open.append((tasks, proxy._tasks.get()))
+        proxy._tasks.set(tasks)
+        return proxy
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        tasks, outside = self._open.pop()
+        self._proxy._tasks.set(outside)
+        errors = await tasks.end(failed=exc_type is not None)
+        if errors and exc is None:
+            if len(errors) == 1:
+                raise errors[0]
+            details = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
+            raise RuntimeError(f"Session cleanup failed with {len(errors)} errors: {details}")
+        for error in errors:
+            assert exc is not None
+            exc.add_note(f"The session of a task could not be ended: {error!r}")
+
+
+class _TaskSessions:
+    """The scopes of the tasks inside one `multi_sessions` block."""
+
+    def __init__(
+        self,
+        database: Database,
+        session_args: Mapping[str, Any] | None,
+        commit_on_exit: bool,
+        max_concurrent: int | None,
+    ) -> None:
+        self._binding = database._binding()
+        self._session_args = session_args
+        self._commit_on_exit = commit_on_exit
+        self._parent = asyncio.current_task()
+        self._scopes: dict[asyncio.Task[Any] | None, Scope] = {}
+        self._endings: list[asyncio.Task[None]] = []
+        self._in_turn: set[asyncio.Task[Any] | None] = set()
+        self.turns = asyncio.Semaphore(max_concurrent) if max_concurrent is not None else None
+
+    def session(self) -> AsyncSession:
+        task = asyncio.current_task()
+        scope = self._scopes.get(task)
+        if scope is None:
+            if self.turns is not None and task is not self._parent and task not in self._in_turn:
+                raise RuntimeError(
+                    "When `max_concurrent` is set, child tasks must access DB via "
+                    "`db.connection()` or `db.gather()`; direct `db.session` access "
+                    "from child tasks is not throttled."
+                )
+            scope = self._open(task)
+            if task is not None and task is not self._parent:
+                task.add_done_callback(self._end_with_task)
+        return scope.async_session
+
+    async def enter(self) -> tuple[AsyncSession, bool]:
+        """This task's session, when it is its turn; and whether it is a new one."""
+        task = asyncio.current_task()
+        if task in self._scopes:
+            return self._scopes[task].async_session, False
+        if self.turns is not None:
+            await self.turns.acquire()
+        self._in_turn.add(task)
+        try:
+            return self._open(task).async_session, True
+        except BaseException:
+            self._leave(task)
+            raise
+
+    async def leave(self, *, failed: bool) -> None:
+        """End the session that `enter` has opened, and let the next task in."""
+        task = asyncio.current_task()
+        try:
+            scope = self._scopes.pop(task, None)
+            if scope is not None:
+                await scope.aend(commit=self._commit_on_exit and not failed)
+        finally:
+            self._leave(task)
+
+    async def end(self, *, failed: bool) -> list[BaseException]:
+        """End what is left. Returns the errors of all sessions that were ended by themselves."""
+        ended = await asyncio.gather(*self._endings, return_exceptions=True)
+        errors = [error for error in ended if isinstance(error, BaseException)]
+        for task in list(self._scopes):
+            try:
+                await self._scopes.pop(task).aend(commit=self._commit_on_exit and not failed)
+            except Exception as exc:
+                errors.append(exc)
+        return errors
+
+    def _open(self, task: asyncio.Task[Any] | None) -> Scope:
+        scope = Scope(self._binding, asynchronous=True, session_args=self._session_args)
+        self._scopes[task] = scope
+        return scope
+
+    def _leave(self, task: asyncio.Task[Any] | None) -> None:
+        self._in_turn.discard(task)
+        if self.turns is not None:
+            self.turns.release()
+
+    def _end_with_task(self, task: asyncio.Task[Any]) -> None:
+        scope = self._scopes.pop(task, None)
+        if scope is not None:
+            failed = task.cancelled() or task.exception() is not None
+            ending = scope.aend(commit=self._commit_on_exit and not failed)
+            self._endings.append(task.get_loop().create_task(ending))
+
+
+class _Turn:
+    """What `db.connection()` returns."""
+
+    def __init__(self, proxy: DBSession) -> None:
+        self._proxy = proxy
+        self._entered: _TaskSessions | None = None
+
+    async def __aenter__(self) -> AsyncSession:
+        tasks = self._proxy._tasks.get()
+        if tasks is None:
+            return self._proxy.database.async_session
+        session, is_new = await tasks.enter()
+        self._entered = tasks if is_new else None
+        return session
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._entered is not None:
+            await self._entered.leave(failed=exc_type is not None)
+
+
+def _middleware_for(database: Database) -> type[DBSessionMiddleware]:
+    class SQLAlchemyMiddleware(DBSessionMiddleware):
+        """`DBSessionMiddleware` with that package's defaults."""
+
+        defaults = {  # noqa: RUF012
+            "async_session_args": {"class_": _session_class},
+            "rollback_from_status": None,
+        }
+
+        @classmethod
+        def default_database(cls) -> Database:
+            return database
+
+    return SQLAlchemyMiddleware
+
+
+def create_middleware_and_session_proxy() -> tuple[type[DBSessionMiddleware], DBSession]:
+    """A middleware class and its `db`, for one more database."""
+    database = Database(f"database{next(_numbers)}")
+    return _middleware_for(database), DBSession(database)
+
+
+SQLAlchemyMiddleware = _middleware_for(_global_db)
+db = DBSession(_global_db)
+DBSessionMeta = DBSessionType = DBSession

@@ -1,0 +1,145 @@
+"""`fastapi_sqlalchemy.compat`: fastapi-async-sqlalchemy's names and meanings."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from fastapi.testclient import TestClient
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
+from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
+
+import fastapi_sqlalchemy
+from fastapi_sqlalchemy import compat
+from fastapi_sqlalchemy.app_binding import bind_app
+from fastapi_sqlalchemy.exceptions import MissingSessionError, SessionNotInitialisedError
+from support.models import User
+from support.stores import Store
+
+
+@pytest.fixture
+async def proxy(async_store: Store) -> AsyncIterator[compat.DBSession]:
+    """On a database of the test's own."""
+    yield compat.DBSession(async_store.configure())
+    await async_store.db.adispose()
+
+
+def test_its_db_speaks_for_the_global_one() -> None:
+    assert compat.db.database is fastapi_sqlalchemy.db
+    assert type(compat.db) is compat.DBSessionMeta is compat.DBSessionType
+
+
+def test_a_middleware_serves_as_it_did_there(sqlite_store: Store) -> None:
+    """It commits whatever the status, unless an exception is raised."""
+    middleware, db = compat.create_middleware_and_session_proxy()
+    app = FastAPI()
+    app.add_middleware(middleware, db_url=sqlite_store.backend.async_url, commit_on_exit=True)
+
+    @app.get("/{status}")
+    async def route(status: int) -> JSONResponse:
+        assert isinstance(db.session, SQLModelSession)
+        db.session.add(User(name=str(status)))
+        if status == 500:
+            raise LookupError
+        return JSONResponse({}, status)
+
+    with pytest.raises(SessionNotInitialisedError):
+        _ = compat.create_middleware_and_session_proxy()[1].session
+    bind_app(app)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        for status in (200, 404, 500):
+            assert client.get(f"/{status}").status_code == status
+        with pytest.raises(MissingSessionError):
+            _ = db.session
+    assert sqlite_store.users() == ["200", "404"]
+
+
+async def test_a_block_has_a_session_and_gives_db(
+    proxy: compat.DBSession, async_store: Store
+) -> None:
+    db = proxy
+    async with db(commit_on_exit=True) as inside:
+        assert inside is db
+        db.session.add(User(name="ann"))
+        async with db():
+            db.session.add(User(name="lost"))
+            await db.session.flush()
+            await db.session.rollback()
+    assert await asyncio.to_thread(async_store.users) == ["ann"]
+
+
+@pytest.mark.parametrize("commit_on_exit", [False, True])
+async def test_each_task_has_a_session_that_ends_with_it(
+    proxy: compat.DBSession, async_store: Store, commit_on_exit: bool
+) -> None:
+    db = proxy
+
+    async def write(name: str) -> int:
+        if name == "fails":
+            db.session.add(User(name=name))
+            raise LookupError
+        db.session.add(User(name=name))
+        await asyncio.sleep(0.01)
+        assert db.session is db.session
+        return id(db.session)
+
+    async with db(multi_sessions=True, commit_on_exit=commit_on_exit):
+        parent = id(db.session)
+        await db.session.scalar(text("SELECT 1"))
+        one = await asyncio.gather(write("ann"), return_exceptions=True)
+        two = await asyncio.gather(write("fails"), write("bob"), return_exceptions=True)
+        assert len({parent, one[0], two[1]}) == 3
+    assert async_store.checked_out() == 0
+    names = await asyncio.to_thread(async_store.users)
+    assert names == (["ann", "bob"] if commit_on_exit else [])
+
+
+async def test_no_more_than_max_concurrent_have_a_session(
+    proxy: compat.DBSession, async_store: Store
+) -> None:
+    db = proxy
+    at_once, most = 0, 0
+
+    async def work(n: int) -> Any:
+        nonlocal at_once, most
+        async with db.connection() as session:
+            assert session is db.session
+            at_once += 1
+            most = max(most, at_once)
+            found = await session.scalar(select(User.id).where(User.id == n))
+            await asyncio.sleep(0.005)
+            at_once -= 1
+            return found
+
+    async def unthrottled() -> None:
+        _ = db.session
+
+    async with db(multi_sessions=True, max_concurrent=2):
+        await asyncio.gather(*(work(n) for n in range(8)))
+        with pytest.raises(RuntimeError, match="not throttled"):
+            await asyncio.create_task(unthrottled())
+        await db.gather(*(work(n) for n in range(8)))
+    assert most == 2
+    assert async_store.checked_out() == 0
+    with pytest.raises(ValueError, match="greater than 0"):
+        db(multi_sessions=True, max_concurrent=0)
+
+
+async def test_a_commit_that_fails_is_raised_at_the_end_of_the_block(
+    async_postgresql_store: Store,
+) -> None:
+    db = compat.DBSession(async_postgresql_store.configure())
+
+    async def clash() -> None:
+        db.session.add(User(id=1, name="again"))
+
+    async with db(commit_on_exit=True):
+        db.session.add(User(id=1, name="ann"))
+    with pytest.raises(IntegrityError):
+        async with db(multi_sessions=True, commit_on_exit=True):
+            await asyncio.create_task(clash())
+    assert async_postgresql_store.checked_out() == 0
+    await db.database.adispose()
