@@ -86,8 +86,8 @@ class Ours:
         settings = read(directory=APPS)
         self._enqueuer = Enqueuer(ledger_of({"default": db}, settings), settings)
         self._enqueuer.ledger.create()
-        self._executor = self._enqueuer.choice.named(engine)
-        self._enqueuer.choice.named("procrastinate").prepare()  # `reset` empties its tables
+        self._executor = self._enqueuer.executors.named(engine)
+        self._enqueuer.executors.named("procrastinate").prepare()  # `reset` empties its tables
 
     def argv(self) -> list[str]:
         options = ["--executor", self.engine, "--concurrency", str(CONCURRENCY)]
@@ -127,7 +127,7 @@ class Ours:
                 "benchmark",
                 dues[start : start + AT_ONCE],
                 window_ms=600_000,
-                hand_off=enlist,
+                dispatch=enlist,
             )
             self._executor.publish(messages)
 

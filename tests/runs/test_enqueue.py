@@ -15,14 +15,13 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from fastapi_sqlalchemy import db
-from fsa_cli import task
+from fsa_cli import Task, task
 from fsa_cli.exceptions import ArgumentError, UsageError
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project.settings import read
 from fsa_cli.runner.dry_run import execute_dry_run
 from fsa_cli.runner.run import Run
-from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.registry import registry
 from support.backends import Backend
 from support.ledgers import runs_of
@@ -38,9 +37,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def ship(
-    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[TaskDefinition]:
+def ship(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
     """A task of an app whose `db` is on *backend*."""
     monkeypatch.chdir(tmp_path)
     registry.clear()
@@ -56,7 +53,7 @@ def ship(
 
 
 @pytest.fixture
-def runs(ship: TaskDefinition, backend: Backend) -> Iterator[Runs]:
+def runs(ship: Task, backend: Backend) -> Iterator[Runs]:
     """The rows of its ledger."""
     ledger: Ledger = ledger_of({"default": db}, read())
     ledger.create()
@@ -72,7 +69,7 @@ def orders(backend: Backend) -> int:
     return len(backend.rows("SELECT n FROM orders"))
 
 
-def test_a_run_is_queued_with_its_arguments_by_name(ship: TaskDefinition, runs: Runs) -> None:
+def test_a_run_is_queued_with_its_arguments_by_name(ship: Task, runs: Runs) -> None:
     run_id = ship.enqueue("coffee", 7, since=date(2026, 1, 2))
 
     (row,) = runs()
@@ -81,7 +78,7 @@ def test_a_run_is_queued_with_its_arguments_by_name(ship: TaskDefinition, runs: 
     assert (row.executor, row.attempt, row.not_before_ms) == ("local", 1, row.queued_ms)
 
 
-async def test_a_run_is_queued_from_a_coroutine(ship: TaskDefinition, runs: Runs) -> None:
+async def test_a_run_is_queued_from_a_coroutine(ship: Task, runs: Runs) -> None:
     run_id = await ship.aenqueue("coffee")
 
     assert [row.id for row in runs()] == [run_id]
@@ -89,7 +86,7 @@ async def test_a_run_is_queued_from_a_coroutine(ship: TaskDefinition, runs: Runs
 
 @pytest.mark.parametrize("how", ["commit", "rollback", "raise", "leave"])
 def test_a_run_of_a_session_is_there_if_and_only_if_it_commits(
-    how: str, ship: TaskDefinition, runs: Runs, backend: Backend
+    how: str, ship: Task, runs: Runs, backend: Backend
 ) -> None:
     try:
         with db():
@@ -109,7 +106,7 @@ def test_a_run_of_a_session_is_there_if_and_only_if_it_commits(
 
 @pytest.mark.parametrize("commits", [True, False])
 async def test_a_run_of_an_async_session_is_there_if_and_only_if_it_commits(
-    commits: bool, ship: TaskDefinition, runs: Runs, backend: Backend
+    commits: bool, ship: Task, runs: Runs, backend: Backend
 ) -> None:
     async with db():
         await db.async_session.execute(text("INSERT INTO orders (n) VALUES (1)"))
@@ -122,7 +119,7 @@ async def test_a_run_of_an_async_session_is_there_if_and_only_if_it_commits(
 
 
 def test_a_savepoint_that_is_rolled_back_takes_its_run_with_it(
-    ship: TaskDefinition, runs: Runs, backend: Backend
+    ship: Task, runs: Runs, backend: Backend
 ) -> None:
     with db():
         ship.enqueue("kept", session=db.session)
@@ -138,7 +135,7 @@ def test_a_savepoint_that_is_rolled_back_takes_its_run_with_it(
     assert asked == ["kept", "kept too"]
 
 
-def test_each_transaction_of_a_session_has_its_own_runs(ship: TaskDefinition, runs: Runs) -> None:
+def test_each_transaction_of_a_session_has_its_own_runs(ship: Task, runs: Runs) -> None:
     with db():
         for commits in (True, False, True):
             ship.enqueue("coffee", session=db.session)
@@ -147,7 +144,7 @@ def test_each_transaction_of_a_session_has_its_own_runs(ship: TaskDefinition, ru
     assert len(runs()) == 2
 
 
-def test_nothing_leaves_a_sandbox(ship: TaskDefinition, runs: Runs, backend: Backend) -> None:
+def test_nothing_leaves_a_sandbox(ship: Task, runs: Runs, backend: Backend) -> None:
     with db.sandbox():
         with db(commit_on_exit=True):
             insert()
@@ -160,13 +157,13 @@ def test_nothing_leaves_a_sandbox(ship: TaskDefinition, runs: Runs, backend: Bac
 
 @pytest.mark.parametrize("session", [None, "db.session"])
 def test_a_dry_run_enqueues_nothing_and_says_what_it_would(
-    ship: TaskDefinition, runs: Runs, session: str | None
+    ship: Task, runs: Runs, session: str | None
 ) -> None:
     def order() -> None:
         for item in ("coffee", "tea"):
             ship.enqueue(item, session=db.session if session else None)
 
-    made = Run(task=TaskDefinition(name="order", function=order), database=db, dry_run=True)
+    made = Run(task=Task(name="order", function=order), database=db, dry_run=True)
     result, told = execute_dry_run(made, {"default": db})
 
     assert result.succeeded, result.error
@@ -178,9 +175,9 @@ def test_a_dry_run_enqueues_nothing_and_says_what_it_would(
     assert len(runs()) == 1
 
 
-def test_a_dry_run_refuses_what_could_not_be_enqueued(ship: TaskDefinition) -> None:
+def test_a_dry_run_refuses_what_could_not_be_enqueued(ship: Task) -> None:
     made = Run(
-        task=TaskDefinition(name="order", function=lambda: ship.enqueue("tea", cuont=1)),
+        task=Task(name="order", function=lambda: ship.enqueue("tea", cuont=1)),
         database=db,
         dry_run=True,
     )
@@ -190,7 +187,7 @@ def test_a_dry_run_refuses_what_could_not_be_enqueued(ship: TaskDefinition) -> N
     assert told.enqueued == []
 
 
-async def test_a_sync_session_serves_a_coroutine_too(ship: TaskDefinition, runs: Runs) -> None:
+async def test_a_sync_session_serves_a_coroutine_too(ship: Task, runs: Runs) -> None:
     with db():
         await ship.aenqueue("coffee", session=db.session)
         ship.enqueue("tea", session=db.session)
@@ -213,7 +210,7 @@ async def test_a_sync_session_serves_a_coroutine_too(ship: TaskDefinition, runs:
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(
-    arguments: tuple[Any, ...], named: dict[str, Any], said: str, ship: TaskDefinition, runs: Runs
+    arguments: tuple[Any, ...], named: dict[str, Any], said: str, ship: Task, runs: Runs
 ) -> None:
     with pytest.raises(ArgumentError, match=said):
         ship.enqueue(*arguments, **named)
@@ -221,7 +218,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     assert runs() == []
 
 
-async def test_an_async_session_needs_the_coroutine(ship: TaskDefinition, runs: Runs) -> None:
+async def test_an_async_session_needs_the_coroutine(ship: Task, runs: Runs) -> None:
     async with db():
         with pytest.raises(UsageError, match="AsyncSession") as caught:
             ship.enqueue("coffee", session=db.async_session)
@@ -232,7 +229,7 @@ async def test_an_async_session_needs_the_coroutine(ship: TaskDefinition, runs: 
     await db.adispose()
 
 
-def test_a_secret_is_not_written_into_the_ledger(ship: TaskDefinition, runs: Runs) -> None:
+def test_a_secret_is_not_written_into_the_ledger(ship: Task, runs: Runs) -> None:
     @task
     def sign(token: SecretStr) -> None: ...
 
@@ -243,7 +240,7 @@ def test_a_secret_is_not_written_into_the_ledger(ship: TaskDefinition, runs: Run
 
 
 def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
-    ship: TaskDefinition,
+    ship: Task,
     sqlite: Backend,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -266,7 +263,7 @@ def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
 
 
 def test_only_the_first_request_waits_for_a_broker_that_is_away(
-    ship: TaskDefinition,
+    ship: Task,
     runs: Runs,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
