@@ -326,6 +326,7 @@ def test_the_plain_prompt_has_history_and_completion(terminal, project, tmp_path
     first.expect(">>> ")
     first.sendline("12345 + 1")
     first.expect("12346")
+    first.expect(">>> ")
     first.sendeof()
     first.wait()
 
@@ -340,6 +341,7 @@ def test_the_plain_prompt_has_history_and_completion(terminal, project, tmp_path
     second.expect("app.title")
     second.sendline(".upper()")
     second.expect("SHOP")
+    second.expect(">>> ")
     second.sendeof()
     second.wait()
 
