@@ -52,6 +52,7 @@ class SubprocessRun:
             "app": settings.app,
             "app_dir": settings.app_dir,
             "env_file": settings.env_file,
+            "no_env_file": int(settings.env_file is None),
             "env": settings.env,
             "database": settings.database,
         }

@@ -68,6 +68,9 @@ class SettingSources:
         self.table = self._table()
 
     def _env_file(self) -> Path | None:
+        if self.flags.no_env_file or self.flags.env_file:
+            given = "--no-env-file" if self.flags.no_env_file else "--env-file"
+            self.sources["no_env_file"] = given
         if source := self._without_env_file():
             self.sources["env_file"] = source
             return None

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.processes.subprocess_run import SubprocessRun
 from fsa_cli.project import dotenv
 from fsa_cli.project.settings import KEYS, Flags, read
 
@@ -147,6 +149,25 @@ def test_no_env_file_leaves_the_nearest_one_alone(tmp_path) -> None:
     ]:
         assert (settings.app, settings.env_file) == (None, None)
         assert settings.sources["env_file"] == source
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ"),
+    [
+        (Flags(no_env_file=True), {"FSA_NO_ENV_FILE": "1"}),
+        (Flags(env_file=Path(".env")), {"FSA_NO_ENV_FILE": "0", "FSA_ENV_FILE": "{env_file}"}),
+        (Flags(), {}),
+    ],
+)
+def test_the_process_of_an_isolated_run_reads_the_same_env_file(tmp_path, flags, environ) -> None:
+    (tmp_path / ".env").touch()
+    claimed = ClaimedRun("id", "token", "ship", 0, "manual", 1, "{}")
+    settings = read(flags, directory=tmp_path, environ={"FSA_NO_ENV_FILE": "1"})
+
+    child = SubprocessRun.of(claimed, settings).environ
+
+    path = str(tmp_path / ".env")
+    assert child == {name: value.format(env_file=path) for name, value in environ.items()}
 
 
 def test_urls_of_databases_are_found_by_their_names(tmp_path) -> None:
