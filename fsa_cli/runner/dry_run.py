@@ -89,7 +89,7 @@ def execute_dry_run(run: Run, databases: Mapping[str, Database]) -> tuple[RunRes
     """Execute *run* in a sandbox of each of *databases*, and roll all of it back.
 
     Runs that it would enqueue are counted. A write over a connection outside the sandboxes
-    (`db.engine`, an engine of the task's own) raises `Refused`. On PostgreSQL deferred constraints
+    (an engine of the task's own) raises `Refused`. On PostgreSQL deferred constraints
     are checked where a commit would do it.
     """
     watched: list[RowChanges] = []
@@ -167,7 +167,7 @@ def _nothing_outside(watched: list[RowChanges]) -> Iterator[None]:
             raise Refused(
                 "a dry run covers db's own sessions, and this would have been written for good: "
                 f"{' '.join(statement.split())[:60]}",
-                hint="write through db.session, not over db.engine or another engine",
+                hint="write through db.session or db.engine, not over another engine",
             )
 
     event.listen(Engine, "before_cursor_execute", refuse)
