@@ -2,7 +2,9 @@
 
 import gc
 import os
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if config.getoption("usepdb") or any("::" in argument for argument in config.args):
         return 0
     return min(2 * len(os.sched_getaffinity(0)), 8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have two processes make the tests of faults, and all of them the others.
+
+    A test of faults runs three replicas or more, and asks how late they are.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if "tests/faults/" not in nodeid:
+                return nodeid
+            return f"faults {zlib.crc32(nodeid.encode()) % 2}"
+
+    return Scheduling(config, log)
 
 
 #: What a test asks for that takes seconds: a server, a terminal, a process that stays.

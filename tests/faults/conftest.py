@@ -29,15 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: only with --faults=long")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is long. Of the tests here two go on at a time, whatever else does.
-
-    Each runs three replicas or more, and asks how late they are.
-    """
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
-    for number, item in enumerate(here):
-        item.add_marker(pytest.mark.xdist_group(f"faults-{number % 2}"))
     if _is_long(config):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
