@@ -20,10 +20,9 @@ from fsa_cli.processes.run_factory import RunFactory
 from fsa_cli.project import loader, settings
 from fsa_cli.project.settings import Flags
 from fsa_cli.runner.execute import execute
-from fsa_cli.runner.outcome import error_fields
+from fsa_cli.runner.outcome import encode_result, error_fields
 from fsa_cli.runner.run import Run
 from fsa_cli.tasks.registry import registry
-from fsa_cli.terminal.json_values import jsonable
 
 
 def main() -> None:
@@ -42,11 +41,14 @@ def main() -> None:
         ended |= {"error_type": type(exc).__name__, "error": exc.message, "traceback": None}
     except KeyboardInterrupt:
         ended |= {"error_type": "Interrupted", "error": "it was cancelled", "traceback": None}
+    except BaseException as exc:  # the user's own code too, as a validator's
+        kind, message, traceback = error_fields(exc)
+        ended |= {"error_type": kind, "error": message, "traceback": traceback}
     else:
         kind, message, traceback = error_fields(result.error)
         ended = {
             "status": result.status,
-            "value": jsonable(result.value),
+            "value": _sent(result.value),
             "error_type": kind,
             "error": message,
             "traceback": traceback,
@@ -56,6 +58,12 @@ def main() -> None:
     answers.write(json.dumps(ended))
     answers.flush()
     os._exit(0)
+
+
+def _sent(value: object) -> Any:
+    """*value* as the parent can read it, of bounded length."""
+    encoded = encode_result(value)
+    return None if encoded is None else json.loads(encoded)
 
 
 def _build_run(claimed: ClaimedRun) -> Run:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from fsa_cli.exceptions import Refused
-from fsa_cli.runner.execute import execute, execute_async
+from fsa_cli.runner.execute import execute, execute_async, failed_result
 from fsa_cli.runner.row_changes import RowChanges, statement_changes
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.tasks.enqueue_capture import capture
@@ -110,7 +110,10 @@ def execute_dry_run(run: Run, databases: Mapping[str, Database]) -> tuple[RunRes
     def executed() -> RunResult:
         if run.task.is_async:
             with _at_once():
-                return asyncio.run(inside())
+                try:
+                    return asyncio.run(inside())
+                except SystemExit as exc:  # of a child coroutine: it ends the loop
+                    return failed_result(run, exc)
         with contextlib.ExitStack() as stack:
             for sandbox in sandboxes:
                 stack.enter_context(sandbox)

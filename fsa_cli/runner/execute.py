@@ -29,7 +29,7 @@ from fsa_cli.tasks.signature import Injected, signature_of
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["execute", "execute_async", "run"]
+__all__ = ["execute", "execute_async", "failed_result", "run"]
 
 _NOTHING = contextlib.nullcontext()
 
@@ -62,16 +62,26 @@ def execute(run: Run) -> RunResult:
     however late, it is rolled back and has timed out.
 
     Raises:
-        BaseException: KeyboardInterrupt and its like go through, after the rollback.
+        KeyboardInterrupt: In the main thread, after the rollback: a person has stopped it.
     """
-    if run.task.is_async:
-        return asyncio.run(execute_async(run))
     attempt = _Attempt(run)
+    if run.task.is_async:
+        try:
+            return asyncio.run(_execute_async(attempt))
+        except (SystemExit, asyncio.CancelledError) as exc:
+            # A child coroutine that raises SystemExit ends the loop, which cancels the run.
+            return attempt.failed(exc)
+        except KeyboardInterrupt as exc:
+            if _is_signalled(exc):
+                raise
+            return attempt.failed(exc)
     try:
         with run.statements, run.fence or _NOTHING, attempt.scope, _interruptible(attempt):
             value = attempt.call()
             attempt.check(value)
-    except (Exception, SystemExit, _TimeIsUp) as exc:
+    except BaseException as exc:
+        if _is_from_outside(exc):
+            raise
         return attempt.failed(exc)
     return attempt.succeeded(value)
 
@@ -82,7 +92,11 @@ async def execute_async(run: Run) -> RunResult:
     Raises:
         asyncio.CancelledError: this run was cancelled; it is rolled back.
     """
-    attempt = _Attempt(run)
+    return await _execute_async(_Attempt(run))
+
+
+async def _execute_async(attempt: _Attempt) -> RunResult:
+    run = attempt.run
     try:
         with run.statements as statements, run.fence or _NOTHING:
             async with attempt.scope:
@@ -90,14 +104,40 @@ async def execute_async(run: Run) -> RunResult:
                     async with asyncio.timeout(attempt.timeout_s):
                         value = await statements.ended_by_cancelling(attempt.await_call())
                 attempt.check(value)
-    except (Exception, SystemExit, _TimeIsUp) as exc:
-        return attempt.failed(exc)
     except asyncio.CancelledError as exc:
         current = asyncio.current_task()
         if current is None or current.cancelling():
             raise
         return attempt.failed(exc)
+    except BaseException as exc:
+        if _is_from_outside(exc):
+            raise
+        return attempt.failed(exc)
     return attempt.succeeded(value)
+
+
+def _is_signalled(error: KeyboardInterrupt) -> bool:
+    """Whether a signal has ended `asyncio.run`, and no coroutine that raised it by itself."""
+    if type(error) is not KeyboardInterrupt:
+        return True  # of a handler of this project
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return True  # asyncio has not handled it, and it came wherever the thread was
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    return innermost is None or innermost.tb_frame.f_code.co_filename == asyncio.runners.__file__
+
+
+def failed_result(run: Run, error: BaseException) -> RunResult:
+    """The result of a run that *error* ended outside of its task."""
+    return _Attempt(run).failed(error)
+
+
+def _is_from_outside(error: BaseException) -> bool:
+    """Whether a person has stopped the run: only the main thread hears of signals."""
+    if isinstance(error, _TimeIsUp) or not isinstance(error, KeyboardInterrupt):
+        return False
+    return threading.current_thread() is threading.main_thread()
 
 
 class _Attempt:

@@ -6,9 +6,12 @@ import json
 
 from fsa_cli.terminal.json_values import dumps, jsonable_within
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_tail
-from fsa_cli.terminal.user_code import traceback_text, unwrap_error
+from fsa_cli.terminal.user_code import error_message, traceback_text, unwrap_error
 
 __all__ = ["RemoteError", "encode_result", "error_fields"]
+
+# `fsa_run.error_type` takes no more.
+_MAX_TYPE_LENGTH = 255
 
 
 class RemoteError(Exception):
@@ -24,22 +27,36 @@ class RemoteError(Exception):
 
 
 def error_fields(error: BaseException | None) -> tuple[str | None, str | None, str | None]:
-    """An error's type, its message and its traceback, with passwords masked."""
+    """An error's type, its message and its traceback, with passwords masked.
+
+    Whatever the error is, and whatever its `__str__` does: a run must end.
+    """
     if error is None:
         return None, None, None
     leaf = unwrap_error(error)
     traceback = leaf.traceback if isinstance(leaf, RemoteError) else traceback_text(error)
-    return type(leaf).__name__, _storable(str(leaf)), _storable(traceback) if traceback else None
+    kind = _storable(type(leaf).__name__)[:_MAX_TYPE_LENGTH]
+    return kind, _storable(error_message(leaf)), _storable(traceback) if traceback else None
 
 
 def encode_result(value: object) -> str | None:
-    """The result of a task as JSON; None stays None, and a long one is cut."""
+    """The result of a task as JSON; None stays None, and a long one is cut.
+
+    A value that JSON cannot hold is described: the task has done its work, and has succeeded.
+    """
     if value is None:
         return None
-    text = dumps(jsonable_within(value))
+    text = _json(value)
     if len(text.encode()) <= MAX_TEXT_LENGTH:
         return text
     return json.dumps(text.encode()[: MAX_TEXT_LENGTH // 2].decode(errors="ignore") + " ... (cut)")
+
+
+def _json(value: object) -> str:
+    try:
+        return dumps(jsonable_within(value))
+    except Exception:  # what its own methods do when it is looked at is not ours to know
+        return json.dumps(f"({type(value).__name__}, which cannot be shown)")
 
 
 def _storable(text: str) -> str:

@@ -13,7 +13,13 @@ from fsa_cli.tasks.context import Progress
 from fsa_cli.terminal.formatting import format_elapsed
 from fsa_cli.terminal.json_values import dumps, jsonable
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head
-from fsa_cli.terminal.user_code import UserFrame, summarize_error, unwrap_error, user_frame
+from fsa_cli.terminal.user_code import (
+    UserFrame,
+    error_message,
+    summarize_error,
+    unwrap_error,
+    user_frame,
+)
 
 if TYPE_CHECKING:
     from fsa_cli.runner.dry_run import DryRun
@@ -125,7 +131,7 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
 
 
 def _message(error: BaseException) -> str:
-    text = str(error)
+    text = error_message(error)
     return text if len(text) <= MAX_TEXT_LENGTH else mask_head(text) + " ... (cut)"
 
 
@@ -134,7 +140,7 @@ def _lines(where: UserFrame | None) -> list[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return " ".join(error_message(error).split())
 
 
 def _with_cause(failed: FsaError, cause: BaseException | None) -> FsaError:

@@ -16,14 +16,19 @@ __all__ = ["dumps", "jsonable", "jsonable_within"]
 
 _MAX_DEPTH = 100
 
+_LONGEST_BITS = 14_000
+
 
 def dumps(value: object, *, indent: int | None = None) -> str:
     """JSON text: instants in UTC as ISO 8601, what JSON cannot hold as text, passwords masked."""
-    return json.dumps(_encode(value), ensure_ascii=False, indent=indent)
+    text = json.dumps(_encode(value), ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _encode(value: object) -> Any:
     match value:
+        case int() if not isinstance(value, bool) and value.bit_length() > _LONGEST_BITS:
+            return hex(value)  # Python refuses to write so many decimal digits
         case None | bool() | int() | float():
             return value
         case Enum():

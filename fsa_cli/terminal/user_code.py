@@ -99,11 +99,24 @@ def is_user_file(file: str) -> bool:
     return not file.startswith(tuple(p + os.sep for p in (*_INSTALLED, _OURS, _LIBRARY)))
 
 
+def error_message(error: BaseException) -> str:
+    """`str(error)`, also where the exception cannot say it.
+
+    The `__str__` of an exception is the user's code, or that of a library: it may raise.
+    """
+    try:
+        return str(error)
+    except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt):
+            raise
+        return f"(its message cannot be shown: __str__ raised {type(exc).__name__})"
+
+
 def summarize_error(error: BaseException) -> str:
     """The exception's type and the first line of its message."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
-    first, *_ = str(error)[:_MAX_SUMMARY_SOURCE].strip().splitlines() or [""]
+    first, *_ = error_message(error)[:_MAX_SUMMARY_SOURCE].strip().splitlines() or [""]
     if len(first) > _MAX_SUMMARY_LENGTH:
         first = mask_head(first, _MAX_SUMMARY_LENGTH) + " ... (cut)"
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
@@ -119,7 +132,10 @@ def relative_path(file: str) -> str:
 
 def traceback_text(error: BaseException) -> str:
     """The whole traceback, without the values of local variables."""
-    return "".join(traceback.format_exception(error)).rstrip("\n")
+    try:
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    except Exception:  # an exception whose attributes raise when they are looked at
+        return "".join(traceback.format_tb(error.__traceback__)) + summarize_error(error)
 
 
 def unwrap_error(error: BaseException) -> BaseException:
