@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
-from fsa_cli.exceptions import DatabaseUnreachable, FsaError, Interrupted, Terminated
+from fsa_cli.exceptions import FsaError, Interrupted, Terminated
 from fsa_cli.processes import heartbeat
 from fsa_cli.tasks.registry import registry
 
 if TYPE_CHECKING:
+    from sqlalchemy.exc import SQLAlchemyError
+
     from fsa_cli.processes.assembly import ProcessBuilder
     from fsa_cli.processes.node import Node, Unfinished
 
@@ -110,22 +112,28 @@ def run_to_end(fsa: Fsa, builder: ProcessBuilder, run: Callable[[], Unfinished |
     """Run a node; exit at once on an error, or if runs are left."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from fsa_cli.database.connections import driver_message
     from fsa_cli.processes.run_log import running_for
 
     try:
         left = run()
     except SQLAlchemyError as exc:
-        unreachable = DatabaseUnreachable(
-            "the ledger cannot be reached", details=[builder.ledger.where, driver_message(exc)]
-        )
-        unreachable.__cause__ = exc
-        _leave(fsa, unreachable)
+        _leave(fsa, _unusable(builder, exc))
     except FsaError as exc:
         _leave(fsa, exc)
     if left is not None:
         _leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
     builder.close()
+
+
+def _unusable(builder: ProcessBuilder, error: SQLAlchemyError) -> FsaError:
+    """The ledger is away, or has refused."""
+    from fsa_cli.ledger.access import reached
+
+    try:
+        with reached(builder.ledger):
+            raise error
+    except FsaError as exc:
+        return exc
 
 
 def heartbeat_writer(builder: ProcessBuilder) -> Callable[[], None]:
@@ -137,7 +145,7 @@ def heartbeat_writer(builder: ProcessBuilder) -> Callable[[], None]:
             heartbeat.beat()
         except OSError as exc:
             if not failed:
-                builder.log.warn(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
+                builder.log.warned(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")
             failed.append(exc)
 
     return beat

@@ -31,6 +31,7 @@ def claim_due(
     *,
     window_ms: int,
     dispatch: str | None = None,
+    token: str | None = None,
 ) -> ClaimResult:
     """Claim the *due* instants that no other replica has.
 
@@ -38,6 +39,7 @@ def claim_due(
     frozen or cut off has claimed and not committed.
 
     Args:
+        token: That of the claim; None: a new one.
         window_ms: How old an instant may be.
         dispatch: Given for a broker: the runs become `handed_off` instead of `running`. SQL that is
             part of the statement, as `Executor.joined`; may be empty.
@@ -45,7 +47,7 @@ def claim_due(
     # In one order for all replicas: in several they deadlock.
     ordered = sorted(due, key=lambda each: (each.lock_key or "", each.task, each.scheduled_ms))
     ids = {uuid.uuid4().hex: each for each in ordered}
-    token = uuid.uuid4().hex
+    token = token or uuid.uuid4().hex
     given: dict[str, Any] = {
         "namespace": ledger.namespace,
         "claim": token,

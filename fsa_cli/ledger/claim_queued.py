@@ -34,15 +34,18 @@ def claim_queued(
     most: int,
     executor: str = "local",
     dispatch: str | None = None,
+    token: str | None = None,
 ) -> QueueClaim:
     """Claim up to *most* queued runs whose time has come and whose lock is free.
 
     Args:
+        token: That of the claim; None: a new one.
         locks: The tasks that this process can run, and the lock of each.
         dispatch: As in `claim_due`.
     """
+    token = token or uuid.uuid4().hex
     wanted, more, waits = ledger.read(
-        lambda connection: _candidates(ledger, connection, locks, most, executor)
+        lambda connection: _candidates(ledger, connection, token, locks, most, executor)
     )
     if dispatch is None:
         taken = _take(ledger, node, wanted)
@@ -52,25 +55,39 @@ def claim_queued(
 
 
 def claim_dispatched(
-    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+    ledger: Ledger,
+    node: str,
+    locks: Mapping[str, str | None],
+    run_ids: Collection[str],
+    *,
+    token: str | None = None,
 ) -> list[ClaimedRun]:
     """Claim delivered runs for *node*; those of them that are its own now.
 
     One whose lock is held goes back to the queue. One of a task that is not among *locks* is left
     for a process that knows it.
+
+    Args:
+        token: That of the claim; None: a new one.
     """
+    token = token or uuid.uuid4().hex
     taken: list[ClaimedRun] = []
     if ledger.sql.update is not None and ledger.sql.returns:
-        taken = _take_free(ledger, node, locks, run_ids)
+        taken = _take_free(ledger, node, token, locks, run_ids)
         run_ids = set(run_ids) - {each.run_id for each in taken}
-    return [*taken, *_take_with_locks(ledger, node, locks, run_ids)] if run_ids else taken
+    if not run_ids:
+        return taken
+    return [*taken, *_take_with_locks(ledger, node, token, locks, run_ids)]
 
 
 def _take_free(
-    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+    ledger: Ledger,
+    node: str,
+    token: str,
+    locks: Mapping[str, str | None],
+    run_ids: Collection[str],
 ) -> list[ClaimedRun]:
     """Claim those without a lock, in one statement."""
-    token = uuid.uuid4().hex
     given = {
         "namespace": ledger.namespace,
         "node": node,
@@ -99,7 +116,11 @@ def _take_free(
 
 
 def _take_with_locks(
-    ledger: Ledger, node: str, locks: Mapping[str, str | None], run_ids: Collection[str]
+    ledger: Ledger,
+    node: str,
+    token: str,
+    locks: Mapping[str, str | None],
+    run_ids: Collection[str],
 ) -> list[ClaimedRun]:
     rows = ledger.read(
         lambda connection: connection.execute(
@@ -120,7 +141,7 @@ def _take_with_locks(
             continue
         lock = locks[row.task]
         given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock, row.queue)
-        (locked if lock in held else wanted).append(ClaimedRun(row.id, uuid.uuid4().hex, *given))
+        (locked if lock in held else wanted).append(ClaimedRun(row.id, token, *given))
         if lock is not None:
             held.add(lock)
     taken = _take(ledger, node, wanted, since="handed_off", locked=locked)
@@ -263,6 +284,7 @@ _OF_CANDIDATES = (
 def _candidates(
     ledger: Ledger,
     connection: Connection,
+    token: str,
     locks: Mapping[str, str | None],
     most: int,
     executor: str,
@@ -300,7 +322,7 @@ def _candidates(
             if lock is not None:
                 held.add(lock)
             given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
-            wanted.append(ClaimedRun(row.id, uuid.uuid4().hex, *given, row.queue))
+            wanted.append(ClaimedRun(row.id, token, *given, row.queue))
         if not more or (wanted and len(wanted) == most):
             break
         if startable is None:

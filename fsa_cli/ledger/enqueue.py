@@ -24,6 +24,8 @@ from fsa_cli.ledger.tables import FINAL, run
 
 __all__ = ["NewRun", "insert_retry", "insert_run", "insert_running", "write_run"]
 
+_LOCK_TRIES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
@@ -114,7 +116,11 @@ def insert_running(
     by: str | None = None,
     attempt: int = 1,
 ) -> ClaimedRun | None:
-    """Insert a run that a person starts here and now; None if its lock is held."""
+    """Insert a run that a person starts here and now; None if its lock is held.
+
+    Raises:
+        IntegrityError: A constraint that is not the ledger's own has refused.
+    """
     run_id, token = uuid.uuid4().hex, uuid.uuid4().hex
     now_ms = ledger.read(ledger.now_ms)
     statement = insert(run).values(
@@ -126,10 +132,19 @@ def insert_running(
         lock_key=lock_key,
         started_ms=now_ms,
     )
-    try:
-        ledger.write_once(run_id, lambda connection: connection.execute(statement))
-    except IntegrityError:
-        return None
+
+    def is_held(connection: Connection) -> bool:
+        return connection.scalar(select(run.c.id).where(run.c.lock_key == lock_key)) is not None
+
+    for left in reversed(range(_LOCK_TRIES)):
+        try:
+            ledger.write_once(run_id, lambda connection: connection.execute(statement))
+            break
+        except IntegrityError:
+            if lock_key is not None and ledger.read(is_held):
+                return None
+            if lock_key is None or not left:  # otherwise it was freed just now
+                raise
     return ClaimedRun(run_id, token, name, now_ms, "manual", attempt, arguments, lock_key)
 
 

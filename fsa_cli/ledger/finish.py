@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,34 +14,52 @@ from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["finish", "free"]
+__all__ = ["count_outcomes", "finish", "free", "write_outcomes"]
 
 _ROWS = 1000
 _LENGTH = 4_000_000
 
 
 def finish(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> set[str]:
-    """Write *outcomes*; the ids of those that do not count because the run is no longer ours."""
+    """Write *outcomes*, and count them; the ids of those that do not count, as `write_outcomes`."""
+    lost = write_outcomes(ledger, outcomes)
+    count_outcomes(ledger, [each for each in outcomes if each.run_id not in lost])
+    return lost
+
+
+def write_outcomes(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> set[str]:
+    """Write *outcomes*; the ids of those that do not count because the run is no longer ours.
+
+    Each statement is a transaction of its own: a process that is cut off in between keeps no row
+    locked.
+    """
     ordered = sorted(outcomes, key=lambda each: each.run_id)
     unwritten = [each for each in ordered if not each.recorded]
     final = [each for each in unwritten if each.retry_in_ms is None]
     again = [each for each in unwritten if each.retry_in_ms is not None]
+    written = 0
+    for statement, values in (
+        (_finished(ledger.sql, "t.lock_key"), [e for e in final if e.keeps_lock]),
+        (_finished(ledger.sql, "NULL"), [e for e in final if not e.keeps_lock]),
+        (_requeued(ledger.sql), again),
+    ):
+        for part in _parts(values):
+            rows = [_row(each) for each in part]
+            written += _executed(ledger, statement, rows)
+    if written == len(unwritten):
+        return set()
+    return ledger.read(lambda connection: _lost(connection, unwritten))
 
-    def work(connection: Connection) -> set[str]:
-        written = 0
-        for statement, values in (
-            (_finished(ledger.sql, "t.lock_key"), [e for e in final if e.keeps_lock]),
-            (_finished(ledger.sql, "NULL"), [e for e in final if not e.keeps_lock]),
-            (_requeued(ledger.sql), again),
-        ):
-            for part in _parts(values):
-                rows = [_row(each) for each in part]
-                written += execute_rows(connection, ledger.sql, statement, rows)
-        lost = set() if written == len(unwritten) else _lost(connection, unwritten)
-        _count(ledger, connection, [each for each in ordered if each.run_id not in lost])
-        return lost
 
-    return ledger.write(work)
+def count_outcomes(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> None:
+    """Update each task's last success, and its failures since: one statement."""
+    rows = _counts(ledger, outcomes)
+    if rows:
+        _executed(ledger, _counted(ledger.sql), rows)
+
+
+def _executed(ledger: Ledger, statement: TextClause, rows: Sequence[Mapping[str, Any]]) -> int:
+    return ledger.at_once(lambda connection: execute_rows(connection, ledger.sql, statement, rows))
 
 
 def free(ledger: Ledger, run_id: str, token: str) -> None:
@@ -52,7 +70,7 @@ def free(ledger: Ledger, run_id: str, token: str) -> None:
             update(run).where(run.c.id == run_id, run.c.claim == token).values(lock_key=None)
         )
 
-    ledger.write(work)
+    ledger.at_once(work)
 
 
 def _lost(connection: Connection, outcomes: Sequence[RunOutcome]) -> set[str]:
@@ -74,8 +92,7 @@ def _lost(connection: Connection, outcomes: Sequence[RunOutcome]) -> set[str]:
     }
 
 
-def _count(ledger: Ledger, connection: Connection, outcomes: Sequence[RunOutcome]) -> None:
-    """Update each task's last success, and its failures since."""
+def _counts(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> list[dict[str, Any]]:
     successes: dict[str, int] = {}
     failures: dict[str, int] = defaultdict(int)
     for each in outcomes:
@@ -87,7 +104,7 @@ def _count(ledger: Ledger, connection: Connection, outcomes: Sequence[RunOutcome
         else:
             failures[each.task] += 1
     # In one order for all replicas: in several they deadlock.
-    rows = [
+    return [
         {
             "in_namespace": ledger.namespace,
             "task_name": name,
@@ -96,8 +113,6 @@ def _count(ledger: Ledger, connection: Connection, outcomes: Sequence[RunOutcome
         }
         for name in sorted(failures)
     ]
-    if rows:
-        execute_rows(connection, ledger.sql, _counted(ledger.sql), rows)
 
 
 def _row(each: RunOutcome) -> dict[str, Any]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    and_,
-    delete,
-    select,
-    update,
-)
+from sqlalchemy import Row, Select, and_, delete, or_, select, update
 
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, KEPT_MS, node, node_task, progress, run, task
 from fsa_cli.ledger.values import options_in
 
-__all__ = ["Died", "prune", "reap", "reconcile", "running"]
+__all__ = ["Died", "free_left_locks", "left_running", "prune", "reap", "reconcile"]
 
 
 _PRUNED = 1000
@@ -26,66 +20,76 @@ _PRUNED = 1000
 _MOST_ATTEMPTS = 20
 
 
-def reconcile(ledger: Ledger, node_id: str, held: set[str], before_ms: int) -> list[str]:
-    """Queue runs again that are this node's by their rows, and that it does not run.
+def reconcile(ledger: Ledger, node_id: str, holds: Callable[[str, str | None], bool]) -> list[str]:
+    """Queue runs again that are this node's by their rows, and that it does not have.
 
     Args:
-        held: The runs that it has, read after the rows' claims were known to it.
-        before_ms: Younger claims are left: they may not be known here yet.
+        holds: Whether this node has a run, by its id and its claim's token. It is asked after the
+            rows were read: a claim is known to it before it is sent, and until its end is written.
     """
-
-    def work(connection: Connection) -> list[str]:
-        rows = connection.execute(
-            select(run.c.id, run.c.claim).where(
-                run.c.node == node_id, run.c.status == "running", run.c.started_ms < before_ms
-            )
+    rows = ledger.read(
+        lambda connection: connection.execute(
+            select(run.c.id, run.c.claim).where(run.c.node == node_id, run.c.status == "running")
         ).all()
-        strays = [row for row in rows if row.id not in held]
-        for row in strays:
-            connection.execute(
-                update(run)
-                .where(run.c.id == row.id, run.c.claim == row.claim, run.c.status == "running")
-                .values(status="queued", node=None, claim=None, lock_key=None)
-            )
-        return [row.id for row in strays]
+    )
+    strays = [row for row in rows if not holds(row.id, row.claim)]
+    for row in strays:
+        _change_running(
+            ledger, row, status="queued", node=None, claim=None, lock_key=None, started_ms=None
+        )
+    return [row.id for row in strays]
 
-    return ledger.write(work)
+
+def _change_running(ledger: Ledger, row: Any, **values: Any) -> int:
+    """Change a run that is running under the claim of *row*; how many rows that were."""
+    statement = (
+        update(run)
+        .where(run.c.id == row.id, run.c.claim == row.claim, run.c.status == "running")
+        .values(**values)
+    )
+    return ledger.at_once(lambda connection: connection.execute(statement).rowcount)
 
 
 def prune(ledger: Ledger) -> int:
     """Delete some of the runs that ended more than 30 days ago; how many."""
+    before_ms = ledger.read(ledger.now_ms) - KEPT_MS
+    old = _ids(
+        ledger,
+        select(run.c.id).where(
+            run.c.namespace == ledger.namespace,
+            run.c.scheduled_ms < before_ms,
+            run.c.status.in_(FINAL),
+        ),
+    )
+    gone = _ids(
+        ledger,
+        select(node.c.id).where(
+            node.c.namespace == ledger.namespace,
+            node.c.state.in_(("stopped", "dead")),
+            node.c.lease_until_ms < before_ms,
+        ),
+    )
+    # What refers to a row goes first: a process that ends in between leaves the row to the next.
+    for ids, statements in (
+        (
+            old,
+            (delete(progress).where(progress.c.run.in_(old)), delete(run).where(run.c.id.in_(old))),
+        ),
+        (
+            gone,
+            (
+                delete(node_task).where(node_task.c.node.in_(gone)),
+                delete(node).where(node.c.id.in_(gone)),
+            ),
+        ),
+    ):
+        for statement in statements if ids else ():
+            ledger.at_once(lambda connection, it=statement: connection.execute(it))  # type: ignore[misc]
+    return len(old)
 
-    def work(connection: Connection) -> int:
-        before_ms = ledger.now_ms(connection) - KEPT_MS
-        old = list(
-            connection.scalars(
-                select(run.c.id)
-                .where(
-                    run.c.namespace == ledger.namespace,
-                    run.c.scheduled_ms < before_ms,
-                    run.c.status.in_(FINAL),
-                )
-                .limit(_PRUNED)
-            )
-        )
-        connection.execute(delete(progress).where(progress.c.run.in_(old)))
-        connection.execute(delete(run).where(run.c.id.in_(old)))
-        gone = list(
-            connection.scalars(
-                select(node.c.id)
-                .where(
-                    node.c.namespace == ledger.namespace,
-                    node.c.state.in_(("stopped", "dead")),
-                    node.c.lease_until_ms < before_ms,
-                )
-                .limit(_PRUNED)
-            )
-        )
-        connection.execute(delete(node_task).where(node_task.c.node.in_(gone)))
-        connection.execute(delete(node).where(node.c.id.in_(gone)))
-        return len(old)
 
-    return ledger.write(work)
+def _ids(ledger: Ledger, statement: Select[tuple[str]]) -> list[str]:
+    return ledger.read(lambda connection: list(connection.scalars(statement.limit(_PRUNED))))
 
 
 @dataclass(frozen=True)
@@ -104,31 +108,46 @@ class Died:
     succeeded: tuple[str, ...]
 
 
-def running(ledger: Ledger, node_ids: Sequence[str]) -> list[str]:
-    """The runs that these nodes have claimed and not finished."""
-    return ledger.read(
-        lambda connection: list(
-            connection.scalars(
-                select(run.c.id).where(run.c.node.in_(node_ids), run.c.status == "running")
-            )
+def left_running(ledger: Ledger, dead: Sequence[str] = ()) -> list[str]:
+    """The running runs whose nodes run nothing any more.
+
+    Args:
+        dead: Nodes whose lease has expired, besides those that are declared dead or have stopped.
+    """
+    statement = (
+        select(run.c.id)
+        .outerjoin(node, node.c.id == run.c.node)
+        .where(
+            run.c.namespace == ledger.namespace,
+            run.c.status == "running",
+            or_(node.c.id.is_(None), node.c.state.in_(("dead", "stopped")), node.c.id.in_(dead)),
         )
+        .order_by(run.c.id)
     )
+    return ledger.read(lambda connection: list(connection.scalars(statement)))
 
 
-def reap(ledger: Ledger, dead: Sequence[str], applied: Iterable[str] = ()) -> Died:
+def reap(
+    ledger: Ledger,
+    dead: Sequence[str],
+    applied: Iterable[str] = (),
+    *,
+    left: Sequence[str] | None = None,
+) -> Died:
     """Declare nodes dead and decide their runs. Several processes may do so at once.
 
     A run whose task allows it (`on_crash="retry"`) is queued again, any other is `interrupted`.
+    Each statement is a transaction of its own: where one process is cut off, the next goes on.
 
     Args:
         applied: Runs whose effects are committed in another database: they have succeeded.
+        left: The runs from `left_running`; None: all of them.
     """
     has_effect = set(applied)
-
-    def work(connection: Connection) -> Died:
-        now_ms = ledger.now_ms(connection)
+    now_ms = ledger.read(ledger.now_ms)
+    if dead:
         # Their leases may have been renewed meanwhile: then they live.
-        connection.execute(
+        dying = (
             update(node)
             .where(
                 node.c.id.in_(dead),
@@ -137,45 +156,74 @@ def reap(ledger: Ledger, dead: Sequence[str], applied: Iterable[str] = ()) -> Di
             )
             .values(state="dead")
         )
-        rows = connection.execute(
-            select(run.c.id, run.c.claim, run.c.task, run.c.attempt, task.c.options)
-            .join(node, node.c.id == run.c.node)
-            .outerjoin(task, and_(task.c.namespace == run.c.namespace, task.c.name == run.c.task))
-            .where(node.c.id.in_(dead), node.c.state == "dead", run.c.status == "running")
-            .order_by(run.c.id)
-        ).all()
-        # A task that had timed out and did not return has held its lock beyond its end.
-        connection.execute(
-            update(run)
-            .where(run.c.node.in_(dead), run.c.lock_key.is_not(None), run.c.status.in_(FINAL))
-            .values(lock_key=None)
-        )
-        outcome: dict[str, list[str]] = {"interrupted": [], "queued": [], "succeeded": []}
-        for row in rows:
-            if row.id in has_effect:
-                status = "succeeded"
-            elif _retried(row.options) and row.attempt < _MOST_ATTEMPTS:
-                status = "queued"
-            else:
-                status = "interrupted"
-            changed = connection.execute(
-                update(run)
-                .where(run.c.id == row.id, run.c.claim == row.claim, run.c.status == "running")
-                .values(**_after_crash(status, row.attempt, now_ms))
-            )
-            if changed.rowcount:
-                outcome[status].append(row.id)
-        return Died(
-            tuple(dead),
-            tuple(outcome["interrupted"]),
-            tuple(outcome["queued"]),
-            tuple(outcome["succeeded"]),
-        )
+        ledger.at_once(lambda connection: connection.execute(dying))
+        free_left_locks(ledger)
+    ids = left_running(ledger) if left is None else left
+    outcome: dict[str, list[str]] = {"interrupted": [], "queued": [], "succeeded": []}
+    nodes = dict.fromkeys(dead)
+    for row in _left_rows(ledger, ids):
+        if row.id in has_effect:
+            status = "succeeded"
+        elif _retried(row.options) and row.attempt < _MOST_ATTEMPTS:
+            status = "queued"
+        else:
+            status = "interrupted"
+        if _change_running(ledger, row, **_after_crash(status, row.attempt, now_ms)):
+            outcome[status].append(row.id)
+            nodes[row.node] = None
+    return Died(
+        tuple(nodes),
+        tuple(outcome["interrupted"]),
+        tuple(outcome["queued"]),
+        tuple(outcome["succeeded"]),
+    )
 
-    return ledger.write(work)
+
+def free_left_locks(ledger: Ledger) -> None:
+    """Free the locks of runs that had timed out, and did not return before their process ended."""
+    held = select(run.c.id, run.c.node, run.c.status).where(
+        run.c.namespace == ledger.namespace, run.c.lock_key.is_not(None)
+    )
+    rows = ledger.read(lambda connection: connection.execute(held).all())
+    ended = [row for row in rows if row.status in FINAL]
+    if not ended:
+        return
+    over = select(node.c.id).where(
+        node.c.id.in_({row.node for row in ended}), node.c.state.in_(("dead", "stopped"))
+    )
+    freed = (
+        update(run)
+        .where(
+            run.c.id.in_([row.id for row in ended]),
+            run.c.status.in_(FINAL),
+            run.c.node.in_(over),
+        )
+        .values(lock_key=None)
+    )
+    ledger.at_once(lambda connection: connection.execute(freed))
+
+
+def _left_rows(ledger: Ledger, ids: Sequence[str]) -> Sequence[Row[Any]]:
+    """Those of the runs *ids* whose nodes are dead by now, or have stopped."""
+    found: list[Row[Any]] = []
+    for start in range(0, len(ids), _PRUNED):
+        statement = (
+            select(run.c.id, run.c.claim, run.c.node, run.c.attempt, task.c.options)
+            .outerjoin(node, node.c.id == run.c.node)
+            .outerjoin(task, and_(task.c.namespace == run.c.namespace, task.c.name == run.c.task))
+            .where(
+                run.c.id.in_(ids[start : start + _PRUNED]),
+                run.c.status == "running",
+                or_(node.c.id.is_(None), node.c.state.in_(("dead", "stopped"))),
+            )
+            .order_by(run.c.id)
+        )
+        found += ledger.read(lambda connection, it=statement: connection.execute(it).all())  # type: ignore[misc]
+    return found
 
 
 def _retried(options: str | None) -> bool:
+    """Whether the task may run again; not if its options cannot be read."""
     return options_in(options).get("on_crash") == "retry"
 
 

@@ -36,6 +36,6 @@ def options_in(text: str | None) -> Mapping[str, Any]:
 def _object(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.exceptions import UsageError
 from fsa_cli.ledger.access import reached
+from fsa_cli.ledger.backfill import backfill, register_tasks
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
+from fsa_cli.processes.broker_dispatcher import BrokerDispatcher
+from fsa_cli.processes.claimer import Claimer, Fired
+from fsa_cli.processes.consumer import Consumer
+from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.events import NodeEvents, NodeListener, RunCounts
 from fsa_cli.processes.lease import LEASE_S
-from fsa_cli.processes.node import Node, NodeOptions
+from fsa_cli.processes.local_dispatcher import LocalDispatcher
+from fsa_cli.processes.maintenance import Effects, Maintenance
+from fsa_cli.processes.message_claimer import MessageClaimer
+from fsa_cli.processes.node import Node, NodeOptions, NodeParts
+from fsa_cli.processes.notifications import Notifications
 from fsa_cli.processes.run_factory import RunFactory
+from fsa_cli.processes.run_lifecycle import RunLifecycle, RunSource
 from fsa_cli.processes.run_log import RunLog
-from fsa_cli.processes.schedule_plan import Scheduled, plan, registered
-from fsa_cli.processes.worker import Worker
+from fsa_cli.processes.schedule_plan import Scheduled, catch_up, plan, registered
+from fsa_cli.processes.service import Service
+from fsa_cli.processes.timer import Timer
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Settings
 from fsa_cli.runs.executor import Executor
@@ -34,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["ProcessBuilder"]
 
 _CONCURRENCY = 7
-AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class ProcessBuilder:
                 self.ledger.check_keys()
         for broker, _ in self.executors.brokers(self.tasks).values():
             broker.check()
-        self.run_factory.prepare(self.log.warn)
+        self.run_factory.prepare(self.log.warned)
 
     def close(self) -> None:
         """Close every connection."""
@@ -117,8 +128,36 @@ class ProcessBuilder:
             concurrency: None: half of what the app's connection pool gives, because a task may open
                 a scope inside its own.
         """
-        options = self._options(concurrency, grace_s, pulse)
-        return self._reporting(Node(**self._parts(), options=options, role=role))
+        context = self._context(role)
+        lifecycle, claimers = self._lifecycle(context, concurrency)
+        local = LocalDispatcher(context, lifecycle, self.run_factory.locks)
+        brokers = BrokerDispatcher(context, self._brokers())
+        claimers += [local, brokers]
+        timer = Timer(context.clock, lambda due: fire(due)) if role == "scheduler" else None
+        maintenance = self._maintenance(context, lifecycle, claimers, timer)
+
+        def fire(due: Sequence[Fired]) -> None:
+            carried = [each for each in due if brokers.carries(each[0])]
+            if carried:
+                brokers.fire(carried)
+            own = [each for each in due if not brokers.carries(each[0])]
+            if own:
+                local.fire(own)
+            maintenance.expect(due)
+
+        def join() -> None:
+            watermarks = register_tasks(self.ledger, registered(self.tasks, self.planned))
+            context.lease.join()
+            context.lease.start()
+            until_ms = context.lease.started_ms
+            if timer is not None:
+                timer.expect(self.planned, until_ms)
+            expected = catch_up(self.planned, watermarks, until_ms, self.ledger.namespace)
+            plain = {e.task.name: e.schedule_hash for e in self.planned if not e.jitter_ms}
+            backfill(self.ledger, context.lease.id, expected, until_ms, plain)
+
+        parts = self._parts(context, lifecycle, maintenance, claimers, [brokers, local], join)
+        return Node(replace(parts, timer=timer), NodeOptions(grace_s=grace_s, pulse=pulse))
 
     def worker(
         self,
@@ -128,45 +167,120 @@ class ProcessBuilder:
         concurrency: int | None,
         grace_s: float,
         pulse: Callable[[], None] = lambda: None,
-    ) -> Worker:
-        """The node that executes the runs of *executor*; *concurrency* as in `node`."""
-        options = self._options(concurrency, grace_s, pulse)
-        return self._reporting(
-            Worker(**self._parts(), options=options, executor=executor, queues=queues)
+    ) -> Node:
+        """The node that executes the runs of *executor*; *concurrency* as in `node`.
+
+        It fires no schedule; it reaps dead nodes and records as the scheduler does. Of a broker the
+        messages are taken, of an executor without one the ledger's queue.
+        """
+        context = self._context("worker")
+        lifecycle, claimers = self._lifecycle(context, concurrency)
+        claimers.append(BrokerDispatcher(context, self._brokers()))
+        intake: list[Service] = [*claimers]
+        if executor.carries:
+            messages = MessageClaimer(context, lifecycle, self.run_factory.locks)
+            limit, warn = lifecycle.pool.concurrency, context.events.warned
+            intake += [messages, Consumer(executor, messages, queues, limit, warn)]
+        else:
+            local = LocalDispatcher(context, lifecycle, self.run_factory.locks)
+            claimers.append(local)
+            intake.append(local)
+        parts = self._worker_parts(context, lifecycle, claimers, intake)
+        return Node(parts, NodeOptions(grace_s=grace_s, pulse=pulse))
+
+    def embedded(self, *, concurrency: int, grace_s: float) -> tuple[Node, MessageClaimer]:
+        """The node inside a broker's worker that a team starts itself, and what takes messages."""
+        context = self._context("worker")
+        lifecycle, claimers = self._lifecycle(context, concurrency)
+        claimers.append(BrokerDispatcher(context, self._brokers()))
+        messages = MessageClaimer(context, lifecycle, self.run_factory.locks)
+        parts = self._worker_parts(context, lifecycle, claimers, [*claimers, messages])
+        return Node(parts, NodeOptions(grace_s=grace_s)), messages
+
+    # -- the parts -----------------------------------------------------------------------------
+
+    def _worker_parts(
+        self,
+        context: NodeContext,
+        lifecycle: RunLifecycle,
+        claimers: Sequence[Claimer],
+        intake: Sequence[Service],
+    ) -> NodeParts:
+        def join() -> None:
+            register_tasks(self.ledger, registered(self.tasks, self.planned))
+            context.lease.join()
+            context.lease.start()
+
+        maintenance = self._maintenance(context, lifecycle, claimers, None)
+        return self._parts(context, lifecycle, maintenance, claimers, intake, join)
+
+    def _parts(
+        self,
+        context: NodeContext,
+        lifecycle: RunLifecycle,
+        maintenance: Maintenance,
+        claimers: Sequence[Claimer],
+        intake: Sequence[Service],
+        join: Callable[[], None],
+    ) -> NodeParts:
+        """The parts, those of them that hear of events listening."""
+        counts, notifications = RunCounts(), Notifications()
+        hearing = (each for each in intake if isinstance(each, NodeListener))
+        for each in (counts, notifications, *hearing):
+            context.events.add(each)
+        return NodeParts(
+            context, lifecycle, maintenance, claimers, intake, counts, notifications, join
         )
 
-    def _parts(self) -> dict[str, Any]:
+    def _context(self, role: str) -> NodeContext:
+        context = NodeContext.of(
+            self.ledger,
+            NodeEvents(self.log),
+            role=role,
+            lease_s=self.settings.lease_s or LEASE_S,
+            # A tick stands for no instant: it is gone before the next one comes.
+            tasks={e.task.name: e.schedule_hash for e in self.planned if role == "scheduler"},
+        )
+        self.run_factory.trusted = lambda: context.lease.trusted
+        return context
+
+    def _lifecycle(
+        self, context: NodeContext, concurrency: int | None
+    ) -> tuple[RunLifecycle, list[Claimer]]:
+        """The runs of the node, and the list of those that will claim them."""
+        claimers: list[Claimer] = []
+        source = RunSource(
+            build=self.run_factory,
+            applied=self.run_factory.applied,
+            late_ms={each.task.name: _late_ms(each) for each in self.planned},
+        )
+        lifecycle = RunLifecycle(
+            context,
+            source,
+            concurrency or self._concurrency(),
+            busy=lambda: any(each.backlog for each in claimers),
+        )
+        return lifecycle, claimers
+
+    def _maintenance(
+        self,
+        context: NodeContext,
+        lifecycle: RunLifecycle,
+        claimers: Sequence[Claimer],
+        timer: Timer | None,
+    ) -> Maintenance:
+        def fired_until_ms() -> int:
+            return context.clock.now_ms if timer is None else timer.fired_until_ms
+
+        effects = Effects(self.run_factory.applied, self.run_factory.prune)
+        return Maintenance(context, lifecycle, claimers, effects, fired_until_ms)
+
+    def _brokers(self) -> Mapping[str, tuple[Executor, Mapping[str, str | None]]]:
         locks = self.run_factory.locks
-        brokers = {
+        return {
             name: (broker, {task.name: locks[task.name] for task in tasks})
             for name, (broker, tasks) in self.executors.brokers(self.tasks).items()
         }
-        return {
-            "ledger": self.ledger,
-            "planned": self.planned,
-            "known": registered(self.tasks, self.planned),
-            "locks": locks,
-            "brokers": brokers,
-            "build_run": self.run_factory,
-            "applied": self.run_factory.applied,
-            "prune": self.run_factory.prune,
-            "listener": self.log,
-        }
-
-    def _options(
-        self, concurrency: int | None, grace_s: float, pulse: Callable[[], None]
-    ) -> NodeOptions:
-        return NodeOptions(
-            concurrency=concurrency or self._concurrency(),
-            grace_s=grace_s,
-            lease_s=self.settings.lease_s or LEASE_S,
-            pulse=pulse,
-        )
-
-    def _reporting(self, node: AnyNode) -> AnyNode:
-        self.run_factory.report = node.progress
-        self.run_factory.trusted = lambda: node.lease.trusted
-        return node
 
     def _concurrency(self) -> int:
         return min(map(_half_of_pool, self.run_factory.databases().values()), default=_CONCURRENCY)
@@ -196,3 +310,10 @@ def _half_of_pool(database: Database) -> int:
     if not isinstance(pool, QueuePool) or pool._max_overflow < 0:
         return _CONCURRENCY
     return max((pool.size() + pool._max_overflow) // 2, 1)
+
+
+def _late_ms(scheduled: Scheduled) -> int:
+    """How late its runs may start."""
+    within_s = scheduled.task.start_within_s
+    window_ms = scheduled.window_ms if within_s is None else round(within_s * 1000)
+    return window_ms + scheduled.jitter_ms

@@ -12,11 +12,8 @@ from fsa_cli.ledger import redelivery
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.records import ClaimedRun
-from fsa_cli.ledger.store import Ledger
-from fsa_cli.processes.claimer import Claimer, Fired, Skipped
-from fsa_cli.processes.clock import Clock
-from fsa_cli.processes.lease import Lease
-from fsa_cli.processes.outage import Outage
+from fsa_cli.processes.claimer import Claimer, Fired
+from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.runs.executor import Executor, Message
 
@@ -32,23 +29,16 @@ class BrokerDispatcher(Claimer):
     """One thread for all brokers, so that none of them keeps this process's own runs waiting.
 
     Args:
-        warn: Shows a line to a person.
         brokers: By name, each with the tasks whose runs it carries and the lock of each task.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
-        clock: Clock,
-        lease: Lease,
-        outage: Outage,
-        warn: Callable[[str], None],
+        context: NodeContext,
         brokers: Mapping[str, tuple[Executor, Mapping[str, str | None]]],
-        *,
-        skipped: Skipped,
     ) -> None:
-        super().__init__(ledger, clock, lease, outage, skipped, "fsa brokers")
-        self._warn = warn
+        super().__init__(context, "brokers")
+        self._warn = context.events.warned
         self._brokers = brokers
         self._late_at_s = time.monotonic() + _LATE_EVERY_S
         self._away: set[str] = set()

@@ -7,16 +7,16 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from fsa_cli.ledger.records import ClaimResult, Due
-from fsa_cli.ledger.store import Ledger
-from fsa_cli.processes.clock import Clock
-from fsa_cli.processes.lease import Lease
-from fsa_cli.processes.outage import Outage
+from fsa_cli.ledger.records import ClaimResult, Due, RunOutcome
+from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.events import NodeListener
 from fsa_cli.processes.schedule_plan import Scheduled
+from fsa_cli.processes.service import ServiceThread
+from fsa_cli.runner.run import Run, RunResult
 
-__all__ = ["Claimer", "Fired", "Skipped"]
+__all__ = ["Claimer", "Fired"]
 
 _POLL_S = 1.0
 # Older instants are left to the backfill, which knows whether a live node covered them.
@@ -24,34 +24,23 @@ _WINDOW_MS = 5000
 
 #: A task and one of its instants.
 Fired = tuple[Scheduled, int]
-#: Called for each run that does not start: the task, the instant, the reason.
-Skipped = Callable[[str, int, str], None]
 
 
-class Claimer(ABC):
+class Claimer(ServiceThread, NodeListener, ABC):
     """Claims instants as they come due, and queued runs every second.
 
-    It claims nothing while the lease is not trusted, and tries again when the ledger was away.
+    It claims nothing while the lease is not trusted, and tries again when the ledger was away. An
+    instant whose row the database refuses goes to the end, and the others are claimed.
 
     Args:
-        skipped: Called for each instant that was recorded as skipped.
-        thread: The thread's name.
+        name: Of its thread.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        clock: Clock,
-        lease: Lease,
-        outage: Outage,
-        skipped: Skipped,
-        thread: str,
-    ) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._lease = lease
-        self._outage = outage
-        self._skipped = skipped
+    def __init__(self, context: NodeContext, name: str) -> None:
+        super().__init__(name)
+        self._context = context
+        self._ledger = context.ledger
+        self._lease = context.lease
         self._backlog: deque[Fired] = deque()
         self._claiming: list[Fired] = []
         self._wanted = threading.Condition()
@@ -60,15 +49,6 @@ class Claimer(ABC):
         self._asking = self._more_queued = self._waits_for_lock = False
         self.alone = True
         """Whether no other replica that fires the same instants is known."""
-        self._thread = threading.Thread(target=self._serve, name=thread, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread lives."""
-        return self._thread.is_alive()
 
     @property
     def idle(self) -> bool:
@@ -78,15 +58,15 @@ class Claimer(ABC):
 
     @property
     def backlog(self) -> int:
-        """How many due instants are not claimed yet."""
-        return len(self._backlog)
+        """How many due instants are not claimed yet; 0 once nothing is claimed any more."""
+        return 0 if self._closed else len(self._backlog)
 
     @property
     def waiting_since_ms(self) -> int:
         """The oldest instant that waits or is being claimed; now if there is none."""
         with self._wanted:
             instants = [instant for _, instant in (*self._backlog, *self._claiming)]
-        return min(instants, default=self._clock.now_ms)
+        return min(instants, default=self._context.clock.now_ms)
 
     def fire(self, due: Sequence[Fired]) -> None:
         """Claim these instants, which have come due."""
@@ -100,7 +80,7 @@ class Claimer(ABC):
             self._poll_at_s = 0.0
             self._wanted.notify()
 
-    def released(self) -> None:
+    def outcomes_written(self) -> None:
         """Look for queued runs whose lock is free now that runs have ended."""
         if self._waits_for_lock:
             self._waits_for_lock = False
@@ -111,13 +91,23 @@ class Claimer(ABC):
         with self._wanted:
             self._backlog = deque(each for each in self._backlog if _key(each) not in swept)
 
-    def close(self) -> None:
+    def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
+        """Look at the queue when a retry comes due, if that is before the next poll."""
+        if outcome is not None and outcome.retry_in_ms is not None:
+            at_s = time.monotonic() + outcome.retry_in_ms / 1000
+            with self._wanted:
+                if at_s < self._poll_at_s:
+                    self._poll_at_s = at_s
+                    self._wanted.notify()
+
+    def quiesce(self) -> None:
         """Claim nothing more."""
+        self.stop()
+
+    def _wake(self) -> None:
         with self._wanted:
             self._closed = True
             self._wanted.notify()
-        if self._thread.is_alive():
-            self._thread.join(5)
 
     @abstractmethod
     def _room(self) -> int:
@@ -134,7 +124,8 @@ class Claimer(ABC):
     def _settle(self, due: Sequence[Fired], outcome: ClaimResult) -> None:
         """Report skipped instants; put back those that are early by the database's clock."""
         for each in outcome.skipped:
-            self._skipped(each.task, each.scheduled_ms, "the run before it has not ended")
+            reason = "the run before it has not ended"
+            self._context.events.run_skipped(each.task, each.scheduled_ms, reason)
         if outcome.early:
             early = {each.key for each in outcome.early}
             self._put_back([each for each in due if _key(each) in early])
@@ -163,11 +154,9 @@ class Claimer(ABC):
                 self._backlog.popleft() for _ in range(min(room, len(self._backlog)))
             ]
         if due:
-            claimed = self._outage.guard(lambda: self._claim(due))
-            if claimed is None:
-                self._put_back(due)
+            claimed = self._claim_or_isolate(due)
             self._claiming = []
-            if claimed is None:
+            if not claimed:
                 time.sleep(0.2)
                 return True
         if self._wants_queue() and self._lease.trusted:
@@ -175,9 +164,35 @@ class Claimer(ABC):
             # moment of each, and what is queued would not find it free for a minute.
             self._asking = True
             self._poll_at_s = time.monotonic() + _POLL_S * random.uniform(0.6, 1.0)
-            self._more_queued = bool(self._outage.guard(self._take_queued))
+            self._more_queued = bool(self._context.outage.guard(self._take_queued))
             self._asking = False
         return True
+
+    def _claim_or_isolate(self, due: Sequence[Fired]) -> bool:
+        """Claim them; False if the ledger was away, or refused all. They are put back then."""
+        refused: list[Exception] = []
+
+        def note(error: Exception) -> bool:
+            refused.append(error)
+            return True
+
+        def claim() -> bool:
+            return self._claim(due)
+
+        claimed = self._context.outage.guard(claim, note)
+        if claimed is None:
+            self._put_back(due)
+            return False
+        if not refused:
+            return True
+        if len(due) == 1:
+            self._context.outage.note_refusal(claim, refused[0])
+            with self._wanted:
+                self._backlog.extend(due)
+            return False
+        half = len(due) // 2
+        first = self._claim_or_isolate(due[:half])
+        return self._claim_or_isolate(due[half:]) or first
 
     def _take_queued(self) -> bool:
         room = self._room()

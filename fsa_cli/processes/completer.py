@@ -3,134 +3,102 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from fsa_cli.ledger.finish import finish, free
-from fsa_cli.ledger.progress import write_progress
-from fsa_cli.ledger.records import ClaimedRun, RunOutcome
-from fsa_cli.ledger.store import Ledger
-from fsa_cli.processes.clock import Clock
+from fsa_cli.database.connections import driver_message
+from fsa_cli.ledger.finish import count_outcomes, free, write_outcomes
+from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns
+from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.outage import Outage
-from fsa_cli.runner.outcome import encode_result, error_fields
-from fsa_cli.runner.retry import RetryPolicy, is_retryable
-from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.tasks.context import Progress
+from fsa_cli.processes.service import ServiceThread
+from fsa_cli.terminal.masking import mask
 
-__all__ = ["Completer", "outcome_of"]
-_PROGRESS_EVERY_S = 1.0
+__all__ = ["Completer", "without_details"]
+
 _AGAIN_S = 0.5
+_REFUSED_AGAIN_S = 2.0
 # Outcomes of so long are one transaction: longer while runs wait for a slot, whose start the
 # writing would only delay.
 _GATHERED_S = 0.01
 _GATHERED_BUSY_S = 0.25
 
 
-class Completer:
-    """Holds each run of this node from its claim until the database has acknowledged its outcome.
+class _End(NamedTuple):
+    """The end of a run; without an outcome only its lock is to be freed."""
+
+    active: ActiveRun
+    outcome: RunOutcome | None
+
+
+class Completer(ServiceThread):
+    """Writes outcomes, and lets go of each run when the database has acknowledged its end.
 
     Args:
-        lost: Called with the ids of runs that were no longer ours when they ended.
         busy: Whether runs wait that could start.
-        written: Called when outcomes were written, and the locks of these runs are free.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        clock: Clock,
-        outage: Outage,
-        lost: Callable[[set[str]], None] = lambda run_ids: None,
-        busy: Callable[[], bool] = lambda: False,
-        written: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._outage = outage
-        self._lost = lost
+    def __init__(self, context: NodeContext, runs: ActiveRuns, busy: Callable[[], bool]) -> None:
+        super().__init__("completer")
+        self._context = context
+        self._runs = runs
         self._busy = busy
-        self._written = written
-        self._queue: queue.SimpleQueue[RunOutcome | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._held: dict[str, ClaimedRun] = {}
-        self._progress: dict[str, Progress] = {}
-        self._told_s: dict[str, float] = {}
-        self._thread = threading.Thread(target=self._serve, name="fsa outcomes", daemon=True)
-        self._thread.start()
-
-    @property
-    def held(self) -> set[str]:
-        """The runs of this node: claimed, and their outcome not acknowledged."""
-        with self._lock:
-            return set(self._held)
+        self._queue: queue.SimpleQueue[_End | None] = queue.SimpleQueue()
+        self._counters = TaskCounters(context)
+        self._refused: list[_End] = []
 
     @property
     def alive(self) -> bool:
-        """Whether its thread lives."""
-        return self._thread.is_alive()
+        return super().alive and self._counters.alive
 
-    def hold(self, claimed: ClaimedRun) -> None:
-        with self._lock:
-            self._held[claimed.run_id] = claimed
+    def start(self) -> None:
+        self._counters.start()
+        super().start()
 
-    def claim_of(self, run_id: str) -> ClaimedRun | None:
-        with self._lock:
-            return self._held.get(run_id)
+    def stop(self, within_s: float = 2.0) -> None:
+        """Write the outcomes that are left, for *within_s* at most."""
+        super().stop(within_s)
+        self._counters.stop(within_s)
 
-    def drop(self, run_id: str) -> None:
-        """Let go of a run that was queued again."""
-        with self._lock:
-            self._held.pop(run_id, None)
-
-    def end(self, ended: RunOutcome) -> None:
+    def end(self, active: ActiveRun, outcome: RunOutcome) -> None:
         """Write an outcome soon."""
-        self._queue.put(ended)
+        self._queue.put(_End(active, outcome))
 
-    def free(self, run_id: str) -> None:
+    def free(self, active: ActiveRun) -> None:
         """Free the lock of a run that had timed out and has returned."""
-        claimed = self.claim_of(run_id)
-        if claimed is not None:
-            self._outage.guard(lambda: free(self._ledger, run_id, claimed.token))
-            self.drop(run_id)
+        self._queue.put(_End(active, None))
 
-    def progress(self, run_id: str, progress: Progress) -> None:
-        """Note how far a run has come; it is written about once a second."""
-        now_s = time.monotonic()
-        if now_s - self._told_s.get(run_id, 0.0) < _PROGRESS_EVERY_S and not progress.finished:
-            return
-        self._told_s[run_id] = now_s
-        with self._lock:
-            self._progress[run_id] = progress
-
-    def write_progress(self) -> None:
-        """Write the progress noted since the last call."""
-        with self._lock:
-            told, self._progress = self._progress, {}
-            self._told_s = {i: at for i, at in self._told_s.items() if i in self._held}
-        if told:
-            write_progress(
-                self._ledger, {i: (each.done, each.total, each.text) for i, each in told.items()}
-            )
-
-    def close(self, within_s: float) -> bool:
-        """Write the outcomes that are left; whether all were written within *within_s*."""
+    def _wake(self) -> None:
         self._queue.put(None)
-        self._thread.join(within_s)
-        return not self._thread.is_alive()
 
     def _serve(self) -> None:
-        closing = False
-        while not closing:
-            batch = [self._queue.get()]
-            if batch[0] is not None:
-                self._gather()
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            closing = None in batch
-            ends = [each for each in batch if each is not None]
-            if ends:
-                self._write(ends)
+        with self._context.ledger.keeping_a_connection():
+            while self._serve_once():
+                pass
+
+    def _serve_once(self) -> bool:
+        """Write what has ended; False once it is closing."""
+        batch = self._batch()
+        ends, self._refused = [*self._refused, *(e for e in batch if e is not None)], []
+        if ends:
+            self._write(ends)
+        return None not in batch
+
+    def _batch(self) -> list[_End | None]:
+        """What is to be written; nothing, when refused outcomes are to be tried again."""
+        try:
+            first = self._queue.get(timeout=_REFUSED_AGAIN_S if self._refused else None)
+        except queue.Empty:
+            return []
+        batch = [first]
+        if first is not None:
+            self._gather()
+        while not self._queue.empty():
+            batch.append(self._queue.get())
+        return batch
 
     def _gather(self) -> None:
         until_s = time.monotonic() + _GATHERED_BUSY_S
@@ -138,56 +106,130 @@ class Completer:
         while self._busy() and time.monotonic() < until_s:
             time.sleep(_GATHERED_S)
 
-    def _write(self, ends: list[RunOutcome]) -> None:
-        while (lost := self._outage.guard(lambda: finish(self._ledger, ends))) is None:
-            time.sleep(_AGAIN_S)
-        self._written()  # before they are let go: a waiting claimer would find nothing to do
-        with self._lock:
-            for each in ends:
-                if not each.keeps_lock:
-                    self._held.pop(each.run_id, None)
-        if lost:
-            self._lost(lost)
-
-
-def outcome_of(
-    run: Run,
-    claimed: ClaimedRun,
-    result: RunResult | None,
-    clock: Clock,
-    *,
-    took_effect: bool = False,
-) -> RunOutcome:
-    """The outcome of a run as the ledger keeps it; a *result* of None means cancelled.
-
-    Args:
-        took_effect: Its COMMIT failed for this process, and has happened all the same.
-    """
-    now_ms = clock.now_ms
-    if result is None:
-        return RunOutcome(
-            run_id=run.run_id,
-            token=claimed.token,
-            task=run.task.name,
-            status="cancelled",
-            started_ms=None,
-            finished_ms=now_ms,
+    def _write(self, ends: Sequence[_End]) -> None:
+        outcomes = [each for each in ends if each.outcome is not None]
+        written = self._written_of(outcomes)
+        for each in (each for each in ends if each.outcome is None):
+            claim = each.active.claim
+            while self._free(claim.run_id, claim.token) is None:
+                time.sleep(_AGAIN_S)
+            written.append(each)
+        # Before they are let go: a waiting claimer would find nothing to do.
+        self._context.events.outcomes_written()
+        self._runs.drop(
+            each.active for each in written if each.outcome is None or not each.outcome.keeps_lock
         )
-    error_type, error, traceback = error_fields(None if took_effect else result.error)
-    retries = RetryPolicy(run.task.retries, run.task.backoff_s, longest_s=3600.0)
-    again = not took_effect and result.attempt <= retries.retries and is_retryable(result)
-    recorded = run.fence is not None and run.fence.recorded
-    return RunOutcome(
-        run_id=run.run_id,
-        token=claimed.token,
-        task=run.task.name,
-        status="succeeded" if took_effect else result.status,
-        started_ms=now_ms - round(result.duration_ms),
-        finished_ms=now_ms,
-        result=encode_result(result.value) if result.succeeded and not recorded else None,
-        error_type=error_type,
-        error=error,
-        traceback=traceback,
-        retry_in_ms=round(retries.pause_s(result.attempt) * 1000) if again else None,
-        recorded=recorded and result.succeeded,
+
+    def _free(self, run_id: str, token: str) -> bool | None:
+        def work() -> bool:
+            free(self._context.ledger, run_id, token)
+            return True
+
+        return self._context.outage.guard(work)
+
+    def _written_of(self, ends: Sequence[_End]) -> list[_End]:
+        """Those of *ends* that are written; what the database refuses is tried again later."""
+        if not ends:
+            return []
+        refused: list[Exception] = []
+
+        def note(error: Exception) -> set[str]:
+            refused.append(error)
+            return set()
+
+        def write_them() -> set[str]:
+            return write_outcomes(self._context.ledger, _outcomes(ends))
+
+        while (lost := self._context.outage.guard(write_them, note)) is None:
+            time.sleep(_AGAIN_S)
+        if refused:
+            return self._one_by_one(ends, refused[0])
+        if lost:
+            self._context.events.runs_lost(lost)
+        self._counters.count([e for e in _outcomes(ends) if e.run_id not in lost])
+        return list(ends)
+
+    def _one_by_one(self, ends: Sequence[_End], error: Exception) -> list[_End]:
+        """Isolate the outcome that the database refuses, and write it without its details."""
+        if len(ends) > 1:
+            written: list[_End] = []
+            for number, each in enumerate(ends):
+                written += self._written_of([each])
+                if each in self._refused:  # even without its details: it may refuse everything
+                    self._refused = [*ends[number + 1 :], *self._refused]
+                    break
+            return written
+        (end,) = ends
+        assert end.outcome is not None
+        plain = without_details(end.outcome, error)
+        if end.outcome == plain or not self._wrote_plain(end, plain):
+            if not end.active.unrecorded:
+                end.active.unrecorded = True
+                said = f"run {plain.run_id} of {plain.task} cannot be recorded"
+                self._context.events.warned(f"{said}: {mask(driver_message(error))}")
+            self._refused.append(end)
+            return []
+        return [end]
+
+    def _wrote_plain(self, end: _End, plain: RunOutcome) -> bool:
+        refused: list[Exception] = []
+
+        def note(error: Exception) -> set[str]:
+            refused.append(error)
+            return set()
+
+        def write_it() -> set[str]:
+            return write_outcomes(self._context.ledger, [plain])
+
+        while (lost := self._context.outage.guard(write_it, note)) is None:
+            time.sleep(_AGAIN_S)
+        if refused:
+            return False
+        self._context.events.warned(f"run {plain.run_id} of {plain.task}: {plain.error}")
+        self._counters.count([plain] if plain.run_id not in lost else [])
+        return True
+
+
+class TaskCounters(ServiceThread):
+    """Updates each task's last success and failures; a locked row of a task delays no outcome."""
+
+    def __init__(self, context: NodeContext) -> None:
+        super().__init__("counters")
+        self._ledger = context.ledger
+        self._outage: Outage = context.outage
+        self._queue: queue.SimpleQueue[Sequence[RunOutcome]] = queue.SimpleQueue()
+
+    def count(self, outcomes: Sequence[RunOutcome]) -> None:
+        if outcomes:
+            self._queue.put(outcomes)
+
+    def _wake(self) -> None:
+        self._queue.put(())
+
+    def _serve(self) -> None:
+        with self._ledger.keeping_a_connection():
+            while not self._stopping.is_set() or not self._queue.empty():
+                outcomes = list(self._queue.get())
+                while not self._queue.empty():
+                    outcomes += self._queue.get()
+                self._count(outcomes)
+
+    def _count(self, outcomes: Sequence[RunOutcome]) -> None:
+        if outcomes:
+            self._outage.guard(lambda: count_outcomes(self._ledger, outcomes))
+
+
+def without_details(outcome: RunOutcome, error: Exception) -> RunOutcome:
+    """*outcome* as any database can keep it, with the reason why its details are missing."""
+    said = mask(driver_message(error)).encode("ascii", "backslashreplace").decode()[:1000]
+    return replace(
+        outcome,
+        result=None,
+        error_type=None if outcome.status == "succeeded" else "OutcomeRefused",
+        error=f"the ledger could not keep how it ended: {said}".replace("\0", "\\0"),
+        traceback=None,
     )
+
+
+def _outcomes(ends: Sequence[_End]) -> list[RunOutcome]:
+    return [each.outcome for each in ends if each.outcome is not None]

@@ -2,79 +2,72 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
 from fsa_cli.exceptions import BrokerUnreachable
-from fsa_cli.runs.executor import Executor, Take
+from fsa_cli.processes.message_claimer import MessageClaimer
+from fsa_cli.processes.service import ServiceThread
+from fsa_cli.runs.executor import Executor
 
 __all__ = ["Consumer"]
 
-
 _AGAIN_S = 1.0
+_LAST_WITHIN_S = 1.0
+_JOINED_WITHIN_S = 2.0
 
 
-class Consumer:
+class Consumer(ServiceThread):
     """Hosts the broker's own worker; starts it again when the broker was away.
 
     Args:
+        claimer: Takes the messages.
         warn: Shows a line to a person.
     """
 
     def __init__(
         self,
         executor: Executor,
-        take: Take,
+        claimer: MessageClaimer,
         queues: Collection[str],
         concurrency: int,
         warn: Callable[[str], None],
     ) -> None:
-        self.name = executor.name
+        super().__init__(f"messages of {executor.name}")
         self._executor = executor
-        self._take = take
+        self._claimer = claimer
         self._queues = queues
         self._concurrency = concurrency
         self._warn = warn
-        self._stop = threading.Event()
         self._away = False
-        self._thread = threading.Thread(target=self._serve, name="fsa messages", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread lives."""
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
+    def quiesce(self) -> None:
         """Take no more messages."""
-        self._stop.set()
+        self._stopping.set()
 
-    def join(self, within_s: float) -> None:
-        """Wait until the broker's worker has ended."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(within_s)
+    def stop(self, within_s: float = _LAST_WITHIN_S) -> None:
+        """Wait until the broker's worker has ended; it still delivers what it had fetched."""
+        super().stop(within_s)
+        self._claimer.stop()  # what it waits for does not end: it is acknowledged
+        super().stop(_JOINED_WITHIN_S)
 
     def _serve(self) -> None:
-        while not self._stop.is_set():
+        while not self._stopping.is_set():
             try:
                 self._executor.consume(
                     self._noting,
                     queues=self._queues,
                     concurrency=self._concurrency,
-                    stop=self._stop,
+                    stop=self._stopping,
                 )
             except BrokerUnreachable as exc:
                 if not self._away:
                     self._away = True
                     self._warn(exc.message)
-            self._stop.wait(_AGAIN_S)
+            self._stopping.wait(_AGAIN_S)
 
     def _noting(self, run_id: str) -> Future[None]:
         if self._away:
             self._away = False
-            self._warn(f"{self.name} can be reached again")
-        return self._take(run_id)
+            self._warn(f"{self._executor.name} can be reached again")
+        return self._claimer.take(run_id)

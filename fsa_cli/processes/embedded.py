@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fsa_cli.processes.worker import Worker
+    from fsa_cli.processes.message_claimer import MessageClaimer
+    from fsa_cli.processes.node import Node
 
 __all__ = ["end", "take"]
 
@@ -18,7 +19,7 @@ _CONCURRENCY = 1000
 _GRACE_S = 25.0
 
 _lock = threading.Lock()
-_here: list[tuple[int, Worker]] = []
+_here: list[tuple[int, Node, MessageClaimer]] = []
 
 
 def take(run_id: str) -> Future[None]:
@@ -29,22 +30,21 @@ def take(run_id: str) -> Future[None]:
     """
     with _lock:
         if not _here or _here[0][0] != os.getpid():  # a prefork pool's child is a node of its own
-            _here[:] = [(os.getpid(), _begun())]
-    return _here[0][1].message_claimer.take(run_id)
+            _here[:] = [(os.getpid(), *_started())]
+    return _here[0][2].take(run_id)
 
 
 def end() -> None:
     """Wait for the runs of this process, and record their outcomes."""
     with _lock:
         if _here and _here[0][0] == os.getpid():
-            _, worker = _here.pop()
-            worker.end()
+            _, node, _ = _here.pop()
+            node.drain(None)
 
 
-def _begun() -> Worker:
+def _started() -> tuple[Node, MessageClaimer]:
     from fsa_cli.processes.assembly import ProcessBuilder
     from fsa_cli.project import loader, settings
-    from fsa_cli.runs.executor import Local, Surroundings
     from fsa_cli.tasks.registry import registry
     from fsa_cli.terminal.output import Output
 
@@ -52,8 +52,7 @@ def _begun() -> Worker:
     loaded = loader.load(chosen)
     builder = ProcessBuilder.of(loaded, chosen, Output(quiet=True), registry)
     builder.open()
-    nothing = Local(Surroundings(builder.ledger, chosen))
-    worker = builder.worker(nothing, (), concurrency=_CONCURRENCY, grace_s=_GRACE_S)
-    worker.begin()
+    node, messages = builder.embedded(concurrency=_CONCURRENCY, grace_s=_GRACE_S)
+    node.start()
     atexit.register(end)
-    return worker
+    return node, messages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -10,6 +9,7 @@ from fsa_cli.ledger import nodes
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.processes.clock import Clock
 from fsa_cli.processes.outage import Outage
+from fsa_cli.processes.service import ServiceThread
 
 __all__ = ["LEASE_S", "Lease"]
 
@@ -20,7 +20,7 @@ _MARGIN_S = 2.0
 _AGAIN_S = 0.5
 
 
-class Lease:
+class Lease(ServiceThread):
     """Renews the lease every quarter of its length, in a thread that no task holds up.
 
     Args:
@@ -40,6 +40,7 @@ class Lease:
         tasks: Mapping[str, str],
         rejoined: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__("lease")
         self._ledger = ledger
         self._clock = clock
         self._outage = outage
@@ -47,9 +48,7 @@ class Lease:
         self._lease_s = lease_s
         self._tasks = tasks
         self._rejoined = rejoined
-        self._ended = threading.Event()
         self._draining = False
-        self._thread: threading.Thread | None = None
         self._node: nodes.RegisteredNode | None = None
         self._trusted_until_s = 0.0
         self._steady_since_s = time.monotonic()
@@ -65,11 +64,6 @@ class Lease:
         return self._node.started_ms
 
     @property
-    def alive(self) -> bool:
-        """Whether its thread lives."""
-        return self._thread is not None and self._thread.is_alive()
-
-    @property
     def trusted(self) -> bool:
         """Whether no other node can have declared this one dead; without it nothing starts."""
         return time.monotonic() < self._trusted_until_s
@@ -80,7 +74,7 @@ class Lease:
         return self.trusted and time.monotonic() >= self._steady_since_s + self._lease_s / 2
 
     def join(self) -> None:
-        """Register as a node and begin to renew the lease."""
+        """Register as a node. From `start` on the lease is renewed."""
         asked_s = time.monotonic()
         self._node = nodes.register(
             self._ledger, self._role, round(self._lease_s * 1000), self._tasks
@@ -89,24 +83,21 @@ class Lease:
         self._trusted_until_s = asked_s + self._lease_s - _MARGIN_S
         # Nothing was lost before it began: what is expired now is dead.
         self._steady_since_s = asked_s - self._lease_s
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._keep, name="fsa lease", daemon=True)
-            self._thread.start()
 
-    def drain(self) -> None:
+    def quiesce(self) -> None:
         """Mark the node as draining with the next renewal."""
         self._draining = True
 
-    def leave(self) -> None:
+    def stop(self, within_s: float = 0.0) -> None:
         """Release the lease."""
-        self._ended.set()
+        self._stopping.set()
         self._trusted_until_s = 0.0
         if self._node is not None:
             self._outage.guard(lambda: nodes.release(self._ledger, self.id))
 
-    def _keep(self) -> None:
+    def _serve(self) -> None:
         pause_s = self._lease_s / 4
-        while not self._ended.wait(pause_s):
+        while not self._stopping.wait(pause_s):
             began_s = time.monotonic()
             self._outage.guard(self._renew)
             if self.trusted:

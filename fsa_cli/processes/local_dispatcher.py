@@ -10,13 +10,11 @@ from operator import itemgetter
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.instants import instants_with_row
-from fsa_cli.ledger.store import Ledger
-from fsa_cli.processes.claimer import Claimer, Fired, Skipped
-from fsa_cli.processes.clock import Clock
-from fsa_cli.processes.launcher import Launcher
-from fsa_cli.processes.lease import Lease
-from fsa_cli.processes.outage import Outage
-from fsa_cli.processes.pool import RunPool
+from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.processes.claimer import Claimer, Fired
+from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.run_lifecycle import RunLifecycle
+from fsa_cli.runner.run import Run, RunResult
 
 __all__ = ["LocalDispatcher"]
 
@@ -35,20 +33,11 @@ class LocalDispatcher(Claimer):
     """
 
     def __init__(
-        self,
-        ledger: Ledger,
-        clock: Clock,
-        lease: Lease,
-        pool: RunPool,
-        launcher: Launcher,
-        outage: Outage,
-        *,
-        locks: Mapping[str, str | None],
-        skipped: Skipped,
+        self, context: NodeContext, lifecycle: RunLifecycle, locks: Mapping[str, str | None]
     ) -> None:
-        super().__init__(ledger, clock, lease, outage, skipped, "fsa claims")
-        self._pool = pool
-        self._launcher = launcher
+        super().__init__(context, "claims")
+        self._lifecycle = lifecycle
+        self._pool = lifecycle.pool
         self._locks = locks
         self._fired_at_s = float("-inf")
 
@@ -63,16 +52,12 @@ class LocalDispatcher(Claimer):
         # Of one instant each replica begins with others: in one order the first would stay first.
         super().fire(sorted(random.sample(due, len(due)), key=itemgetter(1)))
 
-    def freed(self) -> None:
+    def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         """Claim more, now that a slot is free."""
+        super().run_finished(run, result, outcome)
         if (self._backlog or self._more_queued) and self._room() > 0:
             with self._wanted:
                 self._wanted.notify()
-
-    def close(self) -> None:
-        """Claim nothing more, and queue again what has not started."""
-        super().close()
-        self._launcher.give_back(self._pool.close())
 
     def _room(self) -> int:
         """How many more runs it may hold. It claims many at a time, not one after each."""
@@ -97,9 +82,13 @@ class LocalDispatcher(Claimer):
 
     def _claim(self, due: Sequence[Fired]) -> bool:
         asked, window_ms = self._asked(due)
-        outcome = claim_due(self._ledger, self._lease.id, asked, window_ms=window_ms)
-        for claimed in outcome.mine:
-            self._launcher.begin(claimed)
+        with self._lifecycle.claiming() as token:
+            outcome = claim_due(
+                self._ledger, self._lease.id, asked, window_ms=window_ms, token=token
+            )
+            claimed = self._lifecycle.add(outcome.mine)
+        for each in claimed:
+            self._lifecycle.start(each)
         if outcome.queued:
             self._more_queued = True
         if len(outcome.others) * 2 > len(due):
@@ -116,8 +105,10 @@ class LocalDispatcher(Claimer):
             self.forget(self._ledger.read(lambda c: instants_with_row(self._ledger, c, asked)))
 
     def _claim_queued(self, room: int) -> bool:
-        found = claim_queued(self._ledger, self._lease.id, self._locks, most=room)
+        with self._lifecycle.claiming() as token:
+            found = claim_queued(self._ledger, self._lease.id, self._locks, most=room, token=token)
+            claimed = self._lifecycle.add(found.runs)
         self._waits_for_lock = found.waits
-        for claimed in found.runs:
-            self._launcher.begin(claimed)
+        for each in claimed:
+            self._lifecycle.start(each)
         return found.more and bool(found.runs)

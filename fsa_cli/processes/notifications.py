@@ -9,6 +9,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.processes.events import NodeListener
 from fsa_cli.runner.report import brief
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.terminal.masking import mask
@@ -21,25 +23,28 @@ _WAITING = 1000
 _TIMEOUT_S = 10.0
 
 
-class Notifications:
+class Notifications(NodeListener):
     """Calls them one after another, in threads of their own; drops what is too many.
 
     What a function raises is logged. The pings follow https://healthchecks.io/docs/http_api/:
     `/start`, the URL itself for a success, `/fail`, with the run's id as `rid`.
     """
 
+    name = "notifications"
+    alive = True  # its threads come with the first call, and no run waits for them
+
     def __init__(self) -> None:
         self._queues: dict[str, queue.Queue[Callable[[], object] | None]] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
-    def began(self, run: Run) -> None:
+    def run_started(self, run: Run) -> None:
         if run.task.ping is not None:
             self._ping(run, "/start")
 
-    def ended(self, run: Run, result: RunResult, *, again: bool) -> None:
-        """Notify that a run has ended; not yet if another attempt follows (*again*)."""
-        if again:
+    def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
+        """Notify that a run has ended; not yet if another attempt follows."""
+        if result is None or outcome is None or outcome.retry_in_ms is not None:
             return
         if run.task.ping is not None:
             text = "" if result.succeeded else brief(result)
@@ -51,7 +56,11 @@ class Notifications:
                     lambda hook=hook: hook(result),  # type: ignore[misc]
                 )
 
-    def close(self, within_s: float) -> None:
+    def start(self) -> None: ...
+
+    def quiesce(self) -> None: ...
+
+    def stop(self, within_s: float = 1.0) -> None:
         """Make the calls that are left, for *within_s* at most."""
         for waiting in self._queues.values():
             try:

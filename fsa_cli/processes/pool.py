@@ -9,16 +9,20 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from fsa_cli.runner.execute import execute, execute_async
+from fsa_cli.processes.active_runs import ActiveRun
+from fsa_cli.runner.execute import execute, execute_async, failed_result
 from fsa_cli.runner.run import Run, RunResult
 
 __all__ = ["RunPool"]
 
 logger = logging.getLogger("fsa.scheduler")
 
-Finished = Callable[[Run, RunResult | None], None]
+Started = Callable[[ActiveRun], None]
+Ended = Callable[[ActiveRun, "RunResult | None"], None]
+Executed = Callable[[ActiveRun], Coroutine[Any, Any, None]]
 
 
 class RunPool:
@@ -29,40 +33,43 @@ class RunPool:
 
     Args:
         concurrency: How many runs go on at a time.
-        finished: Called with each run and its result, in the thread that executed it; the result is
+        started: Called with each run as it starts, in the thread that executes it.
+        ended: Called with each run and its result, in the thread that executed it; the result is
             None if the run was cancelled.
-        began: Called with each run as it starts, in the thread that executes it.
     """
 
-    def __init__(
-        self, concurrency: int, finished: Finished, began: Callable[[Run], None] = lambda run: None
-    ) -> None:
+    def __init__(self, concurrency: int, started: Started, ended: Ended) -> None:
         self.concurrency = concurrency
-        self._finished = finished
-        self._began = began
+        self._started = started
+        self._ended = ended
         self._lock = threading.Lock()
-        self._waiting: deque[Run] = deque()
-        self._running: dict[str, Run] = {}
-        self._begun_s: dict[str, float] = {}
+        self._waiting: deque[ActiveRun] = deque()
+        # By object, not by id: a run that was lost may be executed here a second time.
+        self._running: set[ActiveRun] = set()
         self._closed = False
         self._threads = 0
         self._idle = 0
-        self._work: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[ActiveRun] = queue.SimpleQueue()
         self._loop = _LoopThread()
 
-    def submit(self, run: Run) -> bool:
-        """Take *run*; False if the pool is closed."""
+    def submit(self, active: ActiveRun) -> bool:
+        """Take a run that is built; False if the pool is closed."""
         with self._lock:
             if self._closed:
                 return False
-            self._waiting.append(run)
+            self._waiting.append(active)
         self._fill()
         return True
 
     @property
-    def running(self) -> list[Run]:
+    def active(self) -> list[ActiveRun]:
+        """The runs that go on."""
         with self._lock:
-            return list(self._running.values())
+            return list(self._running)
+
+    @property
+    def running(self) -> list[Run]:
+        return [_run(each) for each in self.active]
 
     @property
     def waiting(self) -> int:
@@ -75,20 +82,19 @@ class RunPool:
         with self._lock:
             return len(self._running) + len(self._waiting)
 
-    def overdue(self, by_s: float = 0.0) -> list[Run]:
+    def overdue(self, by_s: float = 0.0) -> list[ActiveRun]:
         """The sync runs that are *by_s* past their time-out. Nothing can interrupt a thread."""
         now_s = time.monotonic()
-        with self._lock:
-            return [
-                run
-                for run_id, run in self._running.items()
-                if not _on_loop(run)
-                and run.isolated is None
-                and run.timeout_s is not None
-                and now_s >= self._begun_s[run_id] + run.timeout_s + by_s
-            ]
+        found = []
+        for each in self.active:
+            run, since_s = _run(each), each.started_s
+            if _on_loop(run) or run.isolated is not None or run.timeout_s is None:
+                continue
+            if since_s is not None and now_s >= since_s + run.timeout_s + by_s:
+                found.append(each)
+        return found
 
-    def close(self) -> list[Run]:
+    def close(self) -> list[ActiveRun]:
         """Start nothing more, and return the runs that waited. What runs goes on."""
         with self._lock:
             self._closed = True
@@ -98,14 +104,15 @@ class RunPool:
 
     def cancel(self) -> None:
         """Cancel the async runs; set `TaskContext.cancelled` for the sync ones."""
-        for run in self.running:
-            self.cancel_run(run)
+        for each in self.active:
+            self.cancel_run(each)
 
-    def cancel_run(self, run: Run) -> None:
+    def cancel_run(self, active: ActiveRun) -> None:
         """Cancel one run; the statement of a sync one is ended."""
+        run = _run(active)
         run.stop.set()
         if _on_loop(run):
-            self._loop.cancel(run.run_id)
+            self._loop.cancel(active)
         else:
             run.statements.end_of_thread()
 
@@ -114,68 +121,92 @@ class RunPool:
         self._loop.stop()
 
     def _fill(self) -> None:
-        while (run := self._next()) is not None:
-            if _on_loop(run):
-                self._loop.start_run(run, self._begin, self._ended_on_loop)
+        while (active := self._next()) is not None:
+            if _on_loop(_run(active)):
+                self._start_on_loop(active)
                 continue
             with self._lock:
                 needs_thread = self._idle == 0
                 self._idle -= not needs_thread
                 self._threads += needs_thread
-            self._work.put(run)
+            self._work.put(active)
             if needs_thread:
                 name = f"fsa run {self._threads}"
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
 
-    def _next(self) -> Run | None:
+    def _next(self) -> ActiveRun | None:
         """The next run that may start."""
         with self._lock:
             if not self._waiting or len(self._running) >= self.concurrency:
                 return None
-            run = self._waiting.popleft()
-            self._running[run.run_id] = run
-            self._begun_s[run.run_id] = time.monotonic()
-        return run
+            active = self._waiting.popleft()
+            active.started_s = time.monotonic()
+            self._running.add(active)
+        return active
 
     def _serve(self) -> None:
         while True:
-            run: Run | None = self._work.get()
-            while run is not None:
-                contextvars.Context().run(self._make, run)
+            active: ActiveRun | None = self._work.get()
+            while active is not None:
+                contextvars.Context().run(self._execute, active)
                 # Waking another thread for the next one takes longer than a short run.
-                run = self._next()
-                if run is not None and _on_loop(run):
-                    self._loop.start_run(run, self._begin, self._ended_on_loop)
-                    run = None
+                active = self._next()
+                if active is not None and _on_loop(_run(active)):
+                    self._start_on_loop(active)
+                    active = None
             with self._lock:
                 self._idle += 1
             self._fill()
 
-    def _make(self, run: Run) -> None:
+    def _execute(self, active: ActiveRun) -> None:
+        run = _run(active)
+        result: RunResult | None
+        try:
+            self._start(active)
+            result = (run.isolated or execute)(run)
+        except BaseException as exc:  # whatever it is, it must not cost the slot
+            result = failed_result(run, exc)
+        self._end(active, result)
+
+    def _start_on_loop(self, active: ActiveRun) -> None:
+        self._loop.start_run(active, self._execute_async, self._end_cancelled)
+
+    async def _execute_async(self, active: ActiveRun) -> None:
+        run = _run(active)
         result: RunResult | None = None
         try:
-            self._begin(run)
-            result = (run.isolated or execute)(run)
-        except BaseException:  # a task may raise KeyboardInterrupt; it must not cost the slot
-            result = None
-        self._end(run, result)
+            self._start(active)
+            result = await execute_async(run)
+        except asyncio.CancelledError as exc:
+            result = None if run.stop.is_set() else failed_result(run, exc)
+        except BaseException as exc:  # nothing may end the loop of the others
+            result = failed_result(run, exc)
+        finally:
+            self._end(active, result)
+            self._fill()
 
-    def _begin(self, run: Run) -> None:
-        self._begun_s[run.run_id] = time.monotonic()
-        self._began(run)
+    def _end_cancelled(self, active: ActiveRun) -> None:
+        """End a run that was cancelled before its coroutine began."""
+        if active in self.active:
+            self._end(active, None)
+            self._fill()
 
-    def _ended_on_loop(self, run: Run, result: RunResult | None) -> None:
-        self._end(run, result)
-        self._fill()
+    def _start(self, active: ActiveRun) -> None:
+        active.started_s = time.monotonic()
+        self._started(active)
 
-    def _end(self, run: Run, result: RunResult | None) -> None:
+    def _end(self, active: ActiveRun, result: RunResult | None) -> None:
         with self._lock:
-            del self._running[run.run_id]
-            del self._begun_s[run.run_id]
+            self._running.discard(active)
         try:
-            self._finished(run, result)
+            self._ended(active, result)
         except Exception:
-            logger.exception("the outcome of a run of %s could not be handled", run.task.name)
+            logger.exception("the end of a run of %s could not be handled", active.claim.task)
+
+
+def _run(active: ActiveRun) -> Run:
+    assert active.run is not None
+    return active.run
 
 
 def _on_loop(run: Run) -> bool:
@@ -191,20 +222,22 @@ class _LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Event | None = None
         self._ready = threading.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[ActiveRun, asyncio.Task[None]] = {}
 
-    def start_run(self, run: Run, begin: Callable[[Run], None], end: Finished) -> None:
+    def start_run(
+        self, active: ActiveRun, execute: Executed, done: Callable[[ActiveRun], None]
+    ) -> None:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="fsa loop", daemon=True)
                 self._thread.start()
         self._ready.wait()
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._spawn, run, begin, end)
+        self._loop.call_soon_threadsafe(self._spawn, active, execute, done)
 
-    def cancel(self, run_id: str) -> None:
+    def cancel(self, active: ActiveRun) -> None:
         def cancel() -> None:
-            if task := self._tasks.get(run_id):
+            if task := self._tasks.get(active):
                 task.cancel()
 
         if self._loop is not None:
@@ -216,7 +249,16 @@ class _LoopThread:
             self._thread.join()
 
     def _serve(self) -> None:
-        asyncio.run(self._until_closed())
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            main = loop.create_task(self._until_closed())
+            while not main.done():
+                try:
+                    loop.run_until_complete(main)
+                except (SystemExit, KeyboardInterrupt):
+                    # asyncio hands these to whoever awaits the coroutine that raised them, and
+                    # ends the loop besides: its other runs go on when it is entered again.
+                    logger.debug("a coroutine has raised SystemExit or KeyboardInterrupt")
 
     async def _until_closed(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -224,19 +266,16 @@ class _LoopThread:
         self._ready.set()
         await self._closing.wait()
 
-    def _spawn(self, run: Run, begin: Callable[[Run], None], end: Finished) -> None:
+    def _spawn(
+        self, active: ActiveRun, execute: Executed, done: Callable[[ActiveRun], None]
+    ) -> None:
         task = asyncio.get_running_loop().create_task(
-            self._make(run, begin, end), name=run.task.name, context=contextvars.Context()
+            execute(active), name=active.claim.task, context=contextvars.Context()
         )
-        self._tasks[run.run_id] = task
+        self._tasks[active] = task
 
-    async def _make(self, run: Run, begin: Callable[[Run], None], end: Finished) -> None:
-        result: RunResult | None = None
-        try:
-            begin(run)
-            result = await execute_async(run)
-        except BaseException:  # cancelled; or a KeyboardInterrupt, which would end the loop
-            result = None
-        finally:
-            del self._tasks[run.run_id]
-            end(run, result)
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._tasks[active]
+            done(active)
+
+        task.add_done_callback(ended)

@@ -71,13 +71,14 @@ def metrics(node: Node) -> str:
         f'fsa_runs_total{{status="{status}"}} {count}'
         for status, count in sorted(node.counts.items())
     ]
+    pool = node.lifecycle.pool
     gauges: dict[str, float] = {
-        "fsa_running": len(node.pool.running),
-        "fsa_waiting": node.pool.waiting + node.local_dispatcher.backlog,
-        "fsa_lease_trusted": int(node.lease.trusted),
-        "fsa_ledger_reachable": int(not node.outage.is_open),
-        "fsa_timer_late_seconds": node.timer.late_ms / 1000,
-        "fsa_clock_skew_seconds": round(node.clock.skew_s, 3),
+        "fsa_running": len(pool.running),
+        "fsa_waiting": pool.waiting + node.backlog,
+        "fsa_lease_trusted": int(node.context.lease.trusted),
+        "fsa_ledger_reachable": int(not node.context.outage.is_open),
+        "fsa_timer_late_seconds": node.late_ms / 1000,
+        "fsa_clock_skew_seconds": round(node.context.clock.skew_s, 3),
     }
     for name, value in gauges.items():
         lines += [f"# TYPE {name} gauge", f"{name} {value:g}"]

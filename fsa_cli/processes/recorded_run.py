@@ -25,9 +25,10 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import NAME_LENGTH
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.processes.clock import Clock
-from fsa_cli.processes.completer import outcome_of
+from fsa_cli.processes.completer import without_details
 from fsa_cli.processes.lease import Lease
 from fsa_cli.processes.outage import Outage
+from fsa_cli.processes.run_lifecycle import outcome_of
 from fsa_cli.runner.outcome import encode_result
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.runs.requester import requester
@@ -72,10 +73,11 @@ class RecordedRun:
             ledger, self._clock, self._outage, role="command", lease_s=lease_s, tasks={}
         )
         self._lease.join()
+        self._lease.start()
         try:
             self._claimed = self._begin(run, name, locks)
         except BaseException:
-            self._lease.leave()
+            self._lease.stop()
             raise
         self._run: Run | None = None
         self._progress: Progress | None = None
@@ -116,7 +118,8 @@ class RecordedRun:
         """Write how the run ended."""
         assert self._run is not None
         took_effect = result.at_commit and bool(self._outage.guard(self._applied))
-        end = outcome_of(self._run, self._claimed, result, self._clock, took_effect=took_effect)
+        now_ms = self._clock.now_ms
+        end = outcome_of(self._run, self._claimed, result, now_ms, took_effect=took_effect)
         # What a person starts, that person starts again.
         self._close(replace(end, retry_in_ms=None))
 
@@ -164,9 +167,13 @@ class RecordedRun:
         self._closed.set()
         self._thread.join(_LOOKED_EVERY_S)
         self._outage.guard(self._write_progress)
-        if self._outage.guard(lambda: finish(self._ledger, [end])):
+
+        def refused(error: Exception) -> set[str]:
+            return finish(self._ledger, [without_details(end, error)])
+
+        if self._outage.guard(lambda: finish(self._ledger, [end]), refused):
             self._warn(f"run {self.run_id} was no longer this process's: its end does not count")
-        self._lease.leave()
+        self._lease.stop()
         self._ledger.dispose()
 
     def _look(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,7 +24,6 @@ from fsa_cli.project.settings import Settings
 from fsa_cli.runner.outcome import encode_result
 from fsa_cli.runner.run import Run
 from fsa_cli.tasks import arguments
-from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.lookup import database_for
@@ -35,11 +33,7 @@ __all__ = ["RunFactory"]
 
 
 class RunFactory:
-    """The tasks that this process can run.
-
-    Args:
-        report: Called with a run's id and its progress.
-    """
+    """The tasks that this process can run."""
 
     def __init__(
         self,
@@ -48,14 +42,12 @@ class RunFactory:
         ledger: Ledger,
         tasks: Iterable[TaskDefinition],
         planned: Iterable[Scheduled] = (),
-        report: Callable[[str, Progress], None] | None = None,
     ) -> None:
         self._loaded = loaded
         self._settings = settings
         self._ledger = ledger
         self._tasks = {task.name: task for task in tasks}
         self._planned = {scheduled.task.name: scheduled for scheduled in planned}
-        self.report = report
         self.trusted: Callable[[], bool] = lambda: False
         """Whether this process's lease holds."""
         self._elsewhere = [
@@ -74,6 +66,7 @@ class RunFactory:
 
         Raises:
             FsaError: The task is not here, or its arguments are not what it takes.
+            Exception: What the user's own validators raise.
         """
         task = self._tasks.get(claimed.task)
         if task is None:
@@ -95,7 +88,6 @@ class RunFactory:
             attempt=claimed.attempt,
             scheduled_at=at,
             timeout_s=task.timeout_s,
-            report=partial(self.report, claimed.run_id) if self.report is not None else None,
             isolated=SubprocessRun.of(claimed, self._settings) if task.isolation else None,
             fence=Fence(
                 self._ledger, claimed.run_id, claimed.token, database, encode_result, self.trusted

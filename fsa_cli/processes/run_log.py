@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from fsa_cli.ledger.maintenance import Died
+from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.ledger.time import instant_of
+from fsa_cli.processes.events import NodeListener
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner import report
 from fsa_cli.runner.run import Run, RunResult
@@ -26,8 +30,8 @@ _STYLES = {"failed": "red", "timed out": "red", "cancelled": "yellow", "skipped"
 
 
 @dataclass(frozen=True)
-class RunLog:
-    """A listener of the node.
+class RunLog(NodeListener):
+    """Writes a line for each event of a node.
 
     Args:
         width: Of the longest task's name.
@@ -39,7 +43,11 @@ class RunLog:
     width: int
     json: bool = False
 
-    def finished(self, run: Run, result: RunResult, again: bool) -> None:
+    def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
+        if result is None:
+            self._event(run.task.name, run.scheduled_at, "cancelled", "rolled back")
+            return
+        again = outcome is not None and outcome.retry_in_ms is not None
         if self.json:
             document = report.document(replace(result, value=jsonable_within(result.value)))
             self._json({"event": "run", "retried": again, **document})
@@ -54,13 +62,13 @@ class RunLog:
         status = result.status.replace("_", " ")
         self._line(run.scheduled_at, run.task.name, status, "  ".join(t for t in told if t))
 
-    def cancelled(self, run: Run) -> None:
-        self._event(run.task.name, run.scheduled_at, "cancelled", "rolled back")
+    def run_skipped(self, task: str, instant_ms: int, reason: str) -> None:
+        instant: datetime | None = None
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # a row may say anything
+            instant = instant_of(instant_ms)
+        self._event(task, instant, "skipped", reason)
 
-    def skipped(self, name: str, instant: datetime, reason: str) -> None:
-        self._event(name, instant, "skipped", reason)
-
-    def died(self, died: Died) -> None:
+    def node_died(self, died: Died) -> None:
         told = [
             f"{len(runs)} {word}"
             for runs, word in (
@@ -74,12 +82,12 @@ class RunLog:
             text = f"node {node[:8]} has died: {', '.join(told) or 'it was running nothing'}"
             self._say("node_died", text, node=node)
 
-    def lost(self, run_ids: set[str]) -> None:
+    def runs_lost(self, run_ids: set[str]) -> None:
         for run_id in sorted(run_ids):
             text = f"run {run_id} was no longer this node's when it ended: its end does not count"
             self._say("run_lost", text, run_id=run_id)
 
-    def warn(self, text: str) -> None:
+    def warned(self, text: str) -> None:
         self._say("warning", text)
 
     def say(self, event: str, text: str, **more: object) -> None:
@@ -89,7 +97,7 @@ class RunLog:
         else:
             self.output.say(text)
 
-    def stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None:
+    def node_stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None:
         names = ", ".join(running_for(run) for run in running)
         text = f"{signal_name}: waiting up to {grace_s:g} s for {names}"
         self.say("stopping", text, grace_s=grace_s)

@@ -43,6 +43,7 @@ class Timer:
     """
 
     def __init__(self, clock: Clock, fire: Fire) -> None:
+        self.name = "APScheduler"
         self._clock = clock
         self._fire = fire
         # (when it starts, how manieth, instant, task); the number keeps tasks from being compared.
@@ -58,8 +59,8 @@ class Timer:
             job_defaults={"coalesce": True, "misfire_grace_time": None},
         )
 
-    def start(self, planned: Iterable[Scheduled], after_ms: int) -> None:
-        """Wake up for every start later than *after_ms*."""
+    def expect(self, planned: Iterable[Scheduled], after_ms: int) -> None:
+        """Note every start later than *after_ms*; `start` begins to wake up for them."""
         for number, scheduled in enumerate(planned):
             instant = scheduled.next_ms(after_ms - scheduled.jitter_ms)
             while instant is not None and scheduled.start_ms(instant) <= after_ms:
@@ -67,12 +68,18 @@ class Timer:
             if instant is not None:
                 self._heap.append((scheduled.start_ms(instant), number, instant, scheduled))
         heapq.heapify(self._heap)
+
+    def start(self) -> None:
         self._scheduler.add_job(_nothing, _Trigger(self._delay), id=_JOB, name=_JOB)
         self._scheduler.start()
 
-    def stop(self) -> None:
+    def quiesce(self) -> None:
         """Fire nothing more."""
-        self._scheduler.shutdown(wait=False)
+        if self.alive:
+            self._scheduler.shutdown(wait=False)
+
+    def stop(self) -> None:
+        self.quiesce()
 
     def wake(self) -> None:
         """Look at the clock: it may have jumped, or the machine may have slept."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 from support.backends import Backend
-from support.processes import Run
+from support.processes import Run, Start
+from support.waiting import wait_until
 
 HEAD = """
 import asyncio, sys, time
@@ -91,6 +95,8 @@ async def innocent():
 async def every_second(): ...
 """
 
+Rows = Callable[..., list[Any]]
+
 
 @pytest.fixture
 def lay(tmp_path: Path, sqlite: Backend) -> Callable[[str], None]:
@@ -100,9 +106,122 @@ def lay(tmp_path: Path, sqlite: Backend) -> Callable[[str], None]:
     return write
 
 
+@pytest.fixture
+def connection(tmp_path: Path) -> Callable[[], sqlite3.Connection]:
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(next(tmp_path.glob("*-ledger.db")), timeout=10)
+
+    return connect
+
+
+@pytest.fixture
+def rows(tmp_path: Path, connection: Callable[[], sqlite3.Connection]) -> Rows:
+    def read(columns: str, where: str = "1 = 1") -> list[Any]:
+        if not list(tmp_path.glob("*-ledger.db")):
+            return []
+        with closing(connection()) as connected:
+            sql = f"SELECT {columns} FROM fsa_run WHERE {where} ORDER BY task, scheduled_ms"
+            try:
+                return connected.execute(sql).fetchall()
+            except sqlite3.OperationalError:  # not made yet
+                return []
+
+    return read
+
+
+@pytest.mark.slow
+def test_every_run_ends_and_the_loop_of_the_others_lives(
+    lay: Callable[[str], None], rows: Rows, fsa_process: Start
+) -> None:
+    lay(TASKS)
+    process = fsa_process("scheduler", "start", env={"FSA_STATE_DIR": "state"})
+    process.wait_for("fsa scheduler")
+    others = "task != 'every_second'"
+    wait_until(
+        lambda: len(rows("id", f"{others} AND status NOT IN ('queued', 'running')")) == 15,
+        within_s=30,
+    )
+    before = len(rows("id", "task = 'every_second' AND status = 'succeeded'"))
+    wait_until(
+        lambda: len(rows("id", "task = 'every_second' AND status = 'succeeded'")) > before + 1,
+        within_s=15,
+    )
+    process.stop()
+    assert process.returncode == 0, process.stderr
+
+    ended = {row[0]: row[1:] for row in rows("task, status, error_type, error, result", others)}
+    assert ended["says_nothing"][:2] == ("failed", "SaysNothing")
+    assert "__str__ raised ValueError" in ended["says_nothing"][2]
+    assert ended["apart"][:3] == ended["says_nothing"][:3]
+    assert ended["long_name"][:3] == ("failed", "N" * 255, "too long a name")
+    assert ended["cancels_itself"][:3] == ("failed", "CancelledError", "by itself")
+    assert ended["cancels_its_task"][:2] == ("failed", "CancelledError")
+    assert ended["group"][:2] == ("failed", "BaseExceptionGroup")
+    assert ended["interrupt"][:3] == ("failed", "KeyboardInterrupt", "not by a person")
+    for name in ("exits", "exits_in_child", "exits_in_group"):
+        assert ended[name][:2] == ("failed", "SystemExit"), name
+    assert ended["interrupted_in_child"][:2] == ("failed", "KeyboardInterrupt")
+    assert ended["innocent"] == ("succeeded", None, None, '"done"')
+    for name in ("surrogate", "digits", "much"):
+        assert ended[name][:3] == ("succeeded", None, None), name
+        json.loads(ended[name][3])
+    assert rows("id", "status = 'running'") == []
+
+
+@pytest.mark.slow
+def test_what_a_row_says_is_that_run_s_failure(
+    lay: Callable[[str], None],
+    rows: Rows,
+    connection: Callable[[], sqlite3.Connection],
+    fsa: Run,
+    fsa_process: Start,
+) -> None:
+    lay(
+        """
+        def look(value: int) -> int:
+            return {1: 1}[value]
+
+        @task
+        def takes(n: Annotated[int, AfterValidator(look)] = 1): return n
+
+        @task(schedule="every 1s")
+        def every_second(): ...
+        """
+    )
+    env = {"FSA_STATE_DIR": "state"}
+    for _ in range(6):
+        assert fsa("run-task", "takes", "--enqueue", env=env).returncode == 0
+    hostile = ["not json", "[1]", "null", '{"n": 2}', "[" * 100_000, '{"n": 1}']
+    with closing(connection()) as connected, connected:
+        ids = [row[0] for row in connected.execute("SELECT id FROM fsa_run ORDER BY id")]
+        for run_id, arguments in zip(ids, hostile, strict=True):
+            connected.execute("UPDATE fsa_run SET arguments = ? WHERE id = ?", (arguments, run_id))
+        # A run whose instant is no time at all.
+        connected.execute(
+            "UPDATE fsa_run SET scheduled_ms = ?, kind = 'catch_up' WHERE id = ?",
+            (2**62, ids[-1]),
+        )
+
+    process = fsa_process("scheduler", "start", env=env)
+    process.wait_for("fsa scheduler")
+    wait_until(lambda: len(rows("id", "task = 'takes' AND status = 'failed'")) == 6, within_s=20)
+    wait_until(
+        lambda: len(rows("id", "task = 'every_second' AND status = 'succeeded'")) > 1, within_s=10
+    )
+    process.stop()
+
+    assert process.returncode == 0, process.stderr
+    said = dict(rows("arguments, error", "task = 'takes'"))
+    assert "not JSON" in said["not json"]
+    assert "no JSON object, but list" in said["[1]"]
+    assert "no JSON object, but NoneType" in said["null"]
+    kinds = dict(rows("arguments, error_type", "task = 'takes'"))
+    assert kinds['{"n": 2}'] == "KeyError"
+
+
 @pytest.mark.parametrize("name", ["exits_in_child", "exits_in_group"])
 def test_run_task_says_that_a_child_coroutine_has_left(
-    lay: Callable[[str], None], fsa: Run, name: str
+    lay: Callable[[str], None], rows: Rows, fsa: Run, name: str
 ) -> None:
     lay(TASKS)
 

@@ -109,7 +109,7 @@ def test_a_run_that_has_taken_effect_elsewhere_has_succeeded(ledger: Ledger) -> 
     node = make_node(ledger)
     running = claimed_by(ledger, node.id)
     end_lease(ledger, node.id)
-    assert maintenance.running(ledger, [node.id]) == [running.run_id]
+    assert maintenance.left_running(ledger, [node.id]) == [running.run_id]
 
     died = maintenance.reap(ledger, [node.id], applied=[running.run_id])
 
@@ -168,8 +168,8 @@ def test_rows_that_a_node_does_not_know_of_are_queued_again(ledger: Ledger) -> N
     node = make_node(ledger)
     known, stray = claimed_by(ledger, node.id, "known"), claimed_by(ledger, node.id, "stray")
 
-    assert maintenance.reconcile(ledger, node.id, {known.run_id}, before_ms=0) == []
-    strays = maintenance.reconcile(ledger, node.id, {known.run_id}, before_ms=now_ms(ledger) + 1000)
+    ours = {(known.run_id, known.token)}
+    strays = maintenance.reconcile(ledger, node.id, lambda *key: key in ours)
 
     assert strays == [stray.run_id]
     assert {row.task: row.status for row in runs_of(ledger)} == {
@@ -208,3 +208,70 @@ def test_a_run_that_was_broken_off_began_when_it_was_claimed(ledger: Ledger) -> 
     (row,) = runs_of(ledger)
     assert (row.status, row.started_ms) == ("cancelled", claimed.started_ms)
     assert row.finished_ms == claimed.started_ms + 5000
+
+
+def test_a_run_of_a_node_that_has_stopped_is_reaped_too(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    left = claimed_by(ledger, node.id)
+    living = claimed_by(ledger, make_node(ledger).id, "living")
+    assert maintenance.left_running(ledger) == []
+    nodes.release(ledger, node.id)
+
+    ids = maintenance.left_running(ledger)
+    died = maintenance.reap(ledger, [], left=ids)
+
+    assert ids == [left.run_id]
+    assert (died.nodes, died.marked) == ((node.id,), (left.run_id,))
+    assert maintenance.left_running(ledger) == []
+    rows = {row.id: row for row in runs_of(ledger)}
+    assert (rows[left.run_id].status, rows[left.run_id].lock_key) == ("interrupted", None)
+    assert rows[living.run_id].status == "running"
+
+
+def test_a_reaper_that_was_cut_off_leaves_the_rest_to_the_next(ledger: Ledger) -> None:
+    """It has declared the node dead, and nothing more."""
+    from sqlalchemy import update
+
+    from fsa_cli.ledger.tables import node as table
+
+    node = make_node(ledger)
+    left = claimed_by(ledger, node.id)
+    dead = update(table).where(table.c.id == node.id).values(state="dead")
+    ledger.write(lambda connection: connection.execute(dead))
+
+    assert nodes.leases(ledger).expired == ()
+    died = maintenance.reap(ledger, [], left=maintenance.left_running(ledger))
+
+    assert died.marked == (left.run_id,)
+
+
+def test_the_lock_of_a_time_out_is_free_when_its_process_has_ended(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    late = claimed_by(ledger, node.id)
+    end = RunOutcome(
+        run_id=late.run_id,
+        token=late.token,
+        task="report",
+        status="timed_out",
+        started_ms=None,
+        finished_ms=now_ms(ledger),
+        keeps_lock=True,
+    )
+    finish(ledger, [end])
+    maintenance.free_left_locks(ledger)
+    assert runs_of(ledger)[0].lock_key is not None, "its thread goes on"
+
+    nodes.release(ledger, node.id)
+    maintenance.free_left_locks(ledger)
+
+    assert runs_of(ledger)[0].lock_key is None
+
+
+@pytest.mark.parametrize("options", ["", "no json", "[1]", "null", '"retry"'])
+def test_options_that_cannot_be_read_make_no_run_a_retry(ledger: Ledger, options: str) -> None:
+    register_tasks(ledger, [RegisteredTask("report", options)])
+    node = make_node(ledger)
+    left = claimed_by(ledger, node.id)
+    end_lease(ledger, node.id)
+
+    assert maintenance.reap(ledger, [node.id]).marked == (left.run_id,)

@@ -612,7 +612,8 @@ def test_the_timer_hands_on_each_instant() -> None:
     clock = Clock()
     timer = Timer(clock, lambda due: fired.extend(instant for _, instant in due))
     began = clock.now_ms
-    timer.start(plan([tick.task]), began)
+    timer.expect(plan([tick.task]), began)
+    timer.start()
     try:
         wait_until(lambda: len(fired) >= 3)
         assert timer.alive

@@ -1,0 +1,96 @@
+"""What happens in a node, and those who hear of it: log, metrics, pings, acknowledgements."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from fsa_cli.ledger.maintenance import Died
+from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.runner.run import Run, RunResult
+
+__all__ = ["NodeEvents", "NodeListener", "RunCounts"]
+
+logger = logging.getLogger("fsa.scheduler")
+
+
+class NodeListener:
+    """Hears what happens; called from several threads. What it raises is logged."""
+
+    def run_started(self, run: Run) -> None: ...
+
+    def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
+        """A run has ended and its slot is free.
+
+        Args:
+            result: None: it was cancelled.
+            outcome: What the ledger will keep; None: it had ended before, as timed out.
+        """
+
+    def run_skipped(self, task: str, instant_ms: int, reason: str) -> None:
+        """A run will not start."""
+
+    def outcomes_written(self) -> None:
+        """The locks of runs that have ended are free."""
+
+    def runs_lost(self, run_ids: set[str]) -> None:
+        """Runs were no longer this node's when they ended."""
+
+    def node_died(self, died: Died) -> None: ...
+
+    def node_stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None: ...
+
+    def warned(self, text: str) -> None:
+        """A line for a person."""
+
+
+class NodeEvents(NodeListener):
+    """Passes each event on to every listener, in order."""
+
+    def __init__(self, *listeners: NodeListener) -> None:
+        self._listeners = list(listeners)
+
+    def add(self, listener: NodeListener) -> None:
+        self._listeners.append(listener)
+
+    def run_started(self, run: Run) -> None:
+        self._tell("run_started", run)
+
+    def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
+        self._tell("run_finished", run, result, outcome)
+
+    def run_skipped(self, task: str, instant_ms: int, reason: str) -> None:
+        self._tell("run_skipped", task, instant_ms, reason)
+
+    def outcomes_written(self) -> None:
+        self._tell("outcomes_written")
+
+    def runs_lost(self, run_ids: set[str]) -> None:
+        self._tell("runs_lost", run_ids)
+
+    def node_died(self, died: Died) -> None:
+        self._tell("node_died", died)
+
+    def node_stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None:
+        self._tell("node_stopping", signal_name, running, grace_s)
+
+    def warned(self, text: str) -> None:
+        self._tell("warned", text)
+
+    def _tell(self, event: str, *values: object) -> None:
+        for listener in self._listeners:
+            try:
+                getattr(listener, event)(*values)
+            except Exception:
+                logger.exception("%s could not be passed on", event)
+
+
+class RunCounts(NodeListener):
+    """How many runs have ended with each status."""
+
+    def __init__(self) -> None:
+        self.by_status: dict[str, int] = {}
+
+    def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
+        if outcome is not None:
+            self.by_status[outcome.status] = self.by_status.get(outcome.status, 0) + 1
