@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     Connection,
@@ -25,6 +25,10 @@ from fsa_cli.ledger.tables import FINAL, run
 __all__ = ["NewRun", "insert_retry", "insert_run", "insert_running", "write_run"]
 
 _LOCK_TRIES = 3
+
+
+#: Whether a row was inserted, and whether what was joined to it was done too.
+Inserted = Literal["not", "alone", "with its message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +54,29 @@ class NewRun:
         return cls(uuid.uuid4().hex, task, arguments, **more)
 
 
-def insert_run(ledger: Ledger, connection: Connection, new_run: NewRun, joined: str = "") -> bool:
-    """Insert the row of a run in a transaction of the app's; False if that may not write it.
+def insert_run(
+    ledger: Ledger, connection: Connection, new_run: NewRun, joined: str = ""
+) -> Inserted:
+    """Insert the row of a run in a transaction of the app's.
 
     Args:
-        joined: As in `write_run`.
+        joined: As in `write_run`; left out where the session is not as the ledger's own are, since
+            it names things of the database by the search path.
     """
     off_the_loop(lambda: ledger.schema)  # looked up once, on another connection
     reach = probe(ledger, connection)
     if reach is not None and not reach.writes:
-        return False
+        return "not"
+    if reach is None or [reach.user, reach.search_path] != ledger.session:
+        joined = ""
     inserting = _inserting(ledger.sql, joined, ledger.qualified(run.name))
     try:
         connection.execute(inserting, _values(ledger, new_run))
     except DBAPIError as exc:
         if reach is not None or not refused(exc):
             raise
-        return False
-    return True
+        return "not"
+    return "with its message" if joined else "alone"
 
 
 def _values(ledger: Ledger, new_run: NewRun) -> dict[str, Any]:

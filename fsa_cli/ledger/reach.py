@@ -31,13 +31,14 @@ class Reach(NamedTuple):
         writes: Whether it may read, insert and update rows of `fsa_run`.
         marks: Whether it may insert into `fsa_effect` of its own database.
         wrote: Whether it has written anything, as far as the database says.
-        user: Its user at this moment.
+        user, search_path: Its own at this moment.
     """
 
     writes: bool
     marks: bool
     wrote: bool
     user: str
+    search_path: str
 
 
 def probe(ledger: Ledger, connection: Connection) -> Reach | None:
@@ -58,6 +59,7 @@ def probe(ledger: Ledger, connection: Connection) -> Reach | None:
         marks=writable and row.marks,
         wrote=row.wrote,
         user=row.by_user,
+        search_path=row.search_path,
     )
 
 
@@ -105,6 +107,7 @@ _PROBING = typed(
     SELECT pg_catalog.current_setting('transaction_read_only') = 'on' AS is_read_only,
         EXISTS ({_RUN}) AS writes, EXISTS ({_EFFECT}) AS marks,
         pg_catalog.txid_current_if_assigned() IS NOT NULL AS wrote,
-        CAST(current_user AS TEXT) AS by_user
+        CAST(current_user AS TEXT) AS by_user,
+        pg_catalog.current_setting('search_path') AS search_path
     """
 )

@@ -29,7 +29,7 @@ from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.exceptions import ArgumentError, BrokerUnreachable, ConfigurationError, UsageError
 from fsa_cli.ledger import redelivery
 from fsa_cli.ledger.access import reached
-from fsa_cli.ledger.enqueue import NewRun, insert_run, write_run
+from fsa_cli.ledger.enqueue import Inserted, NewRun, insert_run, write_run
 from fsa_cli.ledger.location import ledger_of, shares
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project import loader, settings
@@ -143,13 +143,13 @@ class Enqueuer:
             self._write(new_run, executor)
             return new_run.run_id
         connection = session.connection()
-        if shares(self.ledger, connection.engine.url) and insert_run(
-            self.ledger, connection, new_run
-        ):
-            if executor.carries:
-                after_commit(session, lambda: self._publish(new_run, executor))
-        else:
+        inserted: Inserted = "not"
+        if shares(self.ledger, connection.engine.url):
+            inserted = insert_run(self.ledger, connection, new_run, executor.joined)
+        if inserted == "not":
             after_commit(session, lambda: self._write(new_run, executor))
+        elif inserted == "alone" and executor.carries:
+            after_commit(session, lambda: self._publish(new_run, executor))
         return new_run.run_id
 
     def prepare(self, executor: Executor) -> None:

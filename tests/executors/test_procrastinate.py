@@ -74,7 +74,7 @@ def executor(postgresql: Backend, tmp_path: Path) -> Iterator[Procrastinate]:
 def send(executor: Procrastinate, count: int) -> list[str]:
     run_ids = [f"run-{number}" for number in range(count)]
     messages = [Message(each, "mail") for each in run_ids]
-    executor._ledger.write(lambda connection: executor.enlist(connection, messages))
+    executor.publish(messages)
     return run_ids
 
 

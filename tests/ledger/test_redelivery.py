@@ -13,7 +13,7 @@ from sqlalchemy.exc import ProgrammingError
 from fsa_cli.ledger import control, nodes, queries, redelivery, tables
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_dispatched, claim_queued, requeue_dispatched
-from fsa_cli.ledger.enqueue import NewRun, write_run
+from fsa_cli.ledger.enqueue import NewRun, insert_run, write_run
 from fsa_cli.ledger.records import SENT_AGAIN_MS, Due
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
@@ -402,6 +402,30 @@ def test_services_that_share_a_broker_have_queues_of_their_own() -> None:
     assert queue_name(task, "shop") == "fsa.shop" != queue_name(task, "bank")
     assert queue_name(named, "shop") == "mail"
     assert len(queue_name(task, "n" * 100)) == QUEUE_LENGTH
+
+
+def test_a_message_is_part_of_a_sessions_transaction_where_its_names_mean_the_same(
+    postgresql: Backend,
+) -> None:
+    postgresql.execute(
+        "CREATE TABLE job (run_id TEXT); CREATE SCHEMA tenant_1;"
+        "CREATE FUNCTION defer(TEXT[]) RETURNS bigint[] LANGUAGE sql AS"
+        " 'INSERT INTO job SELECT * FROM unnest($1) RETURNING ARRAY[1::bigint]'"
+    )
+    joined = "SELECT defer(ARRAY(SELECT id FROM put))"
+    ledger = open_ledger(postgresql.url)
+    ledger.create()
+    first, second = wanted(), wanted()
+
+    with ledger.engine.begin() as connection:
+        assert insert_run(ledger, connection, first, joined) == "with its message"
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL search_path TO tenant_1")
+        assert insert_run(ledger, connection, second, joined) == "alone"
+
+    assert postgresql.rows("SELECT run_id FROM job") == [(first.run_id,)]
+    assert {row.id for row in runs_of(ledger)} == {first.run_id, second.run_id}
+    ledger.dispose()
 
 
 def test_dispatched_runs_are_stranded_while_no_worker_lives(ledger: Ledger) -> None:

@@ -32,6 +32,7 @@ auth_type = any
 pool_mode = transaction
 max_client_conn = 500
 default_pool_size = {sessions}
+server_idle_timeout = 2
 """
 
 
@@ -63,7 +64,8 @@ class PgBouncer:
 
 @pytest.fixture
 def pgbouncer(postgresql: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
-    """A fresh database, behind a PgBouncer that lends three sessions of the server's."""
+    """A fresh database, behind a PgBouncer that lends ten sessions of the server's."""
+    sessions = 10
     try:
         command = program("pgbouncer")
     except FileNotFoundError as exc:
@@ -79,7 +81,7 @@ def pgbouncer(postgresql: Backend, tmp_path_factory: pytest.TempPathFactory) -> 
             port=location.port or 5432,
             user=location.username,
             own_port=port,
-            sessions=3,
+            sessions=sessions,
         )
     )
     options = []
@@ -105,7 +107,7 @@ def pgbouncer(postgresql: Backend, tmp_path_factory: pytest.TempPathFactory) -> 
     try:
         wait_until(answers, "PgBouncer answers")
         databases.found["pgbouncer"] = f"{command} ({getpass.getuser()})"
-        yield PgBouncer(postgresql, text, 3)
+        yield PgBouncer(postgresql, text, sessions)
     finally:
         process.kill()
         process.wait(60)
