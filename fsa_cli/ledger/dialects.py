@@ -38,8 +38,7 @@ STATEMENT_S = 15
 #: How long a transaction of the ledger's may wait for its next statement before the server ends it:
 #: its process is frozen or cut off, and what it has locked others wait for.
 IDLE_S = 4
-#: How long a statement waits for another transaction's row on MySQL and MariaDB: for a task's,
-#: which they do not end where its process is frozen in its COMMIT.
+#: How long a claim waits for another transaction's row, and any statement on MySQL and MariaDB.
 LOCK_S = 2
 _ROWS = 1000
 
@@ -70,6 +69,8 @@ class DialectSQL:
         returns: Whether an INSERT can return the rows that it inserts.
         limits: A SELECT that bounds the transaction in time, as its first statement; None: the
             connection is bounded.
+        bounded_locks: What is joined to the rows of a statement so that it waits no longer than
+            `LOCK_S` for another transaction's row: a single statement has no SET LOCAL before it.
         bounded: The end of an UPDATE after which the transaction may be idle for `IDLE_S`.
         schema_of_runs, schema_of_effects: A SELECT of the schema in which the table is.
     """
@@ -81,6 +82,7 @@ class DialectSQL:
     ignore: str
     returns: bool
     limits: str | None = None
+    bounded_locks: str = ""
     bounded: str = ""
     schema_of_runs: str = "SELECT NULL"
     schema_of_effects: str = "SELECT NULL"
@@ -108,6 +110,7 @@ class DialectSQL:
         where: str,
         *,
         joined: str = "",
+        bounds_locks: bool = False,
     ) -> TextClause:
         """An UPDATE for `execute_rows`: `t` is a row of *table*, `v.name` is given for it.
 
@@ -116,10 +119,11 @@ class DialectSQL:
             values: `name = ...` for each column.
             where: A further condition.
             joined: As in `joining`.
+            bounds_locks: Whether it waits for other transactions' rows no longer than `LOCK_S`.
         """
         where = f"t.{key[0]} = v.{key[1]} AND {where}"
         if self.update is not None:
-            rows = self.from_rows(columns)
+            rows = self.from_rows(columns) + (self.bounded_locks if bounds_locks else "")
             update = self.update.format(
                 table=table, rows=rows, values=values, where=where, column=key[0], given=key[1]
             )
@@ -182,6 +186,9 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         limits=f"SELECT set_config('statement_timeout', '{STATEMENT_S}s', true), "
         f"set_config('lock_timeout', '{STATEMENT_S}s', true), "
         f"set_config('idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
+        bounded_locks=(
+            f" CROSS JOIN (SELECT set_config('lock_timeout', '{LOCK_S}s', true)) AS bound"
+        ),
         bounded="RETURNING pg_catalog.set_config("
         f"'idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
         schema_of_runs=_SCHEMA_OF.format("fsa_run"),
@@ -254,6 +261,9 @@ def prepare(dialect: str, connection: Any) -> None:
             connection.prepare_threshold = None
     else:
         cursor.execute("SET time_zone = '+00:00'")
+        # Also where each statement is its own transaction: in another level an INSERT locks what
+        # its subqueries read, and the gaps around it.
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute(f"SET innodb_lock_wait_timeout = {LOCK_S}")
         for name, limit_s in (
             ("max_statement_time", STATEMENT_S),
@@ -266,9 +276,11 @@ def prepare(dialect: str, connection: Any) -> None:
 
 
 def is_lock_wait(error: BaseException) -> bool:
-    """Whether a statement of MySQL's or MariaDB's has waited for a row for `LOCK_S`, in vain."""
-    arguments: Any = getattr(getattr(error, "orig", None), "args", ())
-    return bool(arguments) and arguments[0] == _MYSQL_LOCK_WAIT
+    """Whether a statement has waited for another transaction's row, in vain."""
+    original = getattr(error, "orig", None)
+    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    arguments: Any = getattr(original, "args", ())
+    return code == "55P03" or (bool(arguments) and arguments[0] == _MYSQL_LOCK_WAIT)
 
 
 def transient(error: BaseException) -> bool:

@@ -40,6 +40,7 @@ def prepare(ledger: Ledger, database: Database) -> bool:
     if url is None:
         return False
     if shares(ledger, url) and (_same_access(ledger.engine.url, url) or _writes(ledger, database)):
+        _ = ledger.schema  # looked up here, where no event loop waits
         return True
     if url.get_backend_name().replace("mariadb", "mysql") not in dialects.SUPPORTED:
         return False

@@ -98,8 +98,8 @@ class Fence:
         is_shared = shares(self._ledger, connection.engine.url)
         if not is_shared and not wrote:
             return
-        if is_shared:
-            off_the_loop(lambda: self._ledger.schema)  # looked up once, on another connection
+        if is_shared and not self._ledger.is_located:
+            off_the_loop(lambda: self._ledger.schema)
         reach = probe(self._ledger, connection)
         if is_shared and self._wrote_within(connection, reach, final):
             return
@@ -107,8 +107,10 @@ class Fence:
             return
         if is_shared:
             _warn(self._ledger, reach)
-        if not (final and self._marks(connection, reach)):
-            self._check(off_the_loop(lambda: self._ledger.write(self._counted_apart)))
+        # Beside what the run has done in its own database, and in no third one.
+        marks = final and (is_shared or not self._shares)
+        if not (marks and self._marks(connection, reach)):
+            self._check(off_the_loop(lambda: self._ledger.at_once(self._counted_apart)))
 
     def _wrote_within(self, connection: Connection, reach: Reach | None, final: bool) -> bool:
         """Write in the task's own transaction; False if it may not."""
@@ -126,7 +128,7 @@ class Fence:
 
     def _marks(self, connection: Connection, reach: Reach | None) -> bool:
         """Leave the mark of the run's effects beside them; False if there is no place for it."""
-        if self._shares or (reach is not None and not reach.marks):
+        if reach is not None and not reach.marks:
             return False
         if not self._trusted():
             self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
@@ -151,12 +153,15 @@ class Fence:
             return written.rowcount
 
     def _counted(self, connection: Connection) -> int:
-        statement = _counting(self._ledger.qualified(run.name), is_sent=self._sent)
-        return execute(connection, statement, self._mine).rowcount
+        table = self._ledger.qualified(run.name)
+        statement = _counting(self._ledger.sql, table, is_sent=self._sent)
+        with closing(execute(connection, statement, self._mine)) as written:
+            return written.rowcount
 
     def _counted_apart(self, connection: Connection) -> int:
-        statement = _counting(run.name, is_sent=self._sent)
-        return connection.execute(statement, self._mine).rowcount
+        statement = _counting(self._ledger.sql, run.name, is_sent=self._sent)
+        with closing(connection.execute(statement, self._mine)) as written:
+            return written.rowcount
 
     def _counted_as_mine(self, connection: Connection) -> int:
         return 1 if connection.scalar(_LOOKING, self._mine) else 0
@@ -184,9 +189,9 @@ _LOOKING = typed(f"SELECT id FROM fsa_run WHERE {_MINE} AND status = 'running'")
 
 
 @lru_cache
-def _counting(table: str, *, is_sent: bool) -> TextClause:
+def _counting(sql: DialectSQL, table: str, *, is_sent: bool) -> TextClause:
     where = _MINE if is_sent else f"{_MINE} AND status = 'running'"
-    return typed(f"UPDATE {table} SET commits = commits + 1 WHERE {where}")
+    return typed(f"UPDATE {table} SET commits = commits + 1 WHERE {where} {sql.bounded}")
 
 
 @lru_cache

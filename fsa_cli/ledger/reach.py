@@ -90,17 +90,21 @@ _PRIVILEGE = "pg_catalog.has_table_privilege(c.oid, '{}')"
 _TABLE = """
     SELECT 1 FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relname = '{table}' AND n.nspname = :{schema}
+    WHERE c.relname = '{table}' AND {place}
         AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
         AND NOT pg_catalog.row_security_active(c.oid) AND {privileges}
     """
 _RUN = _TABLE.format(
     table="fsa_run",
-    schema="run_schema",
+    place="n.nspname = :run_schema",
     privileges=" AND ".join(_PRIVILEGE.format(each) for each in ("SELECT", "INSERT", "UPDATE")),
 )
 _EFFECT = _TABLE.format(
-    table="fsa_effect", schema="effect_schema", privileges=_PRIVILEGE.format("INSERT")
+    table="fsa_effect",
+    # Where no one in this process has looked for it, as in an isolated run's: by the search path.
+    place="(n.nspname = :effect_schema"
+    " OR :effect_schema = '' AND c.oid = pg_catalog.to_regclass('fsa_effect'))",
+    privileges=_PRIVILEGE.format("INSERT"),
 )
 _PROBING = typed(
     f"""

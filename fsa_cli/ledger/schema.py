@@ -36,13 +36,13 @@ def create(ledger: Ledger, databases: Iterable[Database], warn: Callable[[str], 
             created = ledger.create()
             if not created:
                 ledger.check_keys()
+        for database in databases:
+            try:
+                effects.prepare(ledger, database)
+            except (SQLAlchemyError, DBSessionError) as exc:
+                warn(f"fsa_effect cannot be created in {database.name!r}: {driver_message(exc)}")
     finally:
         ledger.dispose()
-    for database in databases:
-        try:
-            effects.prepare(ledger, database)
-        except (SQLAlchemyError, DBSessionError) as exc:
-            warn(f"fsa_effect cannot be created in {database.name!r}: {driver_message(exc)}")
     return created
 
 

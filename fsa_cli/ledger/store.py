@@ -84,11 +84,17 @@ class Ledger:
         """
         return _persistently(self._writing, work, attempts)
 
-    def at_once(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
-        """As `write`, for a single statement: that is a transaction of its own."""
+    def at_once(
+        self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS, waits: bool = True
+    ) -> T:
+        """As `write`, for a single statement: that is a transaction of its own.
+
+        Args:
+            waits: Whether it is tried again where it has waited in vain for another's row.
+        """
         if self.is_sqlite:  # its driver does not go back from AUTOCOMMIT to what `begin` needs
             return self.write(work, attempts=attempts)
-        return _persistently(self._own_connection, work, attempts)
+        return _persistently(self._own_connection, work, attempts, waits=waits)
 
     def write_once(self, run_id: str, insert: Callable[[Connection], object]) -> None:
         """As `at_once`, for a statement that inserts the run *run_id*: it is inserted once, also
@@ -111,6 +117,11 @@ class Ledger:
     def now_ms(self, connection: Connection) -> int:
         """The database's clock."""
         return int(connection.scalar(select(literal_column(self.sql.now_ms))) or 0)
+
+    @property
+    def is_located(self) -> bool:
+        """Whether `schema` is known, so that asking for it sends nothing."""
+        return self.is_sqlite or self._schema is not None
 
     @property
     def schema(self) -> str | None:
@@ -311,6 +322,8 @@ def _persistently(
     connected: Callable[[], AbstractContextManager[Connection]],
     work: Callable[[Connection], T],
     attempts: int,
+    *,
+    waits: bool = True,
 ) -> T:
     for attempt in range(1, attempts + 1):
         try:
@@ -318,6 +331,8 @@ def _persistently(
                 return work(connection)
         except DBAPIError as exc:
             if attempt == attempts or not dialects.transient(exc):
+                raise
+            if not waits and dialects.is_lock_wait(exc):
                 raise
             time.sleep(_PAUSE_S * (attempt - 1))
     raise AssertionError("unreachable")

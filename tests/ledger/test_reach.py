@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,7 +244,7 @@ def test_a_ledger_of_another_user_is_as_one_in_another_database(
 
 
 def test_the_mark_in_another_database_is_left_whatever_the_search_path(
-    postgresql: Backend, tmp_path: Any
+    postgresql: Backend, tmp_path: Path
 ) -> None:
     postgresql.execute("CREATE TABLE written (n INTEGER); CREATE SCHEMA tenant_1")
     stage = stage_on(postgresql, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
@@ -253,6 +254,19 @@ def test_the_mark_in_another_database_is_left_whatever_the_search_path(
         stage.sql("INSERT INTO written VALUES (1)", "SET LOCAL search_path TO tenant_1")
 
     assert stage.run(task, claimed).error is None
+    assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
+
+
+def test_a_process_that_has_prepared_nothing_leaves_the_mark_too(
+    postgresql: Backend, tmp_path: Path
+) -> None:
+    """As that of a run with `isolation="process"`."""
+    postgresql.execute("CREATE TABLE written (n INTEGER)")
+    stage = stage_on(postgresql, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+    claimed = stage.claim()
+    stage.ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", stage.ledger.namespace)
+
+    assert stage.run(lambda: stage.sql("INSERT INTO written VALUES (1)"), claimed).error is None
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
 
 
