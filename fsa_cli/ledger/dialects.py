@@ -304,7 +304,10 @@ def _bound_silence(connection: Any) -> None:
     """Notice within seconds that the other end is gone: by itself TCP takes two hours."""
     try:
         shown = connection if hasattr(connection, "fileno") else connection._sock
+        blocks = os.get_blocking(shown.fileno())
         with socket.socket(fileno=os.dup(shown.fileno())) as duplicate:
+            # A default time-out (Celery sets one while it stops) would make both non-blocking.
+            os.set_blocking(duplicate.fileno(), blocks)
             if duplicate.family not in (socket.AF_INET, socket.AF_INET6):
                 return
             for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2)):
