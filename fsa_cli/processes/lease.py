@@ -112,6 +112,8 @@ class Lease(ServiceThread):
         now_ms = nodes.renew(self._ledger, self.id, lease_ms, draining=self._draining)
         answered_s = time.monotonic()
         if now_ms is None:
+            if self._stopping.is_set():
+                return  # it was released meanwhile
             self.join()
             self._steady_since_s = answered_s
             self._rejoined()

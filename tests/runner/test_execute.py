@@ -281,17 +281,30 @@ def test_a_time_out_error_of_the_tasks_own_is_a_failure(database: Database) -> N
     assert (result.status, str(result.error)) == ("failed", "the API did not answer")
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
 def test_an_interruption_goes_through_after_the_rollback(
-    kind: type[BaseException], database: Database, backend: Backend
+    database: Database, backend: Backend
 ) -> None:
     def interrupted(session: Session) -> None:
         session.execute(INSERT)
-        raise kind
+        raise KeyboardInterrupt
 
-    with pytest.raises(kind):
+    with pytest.raises(KeyboardInterrupt):
         run(task(interrupted), database=database)
 
+    assert rows(backend) == 0
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, asyncio.CancelledError, BaseException])
+def test_any_other_exception_of_the_tasks_own_is_a_failure(
+    kind: type[BaseException], database: Database, backend: Backend
+) -> None:
+    def fails(session: Session) -> None:
+        session.execute(INSERT)
+        raise kind("its own")
+
+    result = run(task(fails), database=database)
+
+    assert (result.status, type(result.error), str(result.error)) == ("failed", kind, "its own")
     assert rows(backend) == 0
 
 
