@@ -29,7 +29,11 @@ class RequestScope(Scope):
 
     def __str__(self) -> str:
         route = getattr(self._asgi.get("route"), "path", None)
-        return f"{self._asgi.get('method', 'WebSocket')} {route or self._asgi['path']}"
+        text = f"{self._asgi.get('method', 'WebSocket')} {route or self._asgi['path']}"
+        if text.isprintable():
+            return text
+        # A client chose it: no line of a log begins in it, and no terminal obeys it.
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
     def is_of(self, asgi: ASGIScope) -> bool:
         """Whether it was opened for this request, by a middleware of the same app.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fsa_cli.exceptions import Refused
 from fsa_cli.project.environments import Environment
+from fsa_cli.terminal.escaping import escape_terminal
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -70,7 +71,7 @@ def _can_ask() -> bool:
 
 
 def _ask(question: str) -> str:
-    sys.stderr.write(question)
+    sys.stderr.write(escape_terminal(question))
     sys.stderr.flush()
     return sys.stdin.readline().strip()
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fsa_cli.tasks.context import Progress
+from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.output import Output
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ class ProgressBars:
             return
         if self._display is None:
             self._display = self._start()
+        text = escape_terminal(progress.text)
         key = id(progress)
         if key not in self._shown:
-            self._shown[key] = self._display.add_task(progress.text, total=progress.total)
-        self._display.update(self._shown[key], completed=progress.done, description=progress.text)
+            self._shown[key] = self._display.add_task(text, total=progress.total)
+        self._display.update(self._shown[key], completed=progress.done, description=text)
         if progress.finished and progress.total is None:
             self._display.update(self._shown[key], total=progress.done)
 

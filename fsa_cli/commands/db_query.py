@@ -25,7 +25,9 @@ _ON_A_TERMINAL = 500
 _BATCH = 500
 _HINTS = {
     "multi-query|one statement at a time": "one statement at a time",
-    "(?i)read-?only|read only|as cursor": "fsa db query only reads; fsa db shell can write",
+    "(?i)read-?only|read only|as cursor|authoriz": (
+        "fsa db query only reads; fsa db shell can write"
+    ),
 }
 
 
@@ -54,6 +56,9 @@ def query(
       fsa db query "select name, count(*) from users group by name"
       fsa db query @report.sql --csv > report.csv
       echo "select 1 as one" | fsa db query - --json
+
+    A function of the server's that reaches outside (dblink, lo_export, pg_read_file, a UDF) is not
+    held by a read-only transaction: let FSA_DB_URL name a database user who may only read.
     """
     from fsa_cli.database import query
 
@@ -152,5 +157,5 @@ def _write_csv(fsa: Fsa, columns: list[str], rows: Iterator[list[Any]]) -> None:
     while batch:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(batch)
-        fsa.output.line(text.getvalue().removesuffix("\n"))
+        fsa.output.line(text.getvalue().removesuffix("\n"), exact=True)
         batch = list(itertools.islice(rows, _BATCH))

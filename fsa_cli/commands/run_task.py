@@ -258,7 +258,7 @@ def _stopped(task: TaskDefinition, how: str, by: str, record: RecordedRun | None
 def _tell(fsa: Fsa, result: RunResult, changes: DryRun | None) -> None:
     output = fsa.output
     if result.value is not None:
-        output.line(report.format_result(result.value))
+        output.line(report.format_result(result.value), exact=True)
     ended = f"{result.task.name} succeeded in {format_elapsed(result.duration_ms)}"
     if changes is None:
         committed = result.task.commit or "not committed: the task says commit=False"

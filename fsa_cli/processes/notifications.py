@@ -13,11 +13,13 @@ from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.events import NodeListener
 from fsa_cli.runner.report import brief
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.masking import mask
 
 __all__ = ["Notifications"]
 
 logger = logging.getLogger("fsa.scheduler")
+logger.addFilter(escape_record)
 
 _WAITING = 1000
 _TIMEOUT_S = 10.0

@@ -15,10 +15,12 @@ from typing import Any
 from fsa_cli.processes.active_runs import ActiveRun
 from fsa_cli.runner.execute import execute, execute_async, failed_result
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.terminal.escaping import escape_record
 
 __all__ = ["RunPool"]
 
 logger = logging.getLogger("fsa.scheduler")
+logger.addFilter(escape_record)
 
 Started = Callable[[ActiveRun], None]
 Ended = Callable[[ActiveRun, "RunResult | None"], None]

@@ -9,10 +9,12 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from fsa_cli.ledger.offload import off_the_loop
+from fsa_cli.terminal.escaping import escape_record
 
 __all__ = ["after_commit"]
 
 logger = logging.getLogger("fsa.enqueue")
+logger.addFilter(escape_record)
 
 _PENDING = "fsa_enqueued"
 

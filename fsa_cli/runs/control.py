@@ -163,7 +163,7 @@ def wait(ledger: Ledger, run_id: str, output: Output) -> None:
         raise _ended(run)
     if not output.json:
         if run.result is not None:
-            output.line(report.format_result(document(run)["result"]))
+            output.line(report.format_result(document(run)["result"]), exact=True)
         output.say(f"{run.task} succeeded in {format_elapsed(run.finished_ms - run.started_ms)}")
 
 

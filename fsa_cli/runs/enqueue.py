@@ -42,6 +42,7 @@ from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.enqueue_capture import captured
 from fsa_cli.tasks.signature import signature_of
+from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.json_values import jsonable
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue"]
 
 logger = logging.getLogger("fsa.enqueue")
+logger.addFilter(escape_record)
 
 _SENT_SOON_MS = 1000
 # To find out that a broker is away may take seconds: not every request is to wait for that.

@@ -19,7 +19,7 @@ from typing import Any
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.project.state_dir import state_dir
 from fsa_cli.shell.session import Shell
-from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.output import shown
 from fsa_cli.terminal.user_code import is_user_file
 
 _ROLLED_BACK = "(rolled back: what was not committed is gone)"
@@ -218,7 +218,7 @@ def _traceback(error: BaseException, whole: bool) -> str:
     while entry is not None and not is_user_file(entry.tb_frame.f_code.co_filename):
         entry = entry.tb_next
     if not _is_wall(error, whole):
-        return mask("".join(traceback.format_exception(type(error), error, entry)))
+        return shown("".join(traceback.format_exception(type(error), error, entry)))
     frames = [frame for frame in traceback.extract_tb(entry) if is_user_file(frame.filename)]
     said = [
         line
@@ -226,7 +226,7 @@ def _traceback(error: BaseException, whole: bool) -> str:
         for line in part.splitlines(keepends=True)
         if not line.startswith("(Background on this error")
     ]
-    return mask("".join(["Traceback:\n", *traceback.format_list(frames), *said]))
+    return shown("".join(["Traceback:\n", *traceback.format_list(frames), *said]))
 
 
 def _version() -> str:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
 from fsa_cli.exceptions import FsaError
+from fsa_cli.terminal.escaping import escape_json_controls, escape_terminal
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.user_code import traceback_text
@@ -67,9 +68,16 @@ class Output:
         """Print *value* as one JSON document."""
         self._json(sys.stdout, value, indent=2 if _is_terminal(sys.stdout) else None)
 
-    def line(self, text: str) -> None:
-        """Print one line of data, as it is."""
-        self._write(sys.stdout, text)
+    def line(self, text: str, *, exact: bool = False) -> None:
+        """Print one line of data, escaped for a terminal.
+
+        Args:
+            exact: In a pipe as it is: a program reads it.
+        """
+        if exact and not _is_terminal(sys.stdout):
+            self._put(sys.stdout, mask(text))
+        else:
+            self._write(sys.stdout, text)
 
     def table(self, rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> None:
         """Print *rows*: a table on a terminal, tab-separated lines in a pipe, a JSON array.
@@ -112,7 +120,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Warn on stderr, also with `-q` and `--json`."""
-        self._write(sys.stderr, self._styled("warning: ", "33", sys.stderr) + text)
+        self._write(sys.stderr, text, self._styled("warning: ", "33", sys.stderr))
 
     def error(self, error: FsaError) -> None:
         """Print *error* on stderr: at most eight lines, or one JSON object."""
@@ -126,11 +134,11 @@ class Output:
         message = error.message.splitlines()
         hint = error.hint.splitlines() if error.hint else []
         room = _MAX_ERROR_LINES - len(message) - len(hint)
-        self._write(sys.stderr, "\n".join([f"{label} {message[0]}", *message[1:]]))
+        self._write(sys.stderr, "\n".join(message), f"{label} ")
         for line in lines[: max(room, 0)]:
             self._write(sys.stderr, "  " + line)
         for line in hint:
-            self._write(sys.stderr, self._styled("hint: ", "36", sys.stderr) + line)
+            self._write(sys.stderr, line, self._styled("hint: ", "36", sys.stderr))
 
     def _console(self, file: TextIO) -> Console:
         from rich.console import Console
@@ -146,7 +154,8 @@ class Output:
         for key, heading in columns.items():
             values = [row.get(key) for row in rows if row.get(key) is not None]
             numeric = bool(values) and all(isinstance(v, int | float) for v in values)
-            table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+            title = Text(escape_terminal(heading))
+            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             cells = [Text(shown(_plain(row.get(key)))) for key in columns]
             for key, cell in zip(columns, cells, strict=True):
@@ -168,13 +177,15 @@ class Output:
             text.encode(getattr(stream, "encoding", None) or "utf-8")
         except UnicodeEncodeError:  # JSON has escapes of its own for what the locale cannot show
             text = json.dumps(json.loads(text), indent=indent)
-        self._put(
-            stream, text
-        )  # masked already: `mask` would turn "token": "..." into invalid JSON
+        # Masked already: what `mask` makes of "token": "..." is no JSON.
+        self._put(stream, escape_json_controls(text))
 
-    def _write(self, stream: TextIO | None, text: str) -> None:
+    def _write(self, stream: TextIO | None, text: str, label: str = "") -> None:
         # What a person reads is bounded; data in a pipe is not.
-        self._put(stream, mask(text) if stream is sys.stdout else shown(text))
+        self._put(
+            stream,
+            label + (escape_terminal(mask(text)) if stream is sys.stdout else shown(text)),
+        )
 
     def _put(self, stream: TextIO | None, text: str) -> None:
         if stream is None:  # started with that descriptor closed
@@ -189,9 +200,9 @@ class Output:
 
 
 def shown(text: str) -> str:
-    """*text* as a person reads it: masked, and cut where nobody would read on."""
+    """*text* as a person reads it: masked, escaped, and cut where nobody would read on."""
     cut = " ... (cut)" if len(text) > MAX_TEXT_LENGTH else ""
-    return mask_head(text) + cut
+    return escape_terminal(mask_head(text)) + cut
 
 
 def _error_document(error: FsaError) -> dict[str, object]:

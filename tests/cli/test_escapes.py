@@ -1,0 +1,130 @@
+"""No text from outside acts on a terminal: it is shown as `\\x1b`, wherever it comes from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from fsa_cli.processes import notifications
+from fsa_cli.terminal.escaping import escape_terminal
+from fsa_cli.terminal.output import Output
+from support.backends import Backend
+from support.processes import OpenTerminal, Run, write_files
+
+#: A title, a colour, a clipboard, C1's CSI, an override of the direction, and what remains below.
+HOSTILE = "a\x1b]0;owned\x07\x1b[31mred\x1b]52;c;cm0=\x1b\\ \x9b2J\u202eevil\u2066\x08\x00\rb"
+RAW = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+IN_SQL = HOSTILE.replace("\x00", "")
+
+MAIN = """
+    import os
+    from fastapi import FastAPI
+    from sqlalchemy import text
+    from fastapi_sqlalchemy import DBSessionMiddleware, db
+    from fsa_cli import TaskContext, task
+
+    HOSTILE = {hostile!r}
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url=os.environ["DB"])
+
+    @task
+    def give(): return HOSTILE
+
+    @task(schedule="@yearly")
+    def fail(context: TaskContext):
+        context.progress(3, HOSTILE).advance()
+        raise LookupError(HOSTILE)
+"""
+LINES = [
+    "run-task give",
+    "run-task fail",
+    "run-task fail --traceback",
+    "scheduler trigger fail",
+    "scheduler tick",
+    "runs",
+    "runs fail",
+    "runs --json",
+    "runs show {failed}",
+    "runs show {failed} --json",
+    "runs show {given}",
+    "db query @rows.sql",
+    "db query @rows.sql --json",
+    "db query @error.sql",
+    "db show",
+    "shell -c sql(open('rows.sql').read())",
+    "shell --echo -c sql(open('rows.sql').read())",
+    "shell -c raise(LookupError(open('rows.sql').read()))",
+]
+
+
+def acts(shown: str) -> list[str]:
+    """What is left once the colours of Rich are gone, which hold no text."""
+    return RAW.findall(re.sub(r"\x1b\[[0-9;]*[mK]|\x1b\[\?25[hl]|\r\n?", "", shown))
+
+
+@pytest.fixture
+def laid(tmp_path: Path, backend: Backend) -> Path:
+    write_files(tmp_path, main=MAIN.format(hostile=HOSTILE))
+    quote = "`" if backend.name == "mariadb" else '"'
+    (tmp_path / "rows.sql").write_text(f"select '{IN_SQL}' as {quote}c{IN_SQL}{quote}", "utf-8")
+    (tmp_path / "error.sql").write_text(f"select * from {quote}no{IN_SQL}{quote}", "utf-8")
+    if backend.name == "sqlite":
+        backend.execute(f'create table "t{IN_SQL}" (a int)')
+    return tmp_path
+
+
+def test_nothing_from_outside_acts_on_a_terminal_or_in_a_pipe(
+    laid: Path, backend: Backend, fsa: Run, terminal: OpenTerminal
+) -> None:
+    env = {"DB": backend.url, "FSA_STATE_DIR": str(laid / "state"), "NO_COLOR": "1"}
+    assert fsa("scheduler", "init", cwd=laid, env=env).returncode == 0
+    for name in ("give", "fail"):
+        fsa("run-task", name, cwd=laid, env=env)
+    runs = json.loads(fsa("runs", "--json", cwd=laid, env=env).stdout)
+    ids = {"failed" if each["task"] == "fail" else "given": each["id"] for each in runs}
+    assert len(ids) == 2
+
+    for line in LINES:
+        argv = [word.format(**ids) for word in line.split()]
+        piped = fsa(*argv, cwd=laid, env=env)
+        told = piped.stdout + piped.stderr
+        if argv != ["run-task", "give"]:  # in a pipe a result is data
+            assert not acts(told), (line, told)
+        shown = terminal("fsa", *argv, cwd=laid, env=env)
+        shown.expect_exact(pexpect.EOF)
+        assert not acts(shown.before or ""), (line, shown.before)
+        if argv[0] in ("runs", "shell") or argv[:2] == ["db", "query"]:
+            # MariaDB shows names in its errors as \001B itself.
+            assert re.search(r"\\x1b|\\u001b|\\001B", told), (line, told)
+
+
+def test_json_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(json=True).document({HOSTILE: [HOSTILE, "\U000e0041"]})
+
+    told = capsys.readouterr().out
+    assert not acts(told)
+    assert json.loads(told) == {HOSTILE: [HOSTILE, "\U000e0041"]}
+
+
+def test_what_our_loggers_say_is_escaped(caplog: pytest.LogCaptureFixture) -> None:
+    logger = notifications.logger
+    assert logger.name == "fsa.scheduler"
+    with caplog.at_level(logging.INFO):
+        logger.warning("%s: %s", HOSTILE, 1)
+        try:
+            raise LookupError(HOSTILE)
+        except LookupError:
+            logger.exception("failed")
+
+    assert "\\x1b]0;owned" in caplog.text
+    assert not acts(caplog.text)
+
+
+@pytest.mark.parametrize("text", ["plain", "Zoë\t1\n2\r\n", "日本 👩\u200d👩", "a\u00ad"])
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert escape_terminal(text) == text
