@@ -80,6 +80,10 @@ def shell(
     The prompt is IPython, ptpython or Python, the first that is installed; FSA_SHELL
     or [tool.fsa] shell choose one. In a [tool.fsa.env.NAME] that is protected the
     shell is a sandbox, or what its own shell = says ("sandbox", "read-only", "open").
+
+    --read-only holds SQL. It does not hold Python that opens a connection by itself, nor functions
+    of the server's that reach outside (dblink, lo_export, a UDF): for those, a database user who
+    may only read.
     """
     from fsa_cli.database import readonly
     from fsa_cli.database.sql_log import start as start_echo

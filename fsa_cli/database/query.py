@@ -75,6 +75,7 @@ def _by_cursor(
 ) -> T:
     from sqlalchemy import func, select
 
+    connection = readonly.own(connection)
     connection.execute(select(func.set_config("fsa.query", statement, True)))
     connection.exec_driver_sql(_OPEN)
     first = connection.exec_driver_sql(f"FETCH {_BATCH} FROM fsa")

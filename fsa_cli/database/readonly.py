@@ -1,20 +1,42 @@
 """Read-only, enforced by the database: whatever the SQL says, a write is the server's error.
 
-Nothing here reads SQL. Each connection is set when it leaves its pool, and again when it begins a
-transaction: a session that was made writable is read-only again in its next one. SQLite's
-`PRAGMA query_only = OFF` holds for that long; on the others the transaction itself stays read-only.
+Each connection is told when it leaves its pool, and again when it begins a transaction: a session
+that was talked out of it is read-only again in its next one. What would lead out of a transaction
+or around it is not sent at all (`read_statements`), and no COMMIT is sent for one that has become
+READ WRITE. SQLite opens its file read-only, and its authorizer refuses ATTACH and the PRAGMAs that
+write. A driver's own connection in Python's hands, and functions of the server's that reach outside
+(dblink, lo_export, UDFs), cannot be held: that takes a user of the database who may only read.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.database.read_statements import check_reads
+from fsa_cli.exceptions import ConfigurationError, StatementFailed
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _ALONE = "fsa_alone"
+_OWN = "fsa_own_statement"
+
+# What tells about the database, whatever its argument; and what changes the connection's own ways.
+_SQLITE_PRAGMAS = {
+    *("table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo"),
+    *("foreign_key_list", "foreign_key_check", "integrity_check", "quick_check", "database_list"),
+    *("collation_list", "compile_options", "function_list", "module_list", "pragma_list"),
+    *("foreign_keys", "busy_timeout", "cache_size", "case_sensitive_like", "recursive_triggers"),
+    *("read_uncommitted", "temp_store", "synchronous", "data_version"),
+}
+# Without an argument these only tell.
+_SQLITE_ASKING_PRAGMAS = {
+    *("journal_mode", "user_version", "application_id", "schema_version", "encoding", "page_size"),
+    *("page_count", "freelist_count", "auto_vacuum", "query_only", "journal_size_limit"),
+    *("wal_autocheckpoint", "locking_mode", "secure_delete", "mmap_size", "max_page_count"),
+}
 
 
 def enforce() -> None:
@@ -29,6 +51,51 @@ def enforce() -> None:
     if not event.contains(Pool, "checkout", _on_checkout):
         event.listen(Pool, "checkout", _on_checkout)
         event.listen(Engine, "begin", _on_begin)
+        event.listen(Engine, "before_cursor_execute", _on_execute)
+        event.listen(Engine, "commit", _on_commit)
+        event.listen(Engine, "do_connect", _on_connect)
+
+
+def own(connection: Connection) -> Connection:
+    """*connection*, for statements of fsa's that are sent as they are."""
+    return connection.execution_options(**{_OWN: True})
+
+
+def _on_connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Have SQLite open its file read-only; a file that is not there is not made."""
+    if dialect.name != "sqlite" or not arguments or not isinstance(arguments[0], str):
+        return
+    name = arguments[0]
+    if not options.get("uri"):
+        if name in ("", ":memory:"):
+            return
+        name = f"file:{quote(name)}"
+    path, _, query = name.partition("?")
+    words = [word for word in query.split("&") if word and not word.startswith("mode=")]
+    if path == "file::memory:" or "vfs=memdb" in words or "mode=memory" in query.split("&"):
+        return
+    arguments[0] = f"{path}?{'&'.join([*words, 'mode=ro'])}"
+    options["uri"] = True
+
+
+def _on_execute(
+    connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
+) -> None:
+    if connection.dialect.name == "sqlite" or connection.get_execution_options().get(_OWN):
+        return
+    check_reads(sql, connection.dialect.name)
+
+
+def _on_commit(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    proxy: Any = connection.connection
+    mode = "on"  # also of a transaction that has failed: its COMMIT is a ROLLBACK
+    with contextlib.suppress(Exception):
+        mode = _run(proxy, "SELECT current_setting('transaction_read_only')")
+    if mode != "on":
+        proxy.dbapi_connection.rollback()
+        raise StatementFailed("the transaction was made READ WRITE: rolled back")
 
 
 def _on_checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:
@@ -60,7 +127,9 @@ def _set_session(name: str, proxy: Any) -> None:
         case "mysql" | "mariadb":
             _run(proxy, "SET SESSION TRANSACTION READ ONLY")
         case "sqlite":
+            _set_authorizer(proxy, None)
             _run(proxy, "PRAGMA query_only = ON")
+            _set_authorizer(proxy, _authorize)
         case _:
             raise ConfigurationError(
                 f"fsa cannot make {name} read-only",
@@ -94,6 +163,31 @@ def _is_alone(proxy: Any) -> bool:
             shown = getattr(getattr(driver_connection, "info", None), "backend_pid", None)
         proxy.info[_ALONE] = _run(proxy, "SELECT pg_backend_pid()") == shown
     return bool(proxy.info[_ALONE])
+
+
+def _set_authorizer(proxy: Any, authorizer: Any) -> None:
+    connection = proxy.dbapi_connection
+    if hasattr(connection, "run_async"):  # aiosqlite
+        connection.run_async(lambda inner: inner.set_authorizer(authorizer))
+    else:
+        connection.set_authorizer(authorizer)
+
+
+def _authorize(action: int, first: str | None, second: str | None, *more: Any) -> int:
+    """What leads around `query_only`; the rest is refused by that.
+
+    https://www.sqlite.org/c3ref/c_alter_table.html
+    """
+    import sqlite3
+
+    if action == sqlite3.SQLITE_PRAGMA:
+        name = (first or "").lower()
+        known = _SQLITE_PRAGMAS if second else _SQLITE_PRAGMAS | _SQLITE_ASKING_PRAGMAS
+        return sqlite3.SQLITE_OK if name in known else sqlite3.SQLITE_DENY
+    is_extension = action == sqlite3.SQLITE_FUNCTION and (second or "").lower() == "load_extension"
+    if is_extension or action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK
 
 
 def _run(proxy: Any, statement: str) -> Any:

@@ -278,6 +278,9 @@ def test_a_database_is_chosen_by_name(fsa, write_app, tmp_path, sqlite) -> None:
         """,
     )
 
+    for name in ("shop.db", "reports.db"):
+        (tmp_path / name).touch()  # what only reads makes no file
+
     listed = [
         fsa(*words, "db", "query", "pragma database_list").stdout.splitlines()[1]
         for words in ([], ["-d", "reports"])
@@ -330,6 +333,7 @@ def test_a_protected_environment_wants_the_databases_name(fsa, write_app, tmp_pa
 
 def test_a_terminal_gets_a_table_of_a_few_hundred_rows(terminal, fsa, project) -> None:
     many = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 900)"
+    (project / "shop.db").touch()
     child = terminal("fsa", "db", "query", f"{many} select i as number from n", columns=60)
     child.expect("number")
     child.expect("500")

@@ -1,6 +1,13 @@
 """Read-only by the database's own word, on every backend and driver, in a process of its own."""
 
 import json
+import tempfile
+import uuid
+from pathlib import Path
+
+import pytest
+
+from fsa_cli.database.read_statements import check_reads
 
 PROGRAM = """
 import asyncio, json, sys
@@ -61,6 +68,14 @@ async def on_the_other_side():
 asyncio.run(on_the_other_side())
 print(json.dumps(outcomes))
 """
+APP = """
+    import os
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import DBSessionMiddleware
+
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url=os.environ["DB"])
+"""
 WRITES = [
     "insert into things values (1)",
     "update things set a = 2",
@@ -76,9 +91,58 @@ PERSUASIONS = {
         "commit; insert into things values (3)",
         "with x as (delete from things returning a) select * from x",
         "set transaction read write; insert into things values (4)",
+        "commit; begin read write; insert into things values (5); commit",
+        "select 1 /* ; */; commit; begin read write; insert into things values (5); commit",
+        r"select '\'; commit; begin read write; insert into things values (5); commit; --'",
+        r"select e'\''; commit; begin read write; insert into things values (5); commit; --'",
+        "select $a$ ' $a$; commit; begin read write; insert into things values (5); commit; --'",
+        "select 1 /* /* */ ; commit; begin read write; insert into things values (5) --*/",
+        "do $$ begin commit; set transaction read write; insert into things values (5); end $$",
+        "set session characteristics as transaction read write",
+        "set transaction isolation level serializable, read write",
+        "select set_config('default_transaction_read_only', 'off', false)",
+        "copy things to '{outside}'",
+        "copy (select 1) to program 'touch {outside}'",
     ],
-    "mariadb": ["set transaction read write", "set session transaction read write"],
-    "sqlite": ["pragma query_only = off"],
+    "mariadb": [
+        "set transaction read write",
+        "set session transaction read write",
+        "begin not atomic commit; set session transaction read write;"
+        " start transaction; insert into things values (5); commit; end",
+        "if 1 then commit; set session transaction read write; delete from things; end if",
+        "/*! set session transaction read write */",
+        "/*M! set session transaction read write */",
+        "set session transaction read write, @a = 1",
+        "set @@session.tx_read_only = 0",
+        "set @a = 1, session tx_read_only = 0",
+        "set names utf8mb4, tx_read_only = 0",
+        "set global max_connections = 151",
+        "set statement tx_read_only = 0 for insert into things values (5)",
+        "flush tables",
+        "select 1 into outfile '{outside}'",
+        "select 1 into\noutfile '{outside}'",
+        "select 1 from things union select 1/**/into/**/dumpfile '{outside}'",
+        "(select 1 into outfile '{outside}')",
+        r"select '\' into outfile '{outside}' -- '",
+        "execute immediate 'set session transaction read write'",
+        "prepare a from 'set session transaction read write'",
+        "commit and chain",
+        "start transaction read write",
+        "lock tables things write",
+        "create user fsa_test_nobody",
+    ],
+    "sqlite": [
+        "pragma query_only = off",
+        "pragma journal_mode = delete",
+        "pragma journal_mode(delete)",
+        "pragma user_version = 7",
+        "pragma wal_checkpoint(truncate)",
+        "pragma writable_schema = 1",
+        "attach '{outside}' as other",
+        "vacuum",
+        "vacuum into '{outside}'",
+        "select load_extension('{outside}')",
+    ],
 }
 READ = "select count(*) from things"
 
@@ -86,7 +150,12 @@ READ = "select count(*) from things"
 def test_nothing_is_written_whatever_is_tried(python, backend) -> None:
     backend.execute("create table things (a int)")
     backend.execute("insert into things values (7)")
-    statements = [*PERSUASIONS[backend.name], *WRITES, READ]
+    if backend.name == "sqlite":
+        backend.execute("pragma journal_mode = wal")
+    # Where a server could write as well.
+    outside = Path(tempfile.gettempdir(), f"fsa-outside-{uuid.uuid4().hex}")
+    persuasions = [each.replace("{outside}", str(outside)) for each in PERSUASIONS[backend.name]]
+    statements = [*persuasions, *WRITES, READ]
 
     done = python("-c", PROGRAM, backend.url, backend.async_url, *statements)
 
@@ -97,6 +166,51 @@ def test_nothing_is_written_whatever_is_tried(python, backend) -> None:
     assert not [outcome for outcome in said if outcome in ("done", None)], outcomes
     assert [outcome for name, outcome in outcomes if name == READ] == [[[1]]] * 6
     assert backend.rows("select a from things") == [(7,)]
+    assert not outside.exists()
+    if backend.name == "sqlite":
+        assert backend.rows("pragma journal_mode") == [("wal",)]
+        assert backend.rows("pragma user_version") == [(0,)]
+    if backend.name == "mariadb":
+        assert backend.rows("select user from mysql.user where user = 'fsa_test_nobody'") == []
+
+
+@pytest.mark.parametrize("statement", PERSUASIONS["postgresql"] + PERSUASIONS["mariadb"])
+def test_the_query_command_writes_nothing_either(
+    statement: str, backend, write_app, tmp_path, fsa
+) -> None:
+    """Whatever is meant for one database is tried on each."""
+    backend.execute("create table things (a int)")
+    outside = Path(tempfile.gettempdir(), f"fsa-outside-{uuid.uuid4().hex}")
+    write_app(tmp_path, main=APP)
+    statement = statement.replace("{outside}", str(outside))
+
+    fsa("db", "query", statement, cwd=tmp_path, env={"DB": backend.url})
+
+    assert backend.rows("select count(*) from things") == [(0,)]
+    assert not outside.exists()
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select 1;",
+        "select 1 ; -- that is all",
+        "SELECT ';', \"a;b\" /* ; */",
+        "(select 1) union (select 2)",
+        "with a as (select 1) select * from a",
+        "values (1), (2)",
+        "explain select 1",
+        "select 'it''s' as into_it",
+        "savepoint a",
+        "rollback to savepoint a",
+        "release savepoint a",
+        "set time_zone = '+00:00'",
+        "start transaction read only",
+    ],
+)
+def test_what_reads_is_sent(statement: str, dialect: str) -> None:
+    check_reads(statement, dialect)
 
 
 def test_nothing_is_left_in_the_session_that_a_pooler_gives_to_others(python, postgresql) -> None:

@@ -1,0 +1,112 @@
+"""Whether a process that only reads may send a statement: read off its words, in doubt not.
+
+The database itself refuses to write in a read-only transaction. What is refused here is what would
+lead out of that transaction, or around it: several statements in one text (`COMMIT; BEGIN READ
+WRITE; ...`), a compound one (`BEGIN NOT ATOMIC ...`), one that ends the transaction by itself, and
+one that writes elsewhere (`INTO OUTFILE`, `COPY ... TO`, `SET GLOBAL`).
+
+How a server reads a backslash in a string is a setting of its session, so a text is read both ways.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fsa_cli.exceptions import StatementFailed
+
+__all__ = ["check_reads"]
+
+_HINT = "fsa db shell can write"
+
+_READING = {"select", "with", "values", "table", "show", "explain"}
+_SAVEPOINTS = {"savepoint", "release"}
+# In a read-only transaction each of these is the server's own error, in its own words.
+_REFUSED_BY_SERVER = {"insert", "update", "delete"}
+_ALLOWED = {
+    "postgresql": _READING
+    | _SAVEPOINTS
+    | _REFUSED_BY_SERVER
+    | {"declare", "fetch", "move", "close", "merge", "create", "alter", "drop", "truncate"},
+    "mysql": _READING | _SAVEPOINTS | _REFUSED_BY_SERVER | {"desc", "describe", "replace", "use"},
+}
+_SETTINGS = (
+    r"(?:time_?zone|names|statement_timeout|lock_timeout|search_path|role|datestyle|sql_mode)"
+)
+# The words of a statement, after its comments and with `''` for what is quoted.
+_ALLOWED_FORMS = {
+    "postgresql": re.compile(
+        rf"rollback (?:work |transaction )?to |start transaction read only\Z"
+        rf"|set (?:local |session )?(?:{_SETTINGS}\b|time zone\b)"
+        r"|set transaction (?:isolation level|read only|snapshot)\b[^,]*+\Z"
+    ),
+    "mysql": re.compile(
+        rf"rollback (?:work )?to |start transaction read only\Z|set names\b[^,]*+\Z"
+        r"|(?:create|create or replace|alter|drop|truncate|rename) (?:table|index)\b"
+        rf"|set (?:session )?{_SETTINGS} ?(?:=|:=)[^,@]*+\Z"
+        r"|set (?:session )?transaction (?:isolation level|read only)\b[^,]*+\Z"
+    ),
+}
+
+_POSTGRESQL = r"""
+    (?P<skip> --[^\n]*+ | /\*(?:(?!/\*|\*/).)*+\*/ )
+  | (?P<quoted> \b[eE]'(?:[^'\\]|''|\\.)*+'
+              | '(?:[^'{backslash}]|''{escape})*+'
+              | "(?:[^"]|"")*+"
+              | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?)\$.*?\$(?P=tag)\$ )
+  | (?P<comment> /\*|\*/ )
+"""
+_MYSQL = r"""
+    (?P<skip> (?:--(?=[\s\0-\x1f]|\Z)|\#)[^\n]*+ | /\*(?!M?!).*?\*/ )
+  | (?P<quoted> '(?:[^'{backslash}]|''{escape})*+' | "(?:[^"{backslash}]|""{escape})*+" | `[^`]*+` )
+  | (?P<comment> /\*|\*/ )
+"""
+_LEXERS = {
+    name: [
+        re.compile(text.format(**kind), re.VERBOSE | re.DOTALL)
+        for kind in ({"backslash": "", "escape": ""}, {"backslash": r"\\", "escape": r"|\\."})
+    ]
+    for name, text in (("postgresql", _POSTGRESQL), ("mysql", _MYSQL))
+}
+
+
+def check_reads(sql: str, dialect: str) -> None:
+    """Do nothing if *sql* is one statement that leaves a read-only transaction as it is.
+
+    Args:
+        dialect: `postgresql`, `mysql` or `mariadb`.
+
+    Raises:
+        StatementFailed: It is not, or that cannot be told.
+    """
+    family = "mysql" if dialect == "mariadb" else dialect
+    for lexer in _LEXERS[family]:
+        words = _words(lexer.sub(_plain, sql))
+        if ";" in words:
+            raise StatementFailed("one statement at a time", hint=_HINT)
+        if any(sign in words for sign in ("'", '"', "`", "/*", "*/")):
+            raise StatementFailed(
+                "the statement has a quote or a comment that does not end, or a comment that is "
+                "executed (/*! ... */): fsa cannot tell that it only reads",
+                hint=_HINT,
+            )
+        _check_kind(words, family)
+
+
+def _check_kind(words: str, family: str) -> None:
+    kind = words.lstrip("( ").partition(" ")[0].partition("(")[0]
+    if kind not in _ALLOWED[family] and not _ALLOWED_FORMS[family].match(words):
+        raise StatementFailed(
+            f"{kind.upper() or 'an empty text'} is no statement that only reads", hint=_HINT
+        )
+    if family == "mysql" and kind not in _REFUSED_BY_SERVER and " into " in f" {words} ":
+        raise StatementFailed("INTO writes a file or a variable: read-only", hint=_HINT)
+
+
+def _words(sql: str) -> str:
+    return " ".join(sql.lower().split()).rstrip("; ").lstrip()
+
+
+def _plain(match: re.Match[str]) -> str:
+    if match["skip"]:
+        return " "
+    return match[0] if match["comment"] else " q "
