@@ -97,6 +97,7 @@ class Died:
     """The runs that dead nodes had claimed.
 
     Attributes:
+        nodes: Those that were declared dead, or whose runs were decided, here.
         marked: Runs that are now `interrupted`.
         queued: Runs that will be executed again.
         succeeded: Runs whose effects were found in the data's database.
@@ -145,22 +146,12 @@ def reap(
     """
     has_effect = set(applied)
     now_ms = ledger.read(ledger.now_ms)
+    died = [each for each in dead if _declare_dead(ledger, each, now_ms)]
     if dead:
-        # Their leases may have been renewed meanwhile: then they live.
-        dying = (
-            update(node)
-            .where(
-                node.c.id.in_(dead),
-                node.c.state.in_(("alive", "draining")),
-                node.c.lease_until_ms < now_ms,
-            )
-            .values(state="dead")
-        )
-        ledger.at_once(lambda connection: connection.execute(dying))
         free_left_locks(ledger)
     ids = left_running(ledger) if left is None else left
     outcome: dict[str, list[str]] = {"interrupted": [], "queued": [], "succeeded": []}
-    nodes = dict.fromkeys(dead)
+    nodes = dict.fromkeys(died)
     for row in _left_rows(ledger, ids):
         if row.id in has_effect:
             status = "succeeded"
@@ -177,6 +168,20 @@ def reap(
         tuple(outcome["queued"]),
         tuple(outcome["succeeded"]),
     )
+
+
+def _declare_dead(ledger: Ledger, node_id: str, now_ms: int) -> bool:
+    """Whether it is dead by this: another process may have been first, or its lease was renewed."""
+    statement = (
+        update(node)
+        .where(
+            node.c.id == node_id,
+            node.c.state.in_(("alive", "draining")),
+            node.c.lease_until_ms < now_ms,
+        )
+        .values(state="dead")
+    )
+    return ledger.at_once(lambda connection: connection.execute(statement).rowcount) == 1
 
 
 def free_left_locks(ledger: Ledger) -> None:
