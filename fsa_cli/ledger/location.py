@@ -24,7 +24,7 @@ from fsa_cli.database.identity import (
 )
 from fsa_cli.exceptions import ConfigurationError, LedgerUnusable
 from fsa_cli.ledger import dialects
-from fsa_cli.ledger.store import POOL_SIZE, Ledger
+from fsa_cli.ledger.store import POOL_SIZE, SINGLE_POOL_SIZE, Ledger
 from fsa_cli.project.settings import Settings
 from fsa_cli.project.state_dir import state_dir
 
@@ -66,11 +66,11 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
             **arguments,
         )
         if url.get_backend_name() == "sqlite":
-            engine, single = engine_with(pool_size=POOL_SIZE), None
+            engine, single = engine_with(pool_size=SINGLE_POOL_SIZE), None
         else:
             engine = engine_with(pool_size=POOL_SIZE, isolation_level="READ COMMITTED")
             single = engine_with(
-                pool_size=2, isolation_level="AUTOCOMMIT", pool_reset_on_return=None
+                pool_size=SINGLE_POOL_SIZE, isolation_level="AUTOCOMMIT", pool_reset_on_return=None
             )
     except (DBSessionError, SQLAlchemyError, ImportError) as exc:
         raise LedgerUnusable(

@@ -18,14 +18,17 @@ from fsa_cli.exceptions import LedgerUnusable
 from fsa_cli.ledger import dialects, tables
 from fsa_cli.terminal.masking import mask
 
-__all__ = ["POOL_SIZE", "Ledger"]
+__all__ = ["POOL_SIZE", "SINGLE_POOL_SIZE", "Ledger"]
 
 T = TypeVar("T")
 
 _ATTEMPTS = 6
 _PAUSE_S = 0.02
-# Of one process: a claim, a backfill, a finish and a renewal may go on at once.
-POOL_SIZE = 4
+# Of one process, for transactions of several statements: a session's run, a broker's messages.
+POOL_SIZE = 2
+# For single statements. Six threads keep one: they claim here, claim for a broker, take messages,
+# maintain, record ends, and count them. The lease and a run's own questions come beside.
+SINGLE_POOL_SIZE = 8
 
 
 class Ledger:
