@@ -19,7 +19,8 @@ from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows, insert_rows, typed
 from fsa_cli.ledger.instants import instants_with_row
-from fsa_cli.ledger.records import SCHEDULED, ExpectedInstant, RegisteredTask
+from fsa_cli.ledger.records import SCHEDULED, ExpectedInstant, RegisteredTask, RunStatus
+from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node, node_task, task
 
@@ -173,7 +174,7 @@ def _without_row(
 
 def _decided(
     connection: Connection, namespace: str, node_id: str, missing: Sequence[ExpectedInstant]
-) -> dict[str, list[tuple[ExpectedInstant, str, str | None]]]:
+) -> dict[RunStatus, list[tuple[ExpectedInstant, str, str | None]]]:
     """The rows to write: by their status, each with its kind and its reason."""
     paused = set(
         connection.scalars(
@@ -181,14 +182,14 @@ def _decided(
         )
     )
     covered = _covered(connection, namespace, node_id, missing)
-    decided: dict[str, list[tuple[ExpectedInstant, str, str | None]]] = defaultdict(list)
+    decided: dict[RunStatus, list[tuple[ExpectedInstant, str, str | None]]] = defaultdict(list)
     passed: dict[str, list[ExpectedInstant]] = defaultdict(list)
     for each in missing:
         name = each.due.task
         if name in paused:
-            decided["skipped"].append((each, "schedule", "the task is paused"))
+            decided[RunStatus.SKIPPED].append((each, "schedule", "the task is paused"))
         elif each.due.key in covered and not each.passed:
-            decided["queued"].append((each, "schedule", None))
+            decided[RunStatus.QUEUED].append((each, "schedule", None))
         else:
             passed[name].append(each)
     for instants in passed.values():
@@ -200,18 +201,18 @@ def _decided(
 
 
 def _decide_missed(
-    decided: dict[str, list[tuple[ExpectedInstant, str, str | None]]],
+    decided: dict[RunStatus, list[tuple[ExpectedInstant, str, str | None]]],
     each: ExpectedInstant,
     *,
     runs: bool,
 ) -> None:
     if runs and not each.passed:
-        decided["queued"].append((each, "catch_up", None))
+        decided[RunStatus.QUEUED].append((each, "catch_up", None))
         return
     reason = "no scheduler was running and in touch with the ledger"
     if each.passed > 1:
         reason += f", for this and {each.passed - 1} more instants"
-    decided["missed"].append((each, "schedule", reason))
+    decided[RunStatus.MISSED].append((each, "schedule", reason))
 
 
 def _covered(
@@ -261,20 +262,25 @@ _COLUMNS: Mapping[str, str] = {
 
 
 @lru_cache
-def _insert(sql: DialectSQL, status: str) -> TextClause:
-    finished = "NULL" if status == "queued" else sql.now_ms
-    return typed(
-        f"""
-        INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
-            executor, queue, attempt, not_before_ms, commits, queued_ms, finished_ms, error)
-        SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', v.kind, '{status}', v.arguments,
-            v.executor, v.queue, 1, v.at, 0, {sql.now_ms}, {finished}, v.error
-        FROM {sql.from_rows(_COLUMNS)}
-        WHERE 1 = 1
-        ORDER BY v.task, v.at
-        {sql.ignore}
-        """
-    )
+def _insert(sql: DialectSQL, status: RunStatus) -> TextClause:
+    values = {
+        "id": "v.id",
+        "namespace": ":namespace",
+        "task": "v.task",
+        "scheduled_ms": "v.at",
+        "slot": f"'{SCHEDULED}'",
+        "kind": "v.kind",
+        "status": f"'{status}'",
+        "arguments": "v.arguments",
+        "executor": "v.executor",
+        "queue": "v.queue",
+        "not_before_ms": "v.at",
+        "error": "v.error",
+    }
+    if status.is_final:
+        values["finished_ms"] = sql.now_ms
+    source = f"FROM {sql.from_rows(_COLUMNS)} WHERE 1 = 1 ORDER BY v.task, v.at {sql.ignore}"
+    return typed(insert_runs(sql, values, source=source))
 
 
 @lru_cache

@@ -17,7 +17,16 @@ from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger.dialects import DialectSQL, is_lock_wait, joining, typed
 from fsa_cli.ledger.instants import instants_with_row
-from fsa_cli.ledger.records import EARLY_MS, SCHEDULED, SENT_AGAIN_MS, ClaimedRun, ClaimResult, Due
+from fsa_cli.ledger.records import (
+    EARLY_MS,
+    SCHEDULED,
+    SENT_AGAIN_MS,
+    ClaimedRun,
+    ClaimResult,
+    Due,
+    RunStatus,
+)
+from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
@@ -56,41 +65,37 @@ def claim_due(
         "rows": _json(ids, locked=True),
     }
     if dispatch is None:
-        statement = _insert(ledger.sql, "running", "")
+        statement = _insert(ledger.sql, RunStatus.RUNNING, "")
         given["node"] = node
     else:
-        statement = _insert(ledger.sql, "handed_off", dispatch)
+        statement = _insert(ledger.sql, RunStatus.DISPATCHED, dispatch)
 
     def insert(connection: Connection) -> set[str]:
-        try:
-            inserted = connection.execute(statement, given)
-        except DBAPIError as exc:
-            if is_lock_wait(exc):
-                raise _Locked from exc
-            raise
+        inserted = connection.execute(statement, given)
         return set(inserted.scalars()) if inserted.returns_rows else set()
 
     outcome = ClaimResult()
     try:
-        inserted = ledger.at_once(insert)
-    except _Locked:
+        inserted = ledger.at_once(insert, waits=False)
+    except DBAPIError as exc:
+        if not is_lock_wait(exc):
+            raise
         # The row of one of them is in a transaction that does not end: the others do not wait.
         if len(ordered) == 1:
             outcome.left = ordered
             return outcome
         for each in ordered:
-            one = claim_due(ledger, node, [each], window_ms=window_ms, dispatch=dispatch)
-            outcome.add(one)
+            outcome.add(
+                claim_due(
+                    *(ledger, node, [each]), window_ms=window_ms, dispatch=dispatch, token=token
+                )
+            )
         return outcome
     if len(inserted) < len(ids):
         rest = {run_id: each for run_id, each in ids.items() if run_id not in inserted}
         outcome = _contested(ledger, rest, given)
     outcome.mine += [_claimed(run_id, token, ids[run_id]) for run_id in ids if run_id in inserted]
     return outcome
-
-
-class _Locked(Exception):
-    """A lock was not free in time."""
 
 
 def _contested(ledger: Ledger, rest: Mapping[str, Due], given: Mapping[str, Any]) -> ClaimResult:
@@ -114,8 +119,11 @@ def _contested(ledger: Ledger, rest: Mapping[str, Due], given: Mapping[str, Any]
     rest = {run_id: each for run_id, each in rest.items() if each.key not in known}
     outcome.early = [e for e in rest.values() if e.scheduled_ms > now_ms + EARLY_MS // 2]
     rest = {i: e for i, e in rest.items() if e not in outcome.early}
-    for status, into in (("skipped", outcome.skipped), ("queued", outcome.queued)):
-        chosen = {i: e for i, e in rest.items() if e.waits is (status == "queued")}
+    for status, into in (
+        (RunStatus.SKIPPED, outcome.skipped),
+        (RunStatus.QUEUED, outcome.queued),
+    ):
+        chosen = {i: e for i, e in rest.items() if e.waits is (status == RunStatus.QUEUED)}
         if chosen:
             there = _insert_unclaimed(ledger, status, chosen, given)
             into += [e for e in chosen.values() if e.key in there]
@@ -124,7 +132,7 @@ def _contested(ledger: Ledger, rest: Mapping[str, Due], given: Mapping[str, Any]
 
 
 def _insert_unclaimed(
-    ledger: Ledger, status: str, chosen: Mapping[str, Due], given: Mapping[str, Any]
+    ledger: Ledger, status: RunStatus, chosen: Mapping[str, Due], given: Mapping[str, Any]
 ) -> set[tuple[str, int]]:
     """Insert rows of instants whose lock is held; which of these instants have a row now."""
     values = {key: given[key] for key in ("namespace", "early_ms", "window_ms")}
@@ -171,30 +179,43 @@ _COLUMNS = {
 
 
 @lru_cache
-def _insert(sql: DialectSQL, status: str, joined: str) -> TextClause:
+def _insert(sql: DialectSQL, status: RunStatus, joined: str) -> TextClause:
     """INSERT of the rows whose instant has come, is not too old, and whose task is not paused.
 
     A subquery for each and no join: its plan must not depend on the statistics of new tables.
     """
-    running, dispatched = status == "running", status == "handed_off"
-    claimed = "node, claim, started_ms," if running else "claim," if dispatched else ""
-    values = f":node, :claim, {sql.now_ms}," if running else ":claim," if dispatched else ""
-    not_before = f"{sql.now_ms} + {SENT_AGAIN_MS}" if dispatched else "v.at"
-    ended = "finished_ms, error," if status == "skipped" else ""
-    ending = f"{sql.now_ms}, 'the run before it has not ended'," if status == "skipped" else ""
-    claims = running or dispatched
-    insert = f"""
-        INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments,
-            executor, queue, attempt, not_before_ms, {claimed} {ended} lock_key, commits, queued_ms)
-        SELECT v.id, :namespace, v.task, v.at, '{SCHEDULED}', 'schedule', '{status}', v.arguments,
-            v.executor, v.queue, 1, {not_before}, {values} {ending} v.lock_name, 0, {sql.now_ms}
-        FROM {sql.from_rows(_COLUMNS)}
+    is_claim = status in (RunStatus.RUNNING, RunStatus.DISPATCHED)
+    values = {
+        "id": "v.id",
+        "namespace": ":namespace",
+        "task": "v.task",
+        "scheduled_ms": "v.at",
+        "slot": f"'{SCHEDULED}'",
+        "kind": "'schedule'",
+        "status": f"'{status}'",
+        "arguments": "v.arguments",
+        "executor": "v.executor",
+        "queue": "v.queue",
+        "not_before_ms": "v.at",
+        "lock_key": "v.lock_name",
+    }
+    if is_claim:
+        values["claim"] = ":claim"
+    if status == RunStatus.RUNNING:
+        values |= {"node": ":node", "started_ms": sql.now_ms}
+    elif status == RunStatus.DISPATCHED:
+        values["not_before_ms"] = f"{sql.now_ms} + {SENT_AGAIN_MS}"
+    elif status == RunStatus.SKIPPED:
+        values |= {"finished_ms": sql.now_ms, "error": "'the run before it has not ended'"}
+    source = f"""
+        FROM {sql.from_rows(_COLUMNS)}{sql.bounded_locks if is_claim else ""}
         WHERE v.at <= {sql.now_ms} + :early_ms AND v.at >= {sql.now_ms} - :window_ms
             AND (
                 SELECT t.paused_ms FROM fsa_task t
                 WHERE t.namespace = :namespace AND t.name = v.task
             ) IS NULL
         ORDER BY v.lock_name, v.task, v.at
-        {sql.ignore} {"RETURNING id, queue" if claims and sql.returns else ""}
+        {sql.ignore} {"RETURNING id, queue" if is_claim and sql.returns else ""}
         """
+    insert = insert_runs(sql, values, source=source)
     return typed(joining(insert, joined))

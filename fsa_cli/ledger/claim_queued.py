@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, TextClause, literal_column, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from fsa_cli.ledger.dialects import DialectSQL, execute_rows, typed
+from fsa_cli.ledger.dialects import DialectSQL, execute_rows, is_lock_wait, typed
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, QueueClaim
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
@@ -202,9 +202,11 @@ def _take(
     if not ordered:
         return []
     try:
-        if ledger.at_once(take):
+        if ledger.at_once(take, waits=False):
             return ordered
-    except IntegrityError:  # a lock is held
+    except DBAPIError as exc:  # a lock is held, or in a transaction that does not end
+        if not (isinstance(exc, IntegrityError) or is_lock_wait(exc)):
+            raise
         if len(ordered) == 1:
             if locked is not None:
                 locked += ordered
@@ -240,6 +242,7 @@ def _taking(sql: DialectSQL, since: str, to: str, joined: str) -> TextClause:
         f"status = '{to}', node = v.by_node, claim = v.token, lock_key = v.lock_name, {times}",
         f"t.status = '{since}'",
         joined=joined,
+        bounds_locks=True,
     )
 
 
@@ -295,6 +298,7 @@ def _candidates(
     however much of it there is: where it does, the tasks that can start are named to the database.
     """
     wanted: list[ClaimedRun] = []
+    known: set[str] = set()
     held: set[str] = set()
     limit = max(most * _MANY, 50)
     startable: list[str] | None = None
@@ -304,30 +308,31 @@ def _candidates(
         more = len(rows) == limit
         if startable is None:
             held = _held(ledger, connection, {locks.get(row.task) for row in rows})
-        chosen = [row for row in rows if row.task in locks and locks[row.task] not in held]
-        waits = waits or any(row.task in locks and locks[row.task] in held for row in rows)
-        # Replicas that look at once should not all try the same ones first.
-        chosen = chosen[: most * 2]
-        random.shuffle(chosen)
-        known = {each.run_id for each in wanted}
-        for row in chosen:
-            lock = locks[row.task]
-            if len(wanted) == most:
-                return wanted, True, waits
-            if row.id in known:
+        chosen = []
+        for row in rows:
+            lock = locks.get(row.task)
+            if row.task not in locks or row.id in known:
                 continue
             if lock is not None and lock in held:
                 waits = True
                 continue
-            if lock is not None:
+            if lock is not None:  # of those that share it the oldest
                 held.add(lock)
+            chosen.append((row, lock))
+        # Replicas that look at once should not all try the same ones first.
+        room = most - len(wanted)
+        several = chosen[: most * 2]
+        random.shuffle(several)
+        for row, lock in several[:room]:
+            known.add(row.id)
             given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
             wanted.append(ClaimedRun(row.id, token, *given, row.queue))
-        if not more or (wanted and len(wanted) == most):
+        if len(wanted) == most:
+            return wanted, more or len(chosen) > room, waits
+        if not more:
             break
         if startable is None:
             held |= _held(ledger, connection, set(locks.values()))
-        # A task without a lock is done: all that was found of it is wanted, or there is no room.
         startable = [name for name, lock in locks.items() if lock is None or lock not in held]
         if not startable:
             return wanted, False, waits

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, and_, case, insert, literal_column, select, update
 
 from fsa_cli.ledger.dialects import insert_rows
+from fsa_cli.ledger.records import OPEN_STATES, NodeState
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node
 from fsa_cli.version import VERSION
@@ -61,7 +62,7 @@ def register(
                     pid=os.getpid(),
                     version=VERSION,
                     role=role,
-                    state="alive",
+                    state=NodeState.ALIVE,
                     started_ms=now_ms,
                     covered_from_ms=now_ms,
                     lease_until_ms=now_ms + lease_ms,
@@ -85,14 +86,14 @@ def renew(ledger: Ledger, node_id: str, lease_ms: int, *, draining: bool = False
     now_ms = ledger.read(ledger.now_ms, attempts=2)
     statement = (
         update(node)
-        .where(node.c.id == node_id, node.c.state.in_(("alive", "draining")))
+        .where(node.c.id == node_id, node.c.state.in_(OPEN_STATES))
         .values(
             # MySQL assigns from left to right: this one reads the old lease.
             covered_from_ms=case(
                 (node.c.lease_until_ms < now_ms, now_ms), else_=node.c.covered_from_ms
             ),
             lease_until_ms=now_ms + lease_ms,
-            state="draining" if draining else "alive",
+            state=NodeState.DRAINING if draining else NodeState.ALIVE,
         )
     )
     renewed = ledger.at_once(lambda connection: connection.execute(statement).rowcount, attempts=2)
@@ -103,8 +104,8 @@ def release(ledger: Ledger, node_id: str) -> None:
     """Mark the node as stopped. Claimed runs that have not started must be queued again before."""
     statement = (
         update(node)
-        .where(node.c.id == node_id, node.c.state.in_(("alive", "draining")))
-        .values(state="stopped", lease_until_ms=literal_column(ledger.sql.now_ms))
+        .where(node.c.id == node_id, node.c.state.in_(OPEN_STATES))
+        .values(state=NodeState.STOPPED, lease_until_ms=literal_column(ledger.sql.now_ms))
     )
     ledger.at_once(lambda connection: connection.execute(statement))
 
@@ -114,7 +115,7 @@ def leases(ledger: Ledger) -> Leases:
     is_over = node.c.lease_until_ms < literal_column(ledger.sql.now_ms)
     statement = (
         select(node.c.id, node.c.role, is_over.label("is_over"))
-        .where(node.c.namespace == ledger.namespace, node.c.state.in_(("alive", "draining")))
+        .where(node.c.namespace == ledger.namespace, node.c.state.in_(OPEN_STATES))
         .order_by(node.c.id)
     )
     rows = ledger.read(lambda connection: connection.execute(statement).all())
@@ -128,7 +129,7 @@ def lives(ledger: Ledger, now_ms: int) -> ColumnElement[bool]:
     """The condition that a row of `fsa_node` holds a lease."""
     return and_(
         node.c.namespace == ledger.namespace,
-        node.c.state.in_(("alive", "draining")),
+        node.c.state.in_(OPEN_STATES),
         node.c.lease_until_ms >= now_ms,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, case, exists, func, select
 
 from fsa_cli.ledger.nodes import lives
+from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, node, node_task, progress, run, task
 
@@ -148,7 +149,7 @@ def overview(ledger: Ledger) -> Overview:
         now_ms = ledger.now_ms(connection)
         lives = and_(
             node.c.namespace == ledger.namespace,
-            node.c.state.in_(("alive", "draining")),
+            node.c.state.in_(OPEN_STATES),
             node.c.lease_until_ms >= now_ms,
         )
         known = (
@@ -186,7 +187,7 @@ def vitals(ledger: Ledger) -> Vitals:
             select(
                 node.c.role,
                 node.c.lease_until_ms,
-                node.c.state.in_(("alive", "draining")).label("is_open"),
+                node.c.state.in_(OPEN_STATES).label("is_open"),
             )
             .where(node.c.namespace == ledger.namespace, node.c.role.in_(("scheduler", "tick")))
             .order_by(node.c.lease_until_ms.desc())

@@ -1,12 +1,19 @@
-"""The records that go into the ledger and come out of it: instants, runs, claims, outcomes."""
+"""The records that go into the ledger and come out of it: instants, runs, claims, outcomes.
+
+A run has three shapes: `NewRun`, what is inserted; `ClaimedRun`, what is ours; `RunOutcome`, what
+is written back.
+"""
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field, fields
-from typing import Literal, NamedTuple
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "EARLY_MS",
+    "OPEN_STATES",
     "SCHEDULED",
     "SENT_AGAIN_MS",
     "CatchUp",
@@ -14,11 +21,58 @@ __all__ = [
     "ClaimedRun",
     "Due",
     "ExpectedInstant",
+    "NewRun",
+    "NodeState",
     "QueueClaim",
     "RegisteredTask",
     "RunOutcome",
+    "RunStatus",
 ]
 
+
+class RunStatus(StrEnum):
+    """The status of a run, as its row has it."""
+
+    QUEUED = "queued"
+    """Any process that knows the task may claim it, once its time has come."""
+    DISPATCHED = "handed_off"
+    """Its message was given to a broker; the process that receives it claims it."""
+    RUNNING = "running"
+    """A node has claimed it."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
+    """Its process was stopped or died before its end."""
+    MISSED = "missed"
+    """Its instant has passed, and nobody was there."""
+    SKIPPED = "skipped"
+    """The run before it went on, or the task was paused."""
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended for good."""
+        return self not in (RunStatus.QUEUED, RunStatus.DISPATCHED, RunStatus.RUNNING)
+
+
+class NodeState(StrEnum):
+    """The state of a node, as its row has it."""
+
+    ALIVE = "alive"
+    DRAINING = "draining"
+    """It claims nothing more, and waits for what it runs."""
+    STOPPED = "stopped"
+    DEAD = "dead"
+    """Its lease was over, and others have decided its runs."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it lives as long as its lease holds."""
+        return self in (NodeState.ALIVE, NodeState.DRAINING)
+
+
+OPEN_STATES = tuple(state for state in NodeState if state.is_open)
 
 #: The slot of a scheduled run; a manual run has its own id there.
 SCHEDULED = "S"
@@ -52,8 +106,46 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that somebody asks for.
+
+    Attributes:
+        run_id: 32 hexadecimal characters.
+        task: The task's name.
+        arguments: JSON, an object.
+        executor: The name of what carries it: `local`, or a broker.
+        queue: The broker's queue; None: the run waits in the ledger.
+        dispatched: Whether a broker is sent its message at once; otherwise it is `queued`.
+        by: Who asks; None: a program.
+    """
+
+    run_id: str
+    task: str
+    arguments: str
+    executor: str
+    queue: str | None
+    dispatched: bool
+    by: str | None = None
+
+    @classmethod
+    def of(cls, task: str, arguments: str, **more: Any) -> NewRun:
+        """A new one, with an id of its own."""
+        return cls(uuid.uuid4().hex, task, arguments, **more)
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """A run that is ours. Its outcome counts while its row carries the token."""
+    """A run that is ours. Its outcome counts while its row carries the token.
+
+    Attributes:
+        token: The claim; whoever claims the run later writes another one.
+        scheduled_ms: Its instant; that of its request if nothing scheduled it.
+        kind: `schedule`, `catch_up` or `manual`.
+        attempt: 1 for the first.
+        arguments: As the row has them: `ledger.values.arguments_in` reads them.
+        lock_key: The lock that it holds; None: runs of its task may overlap.
+        queue: The broker's queue that it came by.
+    """
 
     run_id: str
     token: str
@@ -106,9 +198,11 @@ class RunOutcome:
     """The outcome of one attempt.
 
     Attributes:
+        status: A `RunStatus` that is final, also where the run is queued again.
         started_ms, finished_ms: By the database's clock, as this process estimates it. A start of
             None is the time of the claim: of a run that was broken off no more is known.
         result: JSON.
+        error_type, error, traceback: For people, with secrets masked.
         retry_in_ms: Not None: the run is queued again, for so much later.
         keeps_lock: A time-out whose thread goes on: `free` frees the lock.
         recorded: The row is written already, in the task's own transaction.

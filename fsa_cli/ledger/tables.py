@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Tab
 from sqlalchemy import UniqueConstraint as Unique
 from sqlalchemy.types import TypeEngine
 
+from fsa_cli.ledger.records import RunStatus
 from fsa_cli.project.settings import NAMESPACE_LENGTH
 
 __all__ = [
@@ -31,7 +32,7 @@ QUEUE_LENGTH = 100
 _ID_LENGTH = 36
 
 #: The states in which a run has ended for good.
-FINAL = ("succeeded", "failed", "timed_out", "interrupted", "missed", "skipped", "cancelled")
+FINAL = tuple(status for status in RunStatus if status.is_final)
 
 #: For how long after its instant a run is kept.
 KEPT_MS = 30 * 24 * 3600 * 1000

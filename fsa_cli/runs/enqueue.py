@@ -29,8 +29,9 @@ from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.exceptions import ArgumentError, BrokerUnreachable, ConfigurationError, UsageError
 from fsa_cli.ledger import redelivery
 from fsa_cli.ledger.access import reached
-from fsa_cli.ledger.enqueue import Inserted, NewRun, insert_run, write_run
+from fsa_cli.ledger.enqueue import Inserted, insert_run, write_run
 from fsa_cli.ledger.location import ledger_of, shares
+from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project import loader, settings
 from fsa_cli.project.settings import Settings

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from fsa_cli.ledger.queries import Overview
+from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
 from fsa_cli.terminal.formatting import format_duration
@@ -45,7 +46,6 @@ _TASK_COLUMNS = {
     "note": "note",
 }
 _ALWAYS = {"task", "state", "last", "status", "success"}
-_OPEN = ("alive", "draining")
 
 
 def live_schedulers(overview: Overview) -> list[Row[Any]]:
@@ -53,13 +53,13 @@ def live_schedulers(overview: Overview) -> list[Row[Any]]:
     return [
         each
         for each in overview.nodes
-        if each.role == "scheduler" and _state(each, overview.now_ms) in _OPEN
+        if each.role == "scheduler" and _state(each, overview.now_ms) in OPEN_STATES
     ]
 
 
 def warnings(overview: Overview) -> Iterator[str]:
     """Warnings of what keeps runs from being executed."""
-    alive = {each.role for each in overview.nodes if _state(each, overview.now_ms) in _OPEN}
+    alive = {each.role for each in overview.nodes if _state(each, overview.now_ms) in OPEN_STATES}
     ticks = any(each.role == "tick" for each in overview.nodes)
     scheduled = any(each.schedule_hash is not None for each in overview.tasks)
     if scheduled and not ticks and "scheduler" not in alive:
@@ -191,7 +191,7 @@ def _note(each: Row[Any], overview: Overview) -> str:
 
 def _state(each: Row[Any], now_ms: int) -> str:
     """A node whose lease is over is dead, whether or not another one has noticed."""
-    return "dead" if each.state in _OPEN and each.lease_until_ms < now_ms else str(each.state)
+    return "dead" if each.state in OPEN_STATES and each.lease_until_ms < now_ms else str(each.state)
 
 
 def _shown(ms: int | None) -> str:

@@ -204,9 +204,7 @@ def test_what_a_row_says_is_that_run_s_failure(
 
     process = fsa_process("scheduler", "start", env=env)
     process.wait_for("fsa scheduler")
-    wait_until(
-        lambda: len(rows("id", "task = 'takes' AND status IN ('failed', 'succeeded')")) == 6
-    )
+    wait_until(lambda: len(rows("id", "task = 'takes' AND status IN ('failed', 'succeeded')")) == 6)
     wait_until(
         lambda: len(rows("id", "task = 'every_second' AND status = 'succeeded'")) > 1, within_s=10
     )

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fsa_cli.ledger.enqueue import NewRun, write_run
+from fsa_cli.ledger.enqueue import write_run
+from fsa_cli.ledger.records import NewRun
 from support.backends import Backend
 from support.engines import (
     ENGINES,

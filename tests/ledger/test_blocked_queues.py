@@ -17,7 +17,7 @@ from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.records import Due, ExpectedInstant, RegisteredTask
 from fsa_cli.ledger.store import Ledger
 from support.backends import Backend
-from support.ledgers import enqueue, make_node, now_ms, open_ledger
+from support.ledgers import enqueue, make_node, now_ms, open_ledger, runs_of
 
 BIGINTS = ["scheduled_ms", "attempt", "not_before_ms", "commits", "queued_ms"]
 TEXTS = ["id", "namespace", "task", "slot", "kind", "status", "arguments", "executor", "queue"]
@@ -107,6 +107,15 @@ def test_of_a_group_one_starts_and_keeps_no_other_task_waiting(ledger: Ledger) -
     assert len(tasks) == 2
     assert free in [each.run_id for each in found.runs]
     assert found.waits
+
+
+def test_of_runs_that_share_a_lock_the_oldest_is_first(ledger: Ledger) -> None:
+    node = make_node(ledger).id
+    fill(ledger, 20)
+
+    (first,) = claim_queued(ledger, node, locks_of(ledger), most=5).runs
+
+    assert first.scheduled_ms == min(row.scheduled_ms for row in runs_of(ledger))
 
 
 def test_all_of_a_task_without_a_lock_are_claimed(ledger: Ledger) -> None:

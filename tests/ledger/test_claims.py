@@ -123,8 +123,10 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_token(
     node, due = make_node(ledger), due_now(ledger)
     at_once = Ledger.at_once
 
-    def without_answer(self: Ledger, work: Callable[[Connection], object]) -> set[str]:
-        at_once(self, work)
+    def without_answer(
+        self: Ledger, work: Callable[[Connection], object], *, waits: bool = True
+    ) -> set[str]:
+        at_once(self, work, waits=waits)
         return set()
 
     monkeypatch.setattr(Ledger, "at_once", without_answer)

@@ -14,10 +14,10 @@ from fastapi_sqlalchemy import Database
 from fsa_cli.database.identity import same_database
 from fsa_cli.ledger import effects, fence, queries
 from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.enqueue import NewRun, insert_run
+from fsa_cli.ledger.enqueue import insert_run
 from fsa_cli.ledger.fence import Fence
 from fsa_cli.ledger.location import shares
-from fsa_cli.ledger.records import ClaimedRun, Due
+from fsa_cli.ledger.records import ClaimedRun, Due, NewRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runner.execute import execute
 from fsa_cli.runner.outcome import encode_result

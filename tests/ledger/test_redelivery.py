@@ -13,8 +13,8 @@ from sqlalchemy.exc import ProgrammingError
 from fsa_cli.ledger import control, nodes, queries, redelivery, tables
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_dispatched, claim_queued, requeue_dispatched
-from fsa_cli.ledger.enqueue import NewRun, insert_run, write_run
-from fsa_cli.ledger.records import SENT_AGAIN_MS, Due
+from fsa_cli.ledger.enqueue import insert_run, write_run
+from fsa_cli.ledger.records import SENT_AGAIN_MS, Due, NewRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
 from fsa_cli.runs.executor_registry import queue_name
@@ -165,9 +165,9 @@ def test_what_was_taken_and_the_answer_lost_is_taken_all_the_same(
         write_run(ledger, each)
     at_once = Ledger.at_once
 
-    def twice(self: Ledger, work: Callable[[Connection], object]) -> object:
-        at_once(self, work)
-        return at_once(self, work)
+    def twice(self: Ledger, work: Callable[[Connection], object], *, waits: bool = True) -> object:
+        at_once(self, work, waits=waits)
+        return at_once(self, work, waits=waits)
 
     monkeypatch.setattr(Ledger, "at_once", twice)
 

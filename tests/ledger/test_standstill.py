@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from fastapi_sqlalchemy import Database
@@ -206,6 +206,39 @@ def test_a_task_frozen_in_its_commit_keeps_nobody_waiting_longer_than_a_lease(
     is_ended = backend.name == "postgresql"  # by the server, and with it what it had written
     assert len(backend.rows("SELECT * FROM written")) == (0 if is_ended else 1)
     db.dispose()
+    ledger.dispose()
+
+
+@pytest.mark.parametrize("name", ["postgresql"])
+def test_what_another_transaction_holds_keeps_no_other_claim_waiting(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """As a person's session does, which no limit of ours ends."""
+    backend: Backend = request.getfixturevalue(name)
+    ledger = open_ledger(backend.url)
+    ledger.create()
+    node = make_node(ledger)
+    names = ["a", "b", "held", "z"]
+    due = [Due(name, now_ms(ledger), f"{ledger.namespace}/{name}") for name in names]
+    other = create_engine(backend.url)
+    run_ids = {each: enqueue(ledger, each) for each in names}
+    with other.connect() as connection:
+        values = {"lock_name": f"{ledger.namespace}/held", "run_id": run_ids["held"]}
+        connection.execute(
+            text("UPDATE fsa_run SET lock_key = :lock_name WHERE id = :run_id"), values
+        )
+        begun_s = time.monotonic()
+        claimed = claim_due(ledger, node.id, due, window_ms=60_000)
+        requeue_claimed(ledger, claimed.mine)
+        locks: dict[str, str | None] = {each.task: each.lock_key for each in due}
+        queued = claim_queued(ledger, node.id, locks, most=9)
+        took_s = time.monotonic() - begun_s
+
+    assert sorted(each.task for each in claimed.mine) == ["a", "b", "z"]
+    assert [each.task for each in claimed.left] == ["held"]
+    assert {each.task for each in queued.runs} == {"a", "b", "z"}
+    assert took_s < 2 * (LEASE_S + 2)
+    other.dispose()
     ledger.dispose()
 
 

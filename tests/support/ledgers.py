@@ -10,7 +10,8 @@ import sqlalchemy
 from sqlalchemy import Row, select
 
 from fsa_cli.ledger import nodes, tables
-from fsa_cli.ledger.enqueue import NewRun, write_run
+from fsa_cli.ledger.enqueue import write_run
+from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
 from support.databases import MariaDBServer, PostgreSQLServer
 
