@@ -13,6 +13,7 @@ FINAL = {"succeeded", "failed", "timed_out", "interrupted", "missed", "skipped",
 EARLY_MS = 500
 
 _OF_POOL = "Exception during reset or similar"
+_OF_SCOPE = ": ROLLBACK failed; its connection is discarded"
 _A_RUN = re.compile(r"\d{4}-\d\d-\d\dT")
 
 
@@ -126,8 +127,9 @@ def judge(
     said = replicas.said.splitlines()
     of_pool = False
     for number, line in enumerate(said):
-        # SQLAlchemy's pool logs a rollback that met a connection which had been cut.
-        of_pool = line == _OF_POOL or (of_pool and not _A_RUN.match(line))
+        # SQLAlchemy's pool and a scope log a rollback that met a connection which had been cut.
+        begins = line == _OF_POOL or line.endswith(_OF_SCOPE)
+        of_pool = begins or (of_pool and not _A_RUN.match(line))
         if line.startswith("Traceback") and not of_pool:
             told = "\n".join(said[max(number - 2, 0) : number + 60])
             wrong(f"a replica said: {told}")
