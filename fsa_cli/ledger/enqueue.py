@@ -16,9 +16,9 @@ from fsa_cli.ledger.reach import probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, NewRun, RunStatus
 from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import FINAL, run
+from fsa_cli.ledger.tables import run
 
-__all__ = ["Inserted", "insert_retry", "insert_run", "insert_running", "write_run"]
+__all__ = ["Inserted", "insert_run", "insert_running", "write_run"]
 
 _LOCK_TRIES = 3
 
@@ -76,20 +76,6 @@ def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> None:
     statement = _inserting(ledger.sql, joined, run.name)
     values = _values(ledger, new_run)
     ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
-
-
-def insert_retry(ledger: Ledger, run_id: str, *, by: str | None = None) -> str | None:
-    """Queue a new run with the arguments of one that has ended; None if it has not."""
-    ended = select(run.c.task, run.c.arguments, run.c.executor, run.c.queue).where(
-        run.c.id == run_id, run.c.status.in_(FINAL)
-    )
-    before = ledger.read(lambda connection: connection.execute(ended).one_or_none())
-    if before is None:
-        return None
-    carried = {"executor": before.executor, "queue": before.queue}
-    new_run = NewRun.of(before.task, before.arguments, **carried, dispatched=False, by=by)
-    write_run(ledger, new_run)
-    return new_run.run_id
 
 
 def insert_running(

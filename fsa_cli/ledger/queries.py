@@ -147,7 +147,7 @@ def overview(ledger: Ledger) -> Overview:
             if last is not None:
                 last_runs[each.name] = last
         now_ms = ledger.now_ms(connection)
-        lives = and_(
+        is_alive = and_(
             node.c.namespace == ledger.namespace,
             node.c.state.in_(OPEN_STATES),
             node.c.lease_until_ms >= now_ms,
@@ -155,7 +155,7 @@ def overview(ledger: Ledger) -> Overview:
         known = (
             select(node_task.c.task)
             .join(node, node.c.id == node_task.c.node)
-            .where(lives, node.c.role == "scheduler")
+            .where(is_alive, node.c.role == "scheduler")
             .distinct()
         )
         return Overview(
@@ -166,7 +166,7 @@ def overview(ledger: Ledger) -> Overview:
                     node.c.namespace == ledger.namespace,
                     node.c.lease_until_ms >= now_ms - _DAY_MS,
                 )
-                .order_by(case((lives, 0), else_=1), node.c.started_ms.desc())
+                .order_by(case((is_alive, 0), else_=1), node.c.started_ms.desc())
                 .limit(_NODES)
             ).all(),
             tasks=tasks,
