@@ -29,7 +29,6 @@ from fsa_cli.runs.requester import requester
 from fsa_cli.runs.run_view import document, get_run
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
-from fsa_cli.tasks.lookup import get_task
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.formatting import format_elapsed
@@ -47,6 +46,14 @@ def require_registered(name: str, task: TaskDefinition) -> None:
             f"{name!r} is not a registered task: no scheduler has it",
             hint=f"fsa run-task {name} runs it here",
         )
+
+
+def _registered(name: str) -> TaskDefinition:
+    """The task that a row names. Unlike a person's `module:function`, it is never imported."""
+    known([name], [])
+    task = registry.get(name)
+    assert task is not None
+    return task
 
 
 def trigger(
@@ -77,8 +84,7 @@ def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str],
         ArgumentError: Its task takes other arguments now.
     """
     before = get_run(ledger, prefix)
-    task = get_task(before.task)
-    require_registered(before.task, task)
+    task = _registered(before.task)
     values = arguments_in(before.arguments, before.id)
     signature = signature_of(task.function)
     if any(p.is_secret and p.name in values for p in signature.parameters):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -321,3 +322,27 @@ def test_a_task_cannot_have_the_name_of_a_command_of_runs(name: str) -> None:
 
         @task(name=name)
         def function() -> None: ...
+
+
+def test_no_module_that_a_row_names_is_imported(fsa: Run, ran: Shop) -> None:
+    """Whoever can write to the ledger must not run code where somebody retries a run."""
+    (ran.directory / "evil.py").write_text(
+        "open('imported', 'w').close()\ndef run(): ...\n", encoding="utf-8"
+    )
+    [run_id] = [str(each["id"]) for each in documents(fsa, "fail")]
+    rename = f"UPDATE fsa_run SET task = 'evil:run' WHERE id = '{run_id}'"
+    if ran.backend.name == "sqlite":
+        (file,) = ran.directory.glob("*-ledger.db")
+        with sqlite3.connect(file) as connection:
+            connection.execute(rename)
+        connection.close()
+    else:
+        ran.backend.execute(rename)
+
+    done = fsa("runs", "retry", run_id)
+
+    assert done.returncode == 2, done.stderr
+    assert "there is no task 'evil:run'" in done.stderr
+    for words in (["runs", "cancel", run_id], ["runs", "show", run_id], ["scheduler", "tick"]):
+        fsa(*words)
+    assert not (ran.directory / "imported").exists()
