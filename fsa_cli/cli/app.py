@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
-from typer.exceptions import TyperException
 
 from fsa_cli.cli.command_tree import command, command_path
 from fsa_cli.cli.context import Fsa
 from fsa_cli.exceptions import FsaError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
+else:
+    # `typer.exceptions` is of Typer 0.28.
+    TyperException = typer.BadParameter.__mro__[2]
 
 _CLOSED_PIPE = 141
 

@@ -38,9 +38,10 @@ class ProgressBars:
 
     def __call__(self, progress: Progress) -> None:
         self._seen[id(progress)] = progress
-        if not self.is_shown:
-            return
         if self._display is None:
+            # Asked once: what Rich puts in the place of stderr is no terminal before Rich 14.3.
+            if not self.is_shown:
+                return
             self._display = self._start()
         text = escape_terminal(progress.text)
         key = id(progress)

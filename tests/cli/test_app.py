@@ -146,7 +146,7 @@ def test_a_flag_of_the_output_may_be_a_variable(fsa) -> None:
         (["health", "--nope"], "No such option: --nope"),
         (["health", "live", "extra"], "unexpected extra argument"),
         (["config", "--app"], "requires an argument"),
-        (["health", "--timeout", "soon"], "valid number"),
+        (["health", "--timeout", "soon"], "Invalid value for '--timeout'"),
         (["scheduler"], "Missing command"),
     ],
 )

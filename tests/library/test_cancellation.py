@@ -9,7 +9,9 @@ from typing import Any
 
 import anyio
 import pytest
+import sqlalchemy
 from fastapi import FastAPI
+from packaging.version import Version
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.types import Message, Receive, Scope, Send
@@ -132,6 +134,8 @@ async def at_every_await(
     check: Callable[[int, bool], None],
 ) -> int:
     """Run what `make(n)` returns, cancelled at its n-th await, n = 0.. until it ends untouched."""
+    if Version(sqlalchemy.__version__) < Version("2.0.53"):
+        pytest.skip("SQLAlchemy before 2.0.53 loses a connection that is cancelled at its set-up")
     loop = asyncio.get_running_loop()
     report = loop.get_exception_handler() or (lambda loop, context: None)
 

@@ -6,7 +6,9 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+import starlette
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
+from packaging.version import Version
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -50,6 +52,9 @@ def test_annotations_with_the_class_of_db(url: str, db: Database) -> None:
         assert users(session_holder) == 0
 
 
+@pytest.mark.skipif(
+    Version(starlette.__version__) < Version("0.41"), reason="Starlette passes none on before 0.41"
+)
 def test_arguments_by_position(url: str, db: Database) -> None:
     app = FastAPI()
     app.add_middleware(DBSessionMiddleware, url, None, {"echo": False}, {"autoflush": False}, db=db)

@@ -55,7 +55,7 @@ def test_every_way_to_name_the_database_is_found(kind: str, db: Database) -> Non
 
 def test_a_subclass_that_passes_its_arguments_on_is_found(db: Database) -> None:
     class OwnMiddleware(DBSessionMiddleware):
-        def __init__(self, app: ASGIApp, /, **arguments: Any) -> None:
+        def __init__(self, app: ASGIApp, **arguments: Any) -> None:
             super().__init__(app, **arguments)
 
     app = FastAPI()
@@ -170,7 +170,7 @@ def test_bind_app_replaces_the_url_of_a_subclass_that_passes_its_arguments_on(
     db: Database,
 ) -> None:
     class OwnMiddleware(DBSessionMiddleware):
-        def __init__(self, app: ASGIApp, /, **arguments: Any) -> None:
+        def __init__(self, app: ASGIApp, **arguments: Any) -> None:
             super().__init__(app, **arguments)
 
     app = FastAPI()
