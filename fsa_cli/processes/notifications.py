@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import ipaddress
 import logging
 import queue
+import socket
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.events import NodeListener
@@ -23,6 +29,9 @@ logger.addFilter(escape_record)
 
 _WAITING = 1000
 _TIMEOUT_S = 10.0
+# What answers without being link-local: AWS over IPv6, Alibaba, Azure, Oracle.
+_METADATA_ADDRESSES = {"fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"}
+_METADATA_NAMES = {"metadata.google.internal", "metadata.goog", "metadata"}
 
 
 class Notifications(NodeListener):
@@ -102,9 +111,75 @@ class Notifications(NodeListener):
                 logger.exception("an on_failure function failed")
 
 
+class _Connection(http.client.HTTPConnection):
+    """Looks whom it has reached before it sends anything: the name may mean another host by now."""
+
+    def connect(self) -> None:
+        super().connect()
+        _check_address(self.sock.getpeername()[0])
+
+
+class _TLSConnection(http.client.HTTPSConnection, _Connection):
+    """The same; what is looked at comes before TLS."""
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Connection, request)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_TLSConnection, request)
+
+
+class _Opener(urllib.request.OpenerDirector):
+    """HTTP and HTTPS, through the proxy of the environment; each hop of a redirect is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for handler in (
+            urllib.request.ProxyHandler(),
+            _HTTPHandler(),
+            _HTTPSHandler(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            _RedirectHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            urllib.request.UnknownHandler(),
+        ):
+            self.add_handler(handler)
+
+
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request: Any, *arguments: Any) -> Any:
+        following = super().redirect_request(request, *arguments)
+        if following is not None:
+            _check_url(following.full_url)
+        return following
+
+
+def _check_url(url: str) -> None:
+    """What a proxy would reach, as far as the URL itself says."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    if host.rstrip(".").lower() in _METADATA_NAMES:
+        raise PermissionError(f"{host} is a cloud's metadata service")
+    with contextlib.suppress(OSError):  # `169.254.43518`, `0xA9FEA9FE`: as the C library reads them
+        host = socket.inet_ntoa(socket.inet_aton(host))
+    with contextlib.suppress(ValueError):
+        _check_address(str(ipaddress.ip_address(host)))
+
+
+def _check_address(address: str) -> None:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
+    if ip.is_link_local or str(ip) in _METADATA_ADDRESSES:
+        raise PermissionError(f"{address} is link-local, where a cloud's metadata service answers")
+
+
 def _post(url: str, text: str) -> None:
     request = urllib.request.Request(url, data=text.encode(), method="POST")
     try:
-        urllib.request.urlopen(request, timeout=_TIMEOUT_S).close()
-    except (urllib.error.URLError, OSError) as exc:
+        _check_url(url)
+        _Opener().open(request, timeout=_TIMEOUT_S).close()
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as exc:
         logger.warning("%s could not be pinged: %s", mask(url), exc)
