@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import lru_cache
+from typing import NamedTuple
 
 from fsa_cli.exceptions import ScheduleError
 
@@ -28,6 +30,7 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _DAY = timedelta(days=1)
+_LARGEST_CHANGE_S = 3 * 3600
 # 29 February is the rarest day that there is: 1896 to 1904, 2096 to 2104.
 _FARTHEST = timedelta(days=366 * 9)
 
@@ -51,13 +54,58 @@ _FIELDS = (
 _FOREIGN = {"#": "the nth weekday", "l": "the last day", "w": "the nearest weekday", "?": "any"}
 
 
+class _Span(NamedTuple):
+    """A time in which a zone's offset stays the same.
+
+    Attributes:
+        start: In UTC.
+        first, last: Its first local time, and the one with which it ends, before the change.
+    """
+
+    start: datetime
+    offset: timedelta
+    first: datetime
+    last: datetime
+
+
+@lru_cache(maxsize=256)
+def _spans(zone: tzinfo, day: date) -> tuple[_Span, ...]:
+    """The spans that touch *day*, and the one after them, in their order."""
+    midnight = datetime.combine(day, time(), UTC)
+    start, end = midnight - timedelta(hours=27), midnight + timedelta(hours=51)
+    starts = [start]
+    offset = _offset_at(zone, start)
+    while start < end:
+        later = min(start + timedelta(hours=1), end)
+        if (changed := _offset_at(zone, later)) != offset:
+            low, high = start, later
+            while high - low > timedelta(seconds=1):
+                middle = low + timedelta(seconds=(high - low) // timedelta(seconds=2))
+                low, high = (low, middle) if _offset_at(zone, middle) != offset else (middle, high)
+            starts.append(high)
+            offset = changed
+        start = later
+    spans = []
+    for begin, finish in zip(starts, [*starts[1:], end], strict=True):
+        offset = _offset_at(zone, begin)
+        first, last = ((at + offset).replace(tzinfo=None) for at in (begin, finish))
+        spans.append(_Span(begin, offset, first, last))
+    return tuple(spans)
+
+
+def _offset_at(zone: tzinfo, instant: datetime) -> timedelta:
+    return instant.astimezone(zone).utcoffset() or timedelta()
+
+
 @dataclass(frozen=True)
 class Cron:
     """One line of cron text in one time zone.
 
-    An hour field that does not begin with `*` names a time of day: once a day; where clocks go
-    back the first time only, where they go forward at the shifted time (02:30 becomes 03:30). One
-    that does follows the wall clock: every matching minute that occurs, in a repeated hour twice.
+    At a change of the clocks it means what it means to Debian's cron (cron(8)). Where neither
+    minute nor hour begins with `*`, it is a time of day: it comes once; in a repeated hour the
+    first time only, and when it is skipped as soon as the clocks have gone forward (02:30 at
+    03:00). Else it follows the wall clock: every matching minute that occurs, in a repeated hour
+    twice. A change of more than three hours sets the clocks right: what it skips does not come.
     """
 
     text: str
@@ -100,13 +148,13 @@ class Cron:
             months=frozenset(months),
             weekdays=frozenset(weekday % 7 for weekday in weekdays),
             either_day=not (parts[2].startswith("*") or parts[4].startswith("*")),
-            fixed_time=not parts[1].startswith("*"),
+            fixed_time=not (parts[0].startswith("*") or parts[1].startswith("*")),
         )
 
     def next_after(self, instant: datetime) -> datetime | None:
         """The first instant later than *instant*, in UTC; None if none comes within nine years."""
         after = instant.astimezone(UTC)
-        # A skipped time can be shifted past midnight, so yesterday may still have one to give.
+        # A skipped time can come past midnight, so yesterday may still have one to give.
         day = after.astimezone(self.timezone).date() - _DAY
         farthest = day + _FARTHEST
         best: datetime | None = None
@@ -132,7 +180,7 @@ class Cron:
         """The first instant of *day* later than *after*."""
         offset = self._offset(datetime.combine(day, time()))
         if offset != self._offset(datetime.combine(day + _DAY, time())):
-            return min((i for i in self._day_of_change(day) if i > after), default=None)
+            return self._first_of_change(day, after)
         threshold = (after + offset).replace(tzinfo=None)
         if threshold.date() > day:
             return None
@@ -148,16 +196,31 @@ class Cron:
                 for minute in self.minutes:
                     yield datetime.combine(day, time(hour, minute))
 
-    def _day_of_change(self, day: date) -> Iterator[datetime]:
-        """Every instant of a day on which the zone's offset changes, in no order."""
-        for hour in self.hours:
-            for minute in self.minutes:
-                local = datetime.combine(day, time(hour, minute))
-                for fold in (0,) if self.fixed_time else (0, 1):
-                    utc = local.replace(tzinfo=self.timezone, fold=fold).astimezone(UTC)
-                    occurs = utc.astimezone(self.timezone).replace(tzinfo=None) == local
-                    if occurs or self.fixed_time:
-                        yield utc
+    def _first_of_change(self, day: date, after: datetime) -> datetime | None:
+        """The first instant later than *after* of a day on which the zone's offset changes."""
+        midnight = datetime.combine(day, time())
+        begin = midnight
+        for span in _spans(self.timezone, day):
+            gap_s = (span.first - begin).total_seconds()
+            if self.fixed_time and 0 < gap_s <= _LARGEST_CHANGE_S and span.start > after:
+                skipped = next(
+                    (t for t in self._times(day, begin) if begin <= t < span.first), None
+                )
+                if skipped is not None:
+                    return span.start
+            threshold = max(midnight, span.first)
+            if self.fixed_time:
+                threshold = max(threshold, begin)
+            later = (after + span.offset).replace(tzinfo=None)
+            last = min(span.last, midnight + _DAY)
+            if max(threshold, later) < last:
+                for local in self._times(day, max(threshold, later)):
+                    if local >= last:
+                        break
+                    if local >= threshold and local > later:
+                        return (local - span.offset).replace(tzinfo=UTC)
+            begin = max(begin, span.last)
+        return None
 
     def _offset(self, local: datetime) -> timedelta:
         return local.replace(tzinfo=self.timezone).utcoffset() or timedelta()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+import time as clock
+import zoneinfo
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -15,11 +19,12 @@ from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
+from cronsim import CronSim
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fsa_cli.exceptions import ScheduleError
-from fsa_cli.schedules.schedule import parse_schedule, upcoming
+from fsa_cli.schedules.schedule import Schedule, parse_schedule, upcoming
 from fsa_cli.schedules.timezones import parse_timezone, zone_name
 
 BERLIN = "Europe/Berlin"
@@ -42,10 +47,18 @@ def instants(schedule: object, zone: object, after: str, count: int) -> list[str
 # Lord Howe: +11 -> +10:30 on 2026-04-05 at 02:00 (04-04 15:00 UTC),
 #            +10:30 -> +11 on 2026-10-04 at 02:00 (10-03 15:30 UTC).
 TABLE = [
-    # A fixed time that is skipped comes at the shifted time, once.
-    ("30 2 * * *", BERLIN, "2026-03-28 00:00", ["03-28 01:30", "03-29 01:30", "03-30 00:30"]),
-    ("30 2 * * *", NEW_YORK, "2026-03-07 00:00", ["03-07 07:30", "03-08 07:30", "03-09 06:30"]),
-    ("15 2 * * *", LORD_HOWE, "2026-10-02 00:00", ["10-02 15:45", "10-03 15:45", "10-04 15:15"]),
+    # A fixed time that is skipped comes when the clocks have gone forward, once.
+    ("30 2 * * *", BERLIN, "2026-03-28 00:00", ["03-28 01:30", "03-29 01:00", "03-30 00:30"]),
+    ("30 2 * * *", NEW_YORK, "2026-03-07 00:00", ["03-07 07:30", "03-08 07:00", "03-09 06:30"]),
+    ("15 2 * * *", LORD_HOWE, "2026-10-02 00:00", ["10-02 15:45", "10-03 15:30", "10-04 15:15"]),
+    # A minute that begins with `*` follows the wall clock, whatever the hour.
+    ("*/30 2 * * *", BERLIN, "2026-03-28 12:00", ["03-30 00:00", "03-30 00:30"]),
+    (
+        "*/30 2 * * *",
+        BERLIN,
+        "2026-10-24 12:00",
+        ["10-25 00:00", "10-25 00:30", "10-25 01:00", "10-25 01:30"],
+    ),
     # A fixed time that is repeated comes the first time only.
     ("30 2 * * *", BERLIN, "2026-10-24 00:00", ["10-24 00:30", "10-25 00:30", "10-26 01:30"]),
     ("30 1 * * *", NEW_YORK, "2026-10-31 00:00", ["10-31 05:30", "11-01 05:30", "11-02 06:30"]),
@@ -132,7 +145,7 @@ def test_a_leap_day_is_found_across_a_century_without_one() -> None:
     assert instants("0 0 29 2 *", "UTC", "2096-03-01 00:00", 1) == ["2104-02-29 00:00"]
 
 
-def test_a_midnight_that_the_clocks_skip_is_shifted() -> None:
+def test_a_midnight_that_the_clocks_skip_comes_when_they_have() -> None:
     # Havana goes from 00:00 to 01:00 on 2026-03-08 (05:00 UTC).
     assert instants("0 0 * * *", "America/Havana", "2026-03-07 12:00", 2) == [
         "2026-03-08 05:00",
@@ -140,12 +153,12 @@ def test_a_midnight_that_the_clocks_skip_is_shifted() -> None:
     ]
 
 
-def test_a_skipped_time_that_is_shifted_past_midnight_keeps_its_place() -> None:
-    # Pyongyang went from 23:30 on 2018-05-04 to 00:00 on 05-05 (15:00 UTC): 23:45 is 00:15.
+def test_a_skipped_time_that_comes_past_midnight_keeps_its_place() -> None:
+    # Pyongyang went from 23:30 on 2018-05-04 to 00:00 on 05-05 (15:00 UTC): 23:45 comes at 00:00.
     assert instants("10,45 0,23 * * *", "Asia/Pyongyang", "2018-05-04 14:00", 4) == [
         "2018-05-04 14:40",
+        "2018-05-04 15:00",
         "2018-05-04 15:10",
-        "2018-05-04 15:15",
         "2018-05-04 15:45",
     ]
 
@@ -157,6 +170,73 @@ def test_a_day_that_a_zone_left_out_counts_once() -> None:
         "2011-12-30 22:00",
         "2011-12-31 22:00",
     ]
+
+
+def changes(zone: ZoneInfo, year: int) -> list[date]:
+    """The days on which a zone's clocks change."""
+    noons = [datetime(year, 1, 1, 12, tzinfo=UTC) + timedelta(days=n) for n in range(366)]
+    return [
+        late.date()
+        for early, late in pairwise(noons)
+        if early.astimezone(zone).utcoffset() != late.astimezone(zone).utcoffset()
+    ]
+
+
+CRON_TEXTS = [
+    *("30 2 * * *", "0 0 * * *", "15 0,1,2,3 * * *", "5-55/10 1-4 * * *", "59 23 * * *"),
+    *("* * * * *", "*/15 * * * *", "30 * * * *", "*/30 2 * * *", "*/20 0-3 * * *", "0 */2 * * *"),
+    *("30 1,2 * * sun", "0 3 1-15 3,10 *", "0-59 0-23 * * *"),
+]
+
+
+def test_every_change_of_every_zone_is_as_crons_own_simulation_has_it() -> None:
+    """https://github.com/cuu508/cronsim is tested against Debian's cron."""
+    seen = 0
+    rules = set()
+    for name in sorted(zoneinfo.available_timezones()):
+        zone = ZoneInfo(name)
+        days = changes(zone, 2026)
+        # A zone with the changes of another one tells nothing new.
+        rule = tuple((d, zone.utcoffset(datetime.combine(d, time(12)))) for d in days)
+        if not days or rule in rules:
+            continue
+        rules.add(rule)
+        for day, text in itertools.product(days, CRON_TEXTS):
+            start = datetime.combine(day - timedelta(days=1), time(20), UTC)
+            until = start + timedelta(hours=40)
+            oracle = CronSim(text, start.astimezone(zone))
+            expected = [at for at, _ in itertools.groupby(_until(until, oracle))]
+            found = _until(until, _following(parse_schedule(text, name), start))
+            assert found == expected, (name, day, text)
+            seen += 1
+    assert seen > 200
+
+
+def _until(until: datetime, instants: Iterator[datetime]) -> list[datetime]:
+    in_utc = (instant.astimezone(UTC) for instant in instants)
+    return list(itertools.takewhile(lambda instant: instant <= until, in_utc))
+
+
+def _following(schedule: Schedule, instant: datetime) -> Iterator[datetime]:
+    while (following := schedule.next_after(instant)) is not None:
+        yield following
+        instant = following
+
+
+@pytest.mark.parametrize("text", ["* * * * *", "0-59 0-23 * * *", "30 2 * * *"])
+def test_a_day_of_change_is_found_as_fast_as_another(text: str) -> None:
+    schedule = parse_schedule(text, BERLIN)
+
+    def best_s(start: datetime) -> float:
+        took = []
+        for minute in range(0, 24 * 60, 10):
+            begun_s = clock.perf_counter()
+            schedule.next_after(start + timedelta(minutes=minute))
+            took.append(clock.perf_counter() - begun_s)
+        return sorted(took)[len(took) // 2]
+
+    best_s(utc("2026-10-24 22:00"))
+    assert best_s(utc("2026-10-24 22:00")) < max(10 * best_s(utc("2026-10-20 22:00")), 0.001)
 
 
 @settings(max_examples=60, deadline=None)
@@ -216,8 +296,8 @@ def test_a_fixed_time_comes_once_on_every_day_of_the_year(text: str, zone: str) 
 
     found = upcoming(schedule, first, 365)
 
-    gaps = {later - earlier for earlier, later in pairwise(found)}
-    assert gaps <= {timedelta(hours=24) + timedelta(minutes=m) for m in (-60, -30, 0, 30, 60)}
+    days = [each.astimezone(ZoneInfo(zone)).date() for each in found]
+    assert days == [days[0] + timedelta(days=n) for n in range(365)]
     assert found[-1] - found[0] == timedelta(days=364)
 
 
