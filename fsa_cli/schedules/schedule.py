@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from itertools import islice
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ __all__ = ["Schedule", "parse_schedule", "upcoming"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_MAX_STEPS = 5000
 _EVERY = re.compile(r"every\s+(\S.*)", re.IGNORECASE)
 
 
@@ -69,6 +70,30 @@ class AnyOf:
 
 
 @dataclass(frozen=True)
+class AllOf:
+    """What several schedules have in common. APScheduler's AndTrigger looks for it for ever."""
+
+    text: str
+    timezone: tzinfo
+    schedules: tuple[Schedule, ...]
+
+    def next_after(self, instant: datetime) -> datetime | None:
+        for _ in range(_MAX_STEPS):
+            instants = [schedule.next_after(instant) for schedule in self.schedules]
+            found = [each for each in instants if each is not None]
+            if len(found) < len(instants):
+                return None
+            if min(found) == max(found):
+                return found[0]
+            instant = max(found) - _MICROSECOND
+        raise ScheduleError(
+            f'"{self.text}" never comes: its triggers have had no instant in common '
+            f"in {_MAX_STEPS} steps",
+            hint="OrTrigger, or one CronTrigger that says both",
+        )
+
+
+@dataclass(frozen=True)
 class Triggered:
     """An APScheduler trigger, with APScheduler's meaning."""
 
@@ -78,12 +103,45 @@ class Triggered:
 
     def next_after(self, instant: datetime) -> datetime | None:
         # Without the previous instant: in an hour that the clocks repeat, that sticks for ever.
-        found = self.trigger.get_next_fire_time(None, instant.astimezone(UTC) + _MICROSECOND)
+        found: datetime | None = self.trigger.get_next_fire_time(
+            None, instant.astimezone(UTC) + _MICROSECOND
+        )
         # Date and calendar triggers ignore "now" and start at their own beginning.
         while found is not None and found <= instant:
             following = self.trigger.get_next_fire_time(found, instant)
             found = following if following is None or following > found else None
-        return found.astimezone(UTC) if found is not None else None
+        if found is None:
+            return None
+        return min([found.astimezone(UTC), *self._after_changes(instant, found)])
+
+    def _after_changes(self, instant: datetime, found: datetime) -> Iterator[datetime]:
+        """What the trigger has on the days after a change of the clocks.
+
+        Counted from before the change, CronTrigger passes over the next day:
+        https://github.com/agronholm/apscheduler/issues/606
+        """
+        from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
+
+        if not isinstance(self.trigger, CronTrigger):
+            return
+        day = instant.astimezone(self.timezone).date()
+        last = found.astimezone(self.timezone).date()
+        offset = _midnight(day, self.timezone).utcoffset()
+        while day < last:
+            day += timedelta(days=1)
+            begin = _midnight(day, self.timezone)
+            if begin.utcoffset() != offset:
+                offset = begin.utcoffset()
+                again = self.trigger.get_next_fire_time(None, begin)
+                if again is not None and again > instant:
+                    yield again.astimezone(UTC)
+
+
+def _midnight(day: date, zone: tzinfo) -> datetime:
+    """It in its own offset: a zone that pytz made gives it another way than zoneinfo."""
+    naive = datetime.combine(day, time())
+    localize = getattr(zone, "localize", None)
+    return localize(naive) if localize is not None else naive.replace(tzinfo=zone)
 
 
 def parse_schedule(schedule: object, zone: object = None) -> Schedule:
@@ -143,7 +201,10 @@ def _any_of(schedules: list[Schedule], zone: tzinfo) -> Schedule:
 
 
 def _from_trigger(trigger: Any, zone: tzinfo) -> Schedule:
-    from apscheduler.triggers.combining import OrTrigger  # type: ignore[import-untyped]
+    from apscheduler.triggers.calendarinterval import (  # type: ignore[import-untyped]
+        CalendarIntervalTrigger,
+    )
+    from apscheduler.triggers.combining import AndTrigger, OrTrigger  # type: ignore[import-untyped]
     from apscheduler.triggers.interval import IntervalTrigger  # type: ignore[import-untyped]
 
     if getattr(trigger, "jitter", None):
@@ -151,8 +212,15 @@ def _from_trigger(trigger: Any, zone: tzinfo) -> Schedule:
             f"{trigger} has jitter, so each process would compute other instants",
             hint="leave the trigger's jitter out",
         )
+    if isinstance(trigger, AndTrigger):
+        schedules = tuple(_from_trigger(one, zone) for one in trigger.triggers)
+        both = AllOf(text=str(trigger), timezone=zone, schedules=schedules)
+        both.next_after(datetime.now(UTC))  # raises where it never comes
+        return both
     if isinstance(trigger, OrTrigger):
         return _any_of([_from_trigger(one, zone) for one in trigger.triggers], zone)
+    if isinstance(trigger, CalendarIntervalTrigger) and trigger.start_date == date.today():
+        trigger = _anchored(trigger)
     own_zone = getattr(trigger, "timezone", None) or zone
     if isinstance(trigger, IntervalTrigger) and trigger.start_date.microsecond:
         # Without a start date of its own the trigger counts from the moment of its creation, which
@@ -160,3 +228,20 @@ def _from_trigger(trigger: Any, zone: tzinfo) -> Schedule:
         trigger = copy.copy(trigger)
         trigger.start_date = _EPOCH
     return Triggered(text=str(trigger), timezone=own_zone, trigger=trigger)
+
+
+def _anchored(trigger: Any) -> Any:
+    """A CalendarIntervalTrigger without a start date, which begins on the day it is made.
+
+    Raises:
+        ScheduleError: On another day its instants would be others.
+    """
+    if (trigger.years, trigger.months, trigger.weeks, trigger.days) != (0, 0, 0, 1):
+        raise ScheduleError(
+            f"{trigger} has no start_date, or today's: a process that starts tomorrow would "
+            "compute other instants",
+            hint=f'start_date="{trigger.start_date.year}-01-01", or another day that is past',
+        )
+    trigger = copy.copy(trigger)
+    trigger.start_date -= timedelta(days=31)
+    return trigger

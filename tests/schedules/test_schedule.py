@@ -10,12 +10,13 @@ import zoneinfo
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from itertools import pairwise
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 import pytz
 from apscheduler.triggers.calendarinterval import CalendarIntervalTrigger
-from apscheduler.triggers.combining import OrTrigger
+from apscheduler.triggers.combining import AndTrigger, OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
@@ -237,6 +238,64 @@ def test_a_day_of_change_is_found_as_fast_as_another(text: str) -> None:
 
     best_s(utc("2026-10-24 22:00"))
     assert best_s(utc("2026-10-24 22:00")) < max(10 * best_s(utc("2026-10-20 22:00")), 0.001)
+
+
+@pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, LORD_HOWE, pytz.timezone(BERLIN)], ids=str)
+@pytest.mark.parametrize("hour", [0, 1, 3, 12, 23])
+def test_a_cron_trigger_loses_no_day_around_a_change(zone: Any, hour: int) -> None:
+    """https://github.com/agronholm/apscheduler/issues/606"""
+    schedule = parse_schedule(CronTrigger(hour=hour, timezone=zone))
+    found = upcoming(schedule, utc("2026-01-01 12:00"), 364)
+
+    # In New York 01:00 comes twice on one day: so APScheduler means it.
+    days = sorted({each.astimezone(schedule.timezone).date() for each in found})
+    assert len(days) >= 363
+    assert days == [days[0] + timedelta(days=n) for n in range(len(days))]
+
+
+def test_a_cron_trigger_is_the_same_from_wherever_it_is_asked() -> None:
+    schedule = parse_schedule(CronTrigger(day="*/5", hour=0, timezone=BERLIN))
+    all_found = upcoming(schedule, utc("2026-03-20 00:00"), 6)
+
+    for hours in range(24 * 14):
+        start = utc("2026-03-20 00:00") + timedelta(hours=hours)
+        assert schedule.next_after(start) == next(each for each in all_found if each > start)
+
+
+def test_a_calendar_interval_without_a_start_is_the_same_in_each_process() -> None:
+    daily = parse_schedule(CalendarIntervalTrigger(days=1, hour=3, timezone="UTC"))
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    [first, second] = upcoming(daily, yesterday, 2)
+    assert (first.hour, second - first) == (3, timedelta(days=1))
+    assert first - yesterday <= timedelta(days=1)
+
+    for trigger in (
+        CalendarIntervalTrigger(days=2, timezone="UTC"),
+        CalendarIntervalTrigger(months=1, timezone="UTC"),
+    ):
+        with pytest.raises(ScheduleError, match="start_date"):
+            parse_schedule(trigger)
+    kept = CalendarIntervalTrigger(months=1, start_date="2026-01-31", timezone="UTC")
+    assert parse_schedule(kept).next_after(utc("2026-01-01 00:00")) == utc("2026-01-31 00:00")
+
+
+def test_an_and_trigger_has_what_its_triggers_have_in_common_or_is_refused() -> None:
+    both = AndTrigger(
+        [CronTrigger(hour="*/6", timezone="UTC"), CronTrigger(day_of_week="mon", timezone="UTC")]
+    )
+    assert instants(both, "UTC", "2026-11-24 00:00", 2) == ["2026-11-30 00:00", "2026-12-07 00:00"]
+    intervals = AndTrigger([IntervalTrigger(minutes=20), IntervalTrigger(minutes=30)])
+    assert instants(intervals, "UTC", "2026-11-24 00:00", 2) == [
+        "2026-11-24 01:00",
+        "2026-11-24 02:00",
+    ]
+    never = AndTrigger(
+        [IntervalTrigger(hours=1), IntervalTrigger(hours=1, start_date="2026-01-01 00:30:00")]
+    )
+    begun_s = clock.monotonic()
+    with pytest.raises(ScheduleError, match="never comes"):
+        parse_schedule(never)
+    assert clock.monotonic() - begun_s < 5
 
 
 @settings(max_examples=60, deadline=None)
