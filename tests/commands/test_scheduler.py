@@ -79,7 +79,7 @@ def test_next_says_where_the_clocks_change(fsa: Run, small: Shop) -> None:
     assert forward.endswith("03:00 Europe/Berlin")
     assert back.endswith("02:00 Europe/Berlin")
     shifted = next(row for row in rows if row["clocks"] == forward)
-    assert shifted["local"].endswith("03:30:00+02:00")
+    assert shifted["local"].endswith("03:00:00+02:00")
     plain = fsa("scheduler", "next", "nightly", "-n", "366").stdout.splitlines()
     assert plain[0] == "task\tlocal\tzone\tUTC\tin\tclocks"
 
@@ -101,6 +101,10 @@ def test_next_of_all_tasks_is_one_list_in_order(fsa: Run, small: Shop) -> None:
         (["nightly", "--at", "2026-07-01T00:30Z"], 0, "2026-06-30T00:30Z", "2026-07-02T00:30Z"),
         (
             ["30 2 * * *", "--at", "2026-03-29T02:30", "--timezone", "Europe/Berlin"],
+            *(1, "2026-03-29T01:00Z", "2026-03-30T00:30Z"),  # it is skipped, and comes at 03:00
+        ),
+        (
+            ["30 2 * * *", "--at", "2026-03-29T03:00", "--timezone", "Europe/Berlin"],
             *(0, "2026-03-28T01:30Z", "2026-03-30T00:30Z"),
         ),
         (["30 2 * * *", "--at", "2026-03-29T02:30"], 0, "2026-03-28T02:30Z", "2026-03-30T02:30Z"),
