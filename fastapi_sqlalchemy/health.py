@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import select
 from starlette.applications import Starlette
@@ -33,6 +33,9 @@ __all__ = ["Check", "aping", "ping", "router", "run"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 T = TypeVar("T")
+
+# Attempts that were given up, until their driver has ended them.
+_left_behind: set[asyncio.Future[Any]] = set()
 
 #: A check of the app's own: it fails if it raises or returns False; text is its detail.
 OwnCheck = Callable[[], object]
@@ -121,8 +124,7 @@ def run(check: OwnCheck, db: Database | None = None, *, timeout_s: float = 5.0) 
 async def aping(db: Database, *, timeout_s: float = 5.0) -> float:
     """As `ping`, without holding up the event loop; on the async engine where there is one."""
     try:
-        async with asyncio.timeout(timeout_s):
-            return await _ameasure(db)
+        return await _awithin(timeout_s, _ameasure(db))
     except ConfigurationError:
         return await asyncio.to_thread(ping, db, timeout_s=timeout_s)
 
@@ -160,8 +162,7 @@ class _Probes:
     async def _check(self, name: str, work: Callable[[], Awaitable[str]]) -> Check:
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                detail = await work()
+            detail = await _awithin(self._timeout_s, work())
         except Exception as exc:
             if name not in self._failing:
                 self._failing.add(name)
@@ -222,6 +223,32 @@ def _detail(returned: object) -> str:
     if returned is False:
         raise RuntimeError("it returned False")
     return returned if isinstance(returned, str) else ""
+
+
+async def _awithin(timeout_s: float, work: Awaitable[T]) -> T:
+    """What *work* gives, in a task that is cancelled and left behind at the time-out.
+
+    A driver that is cancelled may wait for the silent server once more: psycopg for 10 s, to have
+    it end the statement.
+    """
+    task = asyncio.ensure_future(work)
+    _left_behind.add(task)
+    task.add_done_callback(_let_go)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        raise TimeoutError
+    return task.result()
+
+
+def _let_go(task: asyncio.Future[Any]) -> None:
+    _left_behind.discard(task)
+    if not task.cancelled():
+        task.exception()  # seen: asyncio says nothing of it
 
 
 def _within(timeout_s: float, work: Callable[[], T], name: str) -> T:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -94,6 +95,38 @@ def test_a_database_that_does_not_answer_is_503_in_time_and_then_ready_again(
     assert down.status_code == 503
     assert down.json()["checks"][0]["detail"] == "no answer within 0.5 s"
     assert "ready again: database reports" in caplog.text
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "driver"),
+    [
+        ("postgresql", "psycopg"),
+        ("postgresql", "asyncpg"),
+        ("mariadb", "aiomysql"),
+        ("mariadb", "asyncmy"),
+    ],
+)
+def test_a_silent_database_is_told_within_the_time_out(
+    name: str, driver: str, pooled: bool, request, reports
+) -> None:
+    """A cancelled driver may wait for the server once more: psycopg for 10 s."""
+    url = request.getfixturevalue(name).with_driver(driver)
+
+    async def main(proxy) -> float:
+        if pooled:
+            await health.aping(reports, timeout_s=DEADLINE_S)
+        proxy.silent.set()
+        start_s = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await health.aping(reports, timeout_s=0.5)
+        took_s = time.monotonic() - start_s
+        proxy.drop_all()  # for what is left behind
+        return took_s
+
+    with proxy_to(url) as proxy:
+        reports.configure(async_db_url=proxy.url(url))
+        assert asyncio.run(main(proxy)) < 1.5
 
 
 def test_many_probes_at_a_time_share_one_check(serve, backend, reports) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -506,6 +508,26 @@ def test_probes_and_metrics_are_served(
             return error.code, error.read().decode()
 
     assert get("/livez") == (200, "alive\n")
+    head = urllib.request.urlopen(urllib.request.Request(url + "/livez", method="HEAD"), timeout=5)
+    assert (head.status, head.headers["Content-Length"], head.read()) == (200, "6", b"")
+    port = int(url.rpartition(":")[2])
+    held = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(300)]
+    for each in held[::2]:
+        with contextlib.suppress(OSError):  # it was sent away already
+            each.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+    start_s = time.monotonic()
+    assert get("/livez") == (200, "alive\n")
+    assert time.monotonic() - start_s < 2
+    assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) < 150
+    for each in held:  # each is closed by the other side
+        with contextlib.suppress(OSError):
+            while each.recv(1000):
+                pass
+        each.close()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as long:
+        with contextlib.suppress(OSError):
+            long.sendall(b"GET /livez HTTP/1.1\r\n" + b"X: y\r\n" * 50_000)
+            assert b"alive" not in long.recv(1000)
     wait_until(lambda: get("/readyz") == (200, "ready\n"))
     assert get("/else")[0] == 404
     wait_until(lambda: 'fsa_runs_total{status="succeeded"}' in get("/metrics")[1])
