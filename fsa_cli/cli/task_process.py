@@ -23,11 +23,10 @@ def terminable() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> None:
         raise TerminationSignal
 
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
+    from fsa_cli.runner.signal_handlers import handling
+
+    with handling(signal.SIGTERM, terminate):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

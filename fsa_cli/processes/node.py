@@ -27,6 +27,7 @@ from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.service import Service
 from fsa_cli.processes.timer import Timer
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.runner.signal_handlers import handling
 
 __all__ = ["Node", "NodeOptions", "NodeParts", "Unfinished"]
 
@@ -155,14 +156,8 @@ class Node(NodeListener):
         def note(number: int, frame: FrameType | None) -> None:
             self._inbox.put(signal.Signals(number))
 
-        previous = {
-            number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
+        with handling(signal.SIGTERM, note), handling(signal.SIGINT, note):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def run(self) -> Unfinished | None:
         """Run until SIGTERM or SIGINT; None if everything that ran has ended.

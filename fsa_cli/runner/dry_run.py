@@ -20,6 +20,7 @@ from fsa_cli.exceptions import Refused
 from fsa_cli.runner.execute import execute, execute_async, failed_result
 from fsa_cli.runner.row_changes import RowChanges, statement_changes
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.runner.signal_handlers import handling
 from fsa_cli.tasks.enqueue_capture import capture
 
 if TYPE_CHECKING:
@@ -152,11 +153,8 @@ def _at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
+    with handling(signal.SIGINT, interrupt):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
 from fsa_cli.runner.run import Run, RunResult, Status
+from fsa_cli.runner.signal_handlers import handling
 from fsa_cli.runner.statement_cancellation import Statements
 from fsa_cli.tasks.context import TaskContext
 from fsa_cli.tasks.definition import TaskDefinition
@@ -273,10 +274,9 @@ def _alarm(seconds: float | None) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise _TimeIsUp
 
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    with handling(signal.SIGALRM, ring):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)

@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
 
+from fsa_cli.runner.signal_handlers import waking
+
 __all__ = ["Statements"]
 
 #: The method that ends a driver's statement, from any thread.
@@ -96,16 +98,12 @@ class Statements:
             return
         reading, writing = socket.socketpair()
         writing.setblocking(False)
-        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        if before != -1:  # somebody else has to hear of signals
-            signal.set_wakeup_fd(before)
         watcher = threading.Thread(target=self._watch, args=(reading,), daemon=True)
         watcher.start()
         try:
-            yield
+            with waking(writing.fileno()):
+                yield
         finally:
-            if before == -1:
-                signal.set_wakeup_fd(-1)
             writing.close()
             watcher.join()
             reading.close()

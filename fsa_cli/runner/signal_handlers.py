@@ -1,0 +1,79 @@
+"""Signal handlers that act in the process that set them, and in none that is forked from it.
+
+A fork inherits handlers and the descriptor that signals are written to: `terminate()` of a
+`multiprocessing.Process` did nothing in a task, and woke its parent instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+__all__ = ["handling", "waking"]
+
+Handler = Callable[[int, FrameType | None], object]
+
+# What is set now, with what was there before; the latest last.
+_handlers: list[tuple[int, Handler, Any]] = []
+_wakeup_fds: list[int] = []
+_is_watched = False
+
+
+@contextlib.contextmanager
+def handling(number: int, handler: Handler) -> Iterator[None]:
+    """While inside, *handler* is called for the signal; in the main thread only."""
+    _watch_forks()
+    previous = signal.signal(number, handler)
+    entry = (number, handler, previous)
+    _handlers.append(entry)
+    try:
+        yield
+    finally:
+        if entry in _handlers:
+            _handlers.remove(entry)
+            signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def waking(descriptor: int) -> Iterator[None]:
+    """While inside, the numbers of signals are written to *descriptor*, unless somebody has one."""
+    _watch_forks()
+    before = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    if before != -1:  # somebody else has to hear of signals
+        signal.set_wakeup_fd(before)
+        yield
+        return
+    _wakeup_fds.append(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor in _wakeup_fds:
+            _wakeup_fds.remove(descriptor)
+            signal.set_wakeup_fd(-1)
+
+
+def _watch_forks() -> None:
+    global _is_watched
+    if not _is_watched:
+        os.register_at_fork(after_in_child=_restore)
+        _is_watched = True
+
+
+def _restore() -> None:
+    """In a forked child: what was there before. The child's one thread is its main thread."""
+    if _wakeup_fds:
+        _wakeup_fds.clear()
+        signal.set_wakeup_fd(-1)
+    while _handlers:
+        number, handler, previous = _handlers.pop()
+        if signal.getsignal(number) is handler:
+            signal.signal(number, previous)
+    # asyncio.run's handler cancels the parent's loop, which does not run here.
+    of_asyncio = getattr(signal.getsignal(signal.SIGINT), "func", None)
+    if getattr(of_asyncio, "__func__", None) is asyncio.Runner._on_sigint:  # type: ignore[attr-defined]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
