@@ -186,7 +186,8 @@ def awaitable(result: Any) -> Any:
     cursor = getattr(result, "cursor", None)
     is_sync = cursor is not None and not hasattr(cursor, "_async_soft_close")
     if is_sync and isinstance(result, CursorResult):
-        result.cursor = _Cursor(cursor)
+        guest: Any = _Cursor(cursor)
+        result.cursor = guest
     return result
 
 

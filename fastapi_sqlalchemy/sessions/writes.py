@@ -16,8 +16,11 @@ from sqlalchemy.sql.functions import Function, FunctionElement
 __all__ = ["looks_like_read", "reads_only", "surely_reads", "surely_reads_only"]
 
 # What looks like SQL in a comment or a literal is none; MySQL runs /*! ... */.
+# Without an end it goes to the text's: to look for one at each quote would take quadratic time.
 _NOT_SQL = re.compile(
-    r"--[^\n]*|/\*(?!!).*?\*/|'(?:[^'\\]|''|\\.)*'|\"(?:[^\"]|\"\")*\"|`[^`]*`", re.S
+    r"--[^\n]*+|/\*(?!!).*?(?:\*/|\Z)|'(?:[^'\\]|''|\\.)*+(?:'|\\?\Z)"
+    r"|\"(?:[^\"]|\"\")*+(?:\"|\Z)|`[^`]*+(?:`|\Z)",
+    re.S,
 )
 _READING = re.compile(
     r"(select|show|set|pragma|explain|values|table|desc|describe|savepoint|release)\b", re.I
@@ -28,7 +31,7 @@ _WRITING = re.compile(
     re.I,
 )
 _FOR_UPDATE = re.compile(r"\bfor\s+(no\s+key\s+)?update\b", re.I)
-_CALL = re.compile(r"([\w.]+)\s*\(")
+_CALL = re.compile(r"(?<![\w.])([\w.]++)\s*+\(")
 
 # Functions that write nothing, and keywords that stand before a parenthesis.
 _PURE_NAMES = """
