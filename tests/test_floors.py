@@ -1,4 +1,4 @@
-"""floors.txt installs the oldest releases that pyproject.toml allows: what CI tests is promised."""
+"""floors.txt installs the oldest releases that pyproject.toml allows, and README names them."""
 
 import tomllib
 from pathlib import Path
