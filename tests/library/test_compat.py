@@ -94,7 +94,7 @@ async def test_each_task_has_a_session_that_ends_with_it(
         assert len({parent, one[0], two[1]}) == 3
     assert async_store.checked_out() == 0
     names = await asyncio.to_thread(async_store.users)
-    assert names == (["ann", "bob"] if commit_on_exit else [])
+    assert sorted(names) == (["ann", "bob"] if commit_on_exit else [])  # committed side by side
 
 
 async def test_no_more_than_max_concurrent_have_a_session(
