@@ -1,5 +1,6 @@
 """One fresh database for one test, and questions to its server from outside the test."""
 
+import contextlib
 import re
 import sqlite3
 from abc import ABC, abstractmethod
@@ -220,12 +221,15 @@ class SQLite(Backend):
         """The open file descriptors on the database's file, in all processes (Linux only)."""
         target = str(self.path.resolve())
         found = []
-        for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        for process in Path("/proc").iterdir():
             try:
-                if str(descriptor.readlink()) == target:
-                    found.append({"descriptor": str(descriptor), "in_transaction": False})
-            except OSError:  # closed meanwhile, or another user's
+                descriptors = list((process / "fd").iterdir())
+            except OSError:  # no process, ended meanwhile, or another user's
                 continue
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    if str(descriptor.readlink()) == target:
+                        found.append({"descriptor": str(descriptor), "in_transaction": False})
         return found
 
 
