@@ -48,14 +48,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-#: What a test asks for that takes seconds: a server, a terminal, a process that stays.
+#: What a test asks for that takes seconds: a server or a driver of one, a terminal, a process that
+#: stays.
 _SLOW_FIXTURES = {
+    "aiomysql",
+    "asyncmy",
+    "asyncpg",
     "engine",
     "fsa_process",
     "mariadb",
     "mariadb_server",
     "postgresql",
     "postgresql_server",
+    "psycopg",
+    "psycopg2",
+    "pymysql",
     "serve_process",
     "start",
     "terminal",
@@ -65,6 +72,7 @@ _SLOW_FIXTURES = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as `quick` what asks for SQLite only, and starts no more than `fsa` itself."""
     library = Path(__file__).parent / "library"
+    faults = Path(__file__).parent / "faults"
     for item in items:
         if library in item.path.parents:
             item.add_marker(pytest.mark.library)
@@ -72,7 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(item, "callspec", None)
         if parameters is not None:
             asked.update(str(value) for value in parameters.params.values())
-        if asked.isdisjoint(_SLOW_FIXTURES) and not item.get_closest_marker("slow"):
+        slow = faults in item.path.parents or item.get_closest_marker("slow")
+        if asked.isdisjoint(_SLOW_FIXTURES) and not slow:
             item.add_marker(pytest.mark.quick)
 
 

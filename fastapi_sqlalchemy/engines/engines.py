@@ -7,17 +7,15 @@ import contextlib
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from functools import partial
 from typing import Any
 
-import anyio
 import sqlalchemy
 import sqlalchemy.ext.asyncio
-from sqlalchemy import URL, Dialect, Engine, event
+from sqlalchemy import URL, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
-from . import fork_safety
+from . import aiosqlite_connections, fork_safety
 from .arguments import EngineArguments
 from .connect_args import merged, require_tls
 from .sqlite_memory import MemoryDatabase, is_in_memory
@@ -247,45 +245,7 @@ class _LoopEngine:
 def _guard_async(engine: AsyncEngine) -> None:
     fork_safety.guard(engine.sync_engine)
     if engine.dialect.driver == "aiosqlite":
-        event.listen(engine.sync_engine, "do_connect", _open_whole)
-
-
-def _open_whole(
-    dialect: Dialect, record: ConnectionPoolEntry, args: Any, arguments: dict[str, Any]
-) -> None:
-    arguments.setdefault(
-        "async_creator_fn", partial(_open_aiosqlite, dialect.loaded_dbapi.aiosqlite.connect)
-    )
-
-
-async def _open_aiosqlite(connect: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
-    """Open a connection; if that is cancelled, wait until it is open, and close it.
-
-    A cancelled `aiosqlite.connect()` never closes what its thread opens (a ResourceWarning from
-    Python 3.13 on). The wait lasts as long as opening a file. No driver of a server waits like
-    this: one that does not answer would keep the cancelled task for minutes.
-    """
-    connection = connect(*args, **arguments)
-    # As in SQLAlchemy's own connect(). Before aiosqlite 0.22 the connection is the thread.
-    getattr(connection, "_thread", connection).daemon = True
-    cancelled = await _wait(opening := asyncio.ensure_future(connection))
-    if cancelled is None:
-        return opening.result()
-    if not opening.cancelled() and opening.exception() is None:
-        await _wait(asyncio.ensure_future(connection.close()))
-    raise cancelled
-
-
-async def _wait(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
-    """Wait until `future` is done; return the cancellation that arrived meanwhile, if any."""
-    cancelled = None
-    with anyio.CancelScope(shield=True):
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-    return cancelled
+        event.listen(engine.sync_engine, "do_connect", aiosqlite_connections.open_whole)
 
 
 def _dispose_all(engines: list[Engine]) -> None:

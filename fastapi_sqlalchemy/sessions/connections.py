@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.util import greenlet_spawn
 
+from ..engines import aiosqlite_connections
+
 __all__ = ["adiscard", "discard", "hang_up", "is_busy"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
@@ -48,6 +50,8 @@ async def adiscard(connection: Connection | None) -> None:
     Outside of a greenlet SQLAlchemy cuts a connection without a goodbye. psycopg's is closed
     without one anyway, but only in a greenlet.
     """
+    if connection is not None and connection.dialect.driver == "aiosqlite":
+        await aiosqlite_connections.close(connection)
     if connection is None or connection.dialect.has_terminate:
         discard(connection)
     else:

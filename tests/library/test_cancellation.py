@@ -9,9 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-import sqlalchemy
 from fastapi import FastAPI
-from packaging.version import Version
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.types import Message, Receive, Scope, Send
@@ -19,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from fastapi_sqlalchemy import Database, MissingSessionError
 from fastapi_sqlalchemy.sessions.shielding import wait_shielded
 from support.models import User
+from support.releases import LOSES_CANCELLED_CONNECTIONS, LOSES_THEM
 from support.stores import Store, at_commit
 from support.waiting import wait_until
 
@@ -134,8 +133,8 @@ async def at_every_await(
     check: Callable[[int, bool], None],
 ) -> int:
     """Run what `make(n)` returns, cancelled at its n-th await, n = 0.. until it ends untouched."""
-    if Version(sqlalchemy.__version__) < Version("2.0.53"):
-        pytest.skip("SQLAlchemy before 2.0.53 loses a connection that is cancelled at its set-up")
+    if LOSES_CANCELLED_CONNECTIONS:
+        pytest.skip(LOSES_THEM)
     loop = asyncio.get_running_loop()
     report = loop.get_exception_handler() or (lambda loop, context: None)
 

@@ -71,6 +71,7 @@ def add_routes(app: FastAPI, store: Store) -> None:
         pytest.param(2, True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_tiny_pool_serves_200_requests_at_once(
     serve: Serve, postgresql_store: Store, pool_size: int, commit_on_exit: bool
 ) -> None:

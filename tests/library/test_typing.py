@@ -159,6 +159,7 @@ def test_every_public_name_is_in_the_users_file() -> None:
         assert re.search(rf"\b{name}\b", USER), name
 
 
+@pytest.mark.slow
 def test_the_users_file_passes_mypy_strict(tmp_path: Path, python: Run) -> None:
     path, expected = lay(tmp_path)
     done = python(
@@ -169,6 +170,7 @@ def test_the_users_file_passes_mypy_strict(tmp_path: Path, python: Run) -> None:
     assert shown(done.stdout, r'user\.py:(\d+): note: Revealed type is "(.*)"') == expected
 
 
+@pytest.mark.slow
 @needs_node
 def test_the_users_file_passes_pyright(tmp_path: Path, python: Run) -> None:
     path, expected = lay(tmp_path)
@@ -187,6 +189,7 @@ def test_the_users_file_passes_pyright(tmp_path: Path, python: Run) -> None:
     )
 
 
+@pytest.mark.slow
 @needs_node
 def test_the_library_passes_pyright(tmp_path: Path, python: Run) -> None:
     package = Path(fastapi_sqlalchemy.__file__).parent

@@ -262,6 +262,7 @@ def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
     assert "could not be enqueued" in caplog.text
 
 
+@pytest.mark.slow
 def test_only_the_first_request_waits_for_a_broker_that_is_away(
     ship: Task,
     runs: Runs,

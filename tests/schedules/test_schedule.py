@@ -190,6 +190,7 @@ CRON_TEXTS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_change_of_every_zone_is_as_crons_own_simulation_has_it() -> None:
     """https://github.com/cuu508/cronsim is tested against Debian's cron."""
     seen = 0

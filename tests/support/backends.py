@@ -221,10 +221,10 @@ class SQLite(Backend):
         """The open file descriptors on the database's file, in all processes (Linux only)."""
         target = str(self.path.resolve())
         found = []
-        for process in Path("/proc").iterdir():
+        for process in Path("/proc").glob("[0-9]*"):
             try:
                 descriptors = list((process / "fd").iterdir())
-            except OSError:  # no process, ended meanwhile, or another user's
+            except OSError:  # ended meanwhile, or another user's
                 continue
             for descriptor in descriptors:
                 with contextlib.suppress(OSError):  # closed meanwhile

@@ -205,6 +205,7 @@ scheduled(1)
     [(["mypy", "--strict"], ["[arg-type]", "[call-arg]"]), (["pyright"], ["reportArgumentType"])],
     ids=["mypy", "pyright"],
 )
+@pytest.mark.slow
 def test_a_decorated_function_keeps_its_types(
     checker: list[str], errors: list[str], tmp_path: Path
 ) -> None:

@@ -1,0 +1,94 @@
+"""The connections of aiosqlite, each a thread: opened whole or not at all, and ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import sqlalchemy
+from sqlalchemy import Connection, Dialect
+from sqlalchemy.pool import ConnectionPoolEntry
+
+__all__ = ["close", "open_whole"]
+
+logger = logging.getLogger("fastapi_sqlalchemy")
+
+CLOSE_TIMEOUT_S = 1.0
+"""How long a connection may take to close before it is only stopped."""
+
+
+def open_whole(
+    dialect: Dialect, record: ConnectionPoolEntry, args: Any, arguments: dict[str, Any]
+) -> None:
+    arguments.setdefault("async_creator_fn", partial(_open, dialect.loaded_dbapi.aiosqlite.connect))
+
+
+async def _open(connect: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+    """Open a connection; if that is cancelled, wait until it is open, and close it.
+
+    A cancelled `aiosqlite.connect()` never closes what its thread opens (a ResourceWarning from
+    Python 3.13 on). The wait lasts as long as opening a file. No driver of a server waits like
+    this: one that does not answer would keep the cancelled task for minutes.
+    """
+    connection = connect(*args, **arguments)
+    if sqlalchemy.__version__.startswith("2.0."):
+        connection.lock = _UnderWay(connection)
+    # As in SQLAlchemy's own connect(). Before aiosqlite 0.22 the connection is the thread.
+    getattr(connection, "_thread", connection).daemon = True
+    cancelled = await _wait(opening := asyncio.ensure_future(connection))
+    if cancelled is None:
+        return opening.result()
+    if not opening.cancelled() and opening.exception() is None:
+        await _wait(asyncio.ensure_future(connection.close()))
+    raise cancelled
+
+
+async def close(connection: Connection) -> None:
+    """Roll back and close it in order, if its statement ends in time.
+
+    Only stopped, it keeps its transaction and locks for as long as somebody keeps the exception of
+    a statement of its own (SQLite lets a connection go with its last statement), and its thread
+    answers a loop that may be closed by then.
+    """
+    try:
+        driver_connection: Any = connection.connection.driver_connection
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await driver_connection.rollback()
+            await driver_connection.close()
+    except Exception:
+        logger.debug("The connection could not be closed in order", exc_info=True)
+
+
+class _UnderWay:
+    """Whether aiosqlite works for somebody: the adapter of SQLAlchemy 2.0 has no lock to ask."""
+
+    def __init__(self, connection: Any) -> None:
+        self._execute = connection._execute
+        self._asked = 0
+        connection._execute = self
+
+    async def __call__(self, *args: Any, **arguments: Any) -> Any:
+        self._asked += 1
+        try:
+            return await self._execute(*args, **arguments)
+        finally:
+            self._asked -= 1
+
+    def locked(self) -> bool:
+        return self._asked > 0
+
+
+async def _wait(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Wait until `future` is done; return the cancellation that arrived meanwhile, if any."""
+    cancelled = None
+    with anyio.CancelScope(shield=True):
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    return cancelled
