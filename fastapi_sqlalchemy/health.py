@@ -116,7 +116,8 @@ def run(check: OwnCheck, db: Database | None = None, *, timeout_s: float = 5.0) 
         if _is_async(check):
             return asyncio.run(_arun(check, db))
         with db() if db is not None else nullcontext():
-            return check()
+            found = check()
+        return asyncio.run(_arun(lambda: found, db)) if inspect.isawaitable(found) else found
 
     return _detail(_within(timeout_s, work, getattr(check, "__name__", "check")))
 

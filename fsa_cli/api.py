@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
+from fsa_cli.exceptions import TaskDefinitionError
 from fsa_cli.tasks.definition import (
     CatchUp,
     Isolation,
@@ -123,13 +125,15 @@ def task(
     by `fsa` gets a session of its own.
 
     Raises:
-        TaskDefinitionError: a name that cannot be used, a generator function, a bad time-out.
+        TaskDefinitionError: (a TypeError) a name that cannot be used, a generator function, a bad
+            time-out, a classmethod, a bound method.
         DuplicateTask: another function has that name already.
     """
 
-    def register(function: Callable[P, R]) -> TaskFunction[P, R]:
+    def register(decorated: Callable[P, R]) -> TaskFunction[P, R]:
+        function = decorated.__func__ if isinstance(decorated, staticmethod) else decorated
         defined = Task(
-            name=getattr(function, "__name__", "") if name is None else name,
+            name=_name_of(function) if name is None else name,
             function=function,
             args=dict(args or {}),
             tags=frozenset([tags] if isinstance(tags, str) else tags),
@@ -137,9 +141,22 @@ def task(
             **options,
         )
         check_definition(defined)
+        try:
+            cast(TaskFunction[P, R], function).task = defined
+        except AttributeError as exc:
+            raise TaskDefinitionError(
+                f"@task was given {function!r}, which takes no attribute: it needs one, .task",
+                hint="write a function that calls it",
+            ) from exc
         registry.add(defined)
-        decorated = cast(TaskFunction[P, R], function)
-        decorated.task = defined
-        return decorated
+        return cast(TaskFunction[P, R], decorated)
 
     return register if function is None else register(function)
+
+
+def _name_of(function: Any) -> str:
+    """Its name; a partial has its function's."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__name__", "")
+    return name if isinstance(name, str) else ""

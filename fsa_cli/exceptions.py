@@ -103,7 +103,7 @@ class ConfigurationError(FsaError):
     exit_code = 3
 
 
-class TaskDefinitionError(ConfigurationError):
+class TaskDefinitionError(ConfigurationError, TypeError):
     """A function cannot be a task as it is written."""
 
 

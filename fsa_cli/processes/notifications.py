@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
+import inspect
 import ipaddress
 import logging
 import queue
@@ -12,7 +14,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fsa_cli.ledger.records import RunOutcome
@@ -64,7 +66,7 @@ class Notifications(NodeListener):
             for hook in run.task.on_failure:
                 self._put(
                     "failures",
-                    lambda hook=hook: hook(result),  # type: ignore[misc]
+                    lambda hook=hook: _call(hook, result),  # type: ignore[misc]
                 )
 
     def start(self) -> None: ...
@@ -109,6 +111,16 @@ class Notifications(NodeListener):
                 call()
             except Exception:
                 logger.exception("an on_failure function failed")
+
+
+def _call(hook: Callable[[RunResult], object], result: RunResult) -> None:
+    returned = hook(result)
+    if inspect.isawaitable(returned):
+        asyncio.run(_wait_for(returned))
+
+
+async def _wait_for(awaitable: Awaitable[object]) -> None:
+    await awaitable
 
 
 class _Connection(http.client.HTTPConnection):

@@ -1,8 +1,9 @@
 """The one place where a task is executed: by hand, by the scheduler, in a shell, in a test.
 
-A sync task runs in `with db():`, an async one in `async with db():`. A run that returns commits,
-unless the task says `commit=False`; one that raises, takes too long or is interrupted is rolled
-back, and a commit that fails is a failed run.
+A sync task runs in `with db():`, an async one in `async with db():`; what a sync one returns is
+awaited in the other, if it can be. A run that returns commits, unless the task says `commit=False`;
+one that raises, takes too long or is interrupted is rolled back, and a commit that fails is a
+failed run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import inspect
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from types import FrameType
@@ -23,16 +24,19 @@ from fsa_cli.exceptions import TaskDefinitionError, TimedOut
 from fsa_cli.runner.run import Run, RunResult, Status
 from fsa_cli.runner.signal_handlers import handling
 from fsa_cli.runner.statement_cancellation import Statements
+from fsa_cli.tasks.callables import written_function
 from fsa_cli.tasks.context import TaskContext
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.signature import Injected, signature_of
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
+    from fastapi_sqlalchemy.database import DatabaseContext
 
 __all__ = ["execute", "execute_async", "failed_result", "run"]
 
 _NOTHING = contextlib.nullcontext()
+_AWAITED = 10  # an awaitable may give the next; one that gives itself would do so for ever
 
 
 def run(
@@ -77,14 +81,40 @@ def execute(run: Run) -> RunResult:
                 raise
             return attempt.failed(exc)
     try:
-        with run.statements, run.fence or _NOTHING, attempt.scope, _interruptible(attempt):
-            value = attempt.call()
-            attempt.check(value)
+        with run.statements, run.fence or _NOTHING, attempt.scope():
+            with _interruptible(attempt):
+                value = attempt.call()
+                if not inspect.isawaitable(value):
+                    attempt.check(value)
+            if inspect.isawaitable(value):
+                value = _await_returned(attempt, value)
     except BaseException as exc:
-        if _is_from_outside(exc):
+        if _is_from_outside(exc) and not attempt.interrupted_itself:
             raise
         return attempt.failed(exc)
     return attempt.succeeded(value)
+
+
+def _await_returned(attempt: _Attempt, awaitable: Awaitable[Any]) -> Any:
+    """Await what a sync function has returned, in a loop and with sessions of its own."""
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        _close(awaitable)
+        raise TaskDefinitionError(
+            f"task {attempt.run.task.name!r} returned what must be awaited, and its thread runs an "
+            "event loop already",
+            hint="write the outermost function as `async def`",
+        )
+
+    async def finish() -> Any:
+        with attempt.run.statements.cancelling_from_elsewhere():
+            return await _in_async_scope(attempt, _resolve(attempt, awaitable))
+
+    try:
+        return asyncio.run(finish())
+    except KeyboardInterrupt as exc:
+        attempt.interrupted_itself = not _is_signalled(exc)
+        raise
 
 
 async def execute_async(run: Run) -> RunResult:
@@ -99,12 +129,8 @@ async def execute_async(run: Run) -> RunResult:
 async def _execute_async(attempt: _Attempt) -> RunResult:
     run = attempt.run
     try:
-        with run.statements as statements, run.fence or _NOTHING:
-            async with attempt.scope:
-                with statements.ended_by_signals():
-                    async with asyncio.timeout(attempt.timeout_s):
-                        value = await statements.ended_by_cancelling(attempt.await_call())
-                attempt.check(value)
+        with run.statements, run.fence or _NOTHING:
+            value = await _in_async_scope(attempt, attempt.await_call())
     except asyncio.CancelledError as exc:
         current = asyncio.current_task()
         if current is None or current.cancelling():
@@ -117,11 +143,42 @@ async def _execute_async(attempt: _Attempt) -> RunResult:
     return attempt.succeeded(value)
 
 
+async def _in_async_scope(attempt: _Attempt, work: Coroutine[Any, Any, Any]) -> Any:
+    statements = attempt.run.statements
+    async with attempt.scope():
+        with statements.ended_by_signals():
+            async with asyncio.timeout(attempt.remaining_s):
+                value = await statements.ended_by_cancelling(work)
+        attempt.check(value)
+    return value
+
+
+async def _resolve(attempt: _Attempt, value: Any) -> Any:
+    """Await *value*, and what that gives, until it is no awaitable."""
+    for _ in range(_AWAITED):
+        if not inspect.isawaitable(value):
+            return value
+        value = await value
+    _close(value)
+    raise TaskDefinitionError(
+        f"task {attempt.run.task.name!r} returned an awaitable that gives another, and so on",
+        hint="return its result",
+    )
+
+
+def _close(awaitable: object) -> None:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+
+
 def _is_signalled(error: KeyboardInterrupt) -> bool:
     """Whether a signal has ended `asyncio.run`, and no coroutine that raised it by itself."""
     if type(error) is not KeyboardInterrupt:
         return True  # of a handler of this project
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    handler = signal.getsignal(signal.SIGINT)
+    if handler in (signal.SIG_IGN, signal.SIG_DFL):
+        return False  # none reaches Python
+    if handler is not signal.default_int_handler:
         return True  # asyncio has not handled it, and it came wherever the thread was
     innermost = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:
@@ -150,7 +207,7 @@ class _Attempt:
         self.run = run
         self.timeout_s = run.timeout_s if run.timeout_s is not None else run.task.timeout_s
         self.database: Database = run.database or fastapi_sqlalchemy.db
-        self.scope = self.database(commit_on_exit=run.task.commit)
+        self.interrupted_itself = False
         self.started_at = datetime.now(UTC)
         self._began_s = time.monotonic()
         self._returned = False
@@ -169,6 +226,14 @@ class _Attempt:
             _report=run.report,
         )
 
+    def scope(self) -> DatabaseContext:
+        return self.database(commit_on_exit=self.run.task.commit)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How much of its time is left; None: no end."""
+        return None if self._deadline_s is None else self._deadline_s - time.monotonic()
+
     def call(self) -> Any:
         """Call the user's function, inside its scope."""
         signature = signature_of(self.run.task.function)
@@ -179,7 +244,7 @@ class _Attempt:
         return self.run.task.function(*positional, **named)
 
     async def await_call(self) -> Any:
-        return await self.call()
+        return await _resolve(self, self.call())
 
     def _inject(self, name: str, kind: Injected) -> object:
         match kind:
@@ -198,13 +263,13 @@ class _Attempt:
 
     def check(self, value: object) -> None:
         """Check the result before the commit."""
-        if inspect.isawaitable(value):
-            if inspect.iscoroutine(value):
-                value.close()
-            raise TaskDefinitionError(
-                f"task {self.run.task.name!r} returned a coroutine that nobody awaits",
-                hint="write it as `async def`",
-            )
+        if inspect.isgenerator(value) or inspect.isasyncgen(value):
+            code = getattr(value, "gi_code", None) or getattr(value, "ag_code", None)
+            if code is getattr(written_function(self.run.task.function), "__code__", self):
+                raise TaskDefinitionError(
+                    f"task {self.run.task.name!r} returned its generator, of which nothing ran",
+                    hint="return instead of yield",
+                )
         if self._late:
             raise _TimeIsUp
         self._returned = True

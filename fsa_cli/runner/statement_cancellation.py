@@ -40,6 +40,7 @@ class Statements:
         self._aiosqlite: dict[int, Any] = {}
         self._waiting_in_python: dict[int, Any] = {}
         self._rollbacks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Statements:
         _listen()
@@ -72,6 +73,10 @@ class Statements:
     def end_of_thread(self) -> None:
         """End them for a run in another thread, which no signal reaches."""
         self.end()
+        if (task := self._task) is not None:
+            with contextlib.suppress(RuntimeError):  # its loop has ended meanwhile
+                task.get_loop().call_soon_threadsafe(task.cancel)
+            return
         for connection in list(self._waiting_in_python.values()):
             with contextlib.suppress(Exception):  # closed meanwhile
                 if hasattr(connection, "cancel"):  # psycopg: it tells the server
@@ -107,6 +112,15 @@ class Statements:
             writing.close()
             watcher.join()
             reading.close()
+
+    @contextlib.contextmanager
+    def cancelling_from_elsewhere(self) -> Iterator[None]:
+        """While inside, `end_of_thread` cancels the current asyncio task."""
+        self._task = asyncio.current_task()
+        try:
+            yield
+        finally:
+            self._task = None
 
     def ended_by_cancelling(self, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """*coroutine*, which ends them when it is cancelled: else its cleanup waits for them."""

@@ -172,12 +172,13 @@ def _noted(error: FsaError) -> FsaError:
 
 
 def _execute(run: Run) -> RunResult:
-    """Execute a run here; an async one in a thread if a loop runs in this one."""
+    """Execute a run here; one that may await in a thread if a loop runs in this one."""
     from fsa_cli.runner.execute import execute
+    from fsa_cli.tasks.callables import wraps_async
 
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop()
-        if run.task.is_async:
+        if wraps_async(run.task.function):
             outcome: Future[RunResult] = Future()
             context = copy_context()
 

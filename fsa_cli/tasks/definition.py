@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fsa_cli.exceptions import TaskDefinitionError
+from fsa_cli.tasks import callables
 
 __all__ = ["CatchUp", "Isolation", "OnCrash", "Overlap", "TaskDefinition", "check_definition"]
 
@@ -93,12 +94,27 @@ class TaskDefinition:
 
     @cached_property
     def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(inspect.unwrap(self.function))
+        """Whether it runs as a coroutine: the outermost of its decorators decides.
+
+        Whatever else comes back that can be awaited is awaited too, in a loop of its own.
+        """
+        if callables.is_async(self.function):
+            return True
+        if not callables.wraps_async(self.function):
+            return False
+        from fsa_cli.tasks.signature import signature_of
+
+        try:
+            injected = signature_of(self.function).injected.values()
+        except TaskDefinitionError:
+            return False  # said where it is run
+        # Its loop must be there before it is called: an AsyncSession works on one only.
+        return "async_session" in injected
 
     @property
     def description(self) -> str:
         """The whole docstring, without its indentation; empty without one."""
-        return inspect.getdoc(self.function) or ""
+        return callables.docstring(self.function)
 
     @property
     def summary(self) -> str:
@@ -107,12 +123,12 @@ class TaskDefinition:
 
     @property
     def file(self) -> str:
-        code: Any = getattr(inspect.unwrap(self.function), "__code__", None)
+        code: Any = getattr(callables.written_function(self.function), "__code__", None)
         return code.co_filename if code else "<unknown>"
 
     @property
     def line(self) -> int:
-        code: Any = getattr(inspect.unwrap(self.function), "__code__", None)
+        code: Any = getattr(callables.written_function(self.function), "__code__", None)
         return code.co_firstlineno if code else 0
 
     @property
@@ -125,16 +141,14 @@ class TaskDefinition:
 
 
 def check_definition(task: TaskDefinition) -> None:
-    function = inspect.unwrap(task.function)
+    function = task.function
 
     def wrong(reason: str, hint: str | None = None) -> TaskDefinitionError:
         return TaskDefinitionError(f"task {task.name!r} ({task.place}) {reason}", hint=hint)
 
-    if not callable(function):
-        raise TaskDefinitionError(
-            f"@task was given {function!r}, which is not a function",
-            hint="write @task, or @task(name=...) with named options",
-        )
+    _check_callable(function)
+    if not task.name and not hasattr(function, "__name__"):
+        raise wrong("has no name of its own", 'give it one: @task(name="...")')
     if task.name in _RESERVED:
         raise wrong("has a name that `fsa runs` uses", 'give it another: @task(name="...")')
     if not _NAME.fullmatch(task.name):
@@ -167,3 +181,40 @@ def check_definition(task: TaskDefinition) -> None:
     for hook in task.on_failure:
         if not callable(hook):
             raise wrong(f"has on_failure={hook!r}", "a function of one argument, the RunResult")
+
+
+def _check_callable(function: Any) -> None:
+    """Check that it can be called as it stands, and can be known again."""
+    name = getattr(function, "__qualname__", None) or repr(function)
+    calls = f"write a function that calls it: @task(name=...) def run(): {name}()"
+    if isinstance(function, classmethod):
+        reason, hint = f"the classmethod {name}, whose class does not exist yet", calls
+    elif not callable(function):
+        reason = f"{function!r}, which is not a function"
+        hint = "write @task, or @task(name=...) with named options"
+    elif inspect.isclass(function):
+        reason, hint = f"the class {name}", f"a call of it runs nothing: task({name}(), name=...)"
+    elif inspect.ismethod(function):
+        reason, hint = f"the bound method {name}", calls
+    elif inspect.isbuiltin(function):
+        reason, hint = f"{name}, which is built in", calls
+    elif type(function).__hash__ is None:
+        reason, hint = f"{name}, which cannot be hashed", "@dataclass(eq=False), or a function"
+    elif (taken := _object_taken(function)) is not None:
+        reason, hint = f"{name}, which takes {taken!r}, and is called without an object", calls
+    else:
+        return
+    raise TaskDefinitionError(f"@task was given {reason}", hint=hint)
+
+
+def _object_taken(function: Any) -> str | None:
+    """The `self` or `cls` of a function in a class's body."""
+    written = callables.written_function(function)
+    around, _, _ = getattr(written, "__qualname__", "").rpartition(".")
+    if not around or around.endswith("<locals>"):
+        return None
+    try:
+        first = next(iter(inspect.signature(function).parameters), None)
+    except ValueError:
+        return None
+    return first if first in ("self", "cls") else None

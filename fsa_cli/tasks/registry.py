@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 from fsa_cli.exceptions import DuplicateTask
+from fsa_cli.tasks.callables import written_function
 from fsa_cli.tasks.definition import TaskDefinition
 
 __all__ = ["Registry", "registry"]
@@ -62,7 +62,7 @@ registry = Registry()
 
 
 def _origin(task: TaskDefinition) -> tuple[str, str]:
-    function = inspect.unwrap(task.function)
+    function = written_function(task.function)
     return task.file, getattr(function, "__qualname__", task.name)
 
 
@@ -71,4 +71,4 @@ def _module_execution(task: TaskDefinition) -> object:
 
     It tells a reloaded module from one that defines a function twice: in both, file and name agree.
     """
-    return getattr(inspect.unwrap(task.function), "__globals__", {}).get("__spec__")
+    return getattr(written_function(task.function), "__globals__", {}).get("__spec__")

@@ -16,6 +16,8 @@ from functools import cache, lru_cache
 from pathlib import PurePath
 from typing import Any, Literal
 
+from fsa_cli.exceptions import TaskDefinitionError
+from fsa_cli.tasks.callables import docstring, wraps_async, written_function
 from fsa_cli.tasks.context import TaskContext
 from fsa_cli.tasks.docstrings import documented_parameters
 from fsa_cli.tasks.parameter import Parameter, definition_error, read_parameter
@@ -90,10 +92,16 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
     Raises:
         TaskDefinitionError: an annotation that cannot be resolved, or a type without a default
-            that no text can become.
+            that no text can become; or a function that does not say what it takes.
     """
-    inspected = inspect.signature(function)
-    documented = documented_parameters(inspect.getdoc(function) or "")
+    try:
+        inspected = inspect.signature(function)
+    except ValueError as exc:
+        raise TaskDefinitionError(
+            f"{getattr(function, '__qualname__', function)!r} does not say what it takes",
+            hint="write a function that calls it",
+        ) from exc
+    documented = documented_parameters(docstring(function))
     parameters: list[Parameter] = []
     injected: dict[str, Injected] = {}
     for name, parameter in inspected.parameters.items():
@@ -105,7 +113,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
             made = read_parameter(function, parameter, annotation, documented.get(name, ""))
             if made is not None:
                 parameters.append(made)
-        elif kind == "async_session" and not inspect.iscoroutinefunction(inspect.unwrap(function)):
+        elif kind == "async_session" and not wraps_async(function):
             raise definition_error(
                 function, name, "is an AsyncSession", "use Session, or make the task async"
             )
@@ -137,7 +145,7 @@ def _resolve(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
         return type(default) if known else str
     # Often imported under `if TYPE_CHECKING:` only, where a text annotation could not be resolved.
     known_names = {injectable.__name__: injectable for injectable in _injectable().values()}
-    namespace = {**known_names, **getattr(inspect.unwrap(function), "__globals__", {})}
+    namespace = {**known_names, **getattr(written_function(function), "__globals__", {})}
     holder = types.SimpleNamespace(__annotations__={parameter.name: annotation})
     try:
         return typing.get_type_hints(holder, namespace, include_extras=True)[parameter.name]

@@ -165,6 +165,7 @@ def test_own_checks_run_in_scopes_of_their_own(serve, sqlite) -> None:
     app = FastAPI()
     app.add_middleware(DBSessionMiddleware, db_url=sqlite.url)
     checks = {"sync": synchronous, "async": asynchronous, "fails": fails, "says no": lambda: False}
+    checks["returns one"] = lambda: asynchronous()
     app.include_router(health.router(checks=checks, timeout_s=DEADLINE_S))
 
     with client_of(serve, app) as client:
@@ -177,6 +178,7 @@ def test_own_checks_run_in_scopes_of_their_own(serve, sqlite) -> None:
         "database default": (True, ""),
         "sync": (True, "7"),
         "async": (True, "8"),
+        "returns one": (True, "8"),
         "fails": (False, "LookupError"),
         "says no": (False, "RuntimeError"),
     }

@@ -324,7 +324,7 @@ def test_on_failure_and_pings_hear_how_runs_end(
     url, heard = pings
     lay(
         f"""
-        def told(result):
+        async def told(result):
             print("told of", result.task.name, result.status, result.attempt, flush=True)
             raise RuntimeError("a hook that fails")
 

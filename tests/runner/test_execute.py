@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import signal
 import threading
 import time
@@ -331,17 +332,91 @@ def test_sys_exit_in_a_task_is_a_failure_and_ends_nothing_else(
     assert rows(backend) == 0
 
 
-def test_a_coroutine_that_nobody_awaits_is_a_failure(database: Database, backend: Backend) -> None:
-    async def inner() -> None: ...
+class GivesItself:
+    def __await__(self) -> Any:
+        return self
+        yield
 
-    def outer(session: Session) -> Any:
+
+def test_what_cannot_be_awaited_is_a_failure(database: Database, backend: Backend) -> None:
+    """Without an end, awaited before, or in a thread whose loop runs already."""
+    once = functools.cache(write_async)
+
+    def endless(session: Session) -> Any:
         session.execute(INSERT)
-        return inner()
+        return GivesItself()
 
-    result = run(task(outer), database=database)
+    async def endless_async(session: AsyncSession) -> Any:
+        await session.execute(INSERT)
+        return GivesItself()
+
+    async def inside_a_loop() -> RunResult:
+        return run(task(lambda: insert_in_scope()), database=database)
+
+    for function in (endless, endless_async):
+        result = run(task(function), database=database)
+        assert isinstance(result.error, TaskDefinitionError)
+    used = once(None)  # type: ignore[arg-type]
+    used.close()
+    result = run(task(lambda: used), database=database)
+    assert "already awaited" in str(result.error)
+    result = asyncio.run(inside_a_loop())
+    assert "runs an event loop already" in str(result.error)
+    assert rows(backend) == 0
+
+
+def test_what_a_sync_function_returns_is_awaited_within_its_time_and_until_it_is_cancelled(
+    database: Database, backend: Backend
+) -> None:
+    DATABASES.append(database)
+    started = threading.Event()
+
+    async def slow() -> None:
+        await insert_in_scope()
+        started.set()
+        await asyncio.sleep(600)
+
+    assert run(task(logged(slow), timeout_s=0.3), database=database).status == "timed_out"
+    assert in_thread(lambda: run(task(logged(slow)), database=database, timeout_s=0.3)).error
+    started.clear()
+    cancelled = Run(task=task(logged(slow)), database=database)
+    results: list[RunResult] = []
+    thread = threading.Thread(target=lambda: results.append(execute(cancelled)))
+    thread.start()
+    started.wait()
+    cancelled.statements.end_of_thread()
+    thread.join()
+    assert isinstance(results[0].error, asyncio.CancelledError)
+    assert rows(backend) == 0
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_a_child_of_a_returned_coroutine_raises_is_a_failure(
+    kind: type[BaseException], database: Database, backend: Backend
+) -> None:
+    DATABASES.append(database)
+
+    async def child() -> None:
+        raise kind("its own")
+
+    async def parent() -> None:
+        await insert_in_scope()
+        await asyncio.gather(child())
+
+    result = run(task(logged(parent)), database=database)
+
+    assert (result.status, type(result.error)) == ("failed", kind)
+    assert rows(backend) == 0
+
+
+def test_a_generator_inside_a_decorator_is_a_failure(database: Database) -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    result = run(task(logged(numbers)), database=database)
 
     assert isinstance(result.error, TaskDefinitionError)
-    assert rows(backend) == 0
+    assert run(task(made_async(lambda: 1)), database=database).value == 1
 
 
 def test_a_cancelled_run_is_rolled_back_and_stays_cancelled(
@@ -444,3 +519,99 @@ def test_what_a_run_sets_in_a_fresh_context_stays_there(database: Database) -> N
     contextvars.Context().run(run, task(put), database=database)
 
     assert variable.get() == "unset"
+
+
+class CallsAsync:
+    async def __call__(self, session: AsyncSession, n: int = 1) -> int:
+        await session.execute(INSERT)
+        return n
+
+
+class CallsWhatIsAsync:
+    def __call__(self, n: int = 1) -> Any:
+        return insert_in_scope(n)
+
+
+async def insert_in_scope(n: int = 1) -> int:
+    await DATABASES[-1].async_session.execute(INSERT)
+    return n
+
+
+DATABASES: list[Database] = []
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def run_to_its_end(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        async def main() -> Any:
+            async with DATABASES[-1](commit_on_exit=True):
+                return await function(*args, **kwargs)
+
+        return asyncio.run(main())
+
+    return wrapper
+
+
+def made_async(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+async def raises_after_insert(session: AsyncSession) -> None:
+    await session.execute(INSERT)
+    raise LookupError("no such user")
+
+
+def insert(session: Session, n: int = 1) -> int:
+    session.execute(INSERT)
+    return n
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        logged(write_async),
+        logged(logged(insert_in_scope)),
+        run_to_its_end(insert_in_scope),
+        made_async(insert),
+        made_async(insert_in_scope),
+        made_async(logged(insert_in_scope)),
+        logged(made_async(insert)),
+        functools.partial(write_async),
+        functools.partial(logged(insert_in_scope), n=7),
+        functools.partial(CallsAsync(), n=7),
+        CallsAsync(),
+        CallsAsync().__call__,
+        CallsWhatIsAsync(),
+        lambda: insert_in_scope(7),
+    ],
+)
+@pytest.mark.parametrize("thread", [False, True], ids=["main thread", "thread"])
+def test_the_outermost_function_says_how_it_is_called_and_what_can_be_awaited_is(
+    function: Callable[..., Any], thread: bool, database: Database, backend: Backend
+) -> None:
+    DATABASES.append(database)
+    made = Task(name="made", function=function)
+
+    result = (
+        in_thread(lambda: run(made, database=database)) if thread else run(made, database=database)
+    )
+
+    assert (result.status, result.error) == ("succeeded", None)
+    assert result.value in (1, 7)
+    assert rows(backend) == 1
+    failing = Task(name="failing", function=logged(raises_after_insert))
+    assert run(failing, database=database).status == "failed"
+    assert rows(backend) == 1

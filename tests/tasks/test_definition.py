@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from fsa_cli import Task, TaskContext, task
 from fsa_cli.exceptions import DuplicateTask, TaskDefinitionError
 from fsa_cli.tasks.registry import registry
+from fsa_cli.tasks.signature import signature_of
 from support.processes import Run
 
 
@@ -154,6 +157,77 @@ def test_a_generator_is_no_task() -> None:
 def test_task_of_something_else_says_how_to_write_it() -> None:
     with pytest.raises(TaskDefinitionError, match="not a function"):
         task("nightly")  # type: ignore[call-overload]
+
+
+class Shop:
+    def sync(self, n: int = 1) -> int:
+        return n
+
+    @classmethod
+    def make(cls) -> None: ...
+
+    def __call__(self, n: int) -> int:
+        """Sync the shop."""
+        return n
+
+
+@dataclass
+class Unhashable:
+    def __call__(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Frozen:
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Shop().sync, "the bound method Shop.sync"),
+        (Shop.make, "the bound method Shop.make"),
+        (vars(Shop)["make"], "the classmethod Shop.make"),
+        (Shop.sync, "Shop.sync, which takes 'self'"),
+        (Shop, "the class Shop"),
+        (len, "len, which is built in"),
+        (Unhashable(), "cannot be hashed"),
+        (Frozen(), "takes no attribute"),
+        (3, "not a function"),
+    ],
+)
+def test_what_cannot_be_a_task_is_a_type_error_that_names_it(given: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message) as caught:
+        task(name="made")(given)
+
+    assert caught.value.hint  # type: ignore[attr-defined]
+    assert len(registry) == 0
+
+
+def test_partials_objects_and_static_methods_are_tasks() -> None:
+    class Own:
+        @task
+        @staticmethod
+        def outside(n: int) -> int:
+            return n
+
+        @staticmethod
+        @task
+        def inside(n: int) -> int:
+            return n
+
+    partial: Any = task(functools.partial(Shop.sync, Shop(), n=3))
+    made: Any = task(name="shop")(Shop())
+
+    assert [each.name for each in registry] == ["outside", "inside", "sync", "shop"]
+    assert (Own.outside(2), Own.outside.task.function(3)) == (2, 3)  # type: ignore[attr-defined]
+    assert partial() == 3
+    assert made.task.summary == "Sync the shop."
+    for each in registry:
+        assert each.file == __file__
+        assert each.line > 0
+        assert signature_of(each.function).usage in ("N", "[--n INTEGER]")
+    with pytest.raises(TaskDefinitionError, match="no name of its own"):
+        task(Shop())
 
 
 def test_an_unknown_option_is_an_error() -> None:
