@@ -61,6 +61,8 @@ class Fsa:
         """Raises ConfigurationError if a setting is wrong."""
         if self._settings is None:
             self._settings = read(self._flags)
+            for warning in self._settings.warnings:
+                self.output.warn(warning)
         return self._settings
 
     @property

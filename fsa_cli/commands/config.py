@@ -19,7 +19,7 @@ from fsa_cli.terminal.masking import mask
 app = typer.Typer()
 
 _PLACES = {"directory": "the current directory", "project": "the nearest pyproject.toml"}
-_ELSEWHERE = {*_PLACES, "app_base", "database_urls", "sources", "variables"}
+_ELSEWHERE = {*_PLACES, "app_base", "database_urls", "sources", "variables", "warnings"}
 
 
 @app.command()

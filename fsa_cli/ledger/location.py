@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,8 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
         raise LedgerUnusable(
             "the ledger's database cannot be opened", details=[address(url), str(exc)]
         ) from exc
-    return Ledger(engine, settings.namespace, address(url), single)
+    in_state_dir = (url.database or "").startswith(f"{state_dir()}{os.sep}")
+    return Ledger(engine, settings.namespace, address(url), single, in_state_dir=in_state_dir)
 
 
 def shares(ledger: Ledger, url: URL | None) -> bool:

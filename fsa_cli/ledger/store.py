@@ -14,8 +14,10 @@ from sqlalchemy import Connection, Engine, Table, UniqueConstraint, event, selec
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.sql import literal_column
 
+from fsa_cli.database.identity import sqlite_file
 from fsa_cli.exceptions import LedgerUnusable
 from fsa_cli.ledger import dialects, tables
+from fsa_cli.project.state_dir import make_private_file, make_state_dir
 from fsa_cli.terminal.masking import mask
 
 __all__ = ["POOL_SIZE", "SINGLE_POOL_SIZE", "Ledger"]
@@ -38,17 +40,25 @@ class Ledger:
         engine: From `fsa_cli.ledger.location`; used for nothing else.
         namespace: Services that share a database do not claim each other's runs.
         where: Its name in messages; no password.
+        in_state_dir: Whether it is a file in the project's folder for state.
         single: An engine for single statements, whose connections are in AUTOCOMMIT from the first.
             A connection of *engine* can be set to it, but that the server has closed it meanwhile
             shows then as the driver's own error.
     """
 
     def __init__(
-        self, engine: Engine, namespace: str, where: str, single: Engine | None = None
+        self,
+        engine: Engine,
+        namespace: str,
+        where: str,
+        single: Engine | None = None,
+        *,
+        in_state_dir: bool = False,
     ) -> None:
         self.engine = engine
         self.namespace = namespace
         self.where = where
+        self._in_state_dir = in_state_dir
         self.sql = dialects.dialect_sql(engine.dialect)
         self.is_sqlite = engine.dialect.name == "sqlite"
         # SQLite's own waiting sleeps up to 100 ms at a time: threads of a process take turns.
@@ -152,8 +162,10 @@ class Ledger:
         Raises:
             LedgerUnusable: A table has not the columns of this version.
         """
-        if self.is_sqlite and not self._file.is_file():
-            return False
+        if self.is_sqlite:
+            if not self._file.is_file():
+                return False
+            self._keep_private()
         found = self.read(self._columns)
         for table in tables.metadata.sorted_tables:
             if table.name not in found:
@@ -193,7 +205,7 @@ class Ledger:
         if self.exists():
             return False
         if self.is_sqlite:
-            self._make_folder()
+            self._keep_private()
         try:
             self._create()
         except SQLAlchemyError as exc:
@@ -248,13 +260,22 @@ class Ledger:
     def _file(self) -> Path:
         return Path((self.engine.url.database or "").removeprefix("file:"))
 
-    def _make_folder(self) -> None:
+    def _keep_private(self) -> None:
+        """Make its file and folder, or see to it that they are this user's own."""
+        if sqlite_file(self.engine.url) is None:
+            return
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            if self._in_state_dir:
+                make_state_dir()
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for suffix in ("", "-wal", "-shm"):
+                path = f"{self._file}{suffix}"
+                if not suffix or Path(path).exists():
+                    make_private_file(path)
         except OSError as exc:
             raise LedgerUnusable(
                 "there is no place for the ledger",
-                details=[str(exc)],
+                details=[mask(str(exc))],
                 hint="ledger_url in [tool.fsa], FSA_LEDGER_URL, or FSA_STATE_DIR",
             ) from exc
 

@@ -4,7 +4,7 @@ Kubernetes gives a liveness probe one second, and runs it every few: no pathlib 
 would cost more than all the rest.
 """
 
-# ruff: noqa: PTH103, PTH116, PTH118, PTH120, PTH123
+# ruff: noqa: PTH116, PTH118, PTH123
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import os
 import sys
 import time
 
-from fsa_cli.project.state_dir import state_dir
+from fsa_cli.project.state_dir import make_private_file, make_state_dir, state_dir
 
 #: An older heartbeat means that the process is dead: it writes one every few seconds.
 STALE_S = 30.0
+_FILE = "heartbeat"
 
 
 def path() -> str:
     """The heartbeat's file."""
-    return os.path.join(state_dir(), "heartbeat")
+    return os.path.join(state_dir(), _FILE)
 
 
 def beat() -> None:
     """Write the heartbeat: this process is alive now."""
-    file = path()
-    os.makedirs(os.path.dirname(file), exist_ok=True)
+    file = os.path.join(make_state_dir(), _FILE)
+    make_private_file(file)
     with open(file, "w", encoding="ascii") as stream:
         stream.write(f"{os.getpid()}\n")
 

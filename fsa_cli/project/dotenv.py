@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from fsa_cli.exceptions import ConfigurationError
+
+# What makes the loader, an interpreter, a shell or a client load or run something else: no file of
+# a checkout decides that for us and for what we start.
+_STEERING = re.compile(
+    r"""(?x)
+    LD_\w+ | DYLD_\w+ | GCONV_PATH | GLIBC_TUNABLES | LOCPATH | NLSPATH | HOSTALIASES | RES_OPTIONS
+    | PATH | HOME | SHELL | IFS | ENV | BASH\w+ | SHELLOPTS | PS4 | PROMPT_COMMAND | INPUTRC
+    | EDITOR | VISUAL | PAGER | PYTHON\w+ | IPYTHONDIR | PTPYTHON_\w+
+    | XDG_CONFIG_HOME | XDG_CONFIG_DIRS | XDG_STATE_HOME
+    | OPENSSL_CONF | OPENSSL_MODULES | OPENSSL_ENGINES | SSLKEYLOGFILE
+    | NODE_OPTIONS | PERL5OPT | PERL5LIB | RUBYOPT | RUBYLIB | JAVA_TOOL_OPTIONS
+    | PSQL\w+ | PGSYSCONFDIR | MYSQL_HOME | LIBMYSQL_PLUGINS | LIBMYSQL_PLUGIN_DIR | SQLITE_HISTORY
+    """
+)
+_HARMLESS = re.compile(
+    r"""(?x) PYTHON(
+    UNBUFFERED | DONTWRITEBYTECODE | HASHSEED | UTF8 | IOENCODING | FAULTHANDLER | ASYNCIODEBUG
+    | DEVMODE | TRACEMALLOC | OPTIMIZE | MALLOC | NODEBUGRANGES | SAFEPATH | NOUSERSITE
+    )"""
+)
 
 
 def find(directory: Path) -> Path | None:
@@ -16,12 +37,19 @@ def find(directory: Path) -> Path | None:
     Outside a repository only *directory* itself is looked at: a stray file in a parent that has
     nothing to do with the project must not choose its database.
     """
-    above = [directory, *directory.parents]
-    root = next((place for place in above if (place / ".git").exists()), directory)
-    for place in above[: above.index(root) + 1]:
+    root = repository(directory) or directory
+    for place in (directory, *directory.parents):
         if (place / ".env").is_file():
             return place / ".env"
+        if place == root:
+            break
     return None
+
+
+def repository(directory: Path) -> Path | None:
+    """The root of the repository that *directory* is in."""
+    above = (directory, *directory.parents)
+    return next((place for place in above if (place / ".git").exists()), None)
 
 
 def read(path: Path) -> dict[str, str]:
@@ -51,6 +79,11 @@ def read(path: Path) -> dict[str, str]:
             )
     values = DotEnv(None, io.StringIO(text), override=False).dict()
     return {n: value for n, value in values.items() if value is not None and "=" not in n}
+
+
+def steers(name: str) -> bool:
+    """Whether a variable has other programs, or Python itself, load or run something else."""
+    return bool(_STEERING.fullmatch(name)) and not _HARMLESS.fullmatch(name)
 
 
 def export(variables: Mapping[str, str]) -> dict[str, str]:

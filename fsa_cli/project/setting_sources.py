@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,10 +61,10 @@ class SettingSources:
         self.directory = directory
         self.environ = environ
         self.sources: dict[str, str] = {}
+        self.warnings: list[str] = []
         self.env_file = self._env_file()
-        self.variables = dotenv.read(self.env_file) if self.env_file else {}
-        above = [directory, *directory.parents]
-        self.project = next((p for p in above if (p / "pyproject.toml").is_file()), directory)
+        self.variables = self._variables()
+        self.project = self._project()
         self.pyproject = _toml(self.project / "pyproject.toml")
         self.table = self._table()
 
@@ -89,6 +90,38 @@ class SettingSources:
             )
         self.sources["env_file"] = source
         return path
+
+    def _variables(self) -> dict[str, str]:
+        variables = dotenv.read(self.env_file) if self.env_file else {}
+        left_out = [name for name in variables if dotenv.steers(name)]
+        told = [name for name in left_out if variables[name] != self.environ.get(name)]
+        if told:
+            self.warnings.append(
+                f"{self.env_file} sets {', '.join(told)}: not taken from a file, because other "
+                "programs are loaded by it"
+            )
+        return {name: value for name, value in variables.items() if name not in left_out}
+
+    def _project(self) -> Path:
+        """The nearest directory with a pyproject.toml; the current one if there is none.
+
+        It is looked for in the repository, and without one in directories of the same people: a
+        file that a stranger has put above them must not have its modules imported.
+        """
+        root, left = dotenv.repository(self.directory), False
+        for place in (self.directory, *self.directory.parents):
+            why = _why_strange(place, self.directory)
+            why = "it is outside of the repository" if left else why
+            if (place / "pyproject.toml").is_file():
+                if why is None:
+                    return place
+                if _names_modules(place / "pyproject.toml"):
+                    self.warnings.append(
+                        f"{place / 'pyproject.toml'} has a [tool.fsa], which is not read: {why}"
+                    )
+                break
+            left = left or place == root
+        return self.directory
 
     def _without_env_file(self) -> str | None:
         """What asked for none; None if nothing did."""
@@ -197,6 +230,26 @@ class SettingSources:
         if self.env_file is not None and source.endswith(str(self.env_file)):
             return self.env_file.parent
         return self.directory
+
+
+def _why_strange(place: Path, directory: Path) -> str | None:
+    """Why a file in *place* may be somebody else's; None if it is root's, ours, or of the person to
+    whom *directory* belongs."""
+    if place == directory:
+        return None
+    try:
+        known = {os.geteuid(), 0, directory.stat().st_uid}
+        owners = {place.stat().st_uid, (place / "pyproject.toml").stat().st_uid}
+    except OSError:  # there is none
+        return None
+    return None if owners <= known else "it belongs to another user"
+
+
+def _names_modules(path: Path) -> bool:
+    try:
+        return "fsa" in _toml(path).get("tool", {})
+    except ConfigurationError:
+        return False
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Settings:
     variables: Mapping[str, str] = field(repr=False)
     """The variables of `env_file`."""
     sources: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    """What was found and is not used, and why."""
 
 
 def read(
@@ -100,6 +102,7 @@ def read(
         env_file=reader.env_file,
         variables=reader.variables,
         sources={**reader.sources, "namespace": namespace_source},
+        warnings=tuple(reader.warnings),
     )
     if settings.env is not None and settings.env not in settings.environments:
         raise ConfigurationError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import code
 import contextlib
-import os
 import sys
 import traceback
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -17,7 +16,7 @@ from types import CodeType
 from typing import Any
 
 from fsa_cli.exceptions import ConfigurationError
-from fsa_cli.project.state_dir import state_dir
+from fsa_cli.project.state_dir import make_private_file, make_state_dir
 from fsa_cli.shell.session import Shell
 from fsa_cli.terminal.output import shown
 from fsa_cli.terminal.user_code import is_user_file
@@ -64,10 +63,15 @@ def _recover(shell: Shell, error: BaseException) -> None:
         sys.stderr.write(_ROLLED_BACK + "\n")
 
 
-def _history(name: str) -> str:
-    directory = state_dir()
-    os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - a string, as state_dir is
-    return f"{directory}/{name}"
+def _history(name: str) -> str | None:
+    """The file of a prompt's history; None, and why, if there can be none."""
+    try:
+        file = f"{make_state_dir()}/{name}"
+        make_private_file(file)
+    except OSError as exc:
+        sys.stderr.write(f"no history is kept: {shown(str(exc))}\n")
+        return None
+    return file
 
 
 def _ipython(shell: Shell, whole: bool) -> None:
@@ -82,7 +86,7 @@ def _ipython(shell: Shell, whole: bool) -> None:
     config.TerminalInteractiveShell.banner2 = shell.banner + "\n"
     config.TerminalInteractiveShell.enable_tip = False
     config.TerminalInteractiveShell.confirm_exit = False
-    config.HistoryManager.hist_file = _history("ipython.sqlite")
+    config.HistoryManager.hist_file = _history("ipython.sqlite") or ":memory:"
 
     module: Any = terminal_prompts
 
@@ -194,6 +198,8 @@ def _edit_lines(shell: Shell) -> Callable[[], None]:
     readline.set_completer(rlcompleter.Completer(shell.names).complete)
     readline.parse_and_bind("tab: complete")
     history = _history("python")
+    if history is None:
+        return lambda: None
     with contextlib.suppress(OSError):
         readline.read_history_file(history)
     readline.set_history_length(_HISTORY_LENGTH)

@@ -1,6 +1,9 @@
 """Where a setting is from, and which of two wins."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,7 @@ from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.processes.subprocess_run import SubprocessRun
 from fsa_cli.project import dotenv
 from fsa_cli.project.settings import KEYS, Flags, read
+from support.processes import Run
 
 PYPROJECT = """
 [project]
@@ -215,3 +219,72 @@ def test_an_unknown_environment_is_an_error_that_guesses(tmp_path) -> None:
         read(directory=tmp_path, environ={"FSA_ENV": "prodction"})
 
     assert raised.value.hint == "did you mean production?"
+
+
+def test_an_env_file_steers_no_program(fsa: Run, write_app, tmp_path: Path) -> None:
+    main = """
+        import os
+        from fastapi import FastAPI
+        from fastapi_sqlalchemy import DBSessionMiddleware
+        from fsa_cli import task
+        app = FastAPI()
+        app.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+
+        @task
+        def seen() -> dict:
+            '''Show what came from the file.'''
+            return {name: value for name, value in os.environ.items() if value == "theirs"}
+    """
+    names = ["LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "PYTHONSTARTUP", "PSQLRC"]
+    lines = [f"{name}=theirs" for name in [*names, "SHOP_KEY", "PYTHONUNBUFFERED"]]
+    write_app(tmp_path, {".env": "\n".join(lines)}, main=main)
+
+    done = fsa("run-task", "seen", "--no-record", "--json")
+
+    assert json.loads(done.stdout)["result"] == {"SHOP_KEY": "theirs", "PYTHONUNBUFFERED": "theirs"}
+    (warning,) = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert str(tmp_path / ".env") in warning
+    assert ", ".join(names) in warning
+    assert "theirs" not in done.stderr
+
+
+def test_a_table_outside_of_the_repository_is_not_read_and_that_is_said(tmp_path: Path) -> None:
+    place = tmp_path / "repository" / "app"
+    place.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("[tool.fsa]\napp = 'evil:app'\n")
+
+    assert read(Flags(), directory=place, environ={}).app == "evil:app"
+    (tmp_path / "repository" / ".git").mkdir()
+    settings = read(Flags(), directory=place, environ={})
+
+    assert (settings.app, settings.project) == (None, place)
+    (warning,) = settings.warnings
+    assert warning.startswith(f"{tmp_path / 'pyproject.toml'} has a [tool.fsa], which is not read")
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    assert read(Flags(), directory=place, environ={}).warnings == ()
+    (tmp_path / "repository" / "pyproject.toml").write_text("[tool.fsa]\napp = 'own:app'\n")
+    assert read(Flags(), directory=place, environ={}).app == "own:app"
+
+
+def test_a_table_of_another_user_above_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder below one that a stranger may write."""
+    place = tmp_path / "theirs" / "mine"
+    place.mkdir(parents=True)
+    (tmp_path / "theirs" / "pyproject.toml").write_text("[tool.fsa]\napp = 'evil:app'\n")
+    stat, strange = Path.stat, tmp_path / "theirs"
+
+    def owned(path: Path, **options: Any) -> Any:
+        found = stat(path, **options)
+        if strange in (path, path.parent) and path != place:
+            return os.stat_result([*found[:4], 12345, *found[5:]])
+        return found
+
+    monkeypatch.setattr(Path, "stat", owned)
+
+    settings = read(Flags(), directory=place, environ={})
+
+    assert settings.app is None
+    assert "belongs to another user" in settings.warnings[0]
+    assert read(Flags(), directory=strange, environ={}).app == "evil:app"
