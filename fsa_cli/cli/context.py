@@ -33,6 +33,7 @@ class Fsa:
         self._output: Output | None = None
         self._settings: Settings | None = None
         self._loaded: LoadedApp | None = None
+        self._warned: set[str] = set()
 
     @classmethod
     def of(cls, context: typer.Context) -> Fsa:
@@ -62,7 +63,9 @@ class Fsa:
         if self._settings is None:
             self._settings = read(self._flags)
             for warning in self._settings.warnings:
-                self.output.warn(warning)
+                if warning not in self._warned:  # they are read again with the flags of a command
+                    self._warned.add(warning)
+                    self.output.warn(warning)
         return self._settings
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Dialect, TextClause, bindparam, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.types import String, TypeEngine
 
 __all__ = [
@@ -296,6 +296,8 @@ def transient(error: BaseException) -> bool:
     arguments = getattr(original, "args", ())
     if arguments and isinstance(arguments[0], int):
         return arguments[0] in _MYSQL_AGAIN
+    if isinstance(error, IntegrityError | DataError):
+        return False  # it may hold anybody's words: a trigger's, a value's
     said = str(original).lower()
     return "locked" in said or "connect" in said or "closed" in said
 

@@ -27,7 +27,7 @@ class ActiveRun:
         started_s: When its execution began, by the monotonic clock; None before.
         timed_out: It is recorded as timed out, and its thread goes on: it keeps slot and lock.
         marked: It is recorded as interrupted, because the process ends.
-        unrecorded: The database refuses its outcome, which is tried again.
+        unrecorded: Why the database refuses its outcome, which is tried again; None: it does not.
         progress: What has not been written yet.
     """
 
@@ -36,7 +36,7 @@ class ActiveRun:
     started_s: float | None = None
     timed_out: bool = False
     marked: bool = False
-    unrecorded: bool = False
+    unrecorded: str | None = None
     progress: Progress | None = None
     _progress_at_s: float = float("-inf")
 

@@ -125,7 +125,7 @@ class Claimer(ServiceThread, NodeListener, ABC):
         """Report skipped instants; put back those that are early by the database's clock."""
         for each in outcome.skipped:
             reason = "the run before it has not ended"
-            self._context.events.run_skipped(each.task, each.scheduled_ms, reason)
+            self._context.events.run_not_started(each.task, each.scheduled_ms, "skipped", reason)
         if outcome.early:
             early = {each.key for each in outcome.early}
             self._put_back([each for each in due if _key(each) in early])

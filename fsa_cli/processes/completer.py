@@ -163,10 +163,10 @@ class Completer(ServiceThread):
         assert end.outcome is not None
         plain = without_details(end.outcome, error)
         if end.outcome == plain or not self._wrote_plain(end, plain):
-            if not end.active.unrecorded:
-                end.active.unrecorded = True
+            if end.active.unrecorded is None:
+                end.active.unrecorded = mask(driver_message(error))
                 said = f"run {plain.run_id} of {plain.task} cannot be recorded"
-                self._context.events.warned(f"{said}: {mask(driver_message(error))}")
+                self._context.events.warned(f"{said}: {end.active.unrecorded}")
             self._refused.append(end)
             return []
         return [end]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 
 from fsa_cli.ledger.maintenance import Died
@@ -27,8 +28,8 @@ class NodeListener:
             outcome: What the ledger will keep; None: it had ended before, as timed out.
         """
 
-    def run_skipped(self, task: str, instant_ms: int, reason: str) -> None:
-        """A run will not start."""
+    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
+        """A run will not start; *status* is what the ledger will keep of it."""
 
     def outcomes_written(self) -> None:
         """The locks of runs that have ended are free."""
@@ -59,8 +60,8 @@ class NodeEvents(NodeListener):
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         self._tell("run_finished", run, result, outcome)
 
-    def run_skipped(self, task: str, instant_ms: int, reason: str) -> None:
-        self._tell("run_skipped", task, instant_ms, reason)
+    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
+        self._tell("run_not_started", task, instant_ms, status, reason)
 
     def outcomes_written(self) -> None:
         self._tell("outcomes_written")
@@ -90,7 +91,15 @@ class RunCounts(NodeListener):
 
     def __init__(self) -> None:
         self.by_status: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         if outcome is not None:
-            self.by_status[outcome.status] = self.by_status.get(outcome.status, 0) + 1
+            self._count(outcome.status)
+
+    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
+        self._count(status)
+
+    def _count(self, status: str) -> None:
+        with self._lock:
+            self.by_status[status] = self.by_status.get(status, 0) + 1

@@ -74,6 +74,10 @@ class Maintenance(ServiceThread):
         with self._lock:
             self._fired.extend((each.start_ms(instant), each, instant) for each, instant in due)
 
+    def reap(self) -> None:
+        """Reap at once, before it is started."""
+        self._context.outage.guard(self._reap)
+
     def prune(self) -> None:
         """Prune, for a process that is about to end."""
         self._context.outage.guard(self._prune_runs)

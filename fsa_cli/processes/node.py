@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from fsa_cli.exceptions import SchedulerStuck
+from fsa_cli.exceptions import DatabaseUnreachable, SchedulerStuck
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.claimer import Claimer
 from fsa_cli.processes.context import NodeContext
@@ -38,6 +38,9 @@ _JUMPED_S = 0.2
 _CANCEL_S = 3.0
 _CANCEL_NOW_S = 0.5
 _STUCK_MS = 5000
+# A tick tries so long, when nothing else is left, to tell the ledger how its runs have ended.
+_LEDGER_S = 10.0
+_NAMED = 3
 _SKEW_S = 1.0
 # Python's 5 ms is how long a thread that has its answer waits for one that computes.
 _SWITCH_S = 0.001
@@ -176,20 +179,57 @@ class Node(NodeListener):
         return self.drain(number)
 
     def tick(self) -> Unfinished | None:
-        """Run what is due, wait for it, and end; within `signals`."""
-        self.start()
+        """Run what is due, wait for it, and end; within `signals`.
+
+        Raises:
+            DatabaseUnreachable: Nothing runs any more, and the ledger is away or takes no outcome.
+        """
+        self.start(reaping=True)
         claimers = self._parts.claimers
+        failing_since_s: float | None = None
         while not all(each.idle for each in claimers) or len(self.lifecycle.runs):
             with contextlib.suppress(queue.Empty):
                 if (number := self._inbox.get(timeout=0.05)) is not None:
                     return self.drain(number)
+            if self._ledger_problem() is None or self.lifecycle.pool.running:
+                failing_since_s = None
+                continue
+            failing_since_s = failing_since_s or time.monotonic()
+            if time.monotonic() - failing_since_s > _LEDGER_S:
+                failure = self._unrecorded()
+                self.drain(None)
+                raise failure
         self._parts.maintenance.prune()
         return self.drain(None)
 
-    def start(self) -> None:
-        """Register as a node, and start the services."""
+    def _ledger_problem(self) -> str | None:
+        """Why the ledger takes nothing, or not all outcomes; None if it does."""
+        unrecorded = [each.unrecorded for each in self.lifecycle.runs if each.unrecorded]
+        return self.context.outage.reason or next(iter(unrecorded), None)
+
+    def _unrecorded(self) -> DatabaseUnreachable:
+        runs = [f"{each.claim.run_id} of {each.claim.task}" for each in self.lifecycle.runs]
+        left = f"the end of {len(runs)} run{'' if len(runs) == 1 else 's'}"
+        return DatabaseUnreachable(
+            f"the ledger does not take {left if runs else 'anything'}: {self._ledger_problem()}",
+            details=[self.context.ledger.where, *(f"run {run}" for run in runs[:_NAMED])],
+            hint="their rows say `running`, and become `interrupted` once this node is known to "
+            "be gone"
+            if runs
+            else None,
+        )
+
+    def start(self, *, reaping: bool = False) -> None:
+        """Register as a node, and start the services.
+
+        Args:
+            reaping: Decide the runs of dead nodes first: it may have ended before it would come to
+                that, and their locks would keep what is due waiting for ever.
+        """
         self._parts.join()
         self._started.append(self.context.lease)
+        if reaping:
+            self._parts.maintenance.reap()
         # The app and its schedules stay: looking through them stops every thread for 50 ms.
         gc.collect()
         gc.freeze()

@@ -26,7 +26,13 @@ _SHOWN = 60
 _LOOKED_AT = 1000
 _LATE_S = 1.0
 _STATUS_WIDTH = len("timed out")
-_STYLES = {"failed": "red", "timed out": "red", "cancelled": "yellow", "skipped": "yellow"}
+_STYLES = {
+    "failed": "red",
+    "timed out": "red",
+    "cancelled": "yellow",
+    "skipped": "yellow",
+    "missed": "yellow",
+}
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,11 @@ class RunLog(NodeListener):
         status = result.status.replace("_", " ")
         self._line(run.scheduled_at, run.task.name, status, "  ".join(t for t in told if t))
 
-    def run_skipped(self, task: str, instant_ms: int, reason: str) -> None:
+    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
         instant: datetime | None = None
         with contextlib.suppress(ValueError, OverflowError, OSError):  # a row may say anything
             instant = instant_of(instant_ms)
-        self._event(task, instant, "skipped", reason)
+        self._event(task, instant, status, reason)
 
     def node_died(self, died: Died) -> None:
         told = [

@@ -415,6 +415,57 @@ def test_a_tick_makes_all_that_it_has_to_catch_up(lay: Lay, rows: Rows, fsa: Run
     assert len(rows("id")) >= 3
 
 
+def in_ledger(tmp_path: Path, statement: str) -> None:
+    file = next(tmp_path.glob("*-ledger.db"))
+    with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
+        connection.execute(statement)
+
+
+def test_a_run_that_cannot_start_is_failed_in_the_log_as_in_the_ledger(
+    lay: Lay, rows: Rows, fsa: Run, tmp_path: Path
+) -> None:
+    lay("@task\ndef typed(n: int): ...")
+    env = {"FSA_STATE_DIR": "state"}
+    fsa("scheduler", "init", env=env)
+    assert fsa("run-task", "typed", "1", "--enqueue", env=env).returncode == 0
+    in_ledger(tmp_path, "UPDATE fsa_run SET arguments = '{{'")
+
+    done = fsa("scheduler", "tick", env=env)
+
+    assert rows("status") == [("failed",)]
+    assert "typed  failed" in done.stderr
+    assert "skipped" not in done.stderr
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: a run failed")
+
+
+def test_a_tick_whose_outcomes_the_ledger_refuses_ends_and_says_so(
+    lay: Lay, rows: Rows, fsa: Run, tmp_path: Path
+) -> None:
+    """A trigger of the database's owner, and a table without the rights, look the same."""
+    lay("@task\ndef works(): ...\n\n@task\ndef fails(): raise LookupError('gone')")
+    env = {"FSA_STATE_DIR": "state"}
+    fsa("scheduler", "init", env=env)
+    for name in ("works", "fails"):
+        assert fsa("run-task", name, "--enqueue", env=env).returncode == 0
+    in_ledger(
+        tmp_path,
+        "CREATE TRIGGER no BEFORE UPDATE ON fsa_run WHEN NEW.status IN ('succeeded', 'failed') "
+        "BEGIN SELECT RAISE(ABORT, 'the books are closed'); END",
+    )
+
+    done = fsa("scheduler", "tick", env=env)
+
+    assert done.returncode == 4, done.stderr
+    said = done.stderr.splitlines()
+    (error,) = [line for line in said if line.startswith("error: ")]
+    assert error.startswith("error: the ledger does not take the end of 2 runs: ")
+    assert error.endswith("the books are closed")
+    assert {status for (status,) in rows("status")} <= {"running", "interrupted"}
+    in_ledger(tmp_path, "DROP TRIGGER no")
+    fsa("scheduler", "tick", env=env)
+    assert rows("status") == [("interrupted",)] * 2
+
+
 def test_what_no_database_can_keep_of_an_error_is_written_so_that_it_can(
     lay: Lay, rows: Rows, fsa: Run
 ) -> None:

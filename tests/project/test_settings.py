@@ -236,12 +236,15 @@ def test_an_env_file_steers_no_program(fsa: Run, write_app, tmp_path: Path) -> N
             return {name: value for name, value in os.environ.items() if value == "theirs"}
     """
     names = ["LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "PYTHONSTARTUP", "PSQLRC"]
-    lines = [f"{name}=theirs" for name in [*names, "SHOP_KEY", "PYTHONUNBUFFERED"]]
+    lines = [f"{name}=theirs" for name in [*names, "SHOP_KEY", "PYTHONNODEBUGRANGES"]]
     write_app(tmp_path, {".env": "\n".join(lines)}, main=main)
 
     done = fsa("run-task", "seen", "--no-record", "--json")
 
-    assert json.loads(done.stdout)["result"] == {"SHOP_KEY": "theirs", "PYTHONUNBUFFERED": "theirs"}
+    assert json.loads(done.stdout)["result"] == {
+        "SHOP_KEY": "theirs",
+        "PYTHONNODEBUGRANGES": "theirs",
+    }
     (warning,) = [line for line in done.stderr.splitlines() if "warning" in line]
     assert str(tmp_path / ".env") in warning
     assert ", ".join(names) in warning
