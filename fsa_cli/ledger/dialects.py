@@ -199,7 +199,9 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         now_ms="CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)",
         rows="JSON_TABLE(:rows, '$[*]' COLUMNS ({cells})) AS v",
         cell="{name} {long} PATH '$.{name}'",
-        update="UPDATE {table} AS t JOIN {rows} SET {values} WHERE {where}",
+        # Of a small table it would read, and so wait for, rows that are not named.
+        update="UPDATE {rows} STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY) "
+        "SET {values} WHERE {where}",
         # IGNORE would also swallow NULLs and names that are too long.
         ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
         returns=False,

@@ -209,7 +209,7 @@ def test_a_task_frozen_in_its_commit_keeps_nobody_waiting_longer_than_a_lease(
     ledger.dispose()
 
 
-@pytest.mark.parametrize("name", ["postgresql"])
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
 def test_what_another_transaction_holds_keeps_no_other_claim_waiting(
     name: str, request: pytest.FixtureRequest
 ) -> None:
