@@ -14,13 +14,13 @@ from fsa_cli.cli.options import option
 from fsa_cli.cli.progress_bar import ProgressBars
 from fsa_cli.cli.task_call import Call, read
 from fsa_cli.cli.task_process import TerminationSignal, prints_to_stderr, terminable
+from fsa_cli.database.connections import autocommits
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
 from fsa_cli.runner import report
 from fsa_cli.runner.execute import execute
 from fsa_cli.runner.retry import RetryPolicy
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.tasks.context import Progress
-from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.lookup import database_for
 from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_elapsed
@@ -226,9 +226,9 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
                 record.ended(result)
             return result, changes
     except TerminationSignal:
-        raise Terminated(_stopped(task, "terminated", "SIGTERM", record)) from None
+        raise Terminated(_stopped(run, "terminated", "SIGTERM", record)) from None
     except KeyboardInterrupt:
-        raise Interrupted(_stopped(task, "interrupted", "Ctrl-C", record)) from None
+        raise Interrupted(_stopped(run, "interrupted", "Ctrl-C", record)) from None
 
 
 def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
@@ -245,14 +245,17 @@ def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
     return recording.begin(call.loaded, fsa.settings, run, name, locks=locks, warn=fsa.output.warn)
 
 
-def _stopped(task: TaskDefinition, how: str, by: str, record: RecordedRun | None) -> str:
+def _stopped(run: Run, how: str, by: str, record: RecordedRun | None) -> str:
     """Record that the run was stopped, and say so."""
+    name = run.task.name
+    kept = not run.dry_run and run.database is not None and autocommits(run.database)
+    fate = "; what it wrote before stays (AUTOCOMMIT)" if kept else " and rolled back"
     if record is None:
-        return f"{task.name} was {how} and rolled back"
+        return f"{name} was {how}{fate}"
     record.broken(f"stopped by {by}")
     if record.committed:
-        return f"{task.name} was {how} after it had committed"
-    return f"{task.name} was {'cancelled' if record.cancelled else how} and rolled back"
+        return f"{name} was {how} after it had committed"
+    return f"{name} was {'cancelled' if record.cancelled else how}{fate}"
 
 
 def _tell(fsa: Fsa, result: RunResult, changes: DryRun | None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from fsa_cli.database.dialects import dialect_of
 from fsa_cli.database.identity import address, same_database
-from fsa_cli.exceptions import DatabaseUnreachable
+from fsa_cli.exceptions import DatabaseUnreachable, Refused
 from fsa_cli.terminal.user_code import summarize_error
 
 if TYPE_CHECKING:
@@ -36,6 +37,38 @@ def connected(db: Database, work: Callable[[Connection], T]) -> T:
         return asyncio.run(_aconnected(db, work))
     with engine.connect() as connection:
         return work(connection)
+
+
+def autocommits(db: Database) -> bool:
+    """Whether an engine of *db* is in AUTOCOMMIT: each statement stays, whatever comes after it."""
+    from fastapi_sqlalchemy.exceptions import DBSessionError
+
+    for side in ("engine", "async_engine"):
+        try:
+            found = getattr(db, side)
+            engine = getattr(found, "sync_engine", found)
+        except (DBSessionError, RuntimeError):  # no driver for this side, or no loop runs
+            continue
+        at_connect = getattr(engine.dialect, "_on_connect_isolation_level", None)
+        level = engine.get_execution_options().get("isolation_level", at_connect)
+        if str(level).upper() == "AUTOCOMMIT":
+            return True
+    return False
+
+
+def check_savepoints(databases: Iterable[Database]) -> None:
+    """Check that what is done in them can be undone.
+
+    Raises:
+        Refused: One has no savepoints.
+    """
+    for db in databases:
+        if db.url is not None and not dialect_of(db.url.get_backend_name()).has_savepoints(db.url):
+            raise Refused(
+                f"{address(db.url)}: nothing that is done there can be undone in the end, because "
+                f"{db.url.drivername} has no savepoints",
+                hint="run it on a copy of the database",
+            )
 
 
 def watch() -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
-from fsa_cli.database.connections import driver_message
+from fsa_cli.database.connections import autocommits, driver_message
 from fsa_cli.database.identity import address
 from fsa_cli.exceptions import FsaError
 from fsa_cli.project import environments, plugins
@@ -148,6 +148,11 @@ def _database(report: Report, name: str, db: Database, source: str) -> dict[str,
         info = db.engine.dialect.server_version_info
     except Exception:  # only an async driver: what it is, is in the driver's line
         info = None
+    if autocommits(db):
+        report.problems.append(
+            f"the engine of the database {name!r} is in AUTOCOMMIT: nothing is rolled back, "
+            "also of a request or a task that fails"
+        )
     if info:
         facts["server"] = ".".join(map(str, info))
     return facts

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
+from fsa_cli.database.connections import check_savepoints
 from fsa_cli.exceptions import Refused
 from fsa_cli.runner.execute import execute, execute_async, failed_result
 from fsa_cli.runner.row_changes import RowChanges, statement_changes
@@ -90,9 +91,10 @@ def execute_dry_run(run: Run, databases: Mapping[str, Database]) -> tuple[RunRes
     """Execute *run* in a sandbox of each of *databases*, and roll all of it back.
 
     Runs that it would enqueue are counted. A write over a connection outside the sandboxes
-    (an engine of the task's own) raises `Refused`. On PostgreSQL deferred constraints
-    are checked where a commit would do it.
+    (an engine of the task's own) raises `Refused`, and so does a database without savepoints. On
+    PostgreSQL deferred constraints are checked where a commit would do it.
     """
+    check_savepoints(databases.values())
     watched: list[RowChanges] = []
 
     def watch(name: str, connection: Connection) -> None:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from fsa_cli.database.connections import autocommits
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
 from fsa_cli.runner.run import Run, RunResult, Status
 from fsa_cli.runner.signal_handlers import handling
@@ -292,8 +293,12 @@ class _Attempt:
             late = TimedOut(f"{self.run.task.name} took longer than {self.timeout_s:g} s")
             told = isinstance(error, _TimeIsUp) or (type(error) is TimeoutError and not str(error))
             late.__cause__ = None if told else error
-            return self._result("timed_out", error=late)
-        return self._result("failed", error=error, at_commit=self._returned)
+            return self._result("timed_out", error=late, kept=self._keeps)
+        return self._result("failed", error=error, at_commit=self._returned, kept=self._keeps)
+
+    @property
+    def _keeps(self) -> bool:
+        return not self.run.dry_run and autocommits(self.database)
 
     def _result(self, status: Status, **outcome: Any) -> RunResult:
         return RunResult(

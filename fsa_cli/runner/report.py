@@ -92,7 +92,7 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
                         if cause is not None
                         else []
                     ),
-                    "what it wrote was rolled back",
+                    _fate(result),
                 ],
                 hint="--timeout S, or timeout_s= of the task, gives it more",
             ),
@@ -105,7 +105,7 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
         return _with_cause(
             Refused(
                 f"{name} cannot be run dry: {_one_line(leaf)}",
-                details=[*_lines(user_frame(leaf)), "what it wrote was rolled back"],
+                details=[*_lines(user_frame(leaf)), _fate(result)],
             ),
             error,
         )
@@ -123,11 +123,18 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
     return _with_cause(
         TaskFailed(
             f"{name} {what}{attempts} after {format_elapsed(result.duration_ms)}: {summary}",
-            details=[*_lines(where), "what it wrote was rolled back"],
+            details=[*_lines(where), _fate(result)],
             hint="--traceback shows where it comes from",
         ),
         error,
     )
+
+
+def _fate(result: RunResult) -> str:
+    """What became of what it wrote."""
+    if result.kept:
+        return "what it wrote before stays: its engine is in AUTOCOMMIT, which rolls nothing back"
+    return "what it wrote was rolled back"
 
 
 def _message(error: BaseException) -> str:

@@ -81,6 +81,7 @@ class RunResult:
         value: The value that the task returned.
         error: The exception that it raised, or `TimedOut`; None if it succeeded.
         at_commit: Whether it was the commit that failed, after the task had returned.
+        kept: Whether what it wrote before it failed stays: its engine is in AUTOCOMMIT.
     """
 
     task: TaskDefinition
@@ -93,6 +94,7 @@ class RunResult:
     value: Any = None
     error: BaseException | None = None
     at_commit: bool = False
+    kept: bool = False
 
     @property
     def succeeded(self) -> bool:

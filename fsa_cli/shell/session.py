@@ -19,6 +19,7 @@ from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fsa_cli.database import readonly
+from fsa_cli.database.connections import check_savepoints
 from fsa_cli.database.models import counted, mapped_classes, model_names
 from fsa_cli.project.environments import Environment, ShellMode
 from fsa_cli.project.loader import LoadedApp
@@ -154,6 +155,7 @@ class Shell:
     async def _open(self) -> None:
         databases = list(self.loaded.databases.values())
         if self.mode == "sandbox":
+            check_savepoints(databases)
             for database in databases:
                 await self._scopes.enter_async_context(database.sandbox())
         for database in databases:

@@ -339,3 +339,30 @@ def test_a_terminal_gets_a_table_of_a_few_hundred_rows(terminal, fsa, project) -
     child.expect("500")
     child.expect("the first 500 rows: --limit N shows more")
     assert "501" not in child.before
+
+
+def test_tables_in_a_cycle_are_created_and_checked_without_a_word_of_sqlalchemys(
+    fsa, write_app, tmp_path: Path
+) -> None:
+    write_app(
+        tmp_path,
+        main=APP.replace(
+            "    app = FastAPI()",
+            """    class Left(Base):
+        __tablename__ = "lefts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        right: Mapped[int | None] = mapped_column(ForeignKey("rights.id"))
+
+    class Right(Base):
+        __tablename__ = "rights"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        left: Mapped[int | None] = mapped_column(ForeignKey("lefts.id"))
+
+    app = FastAPI()""",
+        ),
+    )
+
+    for words, code in ((["check"], 5), (["create", "--yes"], 0), (["check"], 0)):
+        done = fsa("db", *words)
+        assert done.returncode == code, done.stderr
+        assert "SAWarning" not in done.stderr

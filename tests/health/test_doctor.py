@@ -130,3 +130,35 @@ def test_doctor_is_content_with_a_project_that_is_well(fsa, write_app, tmp_path)
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith("problems\n  none\n")
     assert all(len(line) <= 100 for line in done.stdout.splitlines() if "tmp" not in line)
+
+
+def test_an_engine_in_autocommit_is_a_problem_and_no_run_says_that_it_was_rolled_back(
+    fsa, write_app, tmp_path
+) -> None:
+    write_app(
+        tmp_path,
+        main="""
+            from fastapi import FastAPI
+            from sqlalchemy import text
+            from fastapi_sqlalchemy import DBSessionMiddleware, db
+            from fsa_cli import task
+            app = FastAPI()
+            app.add_middleware(
+                DBSessionMiddleware,
+                db_url="sqlite:///shop.db",
+                engine_args={"isolation_level": "AUTOCOMMIT"},
+            )
+
+            @task
+            def fails() -> None:
+                db.session.execute(text("CREATE TABLE t (n INTEGER)"))
+                raise LookupError("no such user")
+        """,
+    )
+
+    failed = fsa("run-task", "fails", "--no-record")
+    doctor = fsa("doctor")
+
+    assert "rolled back" not in failed.stderr
+    assert "stays: its engine is in AUTOCOMMIT" in failed.stderr
+    assert "'default' is in AUTOCOMMIT" in doctor.stdout

@@ -255,3 +255,15 @@ def test_a_database_with_only_an_async_driver_has_dry_runs_too(
     [row] = told.tables
     assert (row["inserted"], row["updated"]) == (4, 1)
     assert everything(stored) == before
+
+
+@pytest.mark.parametrize("url", ["duckdb:///shop.duckdb", "sqlite+libsql://host/shop"])
+def test_a_database_without_savepoints_is_refused_before_anything_is_done(url: str) -> None:
+    analytics, done = Database("analytics"), []
+    analytics.configure(db_url=url)
+    run = Run(task=Task(name="t", function=lambda: done.append(1)), dry_run=True)
+
+    with pytest.raises(Refused, match="has no savepoints"):
+        execute_dry_run(run, {"analytics": analytics})
+
+    assert done == []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -615,3 +615,30 @@ def test_the_outermost_function_says_how_it_is_called_and_what_can_be_awaited_is
     failing = Task(name="failing", function=logged(raises_after_insert))
     assert run(failing, database=database).status == "failed"
     assert rows(backend) == 1
+
+
+@pytest.mark.parametrize("how", ["engine_args", "custom_engine"])
+def test_a_failed_run_on_an_engine_in_autocommit_says_what_stays(
+    how: str, database: Database, backend: Backend
+) -> None:
+    plain = create_engine(backend.url)
+    if how == "engine_args":
+        database.configure(
+            db_url=backend.url,
+            async_db_url=backend.async_url,
+            engine_args={"isolation_level": "AUTOCOMMIT"},
+        )
+    else:
+        database.configure(custom_engine=plain.execution_options(isolation_level="AUTOCOMMIT"))
+    functions = [write_and_raise, *([write_and_raise_async] if how == "engine_args" else [])]
+
+    for number, function in enumerate(functions, 1):
+        result = run(task(function), database=database)
+
+        assert (result.status, result.kept) == ("failed", True)
+        assert rows(backend) == number
+    plain.dispose()
+
+
+def test_a_failed_run_on_any_other_engine_keeps_nothing(database: Database) -> None:
+    assert not run(task(write_and_raise), database=database).kept

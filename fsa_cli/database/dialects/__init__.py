@@ -1,6 +1,7 @@
 """What a database does differently: one file for each, and `dialect_of`."""
 
 from fsa_cli.database.dialects.dialect import Client, DatabaseDialect, Measured, Server
+from fsa_cli.database.dialects.duckdb import DuckDB
 from fsa_cli.database.dialects.mysql import MySQL
 from fsa_cli.database.dialects.postgresql import PostgreSQL
 from fsa_cli.database.dialects.sqlite import SQLite
@@ -13,6 +14,7 @@ _KNOWN = {
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
     "sqlite": SQLite(),
+    "duckdb": DuckDB(),
 }
 _OTHER = DatabaseDialect()
 

@@ -100,6 +100,12 @@ class DatabaseDialect:
         port = server.port or self.usual_port
         return ":".join(part for part in (server.host or "localhost", port) if part)
 
+    # -- its transactions --------------------------------------------------------------------------
+
+    def has_savepoints(self, url: URL) -> bool:
+        """Whether sandboxes and dry runs work: they are savepoints that are rolled back."""
+        return True
+
     # -- its own client ----------------------------------------------------------------------------
 
     def client(self, url: URL, argv: Sequence[str]) -> AbstractContextManager[Client]:

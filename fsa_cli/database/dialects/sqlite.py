@@ -52,6 +52,10 @@ def sqlite_file(url: URL) -> str | None:
 class SQLite(DatabaseDialect):
     name = "sqlite"
 
+    def has_savepoints(self, url: URL) -> bool:
+        # libSQL over HTTP has none: each statement is a request of its own.
+        return url.get_driver_name() != "libsql"
+
     def servers(self, url: URL) -> list[Server]:
         return []
 
