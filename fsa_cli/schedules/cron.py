@@ -6,6 +6,7 @@ day of month and weekday means either (https://github.com/agronholm/apscheduler/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
@@ -51,7 +52,12 @@ _FIELDS = (
     _Field("weekday", 0, 7, {name: number for number, name in enumerate(_WEEKDAYS)}),
 )
 
-_FOREIGN = {"#": "the nth weekday", "l": "the last day", "w": "the nearest weekday", "?": "any"}
+_FOREIGN = {
+    r"\w*#\w*": "the nth weekday",
+    r"\d*l|[a-z]{3}l": "the last day",
+    r"\d*w|lw": "the nearest weekday",
+    r"\?": "any but *",
+}
 
 
 class _Span(NamedTuple):
@@ -269,7 +275,7 @@ def _read_part(field: _Field, part: str, text: str) -> set[int]:
             number = int(value)
         if number is None:
             for sign, meaning in _FOREIGN.items():
-                if sign in value.lower():
+                if re.fullmatch(sign, value.lower()):
                     raise wrong(f"is not crontab's: it has no sign for {meaning}")
             allowed = f"{field.first}-{field.last}"
             names = f" or {next(iter(field.names))}-{list(field.names)[-1]}" if field.names else ""

@@ -12,12 +12,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 from fsa_cli.exceptions import ScheduleError
 from fsa_cli.schedules.cron import Cron
 from fsa_cli.schedules.durations import duration_s
+from fsa_cli.schedules.suggestions import suggest
 from fsa_cli.schedules.timezones import parse_timezone
 
 __all__ = ["Schedule", "parse_schedule", "upcoming"]
@@ -152,7 +154,11 @@ def parse_schedule(schedule: object, zone: object = None) -> Schedule:
     """
     timezone_ = parse_timezone(zone)
     if isinstance(schedule, str):
-        return _parse_text(schedule.strip(), timezone_)
+        try:
+            return _parse_text(schedule.strip(), timezone_)
+        except ScheduleError as exc:
+            hint = suggest(schedule, partial(_reads, timezone_))
+            raise ScheduleError(exc.message, hint=hint or exc.hint) from None
     if isinstance(schedule, Sequence):
         if not schedule:
             raise ScheduleError("a list of schedules is empty", hint="leave the schedule out")
@@ -161,7 +167,8 @@ def parse_schedule(schedule: object, zone: object = None) -> Schedule:
         return _from_trigger(schedule, timezone_)
     raise ScheduleError(
         f"a schedule cannot be a {type(schedule).__name__}",
-        hint='cron text ("0 3 * * *"), "every 15m", "@daily", an APScheduler trigger or a list',
+        hint=suggest(schedule, partial(_reads, timezone_))
+        or 'cron text ("0 3 * * *"), "every 15m", "@daily", an APScheduler trigger or a list',
     )
 
 
@@ -181,6 +188,14 @@ def _parse_text(text: str, zone: tzinfo) -> Schedule:
     if text.lower().startswith("every"):
         return _parse_every(text, zone)
     return Cron.parse(text, zone)
+
+
+def _reads(zone: tzinfo, text: str) -> bool:
+    try:
+        _parse_text(text, zone)
+    except ScheduleError:
+        return False
+    return True
 
 
 def _parse_every(text: str, zone: tzinfo) -> Every:

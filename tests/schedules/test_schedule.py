@@ -405,6 +405,41 @@ def test_wrong_text_says_what_is_wrong(text: str) -> None:
     assert f'"{text}"' in caught.value.message
 
 
+MEANT = {
+    "0 0 3 * * *": 'write "0 3 * * *"',
+    "30 0 3 * * *": 'write "0 3 * * *" (its seconds, "30", left out: "every 10s")',
+    "0 0 3 ? * MON-FRI 2027": 'write "0 3 * * MON-FRI"',
+    "0 0 3 ? * 2": 'write "0 3 * * 2": here 1 is Monday, in Quartz Sunday',
+    "cron(0 3 * * ? *)": 'write "0 3 * * *"',
+    "rate(5 minutes)": 'write "every 5 minutes"',
+    "CRON_TZ=Europe/Berlin 0 3 * * *": 'write "0 3 * * *", and timezone="Europe/Berlin"',
+    "TZ=Europe/Berlin 0 3 * * Friday": 'write "0 3 * * fri", and timezone="Europe/Berlin"',
+    "0 3 ? * *": 'write "0 3 * * *"',
+    "0 3 * * * /usr/bin/report >/dev/null": 'write "0 3 * * *": what runs is the task itself',
+    "@daily /usr/bin/report": 'write "@daily": what runs is the task itself',
+    "0 3 1 July,december *": 'write "0 3 1 jul,dec *"',
+    "0 3 * * Wednesday": 'write "0 3 * * wed"',
+    "@every 5m": 'write "every 5m"',
+    "5 minutes": 'write "every 5 minutes"',
+    "hourly": 'write "@hourly"',
+    "every day": 'write "@daily"',
+    "daily at 3:05": 'write "5 3 * * *"',
+    timedelta(minutes=5): 'write "every 5m"',
+    timedelta(seconds=90): 'write "every 90s"',
+    time(3, 5): 'write "5 3 * * *"',
+    300: 'seconds? write "every 300s"',
+}
+
+
+@pytest.mark.parametrize("written", MEANT, ids=str)
+def test_what_other_programs_write_is_offered_as_it_is_written_here(written: object) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        parse_schedule(written)
+
+    assert caught.value.hint == MEANT[written]
+    assert "Wednesday" not in str(written) or "sign for" not in caught.value.message
+
+
 @pytest.mark.parametrize(("schedule", "kind"), [(15, "int"), (None, "NoneType"), ({}, "dict")])
 def test_what_is_no_schedule_says_what_one_is(schedule: object, kind: str) -> None:
     with pytest.raises(ScheduleError, match=f"cannot be a {kind}"):
