@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,6 +97,7 @@ def start(
       fsa scheduler start --grace 60 --port 8001 --log-format json
     """
     from fsa_cli.ledger import control
+    from fsa_cli.ledger.nodes import namespaces_beside
 
     fsa = Fsa.of(context)
     fsa.use_executor(executor)
@@ -110,7 +111,8 @@ def start(
     if paused:
         control.pause(builder.ledger, [each.task.name for each in builder.planned], "--paused")
     node = builder.node(concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(builder))
-    host_until_signal(fsa, builder, node, host, port, partial(_introduce, fsa, builder))
+    others = namespaces_beside(builder.ledger)
+    host_until_signal(fsa, builder, node, host, port, partial(_introduce, fsa, builder, others))
 
 
 @app.command()
@@ -138,7 +140,9 @@ def tick(
         raise TaskFailed("a run failed" if failed == 1 else f"{failed} runs failed")
 
 
-def _introduce(fsa: Fsa, builder: ProcessBuilder) -> None:
+def _introduce(fsa: Fsa, builder: ProcessBuilder, others: Sequence[str]) -> None:
+    from fsa_cli.runs.status_view import place
+
     planned, target, ledger = builder.planned, builder.loaded.target, builder.ledger
     tasks = "1 task" if len(planned) == 1 else f"{len(planned)} tasks"
     text = f"fsa scheduler {os.getpid()}: {tasks} of {target}. Ctrl-C or SIGTERM stops it."
@@ -146,7 +150,7 @@ def _introduce(fsa: Fsa, builder: ProcessBuilder) -> None:
     builder.log.say("started", text, **more, namespace=ledger.namespace)
     if builder.log.json:
         return
-    fsa.output.say(f"ledger: {ledger.where}, namespace {ledger.namespace}")
+    fsa.output.say(place(ledger.where, ledger.namespace, others))
     if brokers := sorted(
         {each.executor for each in planned} & builder.executors.brokers(builder.tasks).keys()
     ):

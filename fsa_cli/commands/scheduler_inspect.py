@@ -202,7 +202,7 @@ def status(context: typer.Context) -> None:
     if fsa.output.json:
         fsa.output.document(views.document(seen, where, namespace))
         return
-    fsa.output.say(f"ledger: {where}, namespace {namespace}")
+    fsa.output.say(views.place(where, namespace, seen.elsewhere))
     for warning in views.warnings(seen):
         fsa.output.warn(warning)
     if nodes := views.node_rows(seen):

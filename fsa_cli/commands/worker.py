@@ -61,8 +61,10 @@ def start(
       fsa worker start
       fsa worker start --executor procrastinate --queue mail --concurrency 20
     """
+    from fsa_cli.ledger.nodes import namespaces_beside
     from fsa_cli.runs.executor import LOCAL
     from fsa_cli.runs.executor_registry import queue_name
+    from fsa_cli.runs.status_view import place
 
     fsa = Fsa.of(context)
     fsa.use_executor(executor)
@@ -78,6 +80,7 @@ def start(
     theirs = builder.executors.brokers(builder.tasks).get(source.name, (source, builder.tasks))[1]
     queues = queue or sorted({queue_name(task, fsa.settings.namespace) for task in theirs})
     builder.open()
+    others = namespaces_beside(builder.ledger)
     node = builder.worker(
         source, queues, concurrency=concurrency, grace_s=grace_s, pulse=heartbeat_writer(builder)
     )
@@ -87,6 +90,7 @@ def start(
         text = f"fsa worker {os.getpid()}: {source.name}, {served}. Ctrl-C or SIGTERM stops it."
         builder.log.say("started", text, pid=os.getpid(), executor=source.name, queues=queues)
         if not builder.log.json:
-            fsa.output.say(f"ledger: {builder.ledger.where}, namespace {builder.ledger.namespace}")
+            ledger = builder.ledger
+            fsa.output.say(place(ledger.where, ledger.namespace, others))
 
     host_until_signal(fsa, builder, node, host, port, introduce)

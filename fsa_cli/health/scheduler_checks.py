@@ -48,12 +48,13 @@ def alive(seen: Vitals) -> str:
     if live:
         return f"{len(live)} alive, lease for {_spoken(max(live))} more"
     ago = min((-ms for ms in left), default=None)
+    others = f" in this namespace, but in {', '.join(seen.elsewhere)}" if seen.elsewhere else ""
     if ago is None:
-        raise CheckFailed("no scheduler has run yet: fsa scheduler start")
+        raise CheckFailed(f"no scheduler has run yet{others}: fsa scheduler start")
     ticked = [-ms for ms, each in zip(left, seen.nodes, strict=True) if each.role == "tick"]
     if ticked and min(ticked) <= _TICKED_MS:
         return f"the last tick was {_spoken(min(ticked))} ago"
-    raise CheckFailed(f"no scheduler is alive, the last one was {_spoken(ago)} ago")
+    raise CheckFailed(f"no scheduler is alive{others}, the last one was {_spoken(ago)} ago")
 
 
 def kept(seen: Vitals, names: Collection[str]) -> str:

@@ -16,7 +16,20 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node
 from fsa_cli.version import VERSION
 
-__all__ = ["Leases", "RegisteredNode", "alive", "leases", "lives", "register", "release", "renew"]
+__all__ = [
+    "Leases",
+    "RegisteredNode",
+    "alive",
+    "elsewhere",
+    "leases",
+    "lives",
+    "namespaces_beside",
+    "register",
+    "release",
+    "renew",
+]
+
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -145,3 +158,26 @@ def alive(ledger: Ledger, role: str | None = None) -> list[str]:
         return list(connection.scalars(statement))
 
     return ledger.read(work)
+
+
+def namespaces_beside(ledger: Ledger) -> tuple[str, ...]:
+    """The other namespaces for which a process fires schedules or executes runs now."""
+    return ledger.read(lambda connection: elsewhere(connection, ledger, ledger.now_ms(connection)))
+
+
+def elsewhere(connection: Connection, ledger: Ledger, now_ms: int) -> tuple[str, ...]:
+    """As `namespaces_beside`, at a moment."""
+    return tuple(
+        connection.scalars(
+            select(node.c.namespace)
+            .where(
+                node.c.namespace != ledger.namespace,
+                node.c.state.in_(OPEN_STATES),
+                node.c.lease_until_ms >= now_ms,
+                node.c.role.in_(("scheduler", "worker")),
+            )
+            .distinct()
+            .order_by(node.c.namespace)
+            .limit(_NAMED)
+        )
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, case, exists, func, select
 
-from fsa_cli.ledger.nodes import lives
+from fsa_cli.ledger.nodes import elsewhere, lives
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, node, node_task, progress, run, task
@@ -33,6 +33,8 @@ class Overview:
     """How many instants of each task were missed since its last success."""
     known: frozenset[str]
     """The tasks that a live scheduler fires."""
+    elsewhere: tuple[str, ...]
+    """Other namespaces of the ledger whose schedulers or workers live."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Vitals:
         missed: How many instants of each of these were missed since then.
         stranded_ms: When the oldest run was dispatched that no live worker has claimed; None if
             there is none, or a worker lives.
+        elsewhere: Other namespaces of the ledger whose schedulers or workers live.
     """
 
     now_ms: int
@@ -52,6 +55,7 @@ class Vitals:
     failures: Mapping[str, int]
     missed: Mapping[str, int]
     stranded_ms: int | None
+    elsewhere: tuple[str, ...]
 
 
 def holder(ledger: Ledger, lock_key: str) -> Row[Any] | None:
@@ -174,6 +178,7 @@ def overview(ledger: Ledger) -> Overview:
             last_runs=last_runs,
             missed=_missed(connection, ledger.namespace),
             known=frozenset(connection.scalars(known)),
+            elsewhere=elsewhere(connection, ledger, now_ms),
         )
 
     return ledger.read(work)
@@ -213,6 +218,7 @@ def vitals(ledger: Ledger) -> Vitals:
             failures=failures,
             missed={name: number for name, number in missed.items() if name in failures},
             stranded_ms=connection.scalar(stranded),
+            elsewhere=elsewhere(connection, ledger, now_ms),
         )
 
     return ledger.read(work)

@@ -187,10 +187,12 @@ def _ended(run: Row[Any]) -> FsaError:
 def _warn_if_alone(ledger: Ledger, executor: Executor, warn: Callable[[str], None]) -> None:
     if nodes.alive(ledger, "worker"):
         return
+    others = ", ".join(nodes.namespaces_beside(ledger))
+    here = f" in the namespace {ledger.namespace}, but in {others}" if others else ""
     if executor.carries:
-        warn("no worker is alive: it waits for fsa worker start")
+        warn(f"no worker is alive{here}: it waits for fsa worker start")
     elif not nodes.alive(ledger, "scheduler"):
         warn(
-            "no scheduler is alive, and no worker: it waits for fsa scheduler start, "
+            f"no scheduler is alive{here}, and no worker: it waits for fsa scheduler start, "
             "fsa scheduler tick or fsa worker start"
         )

@@ -19,6 +19,7 @@ __all__ = [
     "document",
     "live_schedulers",
     "node_rows",
+    "place",
     "task_columns",
     "task_rows",
     "warnings",
@@ -69,12 +70,19 @@ def warnings(overview: Overview) -> Iterator[str]:
         yield f"no worker is alive, and {waiting} dispatched: fsa worker start"
 
 
+def place(where: str, namespace: str, elsewhere: Sequence[str]) -> str:
+    """The ledger and the namespace, and which others live in it: perhaps another one was meant."""
+    others = f" (also alive there: {', '.join(elsewhere)})" if elsewhere else ""
+    return f"ledger: {where}, namespace {namespace}{others}"
+
+
 def document(overview: Overview, where: str, namespace: str) -> dict[str, object]:
     """All of it as JSON."""
     return {
         "at": instant_of(overview.now_ms),
         "ledger": where,
         "namespace": namespace,
+        "other_namespaces": list(overview.elsewhere),
         "nodes": [
             {
                 "id": each.id,

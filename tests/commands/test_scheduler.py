@@ -269,6 +269,31 @@ def test_status_says_which_task_no_live_scheduler_knows(
     assert note["other"] == note["ship"] == ""
 
 
+def test_another_release_of_the_app_that_has_another_namespace_is_named(
+    fsa: Run, fsa_process: Start, small: Shop
+) -> None:
+    """Two directories are two namespaces where nothing else names them."""
+    old = fsa_process("scheduler", "start", env={**STATE, "FSA_NAMESPACE": "release-1"})
+    wait_until(small.written)
+    new = {**STATE, "FSA_NAMESPACE": "release-2"}
+
+    enqueued = fsa("run-task", "tick", "--enqueue", env=new)
+    health = fsa("health", env=new)
+    process = fsa_process("scheduler", "start", env=new)
+    process.wait_for("namespace release-2 (also alive there: release-1)")
+    assert json.loads(fsa("scheduler", "status", "--json", env=new).stdout)["other_namespaces"] == [
+        "release-1"
+    ]
+    assert old.stop().returncode == 0
+    status = fsa("scheduler", "status", env=new)
+
+    named = "no scheduler is alive in the namespace release-2, but in release-1"
+    assert named in enqueued.stderr
+    assert "no scheduler has run yet in this namespace, but in release-1" in health.stdout
+    assert "also alive" not in status.stderr
+    assert process.stop().returncode == 0
+
+
 def test_a_node_whose_lease_is_over_is_dead(fsa: Run, fsa_process: Start, small: Shop) -> None:
     process = fsa_process("scheduler", "start", env={**STATE, "FSA_LEASE_S": "3"})
     wait_until(small.written)
