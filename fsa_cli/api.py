@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
-from fsa_cli.exceptions import TaskDefinitionError
+from fsa_cli.exceptions import TaskDefinitionError, did_you_mean
 from fsa_cli.tasks.definition import (
     CatchUp,
     Isolation,
@@ -30,6 +30,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Task", "TaskFunction", "task"]
 
+
+#: What other libraries call an option that has no similar name here.
+_USUAL = {
+    "timeout": "timeout_s",
+    "time_limit": "timeout_s",
+    "soft_time_limit": "timeout_s",
+    "max_retries": "retries",
+    "retry": "retries",
+    "retry_backoff": "backoff_s",
+    "cron": "schedule",
+    "crontab": "schedule",
+    "interval": "schedule",
+    "every": "schedule",
+    "run_every": "schedule",
+    "tz": "timezone",
+    "misfire_grace_time": "start_within_s",
+    "coalesce": "catch_up",
+    "max_instances": "overlap",
+    "lock": "group",
+    "queue_name": "queue",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -129,6 +150,13 @@ def task(
             time-out, a classmethod, a bound method.
         DuplicateTask: another function has that name already.
     """
+
+    if unknown := options.keys() - TaskDefinition.__dataclass_fields__.keys():
+        name = min(unknown)
+        raise TaskDefinitionError(
+            f"@task has no option {name!r}",
+            hint=did_you_mean(_USUAL.get(name, name), TaskDefinition.__dataclass_fields__, most=1),
+        )
 
     def register(decorated: Callable[P, R]) -> TaskFunction[P, R]:
         function = decorated.__func__ if isinstance(decorated, staticmethod) else decorated

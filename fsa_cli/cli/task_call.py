@@ -9,7 +9,7 @@ from typing import Any
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.flags import LOADING, SPELLINGS, VALUED, split_flags
-from fsa_cli.exceptions import UsageError
+from fsa_cli.exceptions import ConfigurationError, UsageError
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Flags
 from fsa_cli.tasks import arguments
@@ -85,7 +85,16 @@ def read(
     # The task's arguments are known only when the app is loaded, and these flags choose the app.
     early, _ = split_flags(argv, but={field.name for field in fields(Flags)} - LOADING)
     _apply(fsa, early)
-    loaded = fsa.load()
+    try:
+        loaded = fsa.load()
+    except ConfigurationError as exc:
+        chosen = [word for word, field in SPELLINGS.items() if getattr(early, field) is not None]
+        if word := next((word for word in chosen if word.startswith("--")), None):
+            exc.details += (
+                f"{word} is fsa's own; a parameter of that name is given after --: "
+                f"fsa run-task {name} -- {word} ...",
+            )
+        raise
     task = get_task(name)
     signature = signature_of(task.function)
     _refuse_ambiguous(name, early, signature.options())

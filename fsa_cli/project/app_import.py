@@ -167,6 +167,11 @@ def _failure(error: BaseException, message: str, target: Target, module: str = "
     elif missing and (module == missing or module.startswith(missing + ".")):
         details = [f"there is no module {missing!r} in {target.root}", f"found by {target.found}"]
         hint = _near(missing, target)
+    elif missing and target.root.name == missing.partition(".")[0] and not target.called:
+        hint = (
+            f'its modules call it {target.root.name}.{target.module}: app = "{target.root.name}.'
+            f'{target.module}:{target.attribute or "app"}" in [tool.fsa]'
+        )
     elif missing:
         hint = f"is {missing.partition('.')[0]} installed in {sys.prefix}?"
     elif isinstance(error, ImportError) and "partially initialized" in str(error):

@@ -24,6 +24,10 @@ from fsa_cli.terminal.user_code import (
 if TYPE_CHECKING:
     from fsa_cli.runner.dry_run import DryRun
 
+_OF_LIFESPAN = (
+    "no lifespan of the app runs around a task: make in the task what it would put into app.state"
+)
+
 __all__ = ["brief", "document", "failure_of", "format_result"]
 
 
@@ -124,10 +128,16 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
         TaskFailed(
             f"{name} {what}{attempts} after {format_elapsed(result.duration_ms)}: {summary}",
             details=[*_lines(where), _fate(result)],
-            hint="--traceback shows where it comes from",
+            hint=_OF_LIFESPAN if _misses_state(leaf) else "--traceback shows where it comes from",
         ),
         error,
     )
+
+
+def _misses_state(error: BaseException) -> bool:
+    """Whether it misses what the app's lifespan would have put into `app.state`."""
+    text = error_message(error)
+    return isinstance(error, AttributeError) and text.startswith("'State' object has no attribute")
 
 
 def _fate(result: RunResult) -> str:

@@ -104,7 +104,7 @@ def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
             hint=f"fsa run-task {task.name} runs it here",
         )
     arguments.bind(signature, values)
-    document = jsonable(dict(values))
+    document = jsonable(arguments.encoded(signature, values))
     if not isinstance(document, dict):
         raise ArgumentError(f"the arguments of {task.name} cannot be kept as JSON: {values!r}")
     arguments.bind(signature, document)

@@ -8,6 +8,7 @@ A required parameter is an argument, one with a default or keyword-only is an `-
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -19,9 +20,11 @@ from fsa_cli.exceptions import ArgumentError, did_you_mean
 from fsa_cli.tasks.conversion import Source, quote, read_value, validate
 from fsa_cli.tasks.signature import Parameter, Signature
 
-__all__ = ["bind", "parse", "split"]
+__all__ = ["bind", "encoded", "parse", "split"]
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d.*")
+
+_BASE64 = "base64"  # of a value in the ledger's JSON: {"base64": "/wA="}
 
 
 def split(
@@ -98,13 +101,44 @@ def bind(signature: Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
         ArgumentError: an unknown name, a missing one, or a value of the wrong type.
     """
     values = {
-        parameter.name: validate(parameter, value, repr(value), parameter.name)
+        parameter.name: validate(parameter, _decoded(parameter, value), repr(value), parameter.name)
         for parameter, value in _named(signature, arguments)
     }
     missing = [p.name for p in signature.parameters if p.required and p.name not in arguments]
     if missing:
         raise ArgumentError(f"missing {', '.join(missing)}")
     return values
+
+
+def encoded(signature: Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """*arguments* as `bind` reads them back from JSON: bytes that are no UTF-8 as base64."""
+    of_bytes = {parameter.name for parameter in signature.parameters if parameter.item is bytes}
+    return {
+        name: _as_base64(value) if name in of_bytes else value for name, value in arguments.items()
+    }
+
+
+def _as_base64(value: Any) -> Any:
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_base64(each) for each in value]
+    if not isinstance(value, bytes | bytearray):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {_BASE64: base64.b64encode(value).decode()}
+
+
+def _decoded(parameter: Parameter, value: Any) -> Any:
+    if parameter.item is not bytes:
+        return value
+    if isinstance(value, list):
+        return [_decoded(parameter, each) for each in value]
+    text = value.get(_BASE64) if isinstance(value, dict) and len(value) == 1 else None
+    try:
+        return base64.b64decode(text, validate=True) if isinstance(text, str) else value
+    except ValueError:
+        return value  # which is no bytes, and is said
 
 
 def _named(signature: Signature, arguments: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:

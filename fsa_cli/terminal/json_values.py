@@ -8,6 +8,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.secret_names import is_secret_name
@@ -106,6 +107,8 @@ def _beginning(value: object, room: int, depth: int) -> tuple[object, int]:
 
 
 def _repr(value: object) -> str:
+    if isinstance(value, ZoneInfo) and value.key:
+        return value.key
     try:
         return repr(value)
     except Exception:  # an ORM object whose session is closed

@@ -568,3 +568,32 @@ def test_a_killed_task_leaves_nothing_behind(
 
     backend.assert_released()
     wait_until(lambda: project() == [])
+
+
+def test_what_is_fsas_or_a_lifespans_is_said(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_app(
+        tmp_path,
+        main="""
+            from fastapi import FastAPI
+            from fastapi_sqlalchemy import DBSessionMiddleware
+            from fsa_cli import task
+            app = FastAPI()
+            app.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+
+            @task
+            def deploy(*, env: str = "test") -> str:
+                return env
+
+            @task
+            def stateful() -> object:
+                return app.state.pool
+        """,
+    )
+
+    refused = fsa("run-task", "deploy", "--env", "prod", "--no-record")
+    assert refused.returncode == 3
+    assert "a parameter of that name is given after --: fsa run-task deploy --" in refused.stderr
+    assert fsa("run-task", "deploy", "--", "--env", "prod").stdout == "prod\n"
+    assert "no lifespan of the app runs around a task" in fsa("run-task", "stateful").stderr

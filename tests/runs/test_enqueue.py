@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr
@@ -22,7 +23,9 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.project.settings import read
 from fsa_cli.runner.dry_run import execute_dry_run
 from fsa_cli.runner.run import Run
+from fsa_cli.tasks.arguments import bind
 from fsa_cli.tasks.registry import registry
+from fsa_cli.tasks.signature import signature_of
 from support.backends import Backend
 from support.ledgers import runs_of
 from support.processes import Run as Fsa
@@ -227,6 +230,21 @@ async def test_an_async_session_needs_the_coroutine(ship: Task, runs: Runs) -> N
     with pytest.raises(UsageError, match="as its session"):
         ship.enqueue("coffee", session=db)
     await db.adispose()
+
+
+def test_bytes_and_zones_are_read_back_as_they_were(ship: Task, runs: Runs) -> None:
+    @task(name="kinds")
+    def kinds(zone: ZoneInfo, parts: list[bytes], *, whole: bytes) -> None: ...
+
+    given = {"zone": ZoneInfo("Europe/Berlin"), "parts": [b"abc", b"\xff\0"], "whole": b"\x80"}
+    kinds.task.enqueue(**given)
+
+    (row,) = runs()
+    assert json.loads(row.arguments)["zone"] == "Europe/Berlin"
+    assert bind(signature_of(kinds.task.function), json.loads(row.arguments)) == given
+    for wrong in ({"base64": "?"}, {"base64": 1}, {"base64": "", "more": 1}):
+        with pytest.raises(ArgumentError, match="whole"):
+            bind(signature_of(kinds.task.function), {**json.loads(row.arguments), "whole": wrong})
 
 
 def test_a_secret_is_not_written_into_the_ledger(ship: Task, runs: Runs) -> None:
