@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from fsa_cli.cli.common_options import fsa
 from fsa_cli.cli.context import Fsa
 from fsa_cli.exceptions import FsaError
 from fsa_cli.project import environments
+from fsa_cli.tasks.callables import is_async
 
 if TYPE_CHECKING:
     from fsa_cli.project.plugins import UserCommand
@@ -180,6 +182,8 @@ def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -
     if isinstance(found.info.cls, DefaultPlaceholder):
         found.info.cls = FsaGroup
     for info in found.registered_commands:
+        if is_async(info.callback):  # Typer would drop the coroutine, and exit with 0
+            info.callback = _run_to_its_end(info.callback)
         if info.cls in (None, TyperCommand):
             info.cls = FsaCommand
     loaded = typer.main.get_command(found)
@@ -189,6 +193,16 @@ def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -
         taken = {word for param in each.params for word in (param.name, *param.opts)}
         each.params.extend(p for p in common if taken.isdisjoint((p.name, *p.opts)))
     return loaded
+
+
+def _run_to_its_end(function: Any) -> Any:
+    import asyncio  # only for those who need it: `fsa --help` would pay
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return asyncio.run(function(*args, **kwargs))
+
+    return run
 
 
 def command_path(ctx: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Connection, TextClause, literal_column, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.sql.selectable import TextualSelect
 
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows, is_lock_wait, typed
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, QueueClaim
@@ -354,7 +355,7 @@ def _queued(
 
 
 @lru_cache
-def _looking(sql: DialectSQL, is_filtered: bool) -> TextClause:
+def _looking(sql: DialectSQL, is_filtered: bool) -> TextualSelect:
     # By `IS TRUE` the tasks are no join and no key of an index: whatever the database believes of
     # the table, it reads the queue in its order until it has found enough.
     filtered = f"AND (t.task IN (SELECT v.task FROM {sql.from_rows({'task': 'text'})})) IS TRUE"
@@ -364,11 +365,11 @@ def _looking(sql: DialectSQL, is_filtered: bool) -> TextClause:
         FROM fsa_run t
         WHERE t.namespace = :namespace AND t.status = 'queued'
             AND t.not_before_ms <= (SELECT {sql.now_ms}) AND t.executor = :executor
-            {filtered if is_filtered else ""}
+            {sql.readable} {filtered if is_filtered else ""}
         ORDER BY t.not_before_ms, t.scheduled_ms
         LIMIT :number
         """
-    )
+    ).columns(*_OF_CANDIDATES)  # on SQLite a row holds whatever somebody has put there
 
 
 def _held(ledger: Ledger, connection: Connection, locks: Collection[str | None]) -> set[str]:

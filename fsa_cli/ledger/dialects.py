@@ -71,6 +71,8 @@ class DialectSQL:
             connection is bounded.
         bounded_locks: What is joined to the rows of a statement so that it waits no longer than
             `LOCK_S` for another transaction's row: a single statement has no SET LOCAL before it.
+        readable: The condition that a run's id is what we would write: a row that no UPDATE finds
+            again would be tried each time in the place of one that can start.
         bounded: The end of an UPDATE after which the transaction may be idle for `IDLE_S`.
         schema_of_runs, schema_of_effects: A SELECT of the schema in which the table is.
     """
@@ -83,6 +85,7 @@ class DialectSQL:
     returns: bool
     limits: str | None = None
     bounded_locks: str = ""
+    readable: str = ""
     bounded: str = ""
     schema_of_runs: str = "SELECT NULL"
     schema_of_effects: str = "SELECT NULL"
@@ -212,6 +215,7 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         now_ms="CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)",
         rows="(SELECT {cells} FROM json_each(:rows)) AS v",
         cell="json_extract(value, '$.{name}') AS {name}",
+        readable="AND typeof(t.id) = 'text' AND t.id NOT GLOB '*[^ -~]*'",
         update=None,  # old ones have no UPDATE ... FROM, and there is no way to and fro to save
         ignore="ON CONFLICT DO NOTHING",
         returns=sqlite3.sqlite_version_info >= (3, 35),
@@ -252,6 +256,7 @@ def prepare(dialect: str, connection: Any) -> None:
     cursor = connection.cursor()
     if dialect == "sqlite":
         connection.isolation_level = None  # `begin` begins
+        connection.text_factory = _read_text
         for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = NORMAL"):
             cursor.execute(f"PRAGMA {pragma}").fetchall()
         cursor.close()
@@ -275,6 +280,11 @@ def prepare(dialect: str, connection: Any) -> None:
                 cursor.execute(f"SET {name} = {limit_s}")
     cursor.close()
     _bound_silence(connection)
+
+
+def _read_text(raw: bytes) -> str:
+    """One row with other bytes than UTF-8 must not keep the others from being read."""
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def is_lock_wait(error: BaseException) -> bool:

@@ -5,9 +5,11 @@ An app's Alembic can import `metadata`, or leave the tables to `fsa scheduler in
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Table, Text
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, MetaData, String, Table, Text
 from sqlalchemy import UniqueConstraint as Unique
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.project.settings import NAMESPACE_LENGTH
@@ -42,9 +44,51 @@ metadata = MetaData()
 effects = MetaData()
 
 
+class _AnyText(TypeDecorator[str]):
+    """Text of SQLite's, which keeps in a column whatever somebody puts there."""
+
+    impl = String
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "backslashreplace")
+        return value if value is None else str(value)
+
+
+class _AnyLongText(_AnyText):
+    impl = Text
+    cache_ok = True
+
+
+class _AnyInteger(TypeDecorator[int]):
+    """A number of SQLite's; 0 where somebody has put something else."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        if value is None or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except (TypeError, ValueError, OverflowError):
+            return 0
+
+
+class _AnySmallInteger(_AnyInteger):
+    impl = Integer  # type: ignore[assignment]
+    cache_ok = True
+
+
+def _plain(length: int) -> TypeEngine[str]:
+    return String(length).with_variant(_AnyText(length), "sqlite")
+
+
 def _text(length: int) -> TypeEngine[str]:
     # MySQL's other collations take "Report" and "report " for one name.
-    return String(length).with_variant(String(length, collation="utf8mb4_bin"), "mysql", "mariadb")
+    binary = String(length, collation="utf8mb4_bin")
+    return _plain(length).with_variant(binary, "mysql", "mariadb")
 
 
 _ID = _text(_ID_LENGTH)
@@ -52,22 +96,26 @@ _NAME = _text(NAME_LENGTH)
 _NAMESPACE = _text(NAMESPACE_LENGTH)
 _LOCK = _text(NAMESPACE_LENGTH + NAME_LENGTH + 1)
 # LONGTEXT there; its own name would import the whole dialect, which `fsa run-task` pays for.
-_LONG = Text().with_variant(Text(2**32 - 1), "mysql", "mariadb")
+_LONG = (
+    Text().with_variant(Text(2**32 - 1), "mysql", "mariadb").with_variant(_AnyLongText(), "sqlite")
+)
+_BIG = BigInteger().with_variant(_AnyInteger(), "sqlite")
+_INTEGER = Integer().with_variant(_AnySmallInteger(), "sqlite")
 
 node = Table(
     "fsa_node",
     metadata,
     Column("id", _ID, primary_key=True),
     Column("namespace", _NAMESPACE, nullable=False),
-    Column("host", String(255), nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("version", String(50), nullable=False),
-    Column("role", String(20), nullable=False),  # scheduler, worker, command
-    Column("state", String(20), nullable=False),  # alive, draining, stopped, dead
-    Column("started_ms", BigInteger, nullable=False),
+    Column("host", _plain(255), nullable=False),
+    Column("pid", _INTEGER, nullable=False),
+    Column("version", _plain(50), nullable=False),
+    Column("role", _plain(20), nullable=False),  # scheduler, worker, command
+    Column("state", _plain(20), nullable=False),  # alive, draining, stopped, dead
+    Column("started_ms", _BIG, nullable=False),
     # Since when its lease has held without a gap: it stood for every instant from there on.
-    Column("covered_from_ms", BigInteger, nullable=False),
-    Column("lease_until_ms", BigInteger, nullable=False),
+    Column("covered_from_ms", _BIG, nullable=False),
+    Column("lease_until_ms", _BIG, nullable=False),
     Index("fsa_node_state", "namespace", "state"),
 )
 
@@ -76,8 +124,8 @@ node_task = Table(
     metadata,
     Column("node", _ID, primary_key=True),
     Column("task", _NAME, primary_key=True),
-    Column("schedule_hash", String(64), nullable=False),
-    Column("since_ms", BigInteger, nullable=False),
+    Column("schedule_hash", _plain(64), nullable=False),
+    Column("since_ms", _BIG, nullable=False),
 )
 
 task = Table(
@@ -86,12 +134,12 @@ task = Table(
     Column("namespace", _NAMESPACE, primary_key=True),
     Column("name", _NAME, primary_key=True),
     Column("options", _LONG, nullable=False),  # JSON: the schedule, the zone, the policies
-    Column("schedule_hash", String(64)),  # None: it has no schedule
-    Column("paused_ms", BigInteger),
-    Column("paused_by", String(255)),
-    Column("watermark_ms", BigInteger, nullable=False),
-    Column("last_success_ms", BigInteger),
-    Column("consecutive_failures", Integer, nullable=False, server_default="0"),
+    Column("schedule_hash", _plain(64)),  # None: it has no schedule
+    Column("paused_ms", _BIG),
+    Column("paused_by", _plain(255)),
+    Column("watermark_ms", _BIG, nullable=False),
+    Column("last_success_ms", _BIG),
+    Column("consecutive_failures", _INTEGER, nullable=False, server_default="0"),
 )
 
 run = Table(
@@ -100,28 +148,28 @@ run = Table(
     Column("id", _ID, primary_key=True),
     Column("namespace", _NAMESPACE, nullable=False),
     Column("task", _NAME, nullable=False),
-    Column("scheduled_ms", BigInteger, nullable=False),
+    Column("scheduled_ms", _BIG, nullable=False),
     Column("slot", _ID, nullable=False),  # "S", or the own id of a run that nothing scheduled
-    Column("kind", String(20), nullable=False),  # schedule, catch_up, manual
-    Column("status", String(20), nullable=False),
+    Column("kind", _plain(20), nullable=False),  # schedule, catch_up, manual
+    Column("status", _plain(20), nullable=False),
     Column("arguments", _LONG, nullable=False),  # JSON
-    Column("executor", String(50), nullable=False),
-    Column("queue", String(QUEUE_LENGTH)),
-    Column("attempt", Integer, nullable=False),
-    Column("not_before_ms", BigInteger, nullable=False),
+    Column("executor", _plain(50), nullable=False),
+    Column("queue", _plain(QUEUE_LENGTH)),
+    Column("attempt", _INTEGER, nullable=False),
+    Column("not_before_ms", _BIG, nullable=False),
     Column("node", _ID),
     Column("claim", _ID),
     Column("lock_key", _LOCK),
-    Column("commits", Integer, nullable=False, server_default="0"),
-    Column("cancel_requested_ms", BigInteger),
-    Column("queued_ms", BigInteger, nullable=False),
-    Column("started_ms", BigInteger),
-    Column("finished_ms", BigInteger),
-    Column("error_type", String(255)),
+    Column("commits", _INTEGER, nullable=False, server_default="0"),
+    Column("cancel_requested_ms", _BIG),
+    Column("queued_ms", _BIG, nullable=False),
+    Column("started_ms", _BIG),
+    Column("finished_ms", _BIG),
+    Column("error_type", _plain(255)),
     Column("error", _LONG),
     Column("traceback", _LONG),
     Column("result", _LONG),  # JSON
-    Column("requested_by", String(255)),
+    Column("requested_by", _plain(255)),
     # In this order, so that it serves the list of the latest runs too, and grows at its end.
     Unique("namespace", "scheduled_ms", "task", "slot", name="fsa_run_instant"),
     Unique("lock_key", name="fsa_run_lock"),
@@ -134,16 +182,16 @@ progress = Table(
     "fsa_progress",
     metadata,
     Column("run", _ID, primary_key=True),
-    Column("done", BigInteger, nullable=False),
-    Column("total", BigInteger),
+    Column("done", _BIG, nullable=False),
+    Column("total", _BIG),
     Column("text", _LONG, nullable=False),
-    Column("updated_ms", BigInteger, nullable=False),
+    Column("updated_ms", _BIG, nullable=False),
 )
 
 effect = Table(
     "fsa_effect",
     effects,
     Column("run_id", _ID, primary_key=True),
-    Column("applied_ms", BigInteger, nullable=False),
+    Column("applied_ms", _BIG, nullable=False),
     sqlite_with_rowid=False,  # one page less for each COMMIT
 )

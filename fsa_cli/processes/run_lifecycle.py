@@ -7,6 +7,7 @@ calls `_ended`, and the completer writes the outcome and lets go of the run.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,12 +22,16 @@ from fsa_cli.processes.pool import RunPool
 from fsa_cli.runner.outcome import encode_result, error_fields
 from fsa_cli.runner.retry import RetryPolicy, is_retryable
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.user_code import summarize_error
 
 __all__ = ["BuildRun", "RunLifecycle", "RunSource", "outcome_of"]
 
 #: Builds the run of a claim. Whatever it raises is that run's failure.
 BuildRun = Callable[[ClaimedRun], Run]
+
+logger = logging.getLogger("fsa.scheduler")
+logger.addFilter(escape_record)
 
 _LONGEST_RETRY_S = 3600.0
 _OVERDUE_BY_S = 1.0
@@ -182,7 +187,19 @@ class RunLifecycle:
         if active.timed_out:
             self.completer.free(active)
         elif not active.marked:
-            outcome = self._outcome(active, run, result)
+            try:
+                outcome = self._outcome(active, run, result)
+            except Exception as exc:  # whatever it is, the run ends
+                logger.exception("the end of a run of %s cannot be told in full", run.task.name)
+                kind, message, traceback = error_fields(exc)
+                bare = _bare_outcome(
+                    active.claim,
+                    "failed",
+                    self._context.clock.now_ms,
+                    error_type=kind,
+                    error=message,
+                )
+                outcome = replace(bare, traceback=traceback)
             self.completer.end(active, outcome)
         self._context.events.run_finished(run, result, outcome)
 

@@ -438,6 +438,54 @@ def test_a_run_that_cannot_start_is_failed_in_the_log_as_in_the_ledger(
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: a run failed")
 
 
+STRANGE = ("x'ff00'", "'no number'", "1.5", "9223372036854775807", "CAST(x'ff41' AS TEXT)")
+
+
+def test_what_sqlite_keeps_in_a_column_of_another_type_stops_nothing(
+    lay: Lay, rows: Rows, fsa: Run, tmp_path: Path
+) -> None:
+    """No trigger, no check: whoever writes into the file can put anything anywhere."""
+    lay("@task\ndef works(n: int = 1):\n    return n")
+    env = {"FSA_STATE_DIR": "state"}
+    fsa("scheduler", "init", env=env)
+    assert fsa("run-task", "works", "--enqueue", env=env).returncode == 0
+    file = next(tmp_path.glob("*-ledger.db"))
+    with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
+        connection.text_factory = bytes
+        names = [row[1].decode() for row in connection.execute("PRAGMA table_info(fsa_run)")]
+        number = 0
+        for name in sorted(set(names) - {"id", "namespace"}):
+            for value in STRANGE:
+                number += 1
+                other = {
+                    "id": f"'{number}'",
+                    "scheduled_ms": f"scheduled_ms + {number}",
+                    name: value,
+                }
+                values = ", ".join(other.get(each, each) for each in names)
+                connection.execute(
+                    f"INSERT OR IGNORE INTO fsa_run SELECT {values} FROM fsa_run LIMIT 1"
+                )
+
+        for at, strange_id in enumerate(("x'ff00'", "CAST(x'ff41' AS TEXT)")):
+            values = ", ".join(
+                {"id": strange_id, "scheduled_ms": str(at), "not_before_ms": "0"}.get(each, each)
+                for each in names
+            )
+            connection.execute(f"INSERT INTO fsa_run SELECT {values} FROM fsa_run LIMIT 1")
+
+    tick = fsa("scheduler", "tick", env=env)
+    shown = fsa("runs", "--limit", "500", "--json", env=env)
+    table = fsa("runs", "--limit", "500", env=env)
+
+    assert "could not be handled" not in tick.stderr
+    assert "Error: '<=' not" not in tick.stderr
+    assert rows("count(*)", "status = 'running'") == [(0,)]
+    assert rows("count(*)", "status = 'succeeded'")[0][0] > number // 2
+    assert (shown.returncode, table.returncode) == (0, 0), shown.stderr + table.stderr
+    assert fsa("scheduler", "status", env=env).returncode == 0
+
+
 def test_a_tick_whose_outcomes_the_ledger_refuses_ends_and_says_so(
     lay: Lay, rows: Rows, fsa: Run, tmp_path: Path
 ) -> None:

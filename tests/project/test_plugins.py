@@ -44,6 +44,11 @@ FILES = {
             """Clear."""
             print("cleared")
 
+        @prices.command()
+        async def later(n: int) -> None:
+            async with db():
+                print("later", n)
+
         def reindex(year: int, verbose: bool = typer.Option(False, "-v", "--verbose")) -> None:
             """Index it all again.
 
@@ -118,6 +123,12 @@ def test_a_function_is_a_command_and_its_flags_and_exit_code_are_its_own(shop) -
 
     assert (done.returncode, done.stdout) == (7, "reindexed 2026 True\n")
     assert "Takes a while." in shop("again", "--help").stdout
+
+
+def test_an_async_function_is_awaited(shop) -> None:
+    done = shop("prices", "later", "3")
+
+    assert (done.returncode, done.stdout) == (0, "later 3\n"), done.stderr
 
 
 def test_a_package_brings_commands_that_need_no_app(fsa, project, tmp_path) -> None:
