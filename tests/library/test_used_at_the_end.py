@@ -232,6 +232,40 @@ async def test_a_block_that_ends_while_a_task_uses_its_session_is_not_committed(
     await db.adispose()
 
 
+def test_a_statement_that_outlasts_its_event_loop_still_ends_its_connection(
+    sqlite_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing interrupts a function of the app's own: the loop is closed before it returns."""
+    db = sqlite_store.configure()
+    inside, over = threading.Event(), threading.Event()
+    before = set(threading.enumerate())
+    connections: list[Any] = []
+
+    @db.on_connect
+    def listen(connection: Any, _: object) -> None:
+        connections.append(connection.driver_connection)
+        connection.create_function("hold", 0, hold)
+
+    def hold() -> int:
+        inside.set()
+        over.wait(20)
+        return 1
+
+    async def leave() -> None:
+        async with db():
+            left.append(asyncio.create_task(db.async_session.execute(text("SELECT hold()"))))
+            await asyncio.to_thread(inside.wait, 10)
+
+    left: list[asyncio.Task[Any]] = []
+    asyncio.run(leave())
+    over.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert connections[0]._connection is None
+    left.clear()
+
+
 @pytest.mark.parametrize("commit", [True, False])
 def test_a_block_that_ends_while_a_thread_uses_its_session_is_not_committed(
     sync_store: Store, caplog: pytest.LogCaptureFixture, commit: bool
