@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sqlalchemy import TextClause
+from sqlalchemy import ColumnClause, TextClause
 from sqlalchemy.sql import functions, visitors
 from sqlalchemy.sql.functions import Function, FunctionElement
 
 __all__ = ["looks_like_read", "reads_only", "surely_reads", "surely_reads_only"]
 
-# What looks like SQL in a comment or a literal is none; MySQL runs /*! ... */.
+# What looks like SQL in a comment or a literal is none; MySQL runs /*! ... */, MariaDB /*M! ... */.
 # Without an end it goes to the text's: to look for one at each quote would take quadratic time.
 _NOT_SQL = re.compile(
-    r"--[^\n]*+|/\*(?!!).*?(?:\*/|\Z)|'(?:[^'\\]|''|\\.)*+(?:'|\\?\Z)"
+    r"--[^\n]*+|/\*(?!M?!).*?(?:\*/|\Z)|'(?:[^'\\]|''|\\.)*+(?:'|\\?\Z)"
     r"|\"(?:[^\"]|\"\")*+(?:\"|\Z)|`[^`]*+(?:`|\Z)",
     re.S,
 )
@@ -31,7 +31,14 @@ _WRITING = re.compile(
     re.I,
 )
 _FOR_UPDATE = re.compile(r"\bfor\s+(no\s+key\s+)?update\b", re.I)
-_CALL = re.compile(r"(?<![\w.])([\w.]++)\s*+\(")
+_CALL = re.compile(r"(?<![\w.$@'])([\w.$@']++)\s*+\(")
+_DOT = re.compile(r"(?<!\s)\s*+\.\s*+")
+# What one database reads as a literal or a comment, and another does not: a backslash in a literal,
+# -- without a space (MySQL), \r (PostgreSQL ends a comment there), # (MySQL's comment), $tag$
+# (PostgreSQL), a comment in a comment, and quotes in [brackets] (SQLite).
+_AMBIGUOUS = re.compile(
+    r"\\|--[^\s-]|\r(?!\n)|\#|\$\w*+\$|/\*(?:(?!\*/).)*?/\*|\[[^\[\]'\"`]*+['\"`]", re.S
+)
 
 # Functions that write nothing, and keywords that stand before a parenthesis.
 _PURE_NAMES = """
@@ -72,7 +79,9 @@ def surely_reads(statement: Any) -> bool:
             return False
         if isinstance(part, FunctionElement) and not _is_pure(part):
             return False
-        if isinstance(part, TextClause) and not _calls_only_pure(_NOT_SQL.sub("''", part.text)):
+        if isinstance(part, TextClause) and not _only_reads(part.text):
+            return False
+        if isinstance(part, ColumnClause) and part.is_literal and not _only_reads(part.name):
             return False
     return True
 
@@ -88,16 +97,25 @@ def reads_only(sql: str) -> bool:
 def surely_reads_only(sql: str) -> bool:
     """Whether nothing in `sql` could change a row."""
     bare = _NOT_SQL.sub("''", sql).strip(" \t\r\n(';")
+    return _SURELY_READING.match(bare) is not None and _only_reads(sql.rstrip(" \t\r\n;"))
+
+
+def _only_reads(sql: str) -> bool:
+    """Whether `sql`, a statement or a part of one, is understood and changes no row."""
+    pieces: list[str] = []
+    end = 0
+    for match in _NOT_SQL.finditer(sql):
+        pieces += sql[end : match.start()], " " if match[0][0] in "-/" else "''"
+        end = match.end()
+        if match[0][0] == "`" and not match[0][1:-1].isidentifier():  # no quote but MySQL's
+            return False
+    bare = "".join((*pieces, sql[end:]))
     return (
-        _SURELY_READING.match(bare) is not None
+        not _AMBIGUOUS.search(sql)
         and ";" not in bare
         and not _WRITING.search(_FOR_UPDATE.sub("", bare))
-        and _calls_only_pure(bare)
+        and all(match[1].lower() in _PURE for match in _CALL.finditer(_DOT.sub(".", bare)))
     )
-
-
-def _calls_only_pure(sql: str) -> bool:
-    return all(match[1].lower() in _PURE for match in _CALL.finditer(sql))
 
 
 def _is_pure(function: FunctionElement[Any]) -> bool:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     select,
     text,
     union,
@@ -78,6 +79,32 @@ def test_what_only_reads_is_a_read(statement: Executable) -> None:
 def test_what_writes_is_a_write(statement: Executable) -> None:
     assert not looks_like_read(statement)
     assert not surely_reads(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 'a\\'; INSERT INTO users VALUES (1) --'",
+        "SELECT 'a\\' , '; INSERT INTO users VALUES (1) --'",
+        'SELECT "a\\"; INSERT INTO users VALUES (1) --"',
+        "SELECT 5--'\n; INSERT INTO users VALUES (1); -- '",
+        "SELECT 5 -- x\r; INSERT INTO users VALUES (1)",
+        "SELECT 5 # '\n; INSERT INTO users VALUES (1) # '",
+        "SELECT $$'$$; INSERT INTO users VALUES (1); SELECT $a$'$a$",
+        "SELECT 1 /* /* */ ' */; INSERT INTO users VALUES (1) --'",
+        "SELECT ['] FROM x; INSERT INTO users VALUES (1); SELECT [']",
+        "SELECT `'`; INSERT INTO users VALUES (1); SELECT `'`",
+        "SELECT 1 /*M!; INSERT INTO users VALUES (1) */",
+        'SELECT "make_user"()',
+        "SELECT mine . lower('x')",
+        "SELECT make$lower('x')",
+        select(literal_column("nextval('made')")),
+        select(text("1; DELETE FROM users")),
+    ],
+    ids=lambda statement: " ".join(str(statement).split())[:40],
+)
+def test_what_one_database_could_read_otherwise_is_no_certain_read(statement: Any) -> None:
+    assert not surely_reads(text(statement) if isinstance(statement, str) else statement)
 
 
 @pytest.mark.parametrize(
