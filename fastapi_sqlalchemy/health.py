@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse
 
 from .database import Database
 from .exceptions import ConfigurationError
+from .sessions.request_scope import RequestScope
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -139,25 +140,30 @@ class _Probes:
         self._databases = databases
         self._checks = checks
         self._timeout_s = timeout_s
-        self._running: dict[str, asyncio.Task[Check]] = {}
+        self._running: dict[tuple[str, object], asyncio.Task[Check]] = {}
         self._failing: set[str] = set()
 
     async def run(self, app: Starlette) -> list[Check]:
         databases = self._databases or _served(app)
         own = next((db for db in databases if db.name == "default"), None)
-        works: dict[str, Callable[[], Awaitable[str]]] = {
-            **{f"database {db.name}": partial(self._ping, db) for db in databases},
-            **{name: partial(self._own, check, own) for name, check in self._checks.items()},
-        }
-        tasks = [self._joined(name, work) for name, work in works.items()]
+        tasks = [
+            # A mounted app may have another database by the same name than the app around it.
+            self._joined(f"database {db.name}", db._binding(), partial(self._ping, db))
+            for db in databases
+        ]
+        here = own and own._binding()
+        for name, check in self._checks.items():
+            tasks.append(self._joined(name, here, partial(self._own, check, own)))
         # Shielded: a client that hangs up must not end what others wait for.
         return list(await asyncio.gather(*(asyncio.shield(task) for task in tasks)))
 
-    def _joined(self, name: str, work: Callable[[], Awaitable[str]]) -> asyncio.Task[Check]:
-        task = self._running.get(name)
+    def _joined(
+        self, name: str, binding: object, work: Callable[[], Awaitable[str]]
+    ) -> asyncio.Task[Check]:
+        task = self._running.get((name, binding))
         # A loop that has ended has left its tasks as they were.
         if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
-            task = self._running[name] = asyncio.create_task(self._check(name, work))
+            task = self._running[name, binding] = asyncio.create_task(self._check(name, work))
         return task
 
     async def _check(self, name: str, work: Callable[[], Awaitable[str]]) -> Check:
@@ -193,13 +199,19 @@ class _Probes:
 
 
 def _served(app: Starlette) -> tuple[Database, ...]:
-    """Every database that the app's middleware serves, and the global one if it is configured."""
+    """Every database that serves its requests, and the global one if it is configured.
+
+    Those of the apps around a mounted one have opened their scopes for this request.
+    """
     import fastapi_sqlalchemy
 
     found = [fastapi_sqlalchemy.db] if fastapi_sqlalchemy.db.is_configured else []
     for entry in app.user_middleware:
         if (configures := getattr(entry.cls, "configures", None)) is not None:
             found.append(configures(entry.args, entry.kwargs)[0])
+    for scope in copy_context().values():
+        if isinstance(scope, RequestScope) and not scope.ended:
+            found += (holder.db for holder in scope.binding.holders)
     return tuple(dict.fromkeys(found))
 
 

@@ -152,6 +152,28 @@ def test_many_probes_at_a_time_share_one_check(serve, backend, reports) -> None:
     assert len(calls) < 8
 
 
+def test_a_mounted_app_asks_the_databases_around_it_too(serve, sqlite, reports) -> None:
+    """Also where both are asked at once: each has a database of its own by the name `default`."""
+    probes = health.router()
+    mounted = FastAPI()
+    mounted.add_middleware(DBSessionMiddleware, db_url="sqlite:////nowhere/there.db")
+    mounted.include_router(probes)
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url=sqlite.url)
+    app.add_middleware(DBSessionMiddleware, db_url=sqlite.url, db=reports)
+    app.include_router(probes)
+    app.mount("/mounted", mounted)
+
+    with client_of(serve, app) as client, ThreadPoolExecutor(8) as threads:
+        paths = ["/readyz", "/mounted/readyz"] * 8
+        answers = list(threads.map(client.get, paths))
+
+    for path, answer in zip(paths, answers, strict=True):
+        found = {check["check"]: check["ok"] for check in answer.json()["checks"]}
+        ours = path == "/readyz"
+        assert found == {"database default": ours, "database reports": True}, path
+
+
 def test_own_checks_run_in_scopes_of_their_own(serve, sqlite) -> None:
     def synchronous() -> str:
         return str(db.session.scalar(text("select 7")))
