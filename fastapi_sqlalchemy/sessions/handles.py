@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from .connections import adiscard, discard, hang_up, is_busy
-from .shielding import in_default_thread, in_thread, wait_shielded
+from .shielding import in_default_thread, in_thread, start, wait_shielded
 from .tracking import Activity, TrackedSession
 
 __all__ = ["AsyncSessionHandle", "SessionHandle", "SyncSessionHandle"]
@@ -305,7 +305,7 @@ class AsyncSessionHandle(SessionHandle):
         if self.connection is None and not self.pending:
             await work()
         else:
-            await wait_shielded(asyncio.create_task(work()))
+            await wait_shielded(start(work()))
 
     async def _run_bounded(
         self, work: Callable[[], Coroutine[Any, Any, None]], who: object
@@ -319,7 +319,7 @@ class AsyncSessionHandle(SessionHandle):
         if connection is None:
             await self._finish(work, who)
             return
-        task = asyncio.create_task(self._finish(work, who))
+        task = start(self._finish(work, who))
         try:
             await wait_shielded(task, ROLLBACK_TIMEOUT_S)
         finally:

@@ -6,19 +6,24 @@ import asyncio
 import contextvars
 import gc
 import logging
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextvars import Context
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from ..engines import fork_safety
 
-__all__ = ["collect_abandoned", "in_default_thread", "in_thread", "wait_shielded"]
+__all__ = ["collect_abandoned", "in_default_thread", "in_thread", "start", "wait_shielded"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
+
+T = TypeVar("T")
+_EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
 #: Threads of our own. In the default limiter the endings would queue behind endpoints that wait for
 #: the very connections that the endings give back (https://github.com/fastapi/fastapi/issues/3205).
@@ -62,38 +67,54 @@ def in_default_thread(work: Callable[[], None]) -> asyncio.Future[None]:
     return asyncio.create_task(anyio.to_thread.run_sync(work))
 
 
+def start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Run `work` in a task of its own, up to where it has to wait before this returns (3.12 on)."""
+    if _EAGER:
+        return asyncio.Task(work, loop=asyncio.get_running_loop(), **_EAGER)
+    return asyncio.create_task(work)
+
+
 async def wait_shielded(future: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
     """Wait until `future` is done, at most `timeout_s`; True if it is. Its exception is raised.
 
     anyio's shield does not stop `Task.cancel()` (asyncio.timeout, TaskGroup), and without it anyio
     cancels again and again. So both: a cancellation that arrives meanwhile is raised afterwards.
     """
+    if future.done():
+        future.result()
+        return True
     loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-    woken = False
+    shielded = _Shielded(future, loop)
+    waiter: asyncio.Future[None] | None = None
+    over = False
 
     def wake(_: object = None) -> None:
-        nonlocal woken
-        woken = True
-        if not waiter.done():
+        nonlocal over
+        over = True
+        if waiter is None:
+            shielded.leave(None)
+        elif not waiter.done():
             waiter.set_result(None)
 
-    # Once for however many cancellations come; asyncio.wait() would do it each time, more slowly.
-    future.add_done_callback(wake)
     timer = None if timeout_s is None else loop.call_later(timeout_s, wake)
     cancelled: asyncio.CancelledError | None = None
     try:
-        await waiter
+        await shielded
     except asyncio.CancelledError as exc:
-        cancelled = exc
-        if not woken:
+        if not future.cancelled():
+            cancelled = exc
+        if not over and not future.done():
             waiter = loop.create_future()
+            # Once for however many cancellations come; asyncio.wait() would do it each time.
+            future.add_done_callback(wake)
             with anyio.CancelScope(shield=True):
                 while not waiter.done():
                     try:
                         await asyncio.shield(waiter)
                     except asyncio.CancelledError as again:
                         cancelled = again
+    except Exception:  # the future's, which is raised below
+        pass
     if timer is not None:
         timer.cancel()
     if not future.done():
@@ -108,6 +129,48 @@ async def wait_shielded(future: asyncio.Future[Any], timeout_s: float | None = N
         return False
     future.result()
     return True
+
+
+class _Shielded:
+    """A future as the task sees it that waits for it; cancelled, it only lets the task go.
+
+    What `asyncio.shield` does takes a future and a turn of the loop more.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_context", "_future", "_loop", "_resume")
+
+    def __init__(self, future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._asyncio_future_blocking = False
+        self._future = future
+        self._loop = loop
+
+    def __await__(self) -> Generator[Any, None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, resume: Callable[..., None], *, context: Context) -> None:
+        self._resume = resume
+        self._context = context
+        self._future.add_done_callback(resume, context=context)
+
+    def cancel(self, msg: object = None) -> bool:
+        """Have its task go on with a CancelledError, if it does not go on anyway."""
+        return self.leave(msg, cancel=True)
+
+    def leave(self, msg: object, *, cancel: bool = False) -> bool:
+        """Have its task go on before the future is done."""
+        if not self._future.remove_done_callback(self._resume):
+            return False
+        answer = self._loop.create_future()
+        if cancel:
+            answer.cancel(msg)
+        else:
+            answer.set_result(None)
+        self._loop.call_soon(self._resume, answer, context=self._context)
+        return True
 
 
 def collect_abandoned() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Result, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ..exceptions import ConcurrentUseError, MissingSessionError
@@ -56,6 +56,7 @@ class Activity:
         "held",
         "on_loop_thread",
         "unchecked",
+        "unread",
         "unsure",
         "user",
         "wrote",
@@ -66,6 +67,8 @@ class Activity:
         self.wrote = False
         self.unsure = False
         self.unchecked: list[Any] = []
+        #: Those of `unchecked` whose SQL did not show that they read.
+        self.unread: list[Any] = []
         self.forget: Callable[[], None] | None = None
         self.ended = False
         self.on_loop_thread = on_loop_thread
@@ -75,7 +78,7 @@ class Activity:
     @property
     def has_written(self) -> bool:
         """Whether it looks as if something was written."""
-        return self.wrote or not all(map(looks_like_read, self.unchecked))
+        return self.wrote or not all(map(looks_like_read, self.unread))
 
     @property
     def may_have_written(self) -> bool:
@@ -90,14 +93,25 @@ class Activity:
             self.wrote = True
         elif len(self.unchecked) < _MOST_UNCHECKED:
             self.unchecked.append(statement)
+            self.unread.append(statement)
         else:
             self.unsure = True
+
+    def executed(self, statement: Any, result: Any) -> None:
+        """Let the SQL of a SELECT without a CTE answer for it: to look through it takes longer."""
+        unread = self.unread
+        if unread and unread[-1] is statement and isinstance(result, Result):
+            context = getattr(getattr(result, "raw", None) or result, "context", None)
+            compiled: Any = getattr(context, "compiled", None)
+            if compiled is not None and compiled.statement.is_select and not compiled.ctes:
+                unread.pop()
 
     def reset(self) -> None:
         """Its transaction has ended."""
         self.connection = None
         self.wrote = self.unsure = False
         self.unchecked.clear()
+        self.unread.clear()
         if self.forget is not None:
             self.forget()
             self.forget = None
@@ -140,7 +154,9 @@ class _TrackedInThread(TrackedSession):
         is_inner = _begin_in_thread(activity)
         activity.notice(statement)
         try:
-            return super()._execute_internal(statement, *args, **kwargs)
+            result = super()._execute_internal(statement, *args, **kwargs)
+            activity.executed(statement, result)
+            return result
         finally:
             if not is_inner:
                 activity.user = None
@@ -183,6 +199,7 @@ class _TrackedInTask(TrackedSession):
         activity.notice(statement)
         try:
             result = super()._execute_internal(statement, *args, **kwargs)
+            activity.executed(statement, result)
             return result if activity.awaitable is None else activity.awaitable(result)
         finally:
             if not is_inner:
