@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,11 +36,9 @@ async def _open(connect: Callable[..., Any], *args: Any, **arguments: Any) -> An
     this: one that does not answer would keep the cancelled task for minutes.
     """
     connection = connect(*args, **arguments)
-    connection._tx = _Questions(connection._tx)
     if sqlalchemy.__version__.startswith("2.0."):
         connection.lock = _UnderWay(connection)
-    # As in SQLAlchemy's own connect(). Before aiosqlite 0.22 the connection is the thread.
-    getattr(connection, "_thread", connection).daemon = True
+    _outlast_loop(connection)
     cancelled = await _wait(opening := asyncio.ensure_future(connection))
     if cancelled is None:
         return opening.result()
@@ -64,44 +63,32 @@ async def close(connection: Connection) -> None:
         logger.debug("The connection could not be closed in order", exc_info=True)
 
 
-class _Questions:
-    """What a connection's thread is asked, so that it outlasts a loop that ends before it answers.
+def _outlast_loop(connection: Any) -> None:
+    """Have its thread go on where the loop that it answers is closed.
 
-    A statement that cannot be interrupted, or `stop()`, which nobody awaits, may be answered when
-    the loop is closed. aiosqlite's thread would end there with "Event loop is closed", and leave
-    its connection open.
+    A statement that cannot be interrupted, or `stop()`, which nobody awaits, may be answered that
+    late. The thread would end with "Event loop is closed", and leave its connection open.
     """
+    # Before aiosqlite 0.22 the connection is the thread.
+    thread: Any = getattr(connection, "_thread", connection)
+    answer = thread.run if thread is connection else partial(thread._target, *thread._args)
+    questions, known = connection._tx, weakref.ref(connection)
 
-    __slots__ = ("_queue", "get")
+    def is_over() -> bool:
+        connection = known()
+        return questions.empty() and (connection is None or connection._connection is None)
 
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-        self.get = queue.get  # before aiosqlite 0.22 the thread reads here
+    def run() -> None:
+        while True:
+            try:
+                answer()
+                break
+            except RuntimeError:
+                if is_over():
+                    break
 
-    def put_nowait(self, question: Any) -> None:
-        if isinstance(question, tuple) and question[0] is not None:
-            question = (_Answer(question[0]), question[1])
-        self._queue.put_nowait(question)
-
-
-class _Answer:
-    """Stands for a future, and for its loop."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self, future: asyncio.Future[Any]) -> None:
-        self._future = future
-
-    def get_loop(self) -> _Answer:
-        return self
-
-    def call_soon_threadsafe(self, give: Callable[..., None], _: object, answer: Any) -> None:
-        loop = self._future.get_loop()
-        try:
-            loop.call_soon_threadsafe(give, self._future, answer)
-        except RuntimeError:
-            if not loop.is_closed():
-                raise
+    thread.run = run
+    thread.daemon = True  # as in SQLAlchemy's own connect()
 
 
 class _UnderWay:
