@@ -86,9 +86,8 @@ class _ForkServer:
         assert line == b"ready\n", f"the fork server did not start: {line!r}"
 
     def close(self) -> None:
-        assert self._popen.stdin is not None
-        self._popen.stdin.close()
-        self._popen.wait()
+        with self._popen:  # closes its pipes, and waits: it ends at the end of its input
+            pass
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
