@@ -19,6 +19,7 @@ _COMMANDS: Mapping[str, Callable[..., Any]] = {
     "create": db_schema.create,
     "check": db_schema.check,
     "revision": db_migrations.revision,
+    "merge": db_migrations.merge,
     "upgrade": db_migrations.upgrade,
     "downgrade": db_migrations.downgrade,
     "current": db_migrations.current,

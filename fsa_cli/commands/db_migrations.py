@@ -1,4 +1,4 @@
-"""`fsa db revision | upgrade | downgrade | current | history | stamp`: Alembic on the app."""
+"""`fsa db revision | merge | upgrade | downgrade | current | history | stamp`: Alembic."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ from fsa_cli.exceptions import DatabaseUnreachable, UsageError
 if TYPE_CHECKING:
     from fsa_cli.migrations import Migrations, State, Step
 
+#: Of a statement of a migration, in a protected environment.
+PROTECTED_LOCK_TIMEOUT_S = 2.0
+_X = "What `alembic -x` takes, for context.get_x_argument() of an env.py."
+_LOCK_TIMEOUT = (
+    "How long a statement waits for a lock before it lets go and tries again, as 2s; 0: no limit."
+    " [protected environments: 2s]"
+)
 _REVISION = "A revision: its id or the start of it, head, heads, base, +1, -1."
 
 
@@ -30,6 +37,9 @@ def revision(
         bool,
         option("db revision", "--autogenerate", help="Fill it with what the models changed."),
     ] = False,
+    x: Annotated[
+        list[str] | None, option("db revision", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
+    ] = None,
 ) -> None:
     """Write a new migration. With --autogenerate, from the models against the database.
 
@@ -40,7 +50,7 @@ def revision(
     Without an alembic.ini and a folder, it begins the folder migrations.
     """
     fsa = Fsa.of(context)
-    written, changes = _migrations(fsa).revision(message, autogenerate=autogenerate)
+    written, changes = _migrations(fsa, x).revision(message, autogenerate=autogenerate)
     if fsa.output.json:
         fsa.output.document({"revision": asdict(written) if written else None, "changes": changes})
         return
@@ -52,6 +62,26 @@ def revision(
         fsa.output.line(os.path.relpath(written.file))
 
 
+def merge(
+    context: typer.Context,
+    message: Annotated[
+        str | None, option("db merge", "-m", "--message", help="A line on it.", metavar="TEXT")
+    ] = None,
+) -> None:
+    """Write a migration that joins all heads into one.
+
+    \b
+      fsa db merge
+      fsa db merge -m "orders and mail"
+    """
+    fsa = Fsa.of(context)
+    written = _migrations(fsa).merge(message)
+    if fsa.output.json:
+        fsa.output.document({"revision": asdict(written)})
+    else:
+        fsa.output.line(os.path.relpath(written.file))
+
+
 def upgrade(
     context: typer.Context,
     revision: Annotated[str, typer.Argument(metavar="REVISION", help=_REVISION)] = "head",
@@ -59,21 +89,34 @@ def upgrade(
         bool, option("db upgrade", "--sql", help="Print the SQL instead of running it.")
     ] = False,
     confirm: Annotated[str | None, confirm_option("db upgrade")] = None,
+    lock_timeout: Annotated[
+        str | None,
+        option("db upgrade", "--lock-timeout", help=_LOCK_TIMEOUT, metavar="DURATION"),
+    ] = None,
+    x: Annotated[
+        list[str] | None, option("db upgrade", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
+    ] = None,
 ) -> None:
     """Apply the migrations that the database lacks, up to REVISION.
 
     \b
       fsa db upgrade
       fsa db upgrade +1
+      fsa db upgrade heads --lock-timeout 2s
       fsa db upgrade --sql > upgrade.sql
     """
     fsa = Fsa.of(context)
-    migrations = _migrations(fsa)
+    migrations = _migrations(fsa, x)
     if sql:
         migrations.sql(revision, sys.stdout)
         return
     agree(fsa, f"upgrade to {revision}", confirm)
-    _apply(fsa, migrations, lambda tell: migrations.upgrade(revision, tell=tell))
+    limit_s = _lock_timeout_s(fsa, lock_timeout)
+    _apply(
+        fsa,
+        migrations,
+        lambda tell: migrations.upgrade(revision, tell=tell, lock_timeout_s=limit_s),
+    )
 
 
 def downgrade(
@@ -84,6 +127,13 @@ def downgrade(
         option("db downgrade", "--sql", help="Print the SQL of FROM:TO instead of running it."),
     ] = False,
     confirm: Annotated[str | None, confirm_option("db downgrade")] = None,
+    lock_timeout: Annotated[
+        str | None,
+        option("db downgrade", "--lock-timeout", help=_LOCK_TIMEOUT, metavar="DURATION"),
+    ] = None,
+    x: Annotated[
+        list[str] | None, option("db downgrade", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
+    ] = None,
 ) -> None:
     """Take migrations back, down to REVISION; the last one, if none is named.
 
@@ -97,15 +147,25 @@ def downgrade(
     fsa = Fsa.of(context)
     if revision.startswith("--"):
         raise UsageError(f"No such option: {revision}", hint="fsa db downgrade --help")
-    migrations = _migrations(fsa)
+    migrations = _migrations(fsa, x)
     if sql:
         migrations.sql(revision, sys.stdout, down=True)
         return
-    agree(fsa, _taken_back(revision), confirm, destructive=True)
-    _apply(fsa, migrations, lambda tell: migrations.downgrade(revision, tell=tell))
+    limit_s = _lock_timeout_s(fsa, lock_timeout)
+    agree(fsa, _taken_back(revision, migrations), confirm, destructive=True)
+    _apply(
+        fsa,
+        migrations,
+        lambda tell: migrations.downgrade(revision, tell=tell, lock_timeout_s=limit_s),
+    )
 
 
-def current(context: typer.Context) -> None:
+def current(
+    context: typer.Context,
+    x: Annotated[
+        list[str] | None, option("db current", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
+    ] = None,
+) -> None:
     """The revision of the database, and those to apply. Exits 5 if it is not at head.
 
     \b
@@ -113,7 +173,7 @@ def current(context: typer.Context) -> None:
       fsa db current --json
     """
     fsa = Fsa.of(context)
-    migrations = _migrations(fsa)
+    migrations = _migrations(fsa, x)
     state = migrations.state()
     if fsa.output.json:
         fsa.output.document(_document(state))
@@ -133,7 +193,12 @@ def current(context: typer.Context) -> None:
         raise state.behind()
 
 
-def history(context: typer.Context) -> None:
+def history(
+    context: typer.Context,
+    x: Annotated[
+        list[str] | None, option("db history", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
+    ] = None,
+) -> None:
     """Every migration, the newest first, and its state in the database.
 
     \b
@@ -141,7 +206,7 @@ def history(context: typer.Context) -> None:
       fsa db history --json
     """
     fsa = Fsa.of(context)
-    migrations = _migrations(fsa)
+    migrations = _migrations(fsa, x)
     states = _states(fsa, migrations)
     rows = [
         {**asdict(each), "state": states(each.revision) if states else None}
@@ -160,6 +225,9 @@ def stamp(
         bool, option("db stamp", "--purge", help="Forget every revision that is noted first.")
     ] = False,
     confirm: Annotated[str | None, confirm_option("db stamp")] = None,
+    x: Annotated[
+        list[str] | None, option("db stamp", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
+    ] = None,
 ) -> None:
     """Note that the database is at REVISION, without migrating it.
 
@@ -168,15 +236,26 @@ def stamp(
       fsa db stamp 3f2a --purge
     """
     fsa = Fsa.of(context)
-    migrations = _migrations(fsa)
+    migrations = _migrations(fsa, x)
     agree(fsa, f"note that the schema is at {revision}", confirm)
     _apply(fsa, migrations, lambda tell: migrations.stamp(revision, purge=purge, tell=tell))
 
 
-def _migrations(fsa: Fsa) -> Migrations:
+def _migrations(fsa: Fsa, x: list[str] | None = None) -> Migrations:
     from fsa_cli.migrations import Migrations
 
-    return Migrations(fsa.load(), fsa.settings)
+    return Migrations(fsa.load(), fsa.settings, x=x or (), say=fsa.output.say)
+
+
+def _lock_timeout_s(fsa: Fsa, written: str | None) -> float | None:
+    """How long a statement may wait for a lock; None: without a limit."""
+    from fsa_cli.migrations.exclusive import seconds_of
+    from fsa_cli.project import environments
+
+    if written is None:
+        protected = environments.of(fsa.settings, [fsa.database]).protected
+        return PROTECTED_LOCK_TIMEOUT_S if protected else None
+    return seconds_of(written, "--lock-timeout") or None
 
 
 def _apply(
@@ -191,19 +270,23 @@ def _apply(
     work(tell)
     state = migrations.state()
     if fsa.output.json:
-        fsa.output.document({"steps": [asdict(each) for each in steps], **_document(state)})
+        # One that was rolled back for a lock was reported twice.
+        each_once = [asdict(each) for each in dict.fromkeys(steps)]
+        fsa.output.document({"steps": each_once, **_document(state)})
     else:
         fsa.output.say(f"the schema is {state}")
 
 
-def _taken_back(revision: str) -> str:
-    """The action of `downgrade`, for its question."""
+def _taken_back(revision: str, migrations: Migrations) -> str:
+    """The action of `downgrade`, for its question: the migrations that it takes back."""
+    steps = migrations.taken_back(revision)
+    if not steps:
+        return f"take the migrations after {revision} back"
+    named = ", ".join(f"{each.revision} ({each.message})" for each in steps[:3])
+    more = f" and {len(steps) - 3} more" if len(steps) > 3 else ""
     if revision == "base":
-        return "take every migration back"
-    if revision.startswith("-"):
-        count = revision[1:]
-        return "take the last migration back" if count == "1" else f"take {count} migrations back"
-    return f"take the migrations after {revision} back"
+        return f"take every migration back, {named}{more}"
+    return f"take {named}{more} back"
 
 
 def _document(state: State) -> dict[str, Any]:

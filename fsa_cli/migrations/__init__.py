@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database.models import metadata_of
-from fsa_cli.exceptions import FsaError, MigrationFailed, UsageError
+from fsa_cli.exceptions import DatabaseUnreachable, FsaError, MigrationFailed, UsageError
 from fsa_cli.migrations.scripts import Scripts, find, require_alembic
 from fsa_cli.migrations.state import Revision, State, Step, change_of, revision_of, step_of
 from fsa_cli.project.loader import LoadedApp
@@ -16,6 +18,8 @@ from fsa_cli.terminal.user_code import summarize_error, user_frame
 
 if TYPE_CHECKING:
     from fsa_cli.migrations.environment import AlembicCall
+
+T = TypeVar("T")
 
 __all__ = ["Migrations", "Revision", "State", "Step", "is_at_head"]
 
@@ -38,33 +42,84 @@ class Migrations:
         ConfigurationError: Alembic is not installed.
     """
 
-    def __init__(self, loaded: LoadedApp, settings: Settings) -> None:
+    def __init__(
+        self,
+        loaded: LoadedApp,
+        settings: Settings,
+        *,
+        x: Sequence[str] = (),
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """*x* is what `alembic -x` takes; *say* is told what it waits for."""
         require_alembic()
         self.loaded = loaded
         self.settings = settings
         self.database = loaded.database(settings.database)
         self.scripts: Scripts = find(settings)
+        self._x = x
+        self._say = say
 
-    def upgrade(self, revision: str = "head", *, tell: Callable[[Step], None]) -> None:
-        """Apply the missing migrations, up to *revision*; *tell* is called with each."""
+    def upgrade(
+        self,
+        revision: str = "head",
+        *,
+        tell: Callable[[Step], None],
+        lock_timeout_s: float | None = None,
+    ) -> None:
+        """Apply the missing migrations, up to *revision*; *tell* is called with each.
+
+        Args:
+            lock_timeout_s: How long a statement waits for a lock before it gives up, to be tried
+                again a little later; None: for as long as it takes.
+        """
         from alembic import command
 
-        self._need_scripts()
-        self._run(lambda config: command.upgrade(config, revision), tell)
+        self._migrate(lambda config: command.upgrade(config, revision), tell, lock_timeout_s)
 
-    def downgrade(self, revision: str, *, tell: Callable[[Step], None]) -> None:
+    def downgrade(
+        self, revision: str, *, tell: Callable[[Step], None], lock_timeout_s: float | None = None
+    ) -> None:
         """Take migrations back, down to *revision*: `-1`, `base`, or one's id."""
         from alembic import command
 
-        self._need_scripts()
-        self._run(lambda config: command.downgrade(config, revision), tell)
+        self._migrate(lambda config: command.downgrade(config, revision), tell, lock_timeout_s)
 
     def stamp(self, revision: str, *, purge: bool = False, tell: Callable[[Step], None]) -> None:
         """Note that the database is at *revision*, without migrating it."""
         from alembic import command
 
+        self._migrate(lambda config: command.stamp(config, revision, purge=purge), tell)
+
+    def merge(self, message: str | None) -> Revision:
+        """Write a migration that joins all heads.
+
+        Raises:
+            UsageError: There is one head, or none.
+        """
+        from alembic import command
+
         self._need_scripts()
-        self._run(lambda config: command.stamp(config, revision, purge=purge), tell)
+        heads = [each.revision for each in self.history() if each.is_head]
+        if len(heads) < 2:
+            raise UsageError(
+                "there is nothing to merge",
+                details=[f"the head is {heads[0]}" if heads else "there are no migrations"],
+            )
+        made = self._run(lambda config: command.merge(config, heads, message=message))
+        return revision_of(made)
+
+    def taken_back(self, revision: str) -> list[Revision]:
+        """What a downgrade to *revision* takes back, in its order; empty if it cannot be told."""
+        from alembic.util.exc import CommandError
+
+        def look(current: tuple[str, ...], script: Any) -> list[Revision]:
+            try:
+                steps = list(script._downgrade_revs(revision, current))
+            except CommandError:  # the downgrade itself says why
+                return []
+            return [revision_of(each.revision) for each in steps]
+
+        return self._look(look)
 
     def sql(self, revision: str, output: Any, *, down: bool = False) -> None:
         """Write the SQL of an upgrade (or downgrade) to *output*. Nothing connects."""
@@ -72,7 +127,7 @@ class Migrations:
 
         self._need_scripts()
         migrate = command.downgrade if down else command.upgrade
-        self._run(lambda config: migrate(config, revision, sql=True), output=output)
+        self._run(lambda config: migrate(config, revision, sql=True), output)
 
     def revision(
         self, message: str | None, *, autogenerate: bool = False
@@ -107,49 +162,63 @@ class Migrations:
 
     def state(self) -> State:
         """The state of the database."""
-        self._need_scripts()
-
-        def look(call: AlembicCall, config: Any) -> State:
-            current, script = call.look(config)
-            # In the order of an upgrade: the base first.
-            missing = script.iterate_revisions("heads", current or "base", implicit_base=True)
-            applied = set(current)
-            pending = [revision_of(each) for each in missing if each.revision not in applied]
-            return State(current, tuple(script.get_heads()), tuple(reversed(pending)))
-
-        state: State = self._run_call(look)
-        return state
+        return self._look(_state)
 
     def history(self) -> list[Revision]:
-        """Every migration script, the newest first. Nothing connects."""
+        """Every migration script, the newest first. It connects only for scripts that need it."""
         from alembic.script import ScriptDirectory
 
         self._need_scripts()
-        with self._translated():
-            script = ScriptDirectory.from_config(self.scripts.config({}))
-            return [revision_of(each) for each in script.walk_revisions()]
+        with contextlib.suppress(Exception):  # of a script that uses `op` when it is read
+            return _every(ScriptDirectory.from_config(self.scripts.config({}, x=self._x)))
+        try:
+            return self._look(lambda current, script: _every(script))
+        except (MigrationFailed, DatabaseUnreachable, SQLAlchemyError):
+            from fsa_cli.migrations.environment import offline
 
-    def _run(
+            with self._translated(looking=True), offline(self.database):
+                return _every(ScriptDirectory.from_config(self.scripts.config({}, x=self._x)))
+
+    def _look(self, work: Callable[[tuple[str, ...], Any], T]) -> T:
+        self._need_scripts()
+        call = self._call()
+        with self._translated(looking=True):
+            value: T = call.run(lambda config: call.look(config, work))
+            return value
+
+    def _migrate(
         self,
         work: Callable[[Any], Any],
-        tell: Callable[[Step], None] | None = None,
-        output: Any = None,
-    ) -> Any:
-        return self._run_call(lambda call, config: work(config), tell, output)
+        tell: Callable[[Step], None],
+        lock_timeout_s: float | None = None,
+    ) -> None:
+        self._need_scripts()
+        from fsa_cli.migrations.exclusive import LockTimeout, alone
 
-    def _run_call(
-        self,
-        work: Callable[[AlembicCall, Any], Any],
-        tell: Callable[[Step], None] | None = None,
-        output: Any = None,
-    ) -> Any:
+        call = self._call()
+        call.on_step = lambda info: tell(step_of(info))
+        with (
+            self._translated(),
+            alone(
+                self.database,
+                lambda: self._say("another process migrates this database: waiting for its end"),
+            ),
+        ):
+            if lock_timeout_s is None:
+                call.run(work)
+            else:
+                call.lock_timeout = LockTimeout(lock_timeout_s, self._say)
+                call.lock_timeout.repeat(lambda: call.run(work))
+
+    def _run(self, work: Callable[[Any], Any], output: Any = None) -> Any:
+        call = self._call(output)
+        with self._translated():
+            return call.run(work)
+
+    def _call(self, output: Any = None) -> AlembicCall:
         from fsa_cli.migrations.environment import AlembicCall
 
-        call = AlembicCall(self.scripts, self.database, self._metadata, output=output)
-        if tell is not None:
-            call.on_step = lambda info: tell(step_of(info))
-        with self._translated():
-            return call.run(lambda config: work(call, config))
+        return AlembicCall(self.scripts, self.database, self._metadata, output=output, x=self._x)
 
     def _metadata(self) -> list[Any]:
         return metadata_of(self.settings.metadata, self.settings.sources["metadata"])
@@ -163,7 +232,7 @@ class Migrations:
             )
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, *, looking: bool = False) -> Iterator[None]:
         """Raise errors as the user's own: their migration, their env.py."""
         from alembic.util.exc import CommandError
 
@@ -172,13 +241,52 @@ class Migrations:
         except FsaError:
             raise
         except CommandError as exc:
-            raise MigrationFailed(f"Alembic: {exc}", hint="fsa db history") from exc
+            raise MigrationFailed(f"Alembic: {exc}", hint=_hint_of_alembic(exc, looking)) from exc
         except Exception as exc:
             where = user_frame(exc)
             if self.loaded.unreachable(exc) is not None:
                 raise
+            summary = summarize_error(getattr(exc, "orig", None) or exc)
+            failed = "the migrations cannot be read" if looking else "the migration failed"
             raise MigrationFailed(
-                f"the migration failed: {summarize_error(getattr(exc, 'orig', None) or exc)}",
+                f"{failed}: {summary}",
                 details=where.lines() if where else [],
-                hint="fsa db current says where the schema stands; --traceback shows more",
+                hint=_hint(exc, looking),
             ) from exc
+
+
+def _state(current: tuple[str, ...], script: Any) -> State:
+    # In the order of an upgrade: the base first.
+    missing = script.iterate_revisions("heads", current or "base", implicit_base=True)
+    applied = set(current)
+    pending = [revision_of(each) for each in missing if each.revision not in applied]
+    return State(current, tuple(script.get_heads()), tuple(reversed(pending)))
+
+
+def _every(script: Any) -> list[Revision]:
+    return [revision_of(each) for each in script.walk_revisions()]
+
+
+def _hint_of_alembic(error: Exception, looking: bool) -> str | None:
+    text = str(error)
+    if "ultiple head" in text:
+        return "fsa db upgrade heads applies them all; fsa db merge joins them into one"
+    if "Can't locate revision" in text and looking:
+        return "the database was migrated by other scripts: is this the right release and branch?"
+    return None if looking else "fsa db history lists the revisions"
+
+
+def _hint(error: Exception, looking: bool) -> str:
+    from fsa_cli.migrations.exclusive import lock_was_not_free
+
+    text = str(error)
+    if 'near "ALTER"' in text or "ALTER of constraints in SQLite" in text:
+        return (
+            "SQLite alters a table in batch mode only: with op.batch_alter_table(TABLE) as batch,"
+            " and render_as_batch=True in env.py for those that are generated"
+        )
+    if lock_was_not_free(error):
+        return "try when less is going on, or give it longer: --lock-timeout 10s"
+    if looking:
+        return "--traceback shows more"
+    return "fsa db current says where the schema stands; --traceback shows more"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alembic import command
 from alembic.runtime.environment import EnvironmentContext
@@ -20,11 +20,14 @@ from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 from fastapi_sqlalchemy import Database
 from fsa_cli.database.identity import address, same_database
 from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.migrations.exclusive import LockTimeout
 from fsa_cli.migrations.scripts import Scripts
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import MetaData
+
+T = TypeVar("T")
 
 #: Tables of fsa itself, which no migration of the app may touch.
 OWN_TABLES = "fsa_"
@@ -37,6 +40,8 @@ class AlembicCall:
     Attributes:
         metadata: Returns the models, for an env.py that names none.
         on_step: Called with each migration that was applied.
+        x: What `context.get_x_argument()` gives an env.py.
+        lock_timeout: How long its statements wait for locks; None: as long as it takes.
         configured: Whether an env.py has come to its `context.configure`.
     """
 
@@ -45,6 +50,8 @@ class AlembicCall:
     metadata: Callable[[], list[MetaData]]
     on_step: Callable[[Any], None] = lambda step: None
     output: Any = None
+    x: Sequence[str] = ()
+    lock_timeout: LockTimeout | None = None
     configured: bool = field(default=False, init=False)
 
     def run(self, work: Callable[[Config], Any]) -> Any:
@@ -68,22 +75,34 @@ class AlembicCall:
                     raise
         raise AssertionError("there is always a URL")
 
-    def look(self, config: Config) -> tuple[tuple[str, ...], ScriptDirectory]:
-        """The revisions of the database, and the scripts."""
+    def look(self, config: Config, work: Callable[[tuple[str, ...], ScriptDirectory], T]) -> T:
+        """The value of *work* on the revisions of the database, and the scripts.
+
+        It happens in the migration context, for scripts whose modules use `op` when they are read.
+        """
         script = ScriptDirectory.from_config(config)
-        current: tuple[str, ...] = ()
+        values: list[T] = []
 
         def note(revisions: tuple[str, ...], context: Any) -> list[Any]:
-            nonlocal current
-            current = tuple(revisions)
+            values.append(work(tuple(revisions), script))
             return []
 
         with _environment(self, config, script, fn=note, dont_mutate=True):
             script.run_env()
-        return current, script
+        if not values:
+            raise ConfigurationError(
+                "the env.py of the migrations does not call context.run_migrations()"
+            )
+        return values[-1]
+
+    def stepped(self, step: Any) -> None:
+        """Alembic has applied a migration."""
+        if self.lock_timeout is not None:
+            self.lock_timeout.stepped()
+        self.on_step(step)
 
     def _config(self, url: URL | None) -> Config:
-        config = self.scripts.config({"database": self.database}, output=self.output)
+        config = self.scripts.config({"database": self.database}, output=self.output, x=self.x)
         if url is not None:
             text = url.render_as_string(hide_password=False)
             config.set_main_option("sqlalchemy.url", text.replace("%", "%%"))
@@ -135,6 +154,18 @@ class AlembicCall:
             setattr(command, "EnvironmentContext", theirs)  # noqa: B010
 
 
+@contextlib.contextmanager
+def offline(database: Database) -> Iterator[None]:
+    """A migration context without a connection, for scripts that use `op` when they are read."""
+    from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext
+
+    url = database.url
+    name = url.get_backend_name() if url is not None else "default"
+    with Operations.context(MigrationContext.configure(dialect_name=name, opts={"as_sql": True})):
+        yield
+
+
 def _environment(call: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentContext:
     """Alembic's environment, whose `configure` also heeds *call*: the models if an env.py names
     none, fsa's tables left alone, each step reported.
@@ -153,12 +184,14 @@ def _environment(call: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentCon
         logging.getLogger("alembic").setLevel(logging.WARNING)
         if given.get("connection") is not None:
             _refuse_another_database(given["connection"], call.database)
+            if call.lock_timeout is not None:
+                call.lock_timeout.apply_to(given["connection"])
         if given.get("target_metadata") is None:
             given["target_metadata"] = call.metadata()
         given["include_object"] = _without_own_tables(given.get("include_object"))
         hears = given.get("on_version_apply") or ()
         own = hears if isinstance(hears, tuple) else (hears,)
-        given["on_version_apply"] = (*own, lambda *, step, **_: call.on_step(step))
+        given["on_version_apply"] = (*own, lambda *, step, **_: call.stepped(step))
         theirs(**given)
 
     setattr(environment, "configure", configure)  # noqa: B010

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,8 +49,13 @@ class Scripts:
         """Whether the project has an env.py of its own."""
         return self.folder is None or (self.folder / "env.py").is_file()
 
-    def config(self, attributes: Mapping[str, Any], *, output: Any = None) -> Config:
+    def config(
+        self, attributes: Mapping[str, Any], *, output: Any = None, x: Sequence[str] = ()
+    ) -> Config:
         """Alembic's configuration, without a URL.
+
+        Args:
+            x: What `context.get_x_argument()` gives an env.py.
 
         Raises:
             ConfigurationError: Alembic is not installed.
@@ -61,7 +66,7 @@ class Scripts:
         more: dict[str, Any] = {
             "attributes": dict(attributes),
             "output_buffer": output,
-            "cmd_opts": Namespace(quiet=True, x=None, verbose=False),
+            "cmd_opts": Namespace(quiet=True, x=list(x) or None, verbose=False),
         }
         if self.folder is not None:
             config = Config(**more)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from support.backends import connect_postgresql
 from support.postgresql_server import postgresql_server
@@ -256,6 +257,7 @@ def test_a_migration_that_raises_is_reported_with_its_line(fsa, project, postgre
     assert done.returncode == 1
     assert "migrations/versions/bbb2.py, line 11, in upgrade" in done.stderr
     assert "SyntaxError" in done.stderr
+    assert "hint: fsa db current" in done.stderr
     assert len(done.stderr.splitlines()) <= 8
     assert postgresql.rows("SELECT to_regclass('one')") == [(None,)]
 
@@ -286,7 +288,7 @@ def test_a_downgrade_asks_and_a_protected_one_wants_the_name(
     protected = {"FSA_ENV": "production"}
     assert fsa("db", "downgrade", "--yes", env=protected).returncode == 6
     child = terminal("fsa", "db", "downgrade", "base", env=protected)
-    child.expect(r"take every migration back.*\(shop.db\)")
+    child.expect(r"take every migration back, aaa1 \(the aaa1 one\).*\(shop.db\)")
     child.sendline("shop.db")
     child.expect("downgrade aaa1")
     child.expect("has no revision")
@@ -320,3 +322,145 @@ def test_health_fails_where_the_schema_is_behind(fsa, project, sqlite) -> None:
     assert [each["ok"] for each in schema] == [False, True]
     assert "not at head" in schema[0]["detail"]
     assert (behind.returncode, well.returncode) == (1, 0)
+
+
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_three_pods_that_upgrade_at_once_all_exit_with_0(
+    fsa_process, project, backend, driver
+) -> None:
+    """One migrates; the others wait, also while an index is built that waits for them."""
+    url = backend.url
+    if driver == "async":
+        source = HIDE.format(names=SYNC_DRIVERS[backend.name]) + (project / "main.py").read_text()
+        (project / "main.py").write_text(source)
+        url = backend.with_driver(ASYNC_DRIVER[backend.name])
+    folder = project / "migrations" / "versions"
+    slow = "op.create_table('one', sa.Column('id', sa.Integer)); import time; time.sleep(1)"
+    write_migration(folder, "aaa1", up=slow)
+    if backend.name == "postgresql":
+        concurrently = "with op.get_context().autocommit_block():\n"
+        concurrently += "        op.execute('CREATE INDEX CONCURRENTLY i ON one (id)')"
+        write_migration(folder, "bbb2", "aaa1", up=concurrently)
+
+    started = [fsa_process("db", "upgrade", env={"FSA_DB_URL": url}) for _ in range(3)]
+    ended = [each.wait() for each in started]
+
+    assert [each.returncode for each in ended] == [0, 0, 0], [each.stderr for each in ended]
+    said = [each.stderr for each in ended]
+    assert sum("upgrade aaa1" in each for each in said) == 1
+    assert sum("another process migrates this database" in each for each in said) == 2
+    assert not list(project.glob("*.lock"))
+    backend.assert_released()
+
+
+def test_behind_a_pooler_in_transaction_mode_one_of_them_migrates(
+    fsa_process, project, pgbouncer
+) -> None:
+    slow = "op.create_table('one', sa.Column('id', sa.Integer)); import time; time.sleep(3)"
+    write_migration(project / "migrations" / "versions", "aaa1", up=slow)
+
+    env = {"FSA_DB_URL": pgbouncer.url}
+    ended = [each.wait() for each in [fsa_process("db", "upgrade", env=env) for _ in range(3)]]
+
+    assert [each.returncode for each in ended] == [0, 0, 0], [each.stderr for each in ended]
+    assert sum("upgrade aaa1" in each.stderr for each in ended) == 1
+
+
+def test_a_lock_of_the_sites_is_not_waited_for_but_tried_again(
+    fsa_process, write_app, tmp_path, backend
+) -> None:
+    """In a protected environment by itself; the site goes on meanwhile."""
+    protected = "[tool.fsa.env.production]\nprotected = true\n"
+    project = write_app(tmp_path, {"pyproject.toml": protected}, main=APP)
+    backend.execute("CREATE TABLE users (id integer, name varchar(80))")
+    folder = project / "migrations" / "versions"
+    more = "op.add_column('users', sa.Column({!r}, sa.Integer))"
+    write_migration(folder, "aaa1", up=more.format("a"))
+    write_migration(folder, "bbb2", "aaa1", up=more.format("b"))
+    name = Path(backend.location.database).name
+    engine = create_engine(backend.url)
+    with engine.connect() as reader:
+        if backend.name == "sqlite":
+            reader.exec_driver_sql("BEGIN EXCLUSIVE")
+        else:
+            reader.execute(text("SELECT * FROM users"))
+        env = {"FSA_DB_URL": backend.url, "FSA_ENV": "production"}
+        upgrade = fsa_process("db", "upgrade", "--confirm", name, env=env)
+        if backend.name == "sqlite":
+            ended = upgrade.wait()
+            assert ended.returncode == 1
+            assert "database is locked" in ended.stderr
+            return
+        upgrade.wait_for("a lock was not free within 2 s")
+        assert backend.rows("SELECT * FROM users") == []
+        reader.rollback()
+    ended = upgrade.wait()
+    engine.dispose()
+
+    assert ended.returncode == 0, ended.stderr
+    assert columns(backend) == {"id", "name", "a", "b"}
+    assert "the schema is at head: bbb2" in ended.stderr
+
+
+def test_a_migration_that_uses_op_when_it_is_read_is_shown_and_applied(
+    fsa, project, backend
+) -> None:
+    folder = project / "migrations" / "versions"
+    write_migration(folder, "aaa1")
+    script = folder / "aaa1.py"
+    script.write_text(script.read_text() + "\n\nis_lite = op.get_bind().dialect.name\n")
+    env = {"FSA_DB_URL": backend.url}
+
+    assert fsa("db", "current", env=env).returncode == 5
+    assert "aaa1\t\tthe aaa1 one\tto apply" in fsa("db", "history", env=env).stdout
+    assert "not at head" in fsa("health", env=env).stdout
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    assert "aaa1\tthe aaa1 one\tcurrent, head" in fsa("db", "current", env=env).stdout
+    away = {"FSA_DB_URL": "postgresql+psycopg://me@127.0.0.1:1/x"}
+    assert "aaa1\t\tthe aaa1 one\t" in fsa("db", "history", env=away).stdout
+    assert fsa("db", "downgrade", "--yes", env=env).returncode == 0
+
+    script.write_text(script.read_text() + "\nraise RuntimeError('broken')\n")
+    for command in ("current", "history"):
+        broken = fsa("db", command, env=env)
+        assert broken.returncode == 1
+        assert "RuntimeError: broken" in broken.stderr
+        assert f"fsa db {command}" not in broken.stderr
+
+
+def test_several_heads_are_upgraded_or_merged(fsa, project, sqlite) -> None:
+    folder = project / "migrations" / "versions"
+    for each in ("aaa1", "bbb2"):
+        write_migration(folder, each)
+    env = {"FSA_DB_URL": sqlite.url}
+
+    refused = fsa("db", "upgrade", env=env)
+    assert refused.returncode == 1
+    assert "hint: fsa db upgrade heads applies them all; fsa db merge joins" in refused.stderr
+    assert fsa("db", "upgrade", "heads", env=env).returncode == 0
+    written = fsa("db", "merge", "-m", "one again", env=env)
+    assert written.returncode == 0, written.stderr
+    assert "one_again" in written.stdout
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    assert fsa("db", "merge", env=env).returncode == 2
+    assert fsa("db", "upgrade", "--lock-timeout", "soon", env=env).returncode == 2
+
+
+def test_x_reaches_the_env_py_and_sqlite_is_told_of_batch_mode(
+    fsa, project, alembic_init, sqlite
+) -> None:
+    alembic_init("generic")
+    environment = project / "scripts" / "env.py"
+    told = "print(context.get_x_argument(as_dictionary=True))\n"
+    environment.write_text(environment.read_text() + told)
+    write_migration(project / "scripts" / "versions", "aaa1")
+    alter = "op.alter_column('users', 'name', nullable=False)"
+    write_migration(project / "scripts" / "versions", "bbb2", "aaa1", up=alter)
+    env = {"FSA_DB_URL": sqlite.url}
+    sqlite.execute("CREATE TABLE users (id integer, name varchar(80))")
+
+    done = fsa("db", "upgrade", "aaa1", "-x", "tenant=a", "-x", "dry=1", env=env)
+    assert "{'tenant': 'a', 'dry': '1'}" in done.stderr
+    failed = fsa("db", "upgrade", env=env)
+    assert failed.returncode == 1
+    assert "op.batch_alter_table" in failed.stderr
