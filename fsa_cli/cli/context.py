@@ -85,7 +85,8 @@ class Fsa:
             from fsa_cli.project import loader
 
             loaded = loader.load(self.settings)
-            self.output.detail(f"app {loaded.target}, found by {loaded.found}")
+            tell = self.output.say if loaded.searched else self.output.detail
+            tell(f"app {loaded.target}, found by {loaded.found}")
             chosen = loaded.databases.get(self.settings.database)
             environment = environments.of(self.settings, [chosen] if chosen else [])
             environment.refuse_prohibited(self.command)

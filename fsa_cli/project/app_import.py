@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,28 +13,33 @@ from typing import TYPE_CHECKING, Any
 from fsa_cli.database import connections
 from fsa_cli.exceptions import AppLoadError, FsaError, did_you_mean
 from fsa_cli.project.app_discovery import Target
+from fsa_cli.project.source_search import USUAL_NAMES
 from fsa_cli.terminal.user_code import describe_error
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-_NAMES = ("app", "api", "application")
 
-
-def app_of(candidates: list[Target]) -> tuple[Target, Starlette]:
+def app_of(
+    candidates: Sequence[Target], otherwise: Callable[[], Sequence[Target]] = tuple
+) -> tuple[Target, Starlette]:
     """The app of the first candidate that has one, and the target that names it.
+
+    Args:
+        otherwise: More candidates, asked for where no likely one has an app.
 
     Raises:
         AppLoadError: None has one, a module has several, or one failed while it was imported.
         DatabaseUnreachable: It failed because it connected to a database.
     """
-    for target in candidates:
-        module = load_module(target.module, target, f"the app {target.text!r}")
-        named = target if target.attribute else _named(module, target)
-        if named is not None:
-            return named, _app(module, named)
-        # The next place may be a module of the same name: main.py, then app/main.py.
-        sys.modules.pop(target.module, None)
+    for more in (lambda: [each for each in candidates if each.is_likely], otherwise):
+        for target in more():
+            module = load_module(target.module, target, f"the app {target.text!r}")
+            named = target if target.attribute else _named(module, target)
+            if named is not None:
+                return named, _app(module, named)
+            # The next place may be a module of the same name: main.py, then app/main.py.
+            sys.modules.pop(target.module, None)
     places = ", ".join(dict.fromkeys(target.module for target in candidates))
     raise AppLoadError(
         f"there is no FastAPI app in {places}",
@@ -70,7 +75,7 @@ def _named(module: ModuleType, target: Target) -> Target | None:
     members = vars(module)
     apps = {name: value for name, value in members.items() if isinstance(value, FastAPI)}
     distinct = {id(value): name for name, value in reversed(apps.items())}
-    for name in _NAMES:
+    for name in USUAL_NAMES:
         if name in apps:
             return _with(target, name)
     factories = {

@@ -18,7 +18,7 @@ from fsa_cli.exceptions import (
     DatabaseUnreachable,
     UsageError,
 )
-from fsa_cli.project.app_discovery import Target, targets
+from fsa_cli.project.app_discovery import Target, searched, targets
 from fsa_cli.project.app_import import app_of, load_module
 from fsa_cli.project.dotenv import export
 from fsa_cli.project.settings import Settings
@@ -43,6 +43,8 @@ class LoadedApp:
     url_sources: Mapping[str, str] = field(default_factory=dict)
     """The source of each database's URL."""
     task_modules: tuple[str, ...] = ()
+    searched: bool = False
+    """Whether it was found by reading the sources."""
 
     def database(self, name: str = "default") -> Database:
         """The app's database of that name.
@@ -99,7 +101,8 @@ def load(settings: Settings) -> LoadedApp:
     connections.watch()
     with contextlib.redirect_stdout(sys.stderr), _without_collections():
         try:
-            target, app = app_of(targets(settings))
+            places = targets(settings)
+            target, app = app_of(places, lambda: searched(settings, places))
         except (AppLoadError, DatabaseUnreachable) as exc:
             by_sqlalchemy = type(exc.__cause__).__module__.startswith("sqlalchemy.")
             if by_sqlalchemy or isinstance(exc, DatabaseUnreachable):
@@ -107,7 +110,7 @@ def load(settings: Settings) -> LoadedApp:
             raise
         databases, sources = _bind(app, settings, exported)
         modules = _tasks(target, settings)
-    loaded = LoadedApp(app, target.text, target.found, databases, sources, modules)
+    loaded = LoadedApp(app, target.text, target.found, databases, sources, modules, target.searched)
     _current[:] = [(loaded, settings)]
     return loaded
 

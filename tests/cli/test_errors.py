@@ -124,9 +124,9 @@ BROKEN = [
         ["main has 2 FastAPI factories", "main:one", "main:two"],
     ),
     Broken(
-        "two packages in src",
+        "two packages in src, and no app",
         {"src/one/__init__.py": "", "src/two/__init__.py": ""},
-        ["more than one package", "src/one/", "src/two/"],
+        ["no FastAPI app was found", "src/<package>/", "FastAPI( in the sources"],
     ),
     Broken(
         "a circular import",

@@ -1,8 +1,11 @@
 """Where the app is found, and what is configured from it."""
 
 import json
+import time
 
 import pytest
+
+from fsa_cli.project.source_search import search
 
 APP = """
     import os
@@ -72,6 +75,137 @@ def test_the_only_package_in_src_is_looked_into(title, write_app, tmp_path) -> N
 
     assert title() == "in src"
     assert title("--app", "shop.main:app") == "in src"
+
+
+PLAIN = """
+from fastapi import FastAPI
+app = FastAPI(title="found")
+"""
+NO_MIDDLEWARE = {"FSA_DB_URL": "sqlite://"}
+LAYOUTS = {
+    "package/main.py": {"shop/__init__.py": "", "shop/main.py": PLAIN},
+    "package/routes/base.py": {
+        "shop/__init__.py": "",
+        "shop/routes/__init__.py": "",
+        "shop/routes/base.py": "from shop.names import T\n" + PLAIN,
+        "shop/names.py": "T = 1",
+    },
+    "src is the package": {
+        "src/__init__.py": "",
+        "src/config.py": "",
+        "src/main.py": "from src.config import *\n" + PLAIN,
+    },
+    "src is the package without an __init__.py": {
+        "src/db/session.py": "",
+        "src/main.py": "import src.db.session\n" + PLAIN,
+    },
+    "src is the folder to import from": {
+        "src/config.py": "",
+        "src/main.py": "import config\n" + PLAIN,
+    },
+    "a main.py that is a script": {
+        "main.py": 'import sys\nsys.exit("not this")\n',
+        "app/server.py": PLAIN,
+    },
+    "a main.py that starts a server": {
+        "main.py": "if __name__ == '__main__':\n    raise SystemError('app.server:app')",
+        "app/__init__.py": "",
+        "app/server.py": "from .names import T\n" + PLAIN,
+        "app/names.py": "T = 1",
+    },
+    "a backend beside a frontend": {
+        "frontend/node_modules/x/main.py": PLAIN,
+        "backend/app/__init__.py": "",
+        "backend/app/core.py": "",
+        "backend/app/main.py": "import app.core\n" + PLAIN,
+    },
+    "a factory": {
+        "shop/__init__.py": "",
+        "shop/factory.py": """
+            import fastapi as web
+            def build(debug=False) -> "web.FastAPI":
+                made = web.FastAPI(title="found")
+                return made
+        """,
+    },
+    "a factory that an entry calls": {
+        "shop/__init__.py": "",
+        "shop/application.py": """
+            from fastapi import FastAPI
+            def create_app(settings=None):
+                app = FastAPI(title="found")
+                return app
+        """,
+        "shop/asgi.py": "from shop.application import create_app\napp = create_app()\n",
+    },
+    "two packages in src": {
+        "src/shared/__init__.py": "",
+        "src/web/__init__.py": "",
+        "src/web/server.py": PLAIN,
+    },
+    "a subclass, and mounted apps beside the one with the database": {
+        "shop/admin.py": PLAIN.replace("found", "admin"),
+        "shop/core.py": """
+            from fastapi import FastAPI
+            from fastapi_sqlalchemy import DBSessionMiddleware
+            class Shop(FastAPI):
+                pass
+            service = Shop(title="found")
+            service.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+        """,
+    },
+    "tests and examples with apps of their own": {
+        "tests/conftest.py": PLAIN.replace("found", "of the tests"),
+        "examples/main.py": PLAIN.replace("found", "an example"),
+        "lib/service/web.py": PLAIN,
+    },
+    "relative imports without an __init__.py": {
+        "service/app.py": "from .names import T\n" + PLAIN,
+        "service/names.py": "T = 1",
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_app_is_found_where_real_projects_have_it(title, write_app, tmp_path, layout) -> None:
+    trap = "raise SystemExit('imported')\n" + PLAIN
+    hidden = {f"{folder}/main.py": trap for folder in (".cache", "site-packages", "node_modules")}
+    virtual = {"env/pyvenv.cfg": "", "env/lib/main.py": trap}
+    write_app(tmp_path, {**hidden, **virtual, **LAYOUTS[layout]})
+
+    assert title(env=NO_MIDDLEWARE) == "found"
+
+
+def test_several_apps_are_listed_as_lines_to_run(fsa, title, write_app, tmp_path) -> None:
+    for name in ("one", "two"):
+        write_app(tmp_path, {f"{name}/web.py": PLAIN.replace("found", name)})
+
+    done = fsa("routes")
+
+    assert done.returncode == 3
+    lines = [line.split() for line in done.stderr.splitlines() if "fsa --app" in line]
+    assert lines == [["fsa", "--app", f"{name}/web.py:app"] for name in ("one", "two")]
+    assert [title(*words[1:], env=NO_MIDDLEWARE) for words in lines] == ["one", "two"]
+    (tmp_path / "two" / "web.py").unlink()
+    only = fsa("routes")
+    assert only.returncode == 0
+    assert "app web:app, found by the sources: one/web.py:app is the only one" in only.stderr
+
+
+def test_a_big_repository_is_searched_in_a_moment(title, write_app, tmp_path) -> None:
+    for number in range(1500):
+        folder = tmp_path / f"package_{number % 50}" / "modules"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"m{number}.py").write_text("x = 1\n" * 100)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    write_app(tmp_path, {"package_7/modules/web.py": PLAIN})
+
+    began = time.monotonic()
+    found = search(tmp_path)
+
+    assert [each.file.name for each in found] == ["web.py"]
+    assert time.monotonic() - began < 2
+    assert title(env=NO_MIDDLEWARE) == "found"
 
 
 @pytest.mark.parametrize(
