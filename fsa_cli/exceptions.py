@@ -12,6 +12,7 @@ FsaError                    1
 │   └── ArgumentError       2    a task's argument is wrong
 ├── ConfigurationError      3    a setting is wrong
 │   ├── AppLoadError        3    the app was not found, or failed while it was imported
+│   │   └── NoApp           3    there is none
 │   ├── TaskDefinitionError 3    a function cannot be a task as it is written
 │   │   └── DuplicateTask   3
 │   ├── ScheduleError       3    a schedule or a time zone cannot be read
@@ -121,6 +122,14 @@ class LedgerUnusable(ConfigurationError):
 
 class AppLoadError(ConfigurationError):
     """The app was not found, or failed while it was imported."""
+
+
+class NoApp(AppLoadError):
+    """The project has no app."""
+
+    @property
+    def kind(self) -> str:
+        return "app_load_error"
 
 
 class DatabaseUnreachable(FsaError):

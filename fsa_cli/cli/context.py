@@ -84,7 +84,7 @@ class Fsa:
         if self._loaded is None:
             from fsa_cli.project import loader
 
-            loaded = loader.load(self.settings)
+            loaded = loader.load(self.settings, needs_app=not self.command.startswith("db "))
             tell = self.output.say if loaded.searched else self.output.detail
             tell(f"app {loaded.target}, found by {loaded.found}")
             chosen = loaded.databases.get(self.settings.database)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database.models import metadata_of
-from fsa_cli.exceptions import DatabaseUnreachable, FsaError, MigrationFailed, UsageError
+from fsa_cli.exceptions import (
+    ConfigurationError,
+    DatabaseUnreachable,
+    FsaError,
+    MigrationFailed,
+    UsageError,
+)
 from fsa_cli.migrations.scripts import Scripts, find, require_alembic
 from fsa_cli.migrations.state import Revision, State, Step, change_of, revision_of, step_of
 from fsa_cli.project.loader import LoadedApp
@@ -58,6 +64,7 @@ class Migrations:
         self.scripts: Scripts = find(settings)
         self._x = x
         self._say = say
+        self._compares = False
 
     def upgrade(
         self,
@@ -150,6 +157,7 @@ class Migrations:
 
         if autogenerate and self.scripts.exist and not (state := self.state()).at_head:
             raise state.behind()
+        self._compares = autogenerate
         made = self._run(
             lambda config: command.revision(
                 config,
@@ -220,8 +228,14 @@ class Migrations:
 
         return AlembicCall(self.scripts, self.database, self._metadata, output=output, x=self._x)
 
-    def _metadata(self) -> list[Any]:
-        return metadata_of(self.settings.metadata, self.settings.sources["metadata"])
+    def _metadata(self) -> list[Any] | None:
+        """The models; None where there are none and nothing is compared with them."""
+        try:
+            return metadata_of(self.settings.metadata, self.settings.sources["metadata"])
+        except ConfigurationError:
+            if self._compares or self.settings.metadata is not None:
+                raise
+            return None
 
     def _need_scripts(self) -> None:
         if not self.scripts.exist:

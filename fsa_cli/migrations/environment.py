@@ -47,7 +47,7 @@ class AlembicCall:
 
     scripts: Scripts
     database: Database
-    metadata: Callable[[], list[MetaData]]
+    metadata: Callable[[], list[MetaData] | None]
     on_step: Callable[[Any], None] = lambda step: None
     output: Any = None
     x: Sequence[str] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from fsa_cli.exceptions import AppLoadError
+from fsa_cli.exceptions import AppLoadError, NoApp
 from fsa_cli.project.settings import Settings
 from fsa_cli.project.source_search import FoundApp, Source, search
 
@@ -91,7 +91,7 @@ def searched(settings: Settings, usual: Sequence[Target]) -> list[Target]:
     if usual:
         return [each for each in usual if not each.is_likely]
     looked = ", ".join(str(directory) for directory in _here(settings))
-    raise AppLoadError(
+    raise NoApp(
         "no FastAPI app was found",
         details=[
             f"looked for {', '.join(_PLACES)}, src/<package>/",

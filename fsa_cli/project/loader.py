@@ -16,11 +16,14 @@ from fsa_cli.exceptions import (
     AppLoadError,
     ConfigurationError,
     DatabaseUnreachable,
+    FsaError,
+    NoApp,
     UsageError,
 )
 from fsa_cli.project.app_discovery import Target, searched, targets
 from fsa_cli.project.app_import import app_of, load_module
 from fsa_cli.project.dotenv import export
+from fsa_cli.project.named_databases import configure, engines_in_sight, url_of_alembic_ini
 from fsa_cli.project.settings import Settings
 from fsa_cli.terminal.user_code import describe_error
 
@@ -56,10 +59,18 @@ class LoadedApp:
         if name in self.databases:
             return self.databases[name]
         if not self.databases:
+            seen = engines_in_sight()
+            line = f'[tool.fsa] database = "{seen[0] if seen else "core.db:engine"}"'
             raise ConfigurationError(
                 f"the app {self.target} has no database",
-                details=[self._why_no_database()],
-                hint='app.add_middleware(DBSessionMiddleware, db_url="..."), or FSA_DB_URL',
+                details=[
+                    self._why_no_database(),
+                    *(f"there is {name}" for name in seen[:3]),
+                ],
+                hint=f"write {line} in pyproject.toml"
+                if seen
+                else 'app.add_middleware(DBSessionMiddleware, db_url="..."), FSA_DB_URL,'
+                f" or {line}",
             )
         raise UsageError(
             f"the app {self.target} has no database {name!r}",
@@ -87,11 +98,15 @@ def current() -> tuple[LoadedApp, Settings] | None:
     return _current[-1] if _current else None
 
 
-def load(settings: Settings) -> LoadedApp:
+def load(settings: Settings, *, needs_app: bool = True) -> LoadedApp:
     """Find and import the app, bind its databases, import its tasks.
 
     What the app prints meanwhile goes to stderr. The variables of the env file are put into the
     environment first; none that is set is replaced.
+
+    Args:
+        needs_app: If not, and there is none, a database that the settings, FSA_DB_URL or an
+            alembic.ini name is enough.
 
     Raises:
         AppLoadError: The app was not found, or failed while it was imported.
@@ -101,18 +116,32 @@ def load(settings: Settings) -> LoadedApp:
     connections.watch()
     with contextlib.redirect_stdout(sys.stderr), _without_collections():
         try:
-            places = targets(settings)
-            target, app = app_of(places, lambda: searched(settings, places))
+            target, app = _app(settings, needs_app)
         except (AppLoadError, DatabaseUnreachable) as exc:
             by_sqlalchemy = type(exc.__cause__).__module__.startswith("sqlalchemy.")
             if by_sqlalchemy or isinstance(exc, DatabaseUnreachable):
                 exc.details += tuple(_urls_of_env_file(exported, settings))
             raise
-        databases, sources = _bind(app, settings, exported)
+        databases, sources = _bind(app, settings, exported, has_app=bool(target.module))
         modules = _tasks(target, settings)
     loaded = LoadedApp(app, target.text, target.found, databases, sources, modules, target.searched)
     _current[:] = [(loaded, settings)]
     return loaded
+
+
+def _app(settings: Settings, needs_app: bool) -> tuple[Target, Starlette]:
+    """The app; an empty one in its place if it is not needed, and a database is named."""
+    places = targets(settings)
+    try:
+        return app_of(places, lambda: searched(settings, places))
+    except NoApp:
+        named = settings.databases or settings.database_urls or url_of_alembic_ini(settings)
+        if needs_app or not named:
+            raise
+    from starlette.applications import Starlette
+
+    root = settings.app_dir or settings.project
+    return Target("", None, False, root, "nothing: there is none"), Starlette()
 
 
 @contextlib.contextmanager
@@ -128,13 +157,16 @@ def _without_collections() -> Iterator[None]:
 
 
 def _bind(
-    app: Starlette, settings: Settings, exported: Mapping[str, str]
+    app: Starlette, settings: Settings, exported: Mapping[str, str], *, has_app: bool
 ) -> tuple[dict[str, Database], dict[str, str]]:
     from fastapi_sqlalchemy.app_binding import bind_app
 
     urls = settings.database_urls
     try:
         databases = bind_app(app, urls)
+        taken = _name_databases(databases, settings, has_app)
+    except FsaError:
+        raise
     except Exception as exc:
         raise ConfigurationError(
             "the app's database cannot be configured",
@@ -151,11 +183,46 @@ def _bind(
         )
     sources = {
         name: settings.sources.get(f"database_urls.{name}")
+        or taken.get(name)
         or _variable_of(database, exported, settings)
         or "the app"
         for name, database in databases.items()
     }
     return databases, sources
+
+
+def _name_databases(
+    databases: dict[str, Database], settings: Settings, has_app: bool
+) -> dict[str, str]:
+    """Add what `[tool.fsa] database` names, and say where from. Without an app: an alembic.ini.
+
+    Raises:
+        ConfigurationError: The app has given `db` a database of that name itself.
+    """
+    from fastapi_sqlalchemy import Database, db
+
+    sources: dict[str, str] = {}
+    for name, text in settings.databases.items():
+        if name in settings.database_urls:
+            if name not in databases:
+                databases[name] = db if name == db.name else Database(name)
+                databases[name].configure(db_url=settings.database_urls[name])
+            continue
+        if name in databases:
+            raise ConfigurationError(
+                f"there are two databases {name!r}: the app's own, and {text}",
+                details=[f"named by {settings.sources[f'databases.{name}']}"],
+                hint="remove one of them, or write a table with another name",
+            )
+        database = db if name == db.name else Database(name)
+        configure(database, text, settings)
+        databases[name] = database
+        sources[name] = settings.sources[f"databases.{name}"]
+    if not databases and not has_app and (url := url_of_alembic_ini(settings)):
+        db.configure(db_url=url)
+        databases[db.name] = db
+        sources[db.name] = "sqlalchemy.url in alembic.ini"
+    return sources
 
 
 def _urls_of_env_file(exported: Mapping[str, str], settings: Settings) -> Iterator[str]:
@@ -180,6 +247,8 @@ def _variable_of(database: Database, exported: Mapping[str, str], settings: Sett
 
 def _tasks(target: Target, settings: Settings) -> tuple[str, ...]:
     modules = settings.tasks
+    if modules is None and not target.module:
+        modules = ()
     if modules is None:
         package = sys.modules[target.module].__package__
         name = f"{package}.tasks" if package else "tasks"

@@ -18,6 +18,7 @@ __all__ = ["KEYS", "Flags", "SettingSources"]
 KEYS: Mapping[str, type] = {
     "app": str,
     "app_dir": str,
+    "database": dict,
     "tasks": list,
     "metadata": str,
     "namespace": str,
@@ -144,13 +145,16 @@ class SettingSources:
                 )
             kind = KEYS[key]
             fits = isinstance(value, (float, int) if kind is float else kind)
+            if key == "database":  # one by itself, or several by their names
+                named = value if isinstance(value, dict) else {"default": value}
+                fits = all(isinstance(each, str) for each in named.values())
             if kind is list:
                 fits = isinstance(value, str) or (
                     fits and all(isinstance(item, str) for item in value)
                 )
             if isinstance(value, bool) or not fits:
                 raise ConfigurationError(
-                    f"[tool.fsa] {key} must be {_NAMES[kind]}, not {value!r}",
+                    f"[tool.fsa] {key} must be {_expected(key)}, not {value!r}",
                     details=[f"in {where}"],
                 )
         return dict(table)
@@ -223,6 +227,15 @@ class SettingSources:
                 )
         return urls
 
+    def databases(self) -> dict[str, str]:
+        """What `[tool.fsa] database` names, by the database's name."""
+        value = self.table.get("database", {})
+        named = value if isinstance(value, dict) else {"default": value}
+        for name in named:
+            where = self.project / "pyproject.toml"
+            self.sources[f"databases.{name}"] = f"[tool.fsa] database in {where}"
+        return dict(named)
+
     def _base(self, source: str) -> Path:
         """The base of a relative value: the directory of the file that it is in."""
         if source.endswith("pyproject.toml"):
@@ -250,6 +263,10 @@ def _names_modules(path: Path) -> bool:
         return "fsa" in _toml(path).get("tool", {})
     except ConfigurationError:
         return False
+
+
+def _expected(key: str) -> str:
+    return "a string or a table of strings" if key == "database" else _NAMES[KEYS[key]]
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Settings:
     """The name of the database that a command works on."""
     database_urls: Mapping[str, str] = field(repr=False)
     """URLs that replace the app's own, by the database's name."""
+    databases: Mapping[str, str] = field(repr=False)
+    """`module:attr` or a URL of each database that the app does not give `db` itself."""
     tasks: tuple[str, ...] | None
     metadata: str | None
     namespace: str
@@ -85,6 +87,7 @@ def read(
         app_dir=reader.path("app_dir"),
         database=reader.text("database", default="default") or "default",
         database_urls=reader.database_urls(),
+        databases=reader.databases(),
         tasks=reader.texts("tasks"),
         metadata=reader.text("metadata"),
         namespace=namespace,
