@@ -25,6 +25,7 @@ __all__ = [
     "begin",
     "dialect_sql",
     "execute_rows",
+    "holds_ledger",
     "insert_rows",
     "is_lock_wait",
     "joining",
@@ -221,6 +222,11 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         returns=sqlite3.sqlite_version_info >= (3, 35),
     ),
 }
+
+
+def holds_ledger(backend: str) -> bool:
+    """Whether the ledger, and the marks of its runs, can be in a database of that kind."""
+    return backend == "mariadb" or backend in SUPPORTED
 
 
 def dialect_sql(dialect: Dialect) -> DialectSQL:

@@ -42,7 +42,7 @@ def prepare(ledger: Ledger, database: Database) -> bool:
     if shares(ledger, url) and (_same_access(ledger.engine.url, url) or _writes(ledger, database)):
         _ = ledger.schema  # looked up here, where no event loop waits
         return True
-    if url.get_backend_name().replace("mariadb", "mysql") not in dialects.SUPPORTED:
+    if not dialects.holds_ledger(url.get_backend_name()):
         return False
     with database.engine.begin() as connection:
         effects.create_all(connection)
@@ -50,6 +50,14 @@ def prepare(ledger: Ledger, database: Database) -> bool:
     if schema is not None:
         ledger.effect_schemas[access_of(url)] = str(schema)
     return True
+
+
+def _has_marks(ledger: Ledger, url: URL | None) -> bool:
+    return (
+        url is not None
+        and not shares(ledger, url)
+        and dialects.holds_ledger(url.get_backend_name())
+    )
 
 
 def _same_access(ledgers: URL, url: URL) -> bool:
@@ -83,7 +91,7 @@ def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[s
     Raises:
         SQLAlchemyError: The database is away.
     """
-    if not run_ids or database.url is None or shares(ledger, database.url):
+    if not run_ids or not _has_marks(ledger, database.url):
         return set()
     with database.engine.connect() as connection:
         if not connection.dialect.has_table(connection, effect.name):
@@ -97,7 +105,7 @@ def prune(ledger: Ledger, database: Database) -> None:
     Raises:
         SQLAlchemyError: The database refused, or is away.
     """
-    if database.url is None or shares(ledger, database.url):
+    if not _has_marks(ledger, database.url):
         return
     with database.engine.begin() as connection:
         if connection.dialect.has_table(connection, effect.name):

@@ -130,6 +130,8 @@ class Fence:
         """Leave the mark of the run's effects beside them; False if there is no place for it."""
         if reach is not None and not reach.marks:
             return False
+        if not dialects.holds_ledger(connection.dialect.name):
+            return False
         if not self._trusted():
             self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
         schema = self._ledger.effect_schemas.get(access_of(connection.engine.url))

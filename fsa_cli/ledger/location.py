@@ -32,7 +32,7 @@ from fsa_cli.project.state_dir import state_dir
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["Access", "access_of", "ledger_of", "shares"]
+__all__ = ["Access", "access_of", "cannot_hold", "ledger_of", "shares"]
 
 Access = tuple[object, str | None]
 
@@ -41,12 +41,12 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
     """The ledger of an app with these databases; nothing is connected or created yet.
 
     PostgreSQL, MySQL and MariaDB hold it in the app's own database. A SQLite app has it in a file
-    beside its own, because a task that writes holds the whole file. Any other app has it in a file
-    in the project's folder for state.
+    beside its own, because a task that writes holds the whole file. An app without a database, or
+    with one in memory, has it in a file in the project's folder for state.
 
     Raises:
         ConfigurationError: `ledger_url` cannot be one.
-        LedgerUnusable: There is no driver for it.
+        LedgerUnusable: There is no driver for it, or the app's database cannot hold it.
     """
     url, creator = _place(databases, settings)
     try:
@@ -93,6 +93,19 @@ def access_of(url: URL) -> Access:
     return identity(url), url.username
 
 
+def cannot_hold(databases: Mapping[str, Database], settings: Settings) -> str | None:
+    """The kind of the app's database, if that cannot hold the ledger and nothing else is named."""
+    database = _first(databases)
+    if settings.ledger_url or database is None or database.url is None:
+        return None
+    backend = database.url.get_backend_name()
+    return None if dialects.holds_ledger(backend) else backend
+
+
+def _first(databases: Mapping[str, Database]) -> Database | None:
+    return databases.get("default", next(iter(databases.values()), None))
+
+
 def _place(
     databases: Mapping[str, Database], settings: Settings
 ) -> tuple[URL, Callable[..., Any] | None]:
@@ -104,14 +117,21 @@ def _place(
             raise ConfigurationError(
                 str(exc), details=[f"ledger_url, from {settings.sources['ledger_url']}"]
             ) from exc
-        if url.get_backend_name() not in (*dialects.SUPPORTED, "mariadb"):
+        if not dialects.holds_ledger(url.get_backend_name()):
             raise ConfigurationError(
                 f"the ledger cannot be on {url.get_backend_name()}",
                 details=[f"ledger_url, from {settings.sources['ledger_url']}"],
                 hint="PostgreSQL, MySQL, MariaDB or SQLite",
             )
         return url, None
-    database = databases.get("default", next(iter(databases.values()), None))
+    if (backend := cannot_hold(databases, settings)) is not None:
+        # A file on each machine would have each of them run every instant.
+        raise LedgerUnusable(
+            f"the app's database cannot hold the ledger of runs: it is {backend}",
+            details=["PostgreSQL, MySQL, MariaDB and SQLite can; every machine needs the same one"],
+            hint='[tool.fsa] ledger_url = "postgresql://...", or FSA_LEDGER_URL',
+        )
+    database = _first(databases)
     if database is not None and database.url is not None:
         url = database.url
         kind = url.get_backend_name()

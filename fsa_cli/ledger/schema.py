@@ -57,7 +57,7 @@ def statements(ledger: Ledger, databases: Iterable[Database]) -> Iterator[str]:
         url = database.url
         if url is None or shares(ledger, url):
             continue
-        if url.get_backend_name().replace("mariadb", "mysql") in dialects.SUPPORTED:
+        if dialects.holds_ledger(url.get_backend_name()):
             yield f"-- {address(url)}"
             yield from _of(tables.effects, url.get_dialect()())
 

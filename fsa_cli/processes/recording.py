@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fsa_cli.exceptions import FsaError
 from fsa_cli.ledger.access import reached, require
-from fsa_cli.ledger.location import ledger_of
+from fsa_cli.ledger.location import cannot_hold, ledger_of
 from fsa_cli.runner.run import Run
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def begin(
         LockHeld: Another run holds the lock.
         FsaError: The lock is asked for, and the ledger cannot give it.
     """
+    if not locks and cannot_hold(loaded.databases, settings) is not None:
+        return None
     try:
         ledger = ledger_of(loaded.databases, settings)
         try:
