@@ -1,6 +1,7 @@
 """fsa: run tasks, shells, checks and schedules of a FastAPI app on its own database.
 
 In an app: `from fsa_cli import task, TaskContext`. The tool itself is the command `fsa`.
+In an env.py of Alembic: `from fsa_cli import include_name`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fsa_cli.api import Task, task
+    from fsa_cli.migrations.own_tables import include_name
     from fsa_cli.tasks.context import Progress, TaskContext
 
-__all__ = ["Progress", "Task", "TaskContext", "task"]
+__all__ = ["Progress", "Task", "TaskContext", "include_name", "task"]
 
 _HOMES = {
     "Progress": "tasks.context",
     "Task": "api",
     "TaskContext": "tasks.context",
+    "include_name": "migrations.own_tables",
     "task": "api",
 }
 

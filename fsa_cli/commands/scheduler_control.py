@@ -105,6 +105,7 @@ def init(
     """
     from fsa_cli.ledger import schema
     from fsa_cli.ledger.location import ledger_of
+    from fsa_cli.migrations.scripts import find
     from fsa_cli.runs.executor_registry import ExecutorRegistry
 
     fsa = Fsa.of(context)
@@ -123,6 +124,11 @@ def init(
     created = schema.create(ledger, loaded.databases.values(), fsa.output.warn)
     prepared = [broker.name for broker in brokers if broker.prepare()]
     ledger.dispose()
+    if not find(fsa.settings).spares_own_tables():
+        fsa.output.warn(
+            "alembic revision --autogenerate would drop the tables fsa_*: in its env.py, from"
+            " fsa_cli import include_name, and context.configure(include_name=include_name, ...)"
+        )
     if fsa.output.json:
         fsa.output.document({"ledger": ledger.where, "made": created, "brokers": prepared})
         return

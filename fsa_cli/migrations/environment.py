@@ -21,6 +21,7 @@ from fastapi_sqlalchemy import Database
 from fsa_cli.database.identity import address, same_database
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.migrations.exclusive import LockTimeout
+from fsa_cli.migrations.own_tables import is_own
 from fsa_cli.migrations.scripts import Scripts
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
 T = TypeVar("T")
-
-#: Tables of fsa itself, which no migration of the app may touch.
-OWN_TABLES = "fsa_"
 
 
 @dataclass
@@ -200,7 +198,7 @@ def _environment(call: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentCon
 
 def _without_own_tables(theirs: Callable[..., bool] | None) -> Callable[..., bool]:
     def include(each: Any, name: str | None, kind: str, *more: Any) -> bool:
-        if kind == "table" and (name or "").startswith(OWN_TABLES):
+        if kind == "table" and is_own(name):
             return False
         return theirs is None or theirs(each, name, kind, *more)
 

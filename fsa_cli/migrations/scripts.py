@@ -49,6 +49,19 @@ class Scripts:
         """Whether the project has an env.py of its own."""
         return self.folder is None or (self.folder / "env.py").is_file()
 
+    def spares_own_tables(self) -> bool:
+        """Whether the project's own Alembic leaves the tables of fsa alone, by its env.py's text."""
+        if not self.exist or not self.has_environment:
+            return True
+        try:
+            config = self.config({})
+            option = getattr(config, "get_alembic_option", config.get_main_option)  # 1.16, before
+            location = option("script_location")
+            text = Path(location or "", "env.py").read_text(encoding="utf-8")
+        except Exception:  # another place, or Alembic's own complaint of the file
+            return False
+        return "fsa_" in text
+
     def config(
         self, attributes: Mapping[str, Any], *, output: Any = None, x: Sequence[str] = ()
     ) -> Config:

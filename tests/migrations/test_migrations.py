@@ -34,6 +34,7 @@ SYNC_DRIVERS = {
     "sqlite": (),
 }
 ASYNC_DRIVER = {"postgresql": "asyncpg", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
+HOOK = "connection=connection, include_name=include_name,"
 MIGRATION = '''
 """{message}"""
 import sqlalchemy as sa
@@ -464,3 +465,28 @@ def test_x_reaches_the_env_py_and_sqlite_is_told_of_batch_mode(
     failed = fsa("db", "upgrade", env=env)
     assert failed.returncode == 1
     assert "op.batch_alter_table" in failed.stderr
+
+
+def test_the_teams_own_alembic_leaves_the_ledger_alone(
+    fsa, python, project, alembic_init, backend
+) -> None:
+    alembic_init("generic")
+    ini = project / "alembic.ini"
+    url = backend.url.replace("%", "%%")
+    ini.write_text(ini.read_text().replace("driver://user:pass@localhost/dbname", url))
+    environment = project / "scripts" / "env.py"
+    models = "from main import Base\ntarget_metadata = Base.metadata"
+    environment.write_text(environment.read_text().replace("target_metadata = None", models))
+    env = {"FSA_DB_URL": backend.url}
+    assert fsa("db", "create", env=env).returncode == 0
+    assert fsa("db", "stamp", "head", env=env).returncode == 0
+
+    made = fsa("scheduler", "init", env=env)
+    assert "would drop the tables fsa_*" in made.stderr
+    assert python("-m", "alembic", "check").returncode != 0
+    hook = environment.read_text().replace("connection=connection,", HOOK)
+    environment.write_text("from fsa_cli import include_name\n" + hook)
+    checked = python("-m", "alembic", "check")
+    assert checked.returncode == 0, checked.stderr
+    assert "would drop" not in fsa("scheduler", "init", env=env).stderr
+    assert fsa("db", "current", env=env).returncode == 0
