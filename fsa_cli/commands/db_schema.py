@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsa_cli.cli.context import Fsa
-from fsa_cli.cli.options import agree, confirm_option
+from fsa_cli.cli.options import agree, confirm_option, option
 from fsa_cli.exceptions import SchemaBehind
 
 if TYPE_CHECKING:
@@ -56,14 +56,20 @@ def create(
         )
 
 
-def check(context: typer.Context) -> None:
-    """The models against the database: missing tables and columns, migrations to apply.
+def check(
+    context: typer.Context,
+    sql: Annotated[
+        bool, option("db check", "--sql", help="Print the SQL that would repair it.")
+    ] = False,
+) -> None:
+    """The models against the database: tables, columns, types, indexes, constraints, migrations.
 
     Exits 0 if the database can serve the models, 5 if it differs.
 
     \b
       fsa db check
       fsa db check --json
+      fsa db check --sql > repair.sql
     """
     from fsa_cli.database import schema_diff
     from fsa_cli.database.connections import connected
@@ -71,7 +77,22 @@ def check(context: typer.Context) -> None:
     fsa = Fsa.of(context)
     database = fsa.database
     wanted = _metadata(fsa)
+    if sql:
+        from fsa_cli.migrations.scripts import require_alembic
+
+        require_alembic()
+        from fsa_cli.migrations import comparison
+
+        repair = connected(database, lambda connection: comparison.repair(connection, wanted))
+        for line in repair.strip().splitlines():
+            fsa.output.line(line)
+        return
     found = connected(database, lambda connection: schema_diff.differences(connection, wanted))
+    compares = _has_alembic()
+    if compares:
+        from fsa_cli.migrations import comparison
+
+        found += connected(database, lambda connection: comparison.differences(connection, wanted))
     state = _state(fsa)
     behind = state is not None and not state.at_head
     if fsa.output.json:
@@ -92,11 +113,14 @@ def check(context: typer.Context) -> None:
         raise SchemaBehind(
             f"the database differs from the models: {count}",
             details=[f"its schema is {state}"] if state else [],
-            hint="fsa db upgrade" if behind else _cure(state),
+            hint="fsa db upgrade" if behind else _cure(state, compares=compares),
         )
     if state is not None and behind:
         raise state.behind()
-    fsa.output.say("the database has every table and column of the models")
+    fsa.output.say(
+        "the database has every table and column of the models"
+        + (", their types, indexes and constraints" if compares else "")
+    )
 
 
 def _metadata(fsa: Fsa) -> list[MetaData]:
@@ -107,18 +131,27 @@ def _metadata(fsa: Fsa) -> list[MetaData]:
 
 def _state(fsa: Fsa) -> State | None:
     """The state of the migrations; None if there are none, or Alembic is not installed."""
-    from fsa_cli.exceptions import ConfigurationError
+    if not _has_alembic():
+        return None
     from fsa_cli.migrations import is_at_head
+
+    return is_at_head(fsa.load(), fsa.settings)
+
+
+def _has_alembic() -> bool:
+    from fsa_cli.exceptions import ConfigurationError
     from fsa_cli.migrations.scripts import require_alembic
 
     try:
         require_alembic()
     except ConfigurationError:
-        return None
-    return is_at_head(fsa.load(), fsa.settings)
+        return False
+    return True
 
 
-def _cure(state: State | None) -> str:
+def _cure(state: State | None, *, compares: bool) -> str:
     if state is not None:
         return 'fsa db revision --autogenerate -m "what changed", then fsa db upgrade'
+    if compares:
+        return "fsa db create creates missing tables; --sql prints what else would repair it"
     return "fsa db create creates missing tables; Alembic changes existing ones"

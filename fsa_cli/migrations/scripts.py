@@ -50,7 +50,7 @@ class Scripts:
         return self.folder is None or (self.folder / "env.py").is_file()
 
     def spares_own_tables(self) -> bool:
-        """Whether the project's own Alembic leaves the tables of fsa alone, by its env.py's text."""
+        """Whether the project's own Alembic leaves fsa's tables alone, by its env.py's text."""
         if not self.exist or not self.has_environment:
             return True
         try:

@@ -1,0 +1,171 @@
+"""Alembic's comparison of the models with a database, as `fsa db check` shows it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from alembic.autogenerate import produce_migrations
+from alembic.operations import Operations, ops
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy.exc import CompileError, SAWarning
+
+from fsa_cli.database.schema_diff import Difference
+from fsa_cli.migrations.own_tables import is_own
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, MetaData
+
+__all__ = ["differences", "repair"]
+
+_INDEXES = (ops.CreateIndexOp, ops.DropIndexOp)
+
+
+def differences(connection: Connection, wanted: Sequence[MetaData]) -> list[Difference]:
+    """Types, nullability, indexes and constraints that differ, in tables that are on both sides.
+
+    Not what keeps no model from working: tables, columns and indexes that only the database has,
+    defaults, comments.
+    """
+    operations = list(_operations(connection, wanted))
+    missing = {_table(each) for each in operations if isinstance(each, ops.CreateTableOp)}
+    return [
+        found
+        for each in operations
+        if _table(each) not in missing  # which has its indexes with it
+        for found in _differences(each, connection)
+    ]
+
+
+def repair(connection: Connection, wanted: Sequence[MetaData]) -> str:
+    """The SQL that would give the database what the models have. It drops no table or column."""
+    written = StringIO()
+    context = MigrationContext.configure(
+        dialect=connection.dialect, opts={"as_sql": True, "output_buffer": written}
+    )
+    operations = Operations(context)
+    for each in _operations(connection, wanted):
+        try:
+            if isinstance(each, ops.AlterColumnOp) and connection.dialect.name == "sqlite":
+                raise NotImplementedError  # Alembic writes what SQLite does not understand
+            operations.invoke(each)
+        except (NotImplementedError, CompileError):
+            for found in _differences(each, connection):
+                place = ".".join(filter(None, (found.table, found.column)))
+                written.write(
+                    f"-- {place}: {found.what}, {found.detail}: {connection.dialect.name} makes the"
+                    " table anew for it, as a migration does with op.batch_alter_table\n\n"
+                )
+    return written.getvalue()
+
+
+def _operations(
+    connection: Connection, wanted: Sequence[MetaData]
+) -> Iterator[ops.MigrateOperation]:
+    """Alembic's operations from the database to the models, without those that are not needed."""
+    schemas = {table.schema for metadata in wanted for table in metadata.tables.values()}
+
+    def include_name(name: str | None, kind: str, parents: Any) -> bool:
+        if kind == "schema":
+            return name in schemas
+        return kind != "table" or not is_own(name)
+
+    context = MigrationContext.configure(
+        connection,
+        opts={
+            "compare_type": True,
+            "compare_server_default": False,
+            "include_schemas": schemas != {None},
+            "include_name": include_name,
+        },
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SAWarning)  # types and indexes that it does not know
+        script = produce_migrations(context, list(wanted))  # type: ignore[arg-type]
+    assert script.upgrade_ops is not None
+    for each in _flat(script.upgrade_ops.ops):
+        if _is_needed(each):
+            yield each
+
+
+def _flat(operations: Iterable[Any]) -> Iterator[Any]:
+    for each in operations:
+        if isinstance(each, ops.OpContainer):
+            yield from _flat(each.ops)
+        else:
+            yield each
+
+
+def _is_needed(each: Any) -> bool:
+    if isinstance(each, ops.AlterColumnOp):
+        each.modify_comment = each.modify_server_default = False
+        each.kw = {name: value for name, value in each.kw.items() if name[:7] != "modify_"}
+        return each.modify_type is not None or each.modify_nullable is not None
+    if isinstance(each, ops.DropIndexOp):
+        return bool(getattr(each.reverse(), "unique", False))
+    return isinstance(
+        each,
+        ops.CreateTableOp
+        | ops.AddColumnOp
+        | ops.CreateIndexOp
+        | ops.AddConstraintOp
+        | ops.DropConstraintOp,
+    )
+
+
+def _differences(each: Any, connection: Connection) -> Iterator[Difference]:
+    """None for a table or a column: `schema_diff` tells of these."""
+    if isinstance(each, ops.AlterColumnOp):
+        table = _name(each.table_name, each.schema)
+        if each.modify_type is not None:
+            there, here = (
+                _type(kind, connection) for kind in (each.existing_type, each.modify_type)
+            )
+            yield Difference("other type", table, each.column_name, f"{there}, not {here}")
+        if each.modify_nullable is not None:
+            in_order = ("model", "database") if each.modify_nullable else ("database", "model")
+            detail = "may be null in the {}, not in the {}".format(*in_order)
+            yield Difference("other nullability", table, each.column_name, detail)
+    if isinstance(each, _INDEXES):
+        is_missing = isinstance(each, ops.CreateIndexOp)
+        index = each.to_index()
+        columns = ", ".join(str(getattr(part, "name", part)) for part in index.expressions)
+        kind = "unique index" if index.unique else "index"
+        yield Difference(
+            f"{'missing' if is_missing else 'unknown'} {kind}",
+            _name(each.table_name, each.schema),
+            None,
+            f"{each.index_name} ({columns})",
+        )
+    if isinstance(each, ops.AddConstraintOp | ops.DropConstraintOp):
+        constraint = each.to_constraint()
+        columns = ", ".join(column.name for column in getattr(constraint, "columns", ()))
+        kind = type(constraint).__name__.removesuffix("Constraint")
+        words = {"ForeignKey": "foreign key", "PrimaryKey": "primary key"}
+        named = f"{constraint.name} ({columns})" if constraint.name else f"({columns})"
+        yield Difference(
+            f"{'missing' if isinstance(each, ops.AddConstraintOp) else 'unknown'}"
+            f" {words.get(kind, kind.lower())}",
+            constraint.table.fullname,
+            None,
+            named,
+        )
+
+
+def _type(kind: Any, connection: Connection) -> str:
+    try:
+        return str(kind.compile(dialect=connection.dialect)).lower()
+    except CompileError:
+        return str(kind).lower()
+
+
+def _table(each: Any) -> str:
+    table = getattr(each, "table_name", None) or getattr(each, "source_table", None)
+    schema = getattr(each, "schema", None) or getattr(each, "kw", {}).get("source_schema")
+    return _name(table, schema)
+
+
+def _name(table: str | None, schema: str | None) -> str:
+    return f"{schema}.{table}" if schema else str(table)
