@@ -112,7 +112,8 @@ def _shown(found: FoundApp, settings: Settings) -> str:
 
 def _of_usual_place(file: Path, directory: Path) -> Target:
     source = Source.read(file)
-    target = _of_file(file, None, False, f"its usual place {file.relative_to(directory)}")
+    found = f"its usual place {file.relative_to(directory)}"
+    target = _of_file(file, None, False, found, source)
     return replace(target, is_likely=source is None or source.may_hold_app())
 
 
@@ -141,7 +142,9 @@ def _named(settings: Settings, text: str) -> Target:
     return Target(where, attribute, called, base / "src" if src and not here else base, found)
 
 
-def _of_file(file: Path, attribute: str | None, called: bool, found: str) -> Target:
+def _of_file(
+    file: Path, attribute: str | None, called: bool, found: str, source: Source | None = None
+) -> Target:
     """The import name of *file*, from the directory that its own imports are meant from.
 
     Its packages are the directories above with an `__init__.py`, and those that it imports from:
@@ -153,7 +156,7 @@ def _of_file(file: Path, attribute: str | None, called: bool, found: str) -> Tar
     while (root / "__init__.py").is_file():
         parts.insert(0, root.name)
         root = root.parent
-    source = Source.read(file)
+    source = source or Source.read(file)
     if source is not None:
         needed = max(0, source.level - len(file.relative_to(root).parts) + 1)
         folders = [root, *root.parents][:3]
