@@ -47,11 +47,6 @@ BROKEN = [
         ["main.py, line 2", "import not_installed_anywhere", "ModuleNotFoundError", "installed in"],
     ),
     Broken(
-        "a folder whose modules call it a package",
-        {"app/main.py": "from app.models import x\n", "app/models.py": "x = 1\n"},
-        ["No module named 'app'", 'its modules call it app.main: app = "app.main:app"'],
-    ),
-    Broken(
         "a task's option of another library",
         {"main.py": "from fsa_cli import task\n\n@task(timeout=5)\ndef t(): ...\n"},
         ["main.py, line 3", "@task has no option 'timeout'", "did you mean timeout_s?"],
