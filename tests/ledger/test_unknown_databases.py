@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,13 @@ TASKS = """
 
 @pytest.fixture
 def project(write_app, tmp_path) -> Path:
-    with sqlite3.connect(tmp_path / "shop.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
         connection.execute("create table t (n integer)")
     return write_app(tmp_path, odd_dialect=DIALECT, main=MAIN, tasks=TASKS)
 
 
 def rows(project: Path) -> int:
-    with sqlite3.connect(project / "shop.db") as connection:
+    with closing(sqlite3.connect(project / "shop.db")) as connection:
         return int(connection.execute("select count(*) from t").fetchone()[0])
 
 
