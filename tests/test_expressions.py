@@ -13,6 +13,8 @@ import pytest
 import fastapi_sqlalchemy
 import fsa_cli
 
+pytestmark = pytest.mark.slow
+
 #: Pieces of what meets them: words of SQL, of secrets, of URLs, of cron, quotes, spaces.
 PIECES = [
     *"aZ0_.-+/:@'\"`\\()[]{}<>=,;#?&$% \t\n\r\0\x1b\u202e\u00e9",

@@ -19,6 +19,8 @@ from support.processes import Completed, Start, run
 from support.waiting import wait_until
 from support.web import ServedProcess
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 RUN_BY_CI = {"Running the tests"}  # it is what runs this file

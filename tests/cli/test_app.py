@@ -77,11 +77,13 @@ def test_help_loads_no_framework(loaded_modules, words) -> None:
     assert loaded.isdisjoint(FRAMEWORKS | {"fsa_cli.commands.shell"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_a_command_loads_no_framework(loaded_modules, name) -> None:
     assert loaded_modules(name, "--help").isdisjoint(FRAMEWORKS)
 
 
+@pytest.mark.slow
 def test_help_and_version_work_with_a_broken_app(fsa, write_app, tmp_path) -> None:
     write_app(
         tmp_path, {"pyproject.toml": "[tool.fsa]\nnonsense = 1\n"}, main="raise SystemError('no')"
@@ -93,6 +95,7 @@ def test_help_and_version_work_with_a_broken_app(fsa, write_app, tmp_path) -> No
         assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_begins_with_examples_and_names_the_variables(name: str, fsa) -> None:
     group = _load(name)

@@ -11,6 +11,8 @@ import pytest
 
 from support.processes import FSA, Completed, environment, run, write_files
 
+pytestmark = pytest.mark.slow
+
 LONG = "a summary that is much longer than twenty columns and has a größe in it"
 FILES = {
     "pyproject.toml": '[tool.fsa.health]\ndisk = "tasks:disk"\n',

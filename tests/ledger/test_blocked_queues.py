@@ -76,6 +76,7 @@ BLOCKED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", BLOCKED.values(), ids=BLOCKED)
 @pytest.mark.parametrize("dispatch", [None, ""], ids=["here", "for a broker"])
 def test_a_free_run_starts_as_if_alone(

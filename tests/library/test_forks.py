@@ -8,6 +8,8 @@ import pytest
 from support.backends import Backend
 from support.processes import Run
 
+pytestmark = pytest.mark.slow
+
 DRIVERS = [
     ("postgresql", "psycopg"),
     ("postgresql", "psycopg2"),

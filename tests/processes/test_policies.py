@@ -486,6 +486,7 @@ def test_what_sqlite_keeps_in_a_column_of_another_type_stops_nothing(
     assert fsa("scheduler", "status", env=env).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_tick_whose_outcomes_the_ledger_refuses_ends_and_says_so(
     lay: Lay, rows: Rows, fsa: Run, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def project(tmp_path_factory) -> Path:
     return write_files(directory, files, main=APP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "typed", "yes", "code", "says"),
     [

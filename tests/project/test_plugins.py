@@ -7,6 +7,8 @@ import pytest
 
 from support.processes import write_files
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "pyproject.toml": """
         [tool.fsa]
