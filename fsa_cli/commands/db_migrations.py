@@ -24,6 +24,11 @@ _LOCK_TIMEOUT = (
     "How long a statement waits for a lock before it lets go and tries again, as 2s; 0: no limit."
     " [protected environments: 2s]"
 )
+_BASELINE = "Fill it with all that the models need, as if the database were empty."
+_BEGIN = (
+    'fsa db revision --baseline -m "begin" writes what makes these tables; then fsa db stamp head'
+    " notes that this database has them"
+)
 _REVISION = "A revision: its id or the start of it, head, heads, base, +1, -1."
 
 
@@ -37,6 +42,7 @@ def revision(
         bool,
         option("db revision", "--autogenerate", help="Fill it with what the models changed."),
     ] = False,
+    baseline: Annotated[bool, option("db revision", "--baseline", help=_BASELINE)] = False,
     x: Annotated[
         list[str] | None, option("db revision", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
     ] = None,
@@ -46,11 +52,13 @@ def revision(
     \b
       fsa db revision --autogenerate -m "add users.active"
       fsa db revision -m "fill users.active"
+      fsa db revision --baseline -m "begin" && fsa db stamp head
 
     Without an alembic.ini and a folder, it begins the folder migrations.
     """
     fsa = Fsa.of(context)
-    written, changes = _migrations(fsa, x).revision(message, autogenerate=autogenerate)
+    migrations = _migrations(fsa, x)
+    written, changes = migrations.revision(message, autogenerate=autogenerate, baseline=baseline)
     if fsa.output.json:
         fsa.output.document({"revision": asdict(written) if written else None, "changes": changes})
         return
@@ -58,8 +66,12 @@ def revision(
         fsa.output.say(change)
     if written is None:
         fsa.output.say("the models and the database are the same: nothing was written")
-    else:
-        fsa.output.line(os.path.relpath(written.file))
+        if not migrations.begun():
+            fsa.output.say(_BEGIN)
+        return
+    fsa.output.line(os.path.relpath(written.file))
+    if baseline:
+        fsa.output.say("fsa db stamp head notes that this database is there already")
 
 
 def merge(

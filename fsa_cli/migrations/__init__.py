@@ -137,14 +137,20 @@ class Migrations:
         self._run(lambda config: migrate(config, revision, sql=True), output)
 
     def revision(
-        self, message: str | None, *, autogenerate: bool = False
+        self, message: str | None, *, autogenerate: bool = False, baseline: bool = False
     ) -> tuple[Revision | None, list[str]]:
         """Write a new migration script. Returns it, and the changes that were found for it.
 
         None if nothing has changed: then nothing is written.
 
+        Args:
+            autogenerate: Fill it with what makes the database what the models are.
+            baseline: Fill it with what makes an empty database what the models are: the first one
+                of a database that has its tables already.
+
         Raises:
             SchemaBehind: Changes cannot be found against a database that is not at head.
+            UsageError: It would be the baseline of a project that has migrations.
         """
         from alembic import command
 
@@ -155,6 +161,13 @@ class Migrations:
             if not changes:
                 directives.clear()
 
+        if baseline and (earlier := self.begun()):
+            raise UsageError(
+                "a baseline is the first migration, and there are migrations",
+                details=[f"the newest is {earlier[0].revision}"],
+                hint="fsa db revision --autogenerate writes what the models changed since",
+            )
+        autogenerate = autogenerate or baseline
         if autogenerate and self.scripts.exist and not (state := self.state()).at_head:
             raise state.behind()
         self._compares = autogenerate
@@ -164,9 +177,14 @@ class Migrations:
                 message,
                 autogenerate=autogenerate,
                 process_revision_directives=keep_what_changes if autogenerate else None,
-            )
+            ),
+            as_if_empty=baseline,
         )
         return revision_of(made) if made and not isinstance(made, list) else None, changes
+
+    def begun(self) -> list[Revision]:
+        """Every migration script, the newest first; none where the project has no folder of them."""
+        return self.history() if self.scripts.exist else []
 
     def state(self) -> State:
         """The state of the database."""
@@ -218,8 +236,11 @@ class Migrations:
                 call.lock_timeout = LockTimeout(lock_timeout_s, self._say)
                 call.lock_timeout.repeat(lambda: call.run(work))
 
-    def _run(self, work: Callable[[Any], Any], output: Any = None) -> Any:
+    def _run(
+        self, work: Callable[[Any], Any], output: Any = None, *, as_if_empty: bool = False
+    ) -> Any:
         call = self._call(output)
+        call.as_if_empty = as_if_empty
         with self._translated():
             return call.run(work)
 

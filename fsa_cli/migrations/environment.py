@@ -40,6 +40,7 @@ class AlembicCall:
         on_step: Called with each migration that was applied.
         x: What `context.get_x_argument()` gives an env.py.
         lock_timeout: How long its statements wait for locks; None: as long as it takes.
+        as_if_empty: Whether models are compared with an empty database, whatever is in this one.
         configured: Whether an env.py has come to its `context.configure`.
     """
 
@@ -50,6 +51,7 @@ class AlembicCall:
     output: Any = None
     x: Sequence[str] = ()
     lock_timeout: LockTimeout | None = None
+    as_if_empty: bool = False
     configured: bool = field(default=False, init=False)
 
     def run(self, work: Callable[[Config], Any]) -> Any:
@@ -186,6 +188,8 @@ def _environment(call: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentCon
                 call.lock_timeout.apply_to(given["connection"])
         if given.get("target_metadata") is None:
             given["target_metadata"] = call.metadata()
+        if call.as_if_empty:
+            given["include_name"] = lambda name, kind, parents: kind != "table"
         given["include_object"] = _without_own_tables(given.get("include_object"))
         hears = given.get("on_version_apply") or ()
         own = hears if isinstance(hears, tuple) else (hears,)

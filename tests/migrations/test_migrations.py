@@ -162,6 +162,30 @@ def test_without_an_ini_it_writes_applies_and_takes_back(fsa, project, backend, 
     backend.assert_released()
 
 
+def test_a_database_that_has_its_tables_begins_with_a_baseline(fsa, project, backend) -> None:
+    env = {"FSA_DB_URL": backend.url}
+    assert fsa("db", "create", "--yes", env=env).returncode == 0
+    same = fsa("db", "revision", "--autogenerate", "-m", "begin", env=env)
+    assert (same.returncode, "fsa db revision --baseline" in same.stderr) == (0, True), same.stderr
+
+    begun = fsa("db", "revision", "--baseline", "-m", "begin", env=env)
+    assert begun.returncode == 0, begun.stderr
+    assert 'create_table("users"' in (project / begun.stdout.strip()).read_text().replace("'", '"')
+    assert "fsa db stamp head" in begun.stderr
+    assert fsa("db", "stamp", "head", env=env).returncode == 0
+    assert fsa("db", "current", env=env).returncode == 0
+    assert fsa("db", "check", env=env).returncode == 0
+    again = fsa("db", "revision", "--baseline", env=env)
+    assert (again.returncode, "there are migrations" in again.stderr) == (2, True), again.stderr
+
+    add_column(project)
+    assert fsa("db", "revision", "--autogenerate", "-m", "note", env=env).returncode == 0
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    empty = {"FSA_DB_URL": "sqlite:///empty.db"}
+    assert fsa("db", "upgrade", env=empty).returncode == 0
+    assert fsa("db", "check", env=empty).returncode == 0
+
+
 def test_history_and_current_tell_what_is_applied(fsa, project, sqlite) -> None:
     folder = project / "migrations" / "versions"
     write_migration(folder, "aaa1")
