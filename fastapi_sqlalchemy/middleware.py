@@ -192,6 +192,7 @@ class DBSessionMiddleware:
                             failure = exc
                             raise _CommitFailed(_first_line(exc)) from exc
                 started = message
+                request.stage = ", while its response is sent"
                 await send(message)
                 return
             is_last = message["type"] == "http.response.body" and not message.get("more_body")
@@ -203,7 +204,11 @@ class DBSessionMiddleware:
                 whole = not (left or _is_cancelled())
                 await self._settle_stream(request, commit=whole and self._commits(started))
             await send(message)
-            completed = completed or is_last
+            if is_last:
+                completed = True
+                request.stage = ", after its response (a background task?)"
+                if request.used:
+                    await request.end_reads()
 
         self.db._enter(request)
         try:
@@ -220,6 +225,7 @@ class DBSessionMiddleware:
             returned = True
         finally:
             if not request.end_unused():
+                request.warn_of_idle()
                 if returned and failure is None:
                     self._report_uncommitted(request, started, completed)
                 await request.aend()

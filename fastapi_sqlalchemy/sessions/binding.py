@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from ..configuration import Configuration
 from ..engines import fork_safety
 from ..engines.engines import Engines
-from .tracking import Activity, tracked
+from .activity import Activity
+from .tracking import tracked
 
 __all__ = ["Binding", "OpenSandbox"]
 

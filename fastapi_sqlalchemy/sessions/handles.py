@@ -17,10 +17,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
+from .activity import Activity
 from .connections import adiscard, discard, hang_up, is_busy
 from .shielding import in_default_thread, in_thread, start, wait_shielded
-from .tracking import Activity, TrackedSession
+from .tracking import TrackedSession
 
 __all__ = ["AsyncSessionHandle", "SessionHandle", "SyncSessionHandle"]
 
@@ -152,6 +154,24 @@ class SessionHandle:
         finally:
             self.session.expire_on_commit = expires
 
+    async def end_reads(self, who: object) -> None:
+        """End a transaction that has only read; its objects stay loaded, no event says COMMIT.
+
+        The connection goes back to the pool, and the next statement takes one again.
+        """
+        session = self.session
+        if (
+            self.activity.only_reads
+            and session._is_clean()
+            and (session._trans_context_manager is None or not self.in_own_block)
+            and not isinstance(session.bind, Connection)
+            and self.user is None
+        ):
+            await self._end_transaction(who)
+
+    async def _end_transaction(self, who: object) -> None:
+        raise NotImplementedError
+
     @property
     def in_own_block(self) -> bool:
         """Whether a `with session.begin():` that is still open owns the transaction.
@@ -172,9 +192,9 @@ class SyncSessionHandle(SessionHandle):
     __slots__ = ("_is_sqlite",)
 
     def __init__(
-        self, session: Session, is_sqlite: bool, on_loop_thread: Callable[[], None]
+        self, session: Session, owner: object, is_sqlite: bool, on_loop_thread: Callable[[], None]
     ) -> None:
-        super().__init__(session, Activity(on_loop_thread))
+        super().__init__(session, Activity(owner, on_loop_thread))
         self._is_sqlite = is_sqlite
 
     async def flush(self) -> None:
@@ -188,6 +208,9 @@ class SyncSessionHandle(SessionHandle):
 
     async def close(self, who: object) -> None:
         await self._run_bounded(self.session.close, who)
+
+    async def _end_transaction(self, who: object) -> None:
+        await self._run_unused(lambda: _end_transactions(self.session), who)
 
     def _abandon_here(self, who: object) -> None:
         """As `abandon`, in this thread."""
@@ -235,6 +258,9 @@ class SyncSessionHandle(SessionHandle):
         if self.user is not None:
             await self.abandon(who)
             return
+        await self._run_unused(work, who)
+
+    async def _run_unused(self, work: Callable[[], None], who: object) -> None:
         connection = self.connection
         if connection is None or (self._is_sqlite and not self.activity.wrote):
             self._finish(work, who)
@@ -264,8 +290,8 @@ class AsyncSessionHandle(SessionHandle):
 
     __slots__ = ("async_session",)
 
-    def __init__(self, async_session: AsyncSession) -> None:
-        super().__init__(async_session.sync_session, Activity())
+    def __init__(self, async_session: AsyncSession, owner: object) -> None:
+        super().__init__(async_session.sync_session, Activity(owner))
         self.async_session = async_session
 
     async def flush(self) -> None:
@@ -276,6 +302,9 @@ class AsyncSessionHandle(SessionHandle):
 
     async def roll_back(self, who: object) -> None:
         await self._run_bounded(self.async_session.rollback, who)
+
+    async def _end_transaction(self, who: object) -> None:
+        await self._run_unused(lambda: greenlet_spawn(_end_transactions, self.session), who)
 
     async def close(self, who: object) -> None:
         if self.session.in_transaction() or self._given_up or not self._closes_alike:
@@ -315,6 +344,9 @@ class AsyncSessionHandle(SessionHandle):
         if self.user is not None:
             await self.abandon(who)
             return
+        await self._run_unused(work, who)
+
+    async def _run_unused(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
         connection = self.connection
         if connection is None:
             await self._finish(work, who)
@@ -337,6 +369,12 @@ class AsyncSessionHandle(SessionHandle):
             if not self._given_up:
                 _log_failure(who, exc)
             await adiscard(connection)
+
+
+def _end_transactions(session: Session) -> None:
+    """End its transaction and the savepoints in it, as `Session.close()` does."""
+    while (transaction := session._transaction) is not None:
+        transaction.close()
 
 
 def _log_failure(who: object, exc: Exception) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from time import monotonic
 
 from starlette.types import Scope as ASGIScope
 
+from .activity import Activity
 from .binding import Binding
 from .scope import Scope
 
 __all__ = ["RequestScope"]
+
+#: How long a request may hold a connection and not use it before a warning names it, in seconds.
+IDLE_WARNING_S = 10.0
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
@@ -17,7 +22,7 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 class RequestScope(Scope):
     """The sessions of one request. `warned` is where its middleware keeps what it warned about."""
 
-    __slots__ = ("_app", "_asgi", "_warned")
+    __slots__ = ("_app", "_asgi", "_warned", "stage")
 
     def __init__(
         self, binding: Binding, outer: Scope | None, asgi: ASGIScope, warned: set[str]
@@ -26,6 +31,8 @@ class RequestScope(Scope):
         self._asgi = asgi
         self._app = asgi.get("app")
         self._warned = warned
+        #: What it is at, after its last statement, for a log line.
+        self.stage = ""
 
     def __str__(self) -> str:
         route = getattr(self._asgi.get("route"), "path", None)
@@ -63,6 +70,34 @@ class RequestScope(Scope):
                 "Call db.session.commit(), or pass commit_on_exit=True to DBSessionMiddleware; "
                 "what runs after the response (a stream, a background task) commits for itself.",
                 self,
+            )
+
+    async def end_reads(self) -> None:
+        """Give back the connections of sessions that have only read; their objects stay loaded."""
+        for handle in (self._sync_handle, self._async_handle):
+            if handle is not None and handle.activity.connection is not None:
+                self._warn_of_idle(handle.activity)
+                await handle.end_reads(self)
+
+    def warn_of_idle(self) -> None:
+        """Log a warning, once for a route, if it kept a connection for long without using it."""
+        for handle in (self._sync_handle, self._async_handle):
+            if handle is not None and handle.activity.connection is not None:
+                self._warn_of_idle(handle.activity)
+
+    def _warn_of_idle(self, activity: Activity) -> None:
+        idle_s = monotonic() - activity.left_s
+        if idle_s < IDLE_WARNING_S or activity.user is not None:
+            return
+        if (label := f"idle {self}") not in self._warned:
+            self._warned.add(label)
+            logger.warning(
+                "%s kept a connection for %.0f s after its last statement%s: meanwhile the pool "
+                "has one less. End its transaction before what takes long: db.session.commit() or "
+                "rollback(), or read in a scope of its own, `with db():`.",
+                self,
+                idle_s,
+                self.stage,
             )
 
     def _on_loop_thread(self) -> None:

@@ -100,7 +100,7 @@ class Scope:
                 if handle is None:
                     session = self.binding.open_session(self._session_args)
                     handle = SyncSessionHandle(
-                        session, self.binding.is_sqlite, self._on_loop_thread
+                        session, self, self.binding.is_sqlite, self._on_loop_thread
                     )
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._sync_handle = handle
@@ -126,7 +126,8 @@ class Scope:
                 self._check_open()
                 handle = self._async_handle
                 if handle is None:
-                    handle = AsyncSessionHandle(self.binding.open_async_session(self._session_args))
+                    session = self.binding.open_async_session(self._session_args)
+                    handle = AsyncSessionHandle(session, self)
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._async_handle = handle
         return handle.async_session

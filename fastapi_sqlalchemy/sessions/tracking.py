@@ -1,30 +1,26 @@
-"""What a session has done in its current transaction, seen from inside the session.
-
-The end of a scope asks: is there a connection to give back (then it is the work of a thread), was
-anything written (then a rollback is worth a warning), and has the session outlived its scope?
-"""
+"""Session classes that note what their sessions do, seen from inside the session."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Result, event
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ..exceptions import ConcurrentUseError, MissingSessionError
+from .activity import Activity, log_holders
 from .pool_waiting import with_spare_thread
-from .writes import looks_like_read, reads_only, surely_reads
+from .writes import reads_only
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
-__all__ = ["ENDED", "Activity", "TrackedSession", "tracked"]
-
-#: Of so many statements of one transaction it is found out later whether they write, if at all.
-_MOST_UNCHECKED = 100
+__all__ = ["ENDED", "TrackedSession", "tracked"]
 
 ENDED = (
     "This session's scope has ended: its request, `with db():` or `async with db():` is over, and "
@@ -32,94 +28,6 @@ ENDED = (
     "Open a scope of its own:\n\n    with db():\n        db.session ...\n\n"
     "or, in async code, `async with db():`."
 )
-
-
-class Activity:
-    """One session's record: `connection` and `wrote` are its current transaction's.
-
-    `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
-    `may_have_written` is True unless all of them are surely reads.
-
-    Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
-    begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
-    the identifier of a thread. In a sandbox, `awaitable` makes a sync driver's result an
-    `AsyncSession`'s.
-    """
-
-    # Nothing here leads back to the session: a cycle would keep what it has loaded, and everything
-    # around it, until the garbage collector comes.
-    __slots__ = (
-        "awaitable",
-        "connection",
-        "ended",
-        "forget",
-        "held",
-        "on_loop_thread",
-        "unchecked",
-        "unread",
-        "unsure",
-        "user",
-        "wrote",
-    )
-
-    def __init__(self, on_loop_thread: Callable[[], None] | None = None) -> None:
-        self.connection: Connection | None = None
-        self.wrote = False
-        self.unsure = False
-        self.unchecked: list[Any] = []
-        #: Those of `unchecked` whose SQL did not show that they read.
-        self.unread: list[Any] = []
-        self.forget: Callable[[], None] | None = None
-        self.ended = False
-        self.on_loop_thread = on_loop_thread
-        self.user: asyncio.Task[Any] | int | None = None
-        self.awaitable: Callable[[Any], Any] | None = None
-
-    @property
-    def has_written(self) -> bool:
-        """Whether it looks as if something was written."""
-        return self.wrote or not all(map(looks_like_read, self.unread))
-
-    @property
-    def may_have_written(self) -> bool:
-        """Whether it cannot be excluded that something was written."""
-        return self.wrote or self.unsure or not all(map(surely_reads, self.unchecked))
-
-    def notice(self, statement: Any) -> None:
-        """Remember that `statement` is about to be executed."""
-        if self.wrote:
-            return
-        if not getattr(statement, "is_select", False) and not looks_like_read(statement):
-            self.wrote = True
-        elif len(self.unchecked) < _MOST_UNCHECKED:
-            self.unchecked.append(statement)
-            self.unread.append(statement)
-        else:
-            self.unsure = True
-
-    def executed(self, statement: Any, result: Any) -> None:
-        """Let the SQL of a SELECT without a CTE answer for it: to look through it takes longer."""
-        unread = self.unread
-        if unread and unread[-1] is statement and isinstance(result, Result):
-            context = getattr(getattr(result, "raw", None) or result, "context", None)
-            compiled: Any = getattr(context, "compiled", None)
-            if compiled is not None and compiled.statement.is_select and not compiled.ctes:
-                unread.pop()
-
-    def reset(self) -> None:
-        """Its transaction has ended."""
-        self.connection = None
-        self.wrote = self.unsure = False
-        self.unchecked.clear()
-        self.unread.clear()
-        if self.forget is not None:
-            self.forget()
-            self.forget = None
-
-    def end(self) -> None:
-        """Let the session begin nothing any more; what it has begun can still be ended."""
-        self.ended = True
-        self.on_loop_thread = None
 
 
 class TrackedSession(Session):
@@ -160,6 +68,7 @@ class _TrackedInThread(TrackedSession):
         finally:
             if not is_inner:
                 activity.user = None
+                activity.left_s = monotonic()
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         activity = self.fsa_activity
@@ -169,13 +78,18 @@ class _TrackedInThread(TrackedSession):
         finally:
             if not is_inner:
                 activity.user = None
+                activity.left_s = monotonic()
 
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
         if self.fsa_activity.ended:
             raise MissingSessionError(ENDED)
         if self.fsa_activity.connection is not None:
             return super()._connection_for_bind(engine, *args, **kwargs)
-        return with_spare_thread(engine, super()._connection_for_bind, engine, *args, **kwargs)
+        try:
+            return with_spare_thread(engine, super()._connection_for_bind, engine, *args, **kwargs)
+        except PoolTimeout:
+            log_holders(engine)
+            raise
 
     def _flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.fsa_activity.ended:
@@ -183,7 +97,11 @@ class _TrackedInThread(TrackedSession):
         if self.fsa_activity.connection is not None:
             super()._flush(objects)
         else:
-            with_spare_thread(self.bind, super()._flush, objects)
+            try:
+                with_spare_thread(self.bind, super()._flush, objects)
+            except PoolTimeout:
+                log_holders(self.bind)
+                raise
 
 
 class _TrackedInTask(TrackedSession):
@@ -204,6 +122,7 @@ class _TrackedInTask(TrackedSession):
         finally:
             if not is_inner:
                 activity.user = None
+                activity.left_s = monotonic()
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         activity = self.fsa_activity
@@ -213,6 +132,7 @@ class _TrackedInTask(TrackedSession):
         finally:
             if not is_inner:
                 activity.user = None
+                activity.left_s = monotonic()
 
     def commit(self) -> None:
         activity = self.fsa_activity
@@ -222,16 +142,25 @@ class _TrackedInTask(TrackedSession):
         finally:
             if not is_inner:
                 activity.user = None
+                activity.left_s = monotonic()
 
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
         if self.fsa_activity.ended:
             raise MissingSessionError(ENDED)
-        return super()._connection_for_bind(engine, *args, **kwargs)
+        try:
+            return super()._connection_for_bind(engine, *args, **kwargs)
+        except PoolTimeout:
+            log_holders(engine)
+            raise
 
     def _flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.fsa_activity.ended:
             raise MissingSessionError(ENDED)
-        super()._flush(objects)
+        try:
+            super()._flush(objects)
+        except PoolTimeout:
+            log_holders(self.bind)
+            raise
 
 
 def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Session]:
@@ -286,7 +215,7 @@ def _on_begin(
             transaction._connections.clear()
             connection.close()
         raise MissingSessionError(ENDED)
-    activity.connection = connection
+    activity.begin(connection)
     on_loop_thread = activity.on_loop_thread  # another thread may be ending the scope
     if on_loop_thread is not None and asyncio._get_running_loop() is not None:
         on_loop_thread()

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnClause, TextClause
 from sqlalchemy.sql import functions, visitors
 from sqlalchemy.sql.functions import Function, FunctionElement
 
-__all__ = ["looks_like_read", "reads_only", "surely_reads", "surely_reads_only"]
+__all__ = ["locks_rows", "looks_like_read", "reads_only", "surely_reads", "surely_reads_only"]
 
 # What looks like SQL in a comment or a literal is none; MySQL runs /*! ... */, MariaDB /*M! ... */.
 # Without an end it goes to the text's: to look for one at each quote would take quadratic time.
@@ -31,6 +31,7 @@ _WRITING = re.compile(
     re.I,
 )
 _FOR_UPDATE = re.compile(r"\bfor\s+(no\s+key\s+)?update\b", re.I)
+_LOCKING = re.compile(r"\b(for|lock)\b", re.I)
 _CALL = re.compile(r"(?<![\w.$@'])([\w.$@']++)\s*+\(")
 _DOT = re.compile(r"(?<!\s)\s*+\.\s*+")
 # What one database reads as a literal or a comment, and another does not: a backslash in a literal,
@@ -84,6 +85,18 @@ def surely_reads(statement: Any) -> bool:
         if isinstance(part, ColumnClause) and part.is_literal and not _only_reads(part.name):
             return False
     return True
+
+
+def locks_rows(statement: Any) -> bool:
+    """Whether `statement`, which reads, may lock rows: SELECT ... FOR UPDATE and the like."""
+    text = _text_of(statement)
+    if text is not None:
+        return _LOCKING.search(_NOT_SQL.sub("''", text)) is not None
+    return any(
+        getattr(part, "_for_update_arg", None) is not None
+        or (isinstance(part, TextClause) and _LOCKING.search(part.text) is not None)
+        for part in visitors.iterate(_unwrapped(statement))
+    )
 
 
 def reads_only(sql: str) -> bool:

@@ -183,7 +183,7 @@ class Migrations:
         return revision_of(made) if made and not isinstance(made, list) else None, changes
 
     def begun(self) -> list[Revision]:
-        """Every migration script, the newest first; none where the project has no folder of them."""
+        """Every migration script, the newest first; none where there is no folder of them."""
         return self.history() if self.scripts.exist else []
 
     def state(self) -> State:

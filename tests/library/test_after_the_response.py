@@ -2,16 +2,18 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from typing import Any
 
 import pytest
 from fastapi.responses import JSONResponse
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from starlette.background import BackgroundTask
 
 from support.models import User
 from support.stores import Store
+from support.waiting import wait_until
 from support.web import Serve, client_of
 
 
@@ -123,3 +125,87 @@ async def test_an_outer_scope_is_current_again_also_after_the_ones_between_have_
             await asyncio.sleep(0)
         between_ended.set()
         assert await task is outermost
+
+
+@pytest.mark.parametrize("side", ["async", "sync"])
+def test_what_was_read_holds_no_connection_once_the_body_is_sent(
+    serve: Serve, postgresql_store: Store, side: str
+) -> None:
+    """A pool of one: a background task that takes long keeps no other request waiting."""
+    store, db = postgresql_store, postgresql_store.db
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    app = store.app(engine_args={"pool_size": 1, "max_overflow": 0, "pool_timeout": 5})
+    go_on = threading.Event()
+    seen: list[Any] = []
+
+    @app.get("/mail")
+    async def mail() -> JSONResponse:
+        if side == "async":
+            user: Any = await db.async_session.get(User, 1)
+        else:
+            user = await asyncio.to_thread(lambda: db.session.get(User, 1))
+
+        async def send() -> None:
+            await asyncio.to_thread(go_on.wait, 30)
+            seen.append(user.name)
+            session: Any = db.async_session if side == "async" else db.session
+            found = session.execute(select(User.name))
+            seen.append((await found if side == "async" else found).scalar())
+
+        return JSONResponse({}, background=BackgroundTask(send))
+
+    @app.get("/names")
+    async def names() -> Any:
+        return (await db.async_session.scalars(select(User.name))).all()
+
+    @app.get("/sync-names")
+    def sync_names() -> Any:
+        return db.session.scalars(select(User.name)).all()
+
+    with client_of(serve, app) as client:
+        assert client.get("/mail").status_code == 200
+        other = client.get("/names" if side == "async" else "/sync-names")
+        assert (other.status_code, other.json(), seen) == (200, ["ann"], [])
+        go_on.set()
+        wait_until(lambda: len(seen) == 2, "the mail is sent")
+    assert seen == ["ann", "ann"]
+    store.assert_settled()
+
+
+def test_what_was_written_or_locked_is_kept_for_the_background_task(
+    serve: Serve, postgresql_store: Store
+) -> None:
+    store, db = postgresql_store, postgresql_store.db
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann'), ('bob')")
+    app = store.app()
+    locked: list[Any] = []
+
+    @app.get("/{what}")
+    def route(what: str) -> JSONResponse:
+        if what == "written":
+            db.session.add(User(name="zoe"))
+            db.session.flush()
+        elif what == "locked":
+            db.session.scalars(select(User).where(User.id == 1).with_for_update()).one()
+        elif what == "locked text":
+            db.session.execute(text("SELECT name FROM users WHERE id = 1 FOR SHARE")).one()
+        else:
+            pieces = iter(db.session.scalars(select(User.name).execution_options(yield_per=1)))
+            next(pieces)
+
+        def after() -> None:
+            if what == "pieces":
+                locked.extend(pieces)
+                return
+            with db():
+                free = select(User.id).with_for_update(skip_locked=True)
+                locked.append(len(db.session.scalars(free).all()))
+            db.session.commit()
+
+        return JSONResponse({}, background=BackgroundTask(after))
+
+    with client_of(serve, app) as client:
+        for what in ("locked", "locked text", "pieces", "written"):
+            assert client.get(f"/{what}").status_code == 200
+    assert locked == [1, 1, "bob", 2]
+    assert store.users() == ["ann", "bob", "zoe"]

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -10,11 +11,12 @@ import anyio.to_thread
 import httpx
 import pytest
 from fastapi import Depends, FastAPI
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import select, text
 from sqlalchemy.pool import QueuePool
 
-from fastapi_sqlalchemy.sessions import pool_waiting
+from fastapi_sqlalchemy.sessions import pool_waiting, request_scope
 from support.models import User
 from support.stores import Store
 from support.waiting import wait_until
@@ -178,3 +180,46 @@ def test_a_pool_that_stays_empty_raises_its_timeout(serve: Serve, postgresql_sto
             assert client.get("/async").status_code == 500
         store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
         assert client.get("/sync").status_code == 200
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_who_holds_the_connections_is_named(
+    serve: Serve,
+    postgresql_store: Store,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    side: str,
+) -> None:
+    monkeypatch.setattr(request_scope, "IDLE_WARNING_S", 0.2)
+    store, db = postgresql_store, postgresql_store.db
+    app = store.app(engine_args={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.3})
+
+    @app.get("/events/{n}")
+    async def events(n: int) -> StreamingResponse:
+        if side == "sync":
+            await anyio.to_thread.run_sync(lambda: db.session.scalar(text("SELECT 1")))
+        else:
+            await db.async_session.scalar(text("SELECT 1"))
+
+        def pieces() -> Iterator[str]:
+            for _ in range(n):
+                yield "data: x\n\n"
+                go_on.wait(30)
+            yield "data: end\n\n"
+
+        return StreamingResponse(pieces(), media_type="text/event-stream")
+
+    add_routes(app, store)
+    go_on = threading.Event()
+    with client_of(serve, app) as client:
+        with client.stream("GET", "/events/1") as response:
+            pieces = response.iter_text()
+            assert "x" in next(pieces)
+            assert client.get(f"/{side}").status_code == 500
+            go_on.set()
+            assert "end" in "".join(pieces)
+        wait_until(lambda: "kept a connection" in caplog.text, "the end of the stream")
+    (line,) = [line for line in caplog.messages if "No connection was free in time" in line]
+    assert "GET /events/{n} (idle for 0." in line
+    assert "while its response is sent" in line
+    assert "GET /events/{n} kept a connection for" in caplog.text

@@ -1,0 +1,190 @@
+"""What a session has done in its current transaction.
+
+The end of a scope asks: is there a connection to give back (then it is the work of a thread), was
+anything written (then a rollback is worth a warning), and has the session outlived its scope?
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from sqlalchemy import Connection
+
+from .writes import locks_rows, looks_like_read, surely_reads
+
+__all__ = ["Activity", "log_holders"]
+
+logger = logging.getLogger("fastapi_sqlalchemy")
+
+#: Of those that hold a pool's connections, in a log line.
+_MOST_NAMED = 10
+
+#: Of so many statements of one transaction it is found out later whether they write, if at all.
+_MOST_UNCHECKED = 100
+
+
+class Activity:
+    """One session's record: `connection` and `wrote` are its current transaction's.
+
+    `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
+    `may_have_written` is True unless all of them are surely reads.
+
+    `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`.
+    Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
+    begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
+    the identifier of a thread. In a sandbox, `awaitable` makes a sync driver's result an
+    `AsyncSession`'s.
+    """
+
+    # Nothing here leads back to the session: a cycle would keep what it has loaded, and everything
+    # around it, until the garbage collector comes.
+    __slots__ = (
+        "awaitable",
+        "connection",
+        "ended",
+        "forget",
+        "left_s",
+        "on_loop_thread",
+        "owner",
+        "results",
+        "unchecked",
+        "unread",
+        "unsure",
+        "user",
+        "wrote",
+    )
+
+    def __init__(
+        self, owner: object = None, on_loop_thread: Callable[[], None] | None = None
+    ) -> None:
+        self.owner = None if owner is None else weakref.ref(owner)
+        self.connection: Connection | None = None
+        self.wrote = False
+        self.unsure = False
+        self.unchecked: list[Any] = []
+        #: Those of `unchecked` whose SQL did not show that they read.
+        self.unread: list[Any] = []
+        self.results: list[weakref.ref[Any]] = []
+        self.left_s = 0.0
+        self.forget: Callable[[], None] | None = None
+        self.ended = False
+        self.on_loop_thread = on_loop_thread
+        self.user: asyncio.Task[Any] | int | None = None
+        self.awaitable: Callable[[Any], Any] | None = None
+
+    @property
+    def has_written(self) -> bool:
+        """Whether it looks as if something was written."""
+        return self.wrote or not all(map(looks_like_read, self.unread))
+
+    @property
+    def may_have_written(self) -> bool:
+        """Whether it cannot be excluded that something was written."""
+        return self.wrote or self.unsure or not all(map(surely_reads, self.unchecked))
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether its transaction can end at once, and nothing is lost by it.
+
+        Nothing was written, no row is locked, and nobody is in the middle of a result.
+        """
+        if self.wrote or self.unsure:
+            return False
+        if self.unchecked and not all(
+            surely_reads(x) and not locks_rows(x) for x in self.unchecked
+        ):
+            return False
+        for result in self.results:  # noqa: SIM110 - it is done in every request
+            if result() is not None:
+                return False
+        return True
+
+    def uses(self, pool: object) -> bool:
+        """Whether it holds a connection of `pool`."""
+        connection = self.connection
+        return connection is not None and connection.engine.pool is pool
+
+    def begin(self, connection: Connection) -> None:
+        """Its transaction has got `connection`."""
+        self.connection = connection
+        self.left_s = monotonic()
+
+    def notice(self, statement: Any) -> None:
+        """Remember that `statement` is about to be executed."""
+        if self.wrote:
+            return
+        if not getattr(statement, "is_select", False) and not looks_like_read(statement):
+            self.wrote = True
+        elif len(self.unchecked) < _MOST_UNCHECKED:
+            self.unchecked.append(statement)
+            self.unread.append(statement)
+        else:
+            self.unsure = True
+
+    def executed(self, statement: Any, result: Any) -> None:
+        """Let the SQL of a SELECT without a CTE answer for it: to look through it takes longer.
+
+        And what SQLAlchemy has compiled once, for each time that it is executed.
+        """
+        unread = self.unread
+        context = getattr(getattr(result, "raw", None) or result, "context", None)
+        if context is None:
+            return
+        # A result itself cannot be referred to weakly; nobody but it keeps its context.
+        self.results.append(weakref.ref(context))
+        if unread and unread[-1] is statement:
+            compiled: Any = getattr(context, "compiled", None)
+            if compiled is None or not compiled.statement.is_select or compiled.ctes:
+                return
+            unread.pop()
+            # Noted at what SQLAlchemy keeps: whether it surely reads and locks nothing.
+            harmless = getattr(compiled, "fsa_harmless", None)
+            if harmless is None:
+                select = compiled.statement
+                harmless = surely_reads(select) and not locks_rows(select)
+                compiled.fsa_harmless = harmless
+            if harmless and self.unchecked and self.unchecked[-1] is statement:
+                self.unchecked.pop()
+
+    def reset(self) -> None:
+        """Its transaction has ended."""
+        self.connection = None
+        self.wrote = self.unsure = False
+        self.unchecked.clear()
+        self.unread.clear()
+        self.results.clear()
+        if self.forget is not None:
+            self.forget()
+            self.forget = None
+
+    def end(self) -> None:
+        """Let the session begin nothing any more; what it has begun can still be ended."""
+        self.ended = True
+        self.on_loop_thread = None
+
+
+def log_holders(bind: Any) -> None:
+    """Log who holds the connections of the pool of `bind`, an engine, the longest idle first."""
+    pool = getattr(bind, "pool", None)
+    # To keep a list of them would cost each transaction; this happens when nothing works any more.
+    activities = (each for each in gc.get_objects() if type(each) is Activity)
+    held = [each for each in activities if each.uses(pool)]
+    now_s = monotonic()
+    texts = []
+    for each in sorted(held, key=lambda each: (each.user is not None, each.left_s)):
+        scope = each.owner() if each.owner is not None else None
+        use = "executes" if each.user is not None else f"idle for {now_s - each.left_s:.1f} s"
+        texts.append(f"{scope or 'an abandoned scope'} ({use}{getattr(scope, 'stage', '')})")
+    more = f" and {len(texts) - _MOST_NAMED} more" if len(texts) > _MOST_NAMED else ""
+    logger.error(
+        "No connection was free in time: %s. They are held by %s%s",
+        pool.status() if pool is not None else bind,
+        "; ".join(texts[:_MOST_NAMED]) or "nobody's scope: by connections of the app's own",
+        more,
+    )
