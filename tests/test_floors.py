@@ -1,4 +1,4 @@
-"""floors.txt installs the oldest releases that pyproject.toml allows, and README names them."""
+"""floors.txt installs the oldest releases that pyproject.toml allows, and the manual names them."""
 
 import tomllib
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_each_dependency_is_tested_at_its_lower_bound() -> None:
     assert {name: version for name, version in floors().items() if name in bounds} == bounds
 
 
-def test_readme_names_the_lower_bounds() -> None:
-    readme = " ".join((ROOT / "README.md").read_text().split()).lower()
+def test_the_manual_names_the_lower_bounds() -> None:
+    figures = " ".join((ROOT / "fsa_cli/manual/figures.md").read_text().split()).lower()
     for name, version in lower_bounds().items():
-        assert f"{name} {version}" in readme
+        assert f"{name} {version}" in figures

@@ -1,62 +1,18 @@
 """README's examples are run as they are written there."""
 
-import configparser
-import json
 import re
 import shutil
-import signal
-import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
-from websockets.sync.client import connect
 
-from support.processes import Completed, Start, run
-from support.waiting import wait_until
-from support.web import ServedProcess
+from support.manual import README, ROOT, blocks, sh
+from support.processes import Completed, run
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-
 RUN_BY_CI = {"Running the tests"}  # it is what runs this file
-RUN_HERE = {
-    "Quick start",
-    "A task",
-    "A schedule",
-    "In the background",
-    "The shell",
-    "The database",
-    "Migrations",
-    "Health",
-    "When something is wrong",
-}
-
-
-@dataclass(frozen=True)
-class Block:
-    heading: str
-    language: str
-    text: str
-
-
-def blocks() -> list[Block]:
-    found, heading = [], ""
-    pattern = re.compile(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    for match in pattern.finditer((ROOT / "README.md").read_text(encoding="utf-8")):
-        if match[1]:
-            heading = match[1]
-        else:
-            found.append(Block(heading, match[2], match[3]))
-    return found
-
-
-def sh(heading: str) -> str:
-    return next(b.text for b in blocks() if b.heading == heading and b.language == "sh")
+RUN_HERE = {"Quick start"}
 
 
 def run_sh(script: str, directory: Path) -> Completed:
@@ -65,37 +21,8 @@ def run_sh(script: str, directory: Path) -> Completed:
     return done
 
 
-def section(heading: str) -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-
-
-def yaml_command(manifest: str) -> list[str]:
-    """A manifest's only `command`, which is written as a list that is JSON too."""
-    (words,) = re.findall(r"command: (\[.*?\])$", manifest, re.MULTILINE | re.DOTALL)
-    command: list[str] = json.loads(words)
-    return command
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Path:
-    """The project that README's files make: `# name` opens a file, `# name, continued` adds."""
-    for block in blocks():
-        if match := re.match(r"# ([\w./]+)(, continued)?\n", block.text):
-            path = tmp_path / match[1]
-            before = f"{path.read_text()}\n\n" if match[2] else ""
-            path.write_text(before + block.text)
-    run_sh("fsa run-task create_tables", tmp_path)
-    return tmp_path
-
-
 def test_every_sh_block_is_run() -> None:
-    assert {b.heading for b in blocks() if b.language == "sh"} == RUN_HERE | RUN_BY_CI
-
-
-@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"])
-def test_every_python_block_is_python(block: Block) -> None:
-    compile(block.text, block.heading, "exec")
+    assert {b.heading for b in blocks(README) if b.language == "sh"} == RUN_HERE | RUN_BY_CI
 
 
 def test_the_quick_start_prints_what_is_shown(tmp_path: Path) -> None:
@@ -103,179 +30,10 @@ def test_the_quick_start_prints_what_is_shown(tmp_path: Path) -> None:
     examples = shutil.ignore_patterns("*.db*", "__pycache__")
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=examples)
     setup = ("python3 -m venv", ". .venv", "pip install")
-    lines = [line for line in sh("Quick start").splitlines() if not line.startswith(setup)]
-    (shown,) = [b.text for b in blocks() if b.heading == "Quick start" and b.language == "text"]
+    lines = [line for line in sh(README, "Quick start").splitlines() if not line.startswith(setup)]
+    (shown,) = [
+        b.text for b in blocks(README) if b.heading == "Quick start" and b.language == "text"
+    ]
     printed = run_sh("exec 2>&1\n" + "\n".join(lines), tmp_path).stdout
     duration = re.compile(r"(?<= in )[^,]+(?=, )")
     assert duration.sub("a moment", printed) == duration.sub("a moment", shown)
-
-
-def test_the_route_stores_and_lists_orders(
-    shop: Path, serve_process: Callable[..., AbstractContextManager[ServedProcess]]
-) -> None:
-    with serve_process("main:app", cwd=shop) as served:
-        created = httpx.post(f"{served.base_url}/orders", json={"item": "tea"})
-        assert (created.status_code, created.json()) == (201, 1)
-        assert httpx.get(f"{served.base_url}/orders").json() == ["tea"]
-        assert httpx.get(f"{served.base_url}/readyz").json()["ok"] is True
-
-
-def test_the_task_ships_five_of_six_orders(shop: Path) -> None:
-    run_sh(
-        """fsa shell -c 'session.add_all(Order(item="tea") for _ in range(6))
-session.commit()'""",
-        shop,
-    )
-    listed = run_sh(sh("A task"), shop).stdout
-    assert "create_tables" in listed
-    assert "ship" in listed
-    open_orders = "print(session.query(Order).filter_by(shipped=False).count())"
-    assert run_sh(f"fsa shell -c '{open_orders}'", shop).stdout == "1\n"
-
-
-def test_the_schedule_is_listed_and_hosted_until_it_is_told_to_stop(
-    shop: Path, fsa_process: Start
-) -> None:
-    listing, hosting = sh("A schedule").splitlines()
-    assert "count_open_orders" in run_sh(listing, shop).stdout
-    assert hosting == "fsa scheduler start"
-    process = fsa_process("scheduler", "start", cwd=shop)
-    process.wait_for("count_open_orders")
-    history = [b for b in blocks() if b.heading == "A schedule" and b.language == "sh"][1].text
-    looked = run_sh(history, shop).stdout
-    assert re.search(r"\tcount_open_orders\tsucceeded\t", looked)
-    assert re.search(r"\tscheduler\talive\t", looked)
-    assert process.stop(signal.SIGTERM).returncode == 0, process
-
-
-def test_a_request_leaves_a_task_to_a_worker(
-    shop: Path,
-    serve_process: Callable[..., AbstractContextManager[ServedProcess]],
-    fsa_process: Start,
-) -> None:
-    with serve_process("main:app", cwd=shop) as served:
-        httpx.post(f"{served.base_url}/orders", json={"item": "tea"})
-        httpx.post(f"{served.base_url}/orders", json={"item": "cake"})
-        asked = httpx.post(f"{served.base_url}/orders/cake/ship")
-        assert asked.status_code == 202
-    by_hand, working = sh("In the background").splitlines()
-    run_id = run_sh(by_hand, shop).stdout.strip()
-    assert working == "fsa worker start"
-    process = fsa_process("worker", "start", cwd=shop)
-    for each in (asked.json(), run_id):
-        wait_until(lambda each=each: "succeeded" in run_sh(f"fsa runs show {each}", shop).stdout)  # type: ignore[misc]
-    open_orders = "print(session.query(Order).filter_by(shipped=False).count())"
-    assert run_sh(f"fsa shell -c '{open_orders}'", shop).stdout == "0\n"
-    assert process.stop(signal.SIGTERM).returncode == 0, process
-
-
-def test_the_shell_runs_code_and_standard_input(shop: Path) -> None:
-    assert run_sh(sh("The shell"), shop).stdout.splitlines()[0] == "0"
-    counted = run_sh("fsa shell -c 'print(session.query(Order).count())'", shop)
-    assert counted.stdout == "1\n"
-
-
-def test_the_database_is_shown_and_serves_the_models(shop: Path) -> None:
-    shown = run_sh("exec 2>&1\n" + sh("The database"), shop).stdout
-    assert "orders\t0\texact" in shown
-    assert "shipped\tboolean\tno" in shown
-    assert "the database has every table and column of the models" in shown
-
-
-def test_migrations_begin_without_an_ini_and_reach_head(shop: Path) -> None:
-    (shop / "shop.db").unlink()
-    done = run_sh(sh("Migrations"), shop).stdout
-    assert done.startswith("migrations/versions/")
-    assert "current, head" in done
-
-
-def test_what_is_wrong_is_shown_on_three_pages(shop: Path) -> None:
-    shown = run_sh(sh("When something is wrong"), shop).stdout
-    assert "[tool.fsa] tasks in pyproject.toml" in shown
-    assert "POST\t/orders\tcreate_order\tmain.py:" in shown
-    assert shown.endswith("problems\n  none\n")
-
-
-def test_health_is_well_and_names_the_database(shop: Path, fsa_process: Start) -> None:
-    process = fsa_process("scheduler", "start", cwd=shop)
-    process.wait_for("count_open_orders")
-    shown = run_sh(sh("Health"), shop).stdout
-    assert "default" in shown
-    assert "scheduler\tok" in shown
-
-
-def test_the_unit_starts_the_scheduler_and_outlasts_its_grace(
-    shop: Path, fsa_process: Start
-) -> None:
-    (block,) = [b for b in blocks() if b.language == "ini"]
-    unit = configparser.ConfigParser()
-    unit.read_string(block.text)
-    program, *words = unit["Service"]["ExecStart"].split()
-    assert Path(program).name == "fsa"
-    assert int(unit["Service"]["TimeoutStopSec"]) > int(words[words.index("--grace") + 1])
-    process = fsa_process(*words, cwd=shop)
-    process.wait_for("count_open_orders")
-    assert process.stop(signal.SIGTERM).returncode == 0, process
-
-
-def test_the_deployment_starts_the_scheduler_and_its_probes_answer(
-    shop: Path, fsa_process: Start
-) -> None:
-    manifest = (shop / "deployment.yaml").read_text()
-    program, *words = yaml_command(manifest)
-    assert program == "fsa"
-    (seconds,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", manifest)
-    assert int(seconds) > int(words[words.index("--grace") + 1])
-    port = words.index("--port") + 1
-    assert f"containerPort: {words[port]}\n" in manifest
-    assert f'prometheus.io/port: "{words[port]}"\n' in manifest
-    process = fsa_process(*words[:port], "0", *words[port + 1 :], cwd=shop)
-    process.wait_for('"succeeded"')
-    (served,) = re.findall(r'"port": ?(\d+)', process.stderr)
-    paths = re.findall(r"path: (\S+)", manifest)
-    assert paths == ["/livez", "/readyz"]
-    base_url = f"http://127.0.0.1:{served}"
-    assert [httpx.get(base_url + path).status_code for path in paths] == [200, 200]
-    told = httpx.get(f"{base_url}/metrics").text
-    for name in re.findall(r"`(fsa_\w+)`", section("Running it in production")):
-        assert f"{name}{{" in told or f"{name} " in told, name
-    assert process.stop(signal.SIGTERM).returncode == 0, process
-
-
-def test_the_cron_job_runs_what_is_due(shop: Path) -> None:
-    done = run(*yaml_command((shop / "cronjob.yaml").read_text()), cwd=shop)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_report_runs_outside_of_requests(shop: Path) -> None:
-    done = run(sys.executable, "report.py", cwd=shop)
-    assert (done.stdout, done.returncode) == ("[1, 1]\n", 0), done.stderr
-
-
-def test_events_and_messages_are_committed_one_by_one(
-    shop: Path, serve_process: Callable[..., AbstractContextManager[ServedProcess]]
-) -> None:
-    with serve_process("live:app", cwd=shop) as served:
-        events = httpx.get(f"{served.base_url}/events").text
-        assert events == "data: tea\n\ndata: coffee\n\n"
-        with connect(f"{served.base_url.replace('http', 'ws')}/orders") as websocket:
-            websocket.send("milk")
-            assert json.loads(websocket.recv()) == ["tea", "coffee", "milk"]
-        assert httpx.get(f"{served.base_url}/orders").json() == ["tea", "coffee", "milk"]
-
-
-def test_the_shops_own_test_passes_and_leaves_nothing(shop: Path) -> None:
-    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=shop)
-    assert "1 passed" in done.stdout, done.stdout
-    counted = run_sh("fsa shell -c 'print(session.query(Order).count())'", shop)
-    assert counted.stdout == "0\n"
-
-
-def test_two_databases_are_served_side_by_side(tmp_path: Path) -> None:
-    (block,) = [b for b in blocks() if 'Database("reports")' in b.text and b.language == "python"]
-    (tmp_path / "both.py").write_text(
-        f"{block.text}\n\nfrom fastapi.testclient import TestClient\n\n"
-        'print(*TestClient(app).get("/").json())\n'
-    )
-    done = run(sys.executable, "both.py", cwd=tmp_path)
-    assert done.stdout == "sqlite:///shop.db sqlite:///reports.db\n", done.stderr

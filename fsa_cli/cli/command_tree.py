@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "routes": ("fsa_cli.commands.routes:app", "The app's routes, and where each is written."),
     "config": ("fsa_cli.commands.config:app", "Every setting, and where it came from."),
     "doctor": ("fsa_cli.commands.doctor:app", "One page for a bug report."),
+    "docs": ("fsa_cli.commands.docs:app", "The manual of this version; a search in it."),
 }
 _HELP = "Common options, before or after the command"
 

@@ -1,4 +1,4 @@
-"""Completions for the shell: the names of tasks."""
+"""Completions for the shell: the names of tasks, and of the manual's pages."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def task_names(context: typer.Context, incomplete: str) -> list[tuple[str, str]]
     from fsa_cli.tasks.registry import registry
 
     return [(task.name, task.summary) for task in registry if task.name.startswith(incomplete)]
+
+
+def page_names(incomplete: str) -> list[tuple[str, str]]:
+    """The manual's pages whose names begin with *incomplete*, with their summaries."""
+    from fsa_cli.terminal import manual
+
+    return [
+        (page.name, page.summary) for page in manual.pages() if page.name.startswith(incomplete)
+    ]

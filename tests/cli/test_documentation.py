@@ -1,15 +1,13 @@
-"""Every command and option is told of: in its help, by a variable, and in README."""
+"""Every command and option is told of: in its help and by a variable."""
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fsa_cli.cli.command_tree import COMMANDS, _load
 
-README = Path(__file__).parents[2] / "README.md"
 # What is asked anew at each call has no variable.
 NO_VARIABLE = {"yes", "dry_run", "version"}
 
@@ -47,13 +45,3 @@ def test_every_option_has_help_and_a_variable_of_its_name(name: str) -> None:
             expected |= {f"FSA_{here}_{word}" for word in words}
             assert param.envvar in expected, (path, param.name)
             assert param.show_envvar, (path, param.name)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_readme_lists_every_command_with_what_is_below_it(name: str) -> None:
-    table = README.read_text(encoding="utf-8").partition("\n## Commands\n")[2].partition("\n## ")[0]
-    rows = [line for line in table.splitlines() if line.startswith(f"| `{name}")]
-
-    for path, _ in walk(name):
-        spelled = rf"`{path}[` ]" if path == name else rf"`{path.partition(' ')[2]}[` ]"
-        assert any(re.search(spelled, row) for row in rows), path

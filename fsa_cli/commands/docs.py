@@ -1,0 +1,75 @@
+"""`fsa docs`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fsa_cli.cli.completion import page_names
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
+from fsa_cli.terminal import manual
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer()
+
+
+@app.command()
+def docs(
+    context: typer.Context,
+    page: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PAGE", help="A page.", show_default=False, autocompletion=page_names
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        option("docs", "--search", help="The lines with these words.", metavar="TEXT"),
+    ] = None,
+) -> None:
+    """The manual of the version that is installed: its pages, one of them, a search in all.
+
+    \b
+      fsa docs
+      fsa docs scheduling
+      fsa docs --search "time zone"
+
+    The app is not imported. A long page is shown with PAGER, else less.
+    """
+    fsa = Fsa.of(context)
+    if search is not None:
+        _show_matches(
+            fsa, search, [found for found in manual.search(search) if page in (None, found.page)]
+        )
+    elif page is not None:
+        _show_page(fsa, manual.get_page(page))
+    else:
+        rows = [
+            {"page": each.name, "title": each.title, "about": each.summary}
+            for each in manual.pages()
+        ]
+        fsa.output.table(rows, {"page": "page", "about": "about"})
+        fsa.output.say("\nfsa docs PAGE shows one, fsa docs --search TEXT looks into all")
+
+
+def _show_page(fsa: Fsa, page: manual.Page) -> None:
+    if fsa.output.json:
+        fsa.output.document({"page": page.name, "title": page.title, "text": page.text})
+    elif fsa.output.console.is_terminal:
+        manual.show(page, fsa.output.console, paged=sys.stdin.isatty())
+    else:
+        sys.stdout.write(page.text)  # ours: a manifest's `secretRef: name: shop` is not masked
+
+
+def _show_matches(fsa: Fsa, text: str, found: Sequence[manual.Match]) -> None:
+    if not found and not fsa.output.json:
+        fsa.output.say(f"no line of the manual has {text!r}")
+        return
+    rows = [asdict(each) for each in found]
+    fsa.output.table(rows, {"page": "page", "section": "section", "line": "line"})
