@@ -14,7 +14,7 @@ from typer.models import DefaultPlaceholder
 
 from fsa_cli.cli.common_options import fsa
 from fsa_cli.cli.context import Fsa
-from fsa_cli.exceptions import FsaError
+from fsa_cli.exceptions import FsaError, UsageError
 from fsa_cli.project import environments
 from fsa_cli.tasks.callables import is_async
 
@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "command", "command_path"]
 
 #: Each command: the module and attribute of its function or Typer app, and its line in the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "status": ("fsa_cli.commands.status:app", "One look: what is alive, wrong, running, next."),
     "run-task": ("fsa_cli.commands.run_task:app", "Run one task now, here, in its own session."),
     "tasks": ("fsa_cli.commands.tasks:app", "The registered tasks; one task in full."),
     "runs": ("fsa_cli.commands.runs:app", "What ran: status, duration, error or result."),
@@ -38,6 +39,30 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "config": ("fsa_cli.commands.config:app", "Every setting, and where it came from."),
     "doctor": ("fsa_cli.commands.doctor:app", "One page for a bug report."),
     "docs": ("fsa_cli.commands.docs:app", "The manual of this version; a search in it."),
+}
+#: What other tools call a command of ours.
+_USUAL = {
+    "help": "fsa --help, fsa docs",
+    "man": "fsa docs",
+    "migrate": "fsa db upgrade",
+    "makemigrations": "fsa db revision --autogenerate",
+    "upgrade": "fsa db upgrade",
+    "dbshell": "fsa db shell",
+    "logs": "fsa runs, fsa runs show last",
+    "log": "fsa runs, fsa runs show last",
+    "history": "fsa runs",
+    "jobs": "fsa runs, fsa tasks",
+    "queue": "fsa runs --status queued",
+    "ps": "fsa status, fsa runs --status running",
+    "top": "fsa status",
+    "beat": "fsa scheduler start",
+    "cron": "fsa scheduler list",
+    "schedule": "fsa scheduler list",
+    "exec": "fsa run-task NAME",
+    "run": "fsa run-task NAME",
+    "call": "fsa run-task NAME",
+    "test": "fsa run-task NAME --dry-run",
+    "version": "fsa --version",
 }
 _HELP = "Common options, before or after the command"
 
@@ -91,6 +116,8 @@ class FsaGroup(TyperGroup):
             fsa = ctx.obj or Fsa()
             if name not in self.commands:
                 self.add_own(fsa, complain=not completing)
+            if name not in self.commands and name in _USUAL and not completing:
+                raise UsageError(f"fsa has no command {name!r}", hint=_USUAL[name])
             stand_in = self.commands.get(name)
             if isinstance(stand_in, _StandIn):
                 self.own = stand_in.own

@@ -19,6 +19,7 @@ from fsa_cli.terminal.masking import mask
 app = typer.Typer()
 
 _PLACES = {"directory": "the current directory", "project": "the nearest pyproject.toml"}
+_UNSET = {"executor": "local", "lease_s": 20, "timezone": "UTC", "app": "its usual places"}
 _ELSEWHERE = {*_PLACES, "app_base", "database_urls", "sources", "variables", "warnings"}
 
 
@@ -38,10 +39,21 @@ def config(context: typer.Context) -> None:
         {"setting": name, "value": value, "source": source}
         for name, value, source in [*_settings(settings), *_flags(fsa), *_others(settings)]
     ]
+    if fsa.output.console.is_terminal and not fsa.output.json and not fsa.output.verbose:
+        rows = [{**row, "value": _in_force(row)} for row in rows]
+        rows = [row for row in rows if row["value"] or row["source"] != "default"]
+        fsa.output.say("what is in force; -v shows every setting")
     if not fsa.output.json:
         here = f"{settings.project}{os.sep}"
         rows = [{**row, "source": str(row["source"]).replace(here, "")} for row in rows]
-    fsa.output.table(rows, {"setting": "setting", "value": "value", "source": "from"})
+    fsa.output.table(
+        rows, {"setting": "setting", "value": "value", "source": "from"}, wraps=("value", "source")
+    )
+
+
+def _in_force(row: Mapping[str, object]) -> object:
+    """The value, or what holds where a setting has none."""
+    return _UNSET.get(str(row["setting"])) if row["value"] is None else row["value"]
 
 
 def _settings(settings: Settings) -> Iterator[tuple[str, object, str]]:

@@ -79,6 +79,7 @@ def query(
             fsa.output.table(
                 [dict(zip(columns, _shown(fsa, row), strict=True)) for row in first],
                 {name: name for name in columns},
+                wraps=columns,
             )
         if limit and next(cells, None) is not None:
             fsa.output.say(f"the first {limit} rows: --limit N shows more, --limit 0 all")

@@ -107,6 +107,7 @@ def check(
         fsa.output.table(
             [asdict(each) for each in found],
             {"what": "what", "table": "table", "column": "column", "detail": "detail"},
+            wraps=("detail",),
         )
     if found:
         count = f"{len(found)} difference{'' if len(found) == 1 else 's'}"

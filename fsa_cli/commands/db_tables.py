@@ -58,6 +58,7 @@ def show(
             "size": "size",
             "indexes": "indexes",
         },
+        wraps=("indexes",),
     )
 
 
@@ -95,7 +96,8 @@ def table(
     _show_table(fsa, found)
     if rows:
         fsa.output.line("")
-        fsa.output.table(shown, {each.name: each.name for each in found.columns})
+        names = {each.name: each.name for each in found.columns}
+        fsa.output.table(shown, names, wraps=names)
 
 
 def _show_table(fsa: Fsa, found: Table) -> None:
@@ -106,13 +108,15 @@ def _show_table(fsa: Fsa, found: Table) -> None:
     headings["key"] = "key"
     if any(each.comment for each in found.columns):
         headings["comment"] = "comment"
-    fsa.output.table(columns, headings)
+    fsa.output.table(columns, headings, wraps=("type", "default", "comment"))
     if found.constraints:
         fsa.output.line("")
         fsa.output.table(
             [{**each, "to": each.get("refers_to")} for each in found.constraints],
             {"kind": "constraint", "name": "name", "on": "on", "to": "refers to"},
+            wraps=("name", "on", "to"),
         )
     if found.indexes:
         fsa.output.line("")
-        fsa.output.table(found.indexes, {"name": "index", "columns": "columns", "unique": "unique"})
+        headings = {"name": "index", "columns": "columns", "unique": "unique"}
+        fsa.output.table(found.indexes, headings, wraps=("name", "columns"))

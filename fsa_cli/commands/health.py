@@ -121,7 +121,7 @@ def _check(fsa: Fsa, timeout_s: float, wait: str | None, watch: bool, *, schedul
     if fsa.output.json:
         fsa.output.document({"ok": ok, "checks": [asdict(check) for check in done]})
     else:
-        fsa.output.table([_row(check) for check in done], _COLUMNS)
+        fsa.output.table([_row(check) for check in done], _COLUMNS, wraps=("detail",))
     if not ok:
         raise typer.Exit(1)
 
@@ -151,10 +151,10 @@ def _watch(fsa: Fsa, look: Callable[[], list[Check]]) -> NoReturn:
                 fsa.output.document({"at": at, "ok": _well(done), "checks": checks})
             elif fsa.output.console.is_terminal:
                 fsa.output.console.clear()
-                fsa.output.table(rows, _COLUMNS)
+                fsa.output.table(rows, _COLUMNS, wraps=("detail",))
                 fsa.output.line(f"\n{at:%H:%M:%S} UTC, again every {_WATCH_EVERY_S:g} s")
             else:
-                fsa.output.table(rows, {"at": "at", **_COLUMNS})
+                fsa.output.table(rows, {"at": "at", **_COLUMNS}, wraps=("detail",))
             time.sleep(_WATCH_EVERY_S)
     except KeyboardInterrupt:
         raise typer.Exit(0 if _well(done) else 1) from None

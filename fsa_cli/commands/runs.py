@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _WATCH_EVERY_S = 2.0
-_ID = typer.Argument(metavar="ID", help="The run's id, or the beginning of it.")
+_ID = typer.Argument(
+    metavar="ID", help="The run's id or its beginning; a task, for its latest run; last."
+)
 
 
 class Status(Enum):
@@ -60,7 +63,7 @@ def runs(
         option("runs", "--since", help="Only later ones: 2h, 2026-11-22.", metavar="TIME"),
     ] = None,
     limit: Annotated[
-        int, option("runs", "--limit", help="At most so many.", min=1, metavar="N")
+        int, option("runs", "-n", "--limit", help="At most so many.", min=1, metavar="N")
     ] = 20,
     watch: Annotated[
         bool, option("runs", "--watch", help="Show them again every 2 s, until Ctrl-C.")
@@ -97,27 +100,49 @@ def runs(
         found = queries.runs(ledger, **filters)
     _show(fsa, found)
     if not found:
-        fsa.output.say("no run is like that" if status or since else "nothing has run yet")
+        fsa.output.say(views.none_found(filters["name"], filters["statuses"], since))
 
 
 @app.command()
 def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
-    """One run in full, with its traceback.
+    """One run in full, with its traceback; one that goes on with what it does and waits for.
 
     \b
       fsa runs show 3f2a
-      fsa runs show 3f2a --json
+      fsa runs show last
+      fsa runs show count_users --json
     """
     from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.glance import executing
     from fsa_cli.runs import run_view as views
+    from fsa_cli.runs.run_activity import Doing, doing
+    from fsa_cli.tasks.registry import registry
 
     fsa = Fsa.of(context)
-    with existing(fsa.load(), fsa.settings) as ledger:
+    loaded = fsa.load()
+    with existing(loaded, fsa.settings) as ledger:
         found = views.get_run(ledger, run)
+        by = executing(ledger, found.id)
+        goes_on = found.status == "running"
+        does = doing(ledger, [found], loaded.databases) if goes_on else {}
+    now = does.get(found.id, Doing())
     if fsa.output.json:
-        fsa.output.document(views.document(found))
+        document = views.document(found)
+        if goes_on:
+            document["host"], document["pid"] = (by.host, by.pid) if by else (None, None)
+            document["doing"] = asdict(now)
+        fsa.output.document(document)
         return
-    fsa.output.record(views.details(found, datetime.now(UTC)))
+    facts = views.details(found, datetime.now(UTC))
+    if by is not None:
+        facts["node"] = f"{by.role} {facts['node']}, {by.host}, pid {by.pid}"
+    if goes_on:
+        task = registry.get(found.task)
+        limit = task.timeout_s if task is not None else None
+        facts |= {"in": now.place, "sends": now.sends, "waits for": now.waits_for}
+        facts["time limit"] = f"{limit:g} s" if limit is not None else "none"
+        facts["end it"] = f"fsa runs cancel {found.id[:8]}"
+    fsa.output.record({name: value for name, value in facts.items() if value != ""})
     if found.traceback:
         fsa.output.line(f"\n{found.traceback}")
 
@@ -176,9 +201,11 @@ def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
         return
     now = datetime.now(UTC)
     rows = [views.row(each, now) for each in found]
-    if fsa.output.console.is_terminal:
-        rows = views.fitted(rows, fsa.output.console.width)
-    fsa.output.table(rows, views.COLUMNS)
+    if not fsa.output.console.is_terminal:
+        fsa.output.table(rows, views.COLUMNS)
+    elif found:
+        fsa.output.table(views.without_today(rows, now), views.COLUMNS)
+        fsa.output.say(views.foot(found))
 
 
 def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:

@@ -11,7 +11,7 @@ import typer
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
-from fsa_cli.exceptions import UsageError
+from fsa_cli.exceptions import FsaError, UsageError
 from fsa_cli.schedules.formatting import format_fire_time
 from fsa_cli.schedules.schedule import Schedule, parse_schedule, upcoming
 from fsa_cli.schedules.timezones import zone_name
@@ -39,13 +39,16 @@ def list_(context: typer.Context) -> None:
     fsa.load()
     now = datetime.now(UTC)
     planned = plan(registry, fsa.settings.timezone)
+    paused = _paused(fsa) if planned else {}
     if fsa.output.json:
-        fsa.output.document([_document(each, now) for each in planned])
+        fsa.output.document(
+            [{**_document(each, now), "paused": each.task.name in paused} for each in planned]
+        )
     elif not planned:
         fsa.output.say('no task has a schedule: @task(schedule="0 3 * * *")')
     else:
         fsa.output.table(
-            [_row(each, now) for each in planned],
+            [_row(each, now, paused.get(each.task.name)) for each in planned],
             {
                 "task": "task",
                 "schedule": "schedule",
@@ -68,9 +71,31 @@ def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
     }
 
 
-def _row(scheduled: Scheduled, now: datetime) -> dict[str, object]:
+def _paused(fsa: Fsa) -> dict[str, str]:
+    """The paused tasks, and since when and by whom they are; none where no ledger can be read."""
+    from fsa_cli.ledger import queries
+    from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.time import instant_of
+
+    try:
+        with existing(fsa.load(), fsa.settings) as ledger:
+            tasks = queries.tasks(ledger)
+    except FsaError as exc:
+        fsa.output.detail(f"whether a task is paused is not known: {exc.message}")
+        return {}
+    return {
+        each.name: f"since {instant_of(each.paused_ms):%Y-%m-%d %H:%M:%S}"
+        + (f" by {each.paused_by}" if each.paused_by else "")
+        for each in tasks
+        if each.paused_ms is not None
+    }
+
+
+def _row(scheduled: Scheduled, now: datetime, paused: str | None) -> dict[str, object]:
     """A scheduled task for a person."""
     schedule = scheduled.schedule
+    if paused is not None:
+        return {**_document(scheduled, now), "next": f"paused {paused}", "in": "", "then": ""}
     instants = upcoming(schedule, now, 2)
     first = instants[0] if instants else None
     return {
@@ -205,11 +230,11 @@ def status(context: typer.Context) -> None:
     fsa.output.say(views.place(where, namespace, seen.elsewhere))
     for warning in views.warnings(seen):
         fsa.output.warn(warning)
-    if nodes := views.node_rows(seen):
+    every = not fsa.output.console.is_terminal
+    if nodes := views.node_rows(seen, dated=every):
         fsa.output.table(nodes, views.NODE_COLUMNS)
         fsa.output.line("")
-    rows = views.task_rows(seen)
-    every = not fsa.output.console.is_terminal
+    rows = views.task_rows(seen, dated=every)
     fsa.output.table(rows, views.task_columns(rows, every=every))
 
 

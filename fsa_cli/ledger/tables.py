@@ -19,6 +19,7 @@ __all__ = [
     "KEPT_MS",
     "NAME_LENGTH",
     "QUEUE_LENGTH",
+    "activity",
     "effect",
     "effects",
     "metadata",
@@ -185,6 +186,16 @@ progress = Table(
     Column("done", _BIG, nullable=False),
     Column("total", _BIG),
     Column("text", _LONG, nullable=False),
+    Column("updated_ms", _BIG, nullable=False),
+)
+
+#: What a run that goes on for long does, so that another process can show it.
+activity = Table(
+    "fsa_activity",
+    metadata,
+    Column("run", _ID, primary_key=True),
+    Column("place", _LONG, nullable=False),
+    Column("sessions", _plain(255), nullable=False),  # numbers, as the task's database knows them
     Column("updated_ms", _BIG, nullable=False),
 )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.runner.activity import RunActivity
 from fsa_cli.runner.run import Run
 from fsa_cli.tasks.context import Progress
 
@@ -29,6 +30,7 @@ class ActiveRun:
         marked: It is recorded as interrupted, because the process ends.
         unrecorded: Why the database refuses its outcome, which is tried again; None: it does not.
         progress: What has not been written yet.
+        activity: What it did when it was looked at last, as it was written.
     """
 
     claim: ClaimedRun
@@ -38,6 +40,7 @@ class ActiveRun:
     marked: bool = False
     unrecorded: str | None = None
     progress: Progress | None = None
+    activity: RunActivity | None = None
     _progress_at_s: float = float("-inf")
 
     @property

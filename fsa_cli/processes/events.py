@@ -28,8 +28,14 @@ class NodeListener:
             outcome: What the ledger will keep; None: it had ended before, as timed out.
         """
 
-    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
-        """A run will not start; *status* is what the ledger will keep of it."""
+    def run_not_started(
+        self, task: str, instant_ms: int, status: str, reason: str, run_id: str | None = None
+    ) -> None:
+        """A run will not start; *status* is what the ledger will keep of it.
+
+        Args:
+            run_id: None where nothing but its instant is known.
+        """
 
     def outcomes_written(self) -> None:
         """The locks of runs that have ended are free."""
@@ -60,8 +66,10 @@ class NodeEvents(NodeListener):
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         self._tell("run_finished", run, result, outcome)
 
-    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
-        self._tell("run_not_started", task, instant_ms, status, reason)
+    def run_not_started(
+        self, task: str, instant_ms: int, status: str, reason: str, run_id: str | None = None
+    ) -> None:
+        self._tell("run_not_started", task, instant_ms, status, reason, run_id)
 
     def outcomes_written(self) -> None:
         self._tell("outcomes_written")
@@ -97,7 +105,9 @@ class RunCounts(NodeListener):
         if outcome is not None:
             self._count(outcome.status)
 
-    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
+    def run_not_started(
+        self, task: str, instant_ms: int, status: str, reason: str, run_id: str | None = None
+    ) -> None:
         self._count(status)
 
     def _count(self, status: str) -> None:

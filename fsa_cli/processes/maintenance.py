@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fsa_cli.ledger import control, maintenance, nodes
+from fsa_cli.ledger.activity import write_activity
 from fsa_cli.ledger.backfill import backfill
 from fsa_cli.ledger.progress import write_progress
 from fsa_cli.processes.claimer import Claimer
@@ -15,6 +16,7 @@ from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.processes.service import ServiceThread
+from fsa_cli.runner.activity import activity_of
 
 __all__ = ["Effects", "Maintenance"]
 
@@ -25,6 +27,8 @@ _SWEPT_AFTER_MS = 1000
 _WAITED_FOR_MS = 4000
 _RECONCILED_EVERY_S = 5.0
 _PRUNED_EVERY_S = 600.0
+# A run that has taken so long is looked at with each reconciliation.
+_LONG_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -176,10 +180,25 @@ class Maintenance(ServiceThread):
             if maintenance.reconcile(self._ledger, self._lease.id, self._lifecycle.runs.holds):
                 self.poll()
             maintenance.free_left_locks(self._ledger)
+            self._write_activity(now_s)
         if now_s >= self._prune_at_s:
             more = self._prune_runs()
             self._prune_at_s = now_s + (_EVERY_S if more else _PRUNED_EVERY_S)
         return True
+
+    def _write_activity(self, now_s: float) -> None:
+        """Write what the runs that go on for long do, where that has changed."""
+        told = {}
+        for active in self._lifecycle.pool.active:
+            since_s, run = active.started_s, active.run
+            if run is None or since_s is None or now_s - since_s < _LONG_S:
+                continue
+            seen = activity_of(run)
+            if seen != active.activity:
+                active.activity = seen
+                told[active.claim.run_id] = seen.place, seen.sessions
+        if told:
+            write_activity(self._ledger, told)
 
     def _prune_runs(self) -> int:
         pruned = maintenance.prune(self._ledger)

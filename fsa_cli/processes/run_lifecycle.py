@@ -134,7 +134,10 @@ class RunLifecycle:
         outcome = _bare_outcome(active.claim, status, now_ms, error_type=kind, error=error)
         self.completer.end(active, replace(outcome, started_ms=now_ms))
         claim = active.claim
-        self._context.events.run_not_started(claim.task, claim.scheduled_ms, status, told or error)
+        reason = told or error
+        self._context.events.run_not_started(
+            claim.task, claim.scheduled_ms, status, reason, claim.run_id
+        )
 
     def _started(self, active: ActiveRun) -> None:
         assert active.run is not None

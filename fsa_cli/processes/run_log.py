@@ -23,6 +23,7 @@ from fsa_cli.terminal.user_code import summarize_error, unwrap_error, user_frame
 __all__ = ["RunLog", "running_for"]
 
 _SHOWN = 60
+_ID_WIDTH = 8
 _LOOKED_AT = 1000
 _LATE_S = 1.0
 _STATUS_WIDTH = len("timed out")
@@ -51,7 +52,7 @@ class RunLog(NodeListener):
 
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         if result is None:
-            self._event(run.task.name, run.scheduled_at, "cancelled", "rolled back")
+            self._event(run.run_id, run.task.name, run.scheduled_at, "cancelled", "rolled back")
             return
         again = outcome is not None and outcome.retry_in_ms is not None
         if self.json:
@@ -66,13 +67,16 @@ class RunLog(NodeListener):
         if again:
             told.append(f"(attempt {result.attempt}; it will be executed again)")
         status = result.status.replace("_", " ")
-        self._line(run.scheduled_at, run.task.name, status, "  ".join(t for t in told if t))
+        text = "  ".join(t for t in told if t)
+        self._line(run.run_id, run.scheduled_at, run.task.name, status, text)
 
-    def run_not_started(self, task: str, instant_ms: int, status: str, reason: str) -> None:
+    def run_not_started(
+        self, task: str, instant_ms: int, status: str, reason: str, run_id: str | None = None
+    ) -> None:
         instant: datetime | None = None
         with contextlib.suppress(ValueError, OverflowError, OSError):  # a row may say anything
             instant = instant_of(instant_ms)
-        self._event(task, instant, status, reason)
+        self._event(run_id, task, instant, status, reason)
 
     def node_died(self, died: Died) -> None:
         told = [
@@ -129,11 +133,14 @@ class RunLog(NodeListener):
         at_commit = "at COMMIT: " if result.at_commit else ""
         return f"{at_commit}{summarize_error(leaf)}{f' ({where.lines()[0]})' if where else ''}"
 
-    def _event(self, name: str, instant: datetime | None, status: str, reason: str) -> None:
+    def _event(
+        self, run_id: str | None, name: str, instant: datetime | None, status: str, reason: str
+    ) -> None:
         if self.json:
             self._json(
                 {
                     "event": "run",
+                    "run_id": run_id,
                     "task": name,
                     "status": status,
                     "scheduled_at": instant,
@@ -141,11 +148,15 @@ class RunLog(NodeListener):
                 }
             )
         else:
-            self._line(instant, name, status, reason)
+            self._line(run_id, instant, name, status, reason)
 
-    def _line(self, instant: datetime | None, name: str, status: str, text: str) -> None:
+    def _line(
+        self, run_id: str | None, instant: datetime | None, name: str, status: str, text: str
+    ) -> None:
         stamp = (instant or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        line = f"{stamp}  {name:<{self.width}}  {status:<{_STATUS_WIDTH}}  {text}".rstrip()
+        short = (run_id or "")[:_ID_WIDTH]
+        parts = f"{short:<{_ID_WIDTH}}", f"{name:<{self.width}}", f"{status:<{_STATUS_WIDTH}}"
+        line = "  ".join((stamp, *parts, text)).rstrip()
         style = _STYLES.get(status)
         if self.output.quiet and style != "red":
             return

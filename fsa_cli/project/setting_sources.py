@@ -176,6 +176,24 @@ class SettingSources:
         value, self.sources[name] = self._find(name)
         return default if value is None else str(value)
 
+    def environment(self) -> str | None:
+        """The name of the environment; FastAPI's own variable counts where ours is not set."""
+        value = self.text("env")
+        if value is not None:
+            return value
+        known = self.table.get("env", {})
+        for variables, suffix in ((self.environ, ""), (self.variables, f" in {self.env_file}")):
+            if named := variables.get("FASTAPI_ENV"):
+                if named in known:
+                    self.sources["env"] = f"FASTAPI_ENV{suffix}"
+                    return named
+                if known:
+                    self.warnings.append(
+                        f"FASTAPI_ENV is {named!r}, and there is no [tool.fsa.env.{named}]"
+                    )
+                return None
+        return None
+
     def texts(self, name: str) -> tuple[str, ...] | None:
         value, self.sources[name] = self._find(name)
         if isinstance(value, str):

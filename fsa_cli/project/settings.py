@@ -100,7 +100,7 @@ def read(
         timezone=reader.text("timezone"),
         shell=reader.text("shell"),
         health=reader.table.get("health", {}),
-        env=reader.text("env"),
+        env=reader.environment(),
         environments=reader.table.get("env", {}),
         env_file=reader.env_file,
         variables=reader.variables,

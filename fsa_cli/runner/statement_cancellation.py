@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
@@ -26,6 +26,14 @@ _ENDING = {"sqlite3": "interrupt", "psycopg2": "cancel"}
 _KEY = "fsa_statements"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
 _AGAIN_S = 0.05
+
+#: How each driver says the server's number of a connection, without asking the server.
+_SESSION_ID: tuple[Callable[[Any], int], ...] = (
+    lambda raw: raw.info.backend_pid,  # psycopg
+    lambda raw: raw.get_backend_pid(),  # psycopg2
+    lambda raw: raw.get_server_pid(),  # asyncpg
+    lambda raw: raw.thread_id(),  # pymysql, aiomysql, asyncmy
+)
 
 T = TypeVar("T")
 
@@ -41,13 +49,21 @@ class Statements:
         self._waiting_in_python: dict[int, Any] = {}
         self._rollbacks: list[asyncio.Task[None]] = []
         self._task: asyncio.Task[Any] | None = None
+        self.thread_id: int | None = None
+        """Of the thread that executes the run, while it goes on."""
+        self.task: asyncio.Task[Any] | None = None
+        """That executes an async one."""
 
     def __enter__(self) -> Statements:
+        self.thread_id = threading.get_ident()
+        with contextlib.suppress(RuntimeError):  # no loop runs here
+            self.task = asyncio.current_task()
         _listen()
         self._token = _current.set(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.thread_id = self.task = None
         _current.reset(self._token)
 
     def add(self, record: object, connection: object) -> None:
@@ -63,6 +79,16 @@ class Statements:
     def remove(self, record: object) -> None:
         for known in (self._connections, self._aiosqlite, self._waiting_in_python):
             known.pop(id(record), None)
+
+    def session_ids(self) -> list[int]:
+        """The numbers by which the server knows these connections; none of SQLite's."""
+        found = []
+        for raw in [*self._connections.values(), *self._waiting_in_python.values()]:
+            for read in _SESSION_ID:
+                with contextlib.suppress(Exception):  # another driver, or closed meanwhile
+                    found.append(int(read(raw)))
+                    break
+        return found
 
     def end(self) -> None:
         """End the statements that run on them, if any."""

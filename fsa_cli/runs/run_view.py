@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,13 +12,29 @@ from sqlalchemy import Row
 
 from fsa_cli.exceptions import FsaError, UsageError
 from fsa_cli.ledger import queries
+from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.schedules.durations import duration_s
 from fsa_cli.terminal.formatting import format_elapsed
 
-__all__ = ["COLUMNS", "details", "document", "fitted", "get_run", "row", "since_ms"]
+__all__ = [
+    "COLUMNS",
+    "LAST",
+    "details",
+    "document",
+    "error_of",
+    "foot",
+    "get_run",
+    "none_found",
+    "row",
+    "since_ms",
+    "without_today",
+]
+
+#: In place of an id: the latest run.
+LAST = "last"
 
 COLUMNS = {
     "run": "run",
@@ -30,12 +48,18 @@ _SHORT = 8
 
 
 def get_run(ledger: Ledger, prefix: str) -> Row[Any]:
-    """The run whose id begins with *prefix*.
+    """The run whose id begins with *prefix*; the latest of the task *prefix*; of all, by "last".
+
+    Of a task, one that goes on comes before one that was skipped meanwhile.
 
     Raises:
         UsageError: There is none, or more than one.
     """
     matching = queries.find(ledger, prefix.lower()) if prefix else []
+    if not matching and prefix:
+        name = None if prefix.lower() == LAST else prefix
+        going_on = queries.runs(ledger, name=name, statuses=["running"], limit=1) if name else []
+        matching = going_on or queries.runs(ledger, name=name, limit=1)
     if not matching:
         raise UsageError(f"there is no run {prefix!r}", hint="fsa runs lists the latest ones")
     if len(matching) > 1:
@@ -90,12 +114,31 @@ def row(run: Row[Any], now: datetime) -> dict[str, object]:
     }
 
 
-def fitted(rows: list[dict[str, object]], width: int) -> list[dict[str, object]]:
-    """The rows, with their texts cut to one line of a terminal of *width* columns."""
-    others = [key for key in COLUMNS if key != "said"]
-    taken = sum(max([len(COLUMNS[k]), *(len(str(r[k])) for r in rows)]) + 2 for k in others)
-    room = max(width - taken, len(COLUMNS["said"]))
-    return [{**each, "said": _cut(str(each["said"]), room)} for each in rows]
+def without_today(rows: list[dict[str, object]], now: datetime) -> list[dict[str, object]]:
+    """The rows, with the date only where it is not today's."""
+    today = f"{now:%Y-%m-%d} "
+    return [{**each, "at": str(each["at"]).removeprefix(today)} for each in rows]
+
+
+def foot(runs: Sequence[Row[Any]]) -> str:
+    """What a list of runs adds up to, and the command for the one to look at."""
+    counted = Counter(each.status for each in runs)
+    order = {status: number for number, status in enumerate(RunStatus)}
+    each = sorted(counted.items(), key=lambda item: (-item[1], order.get(item[0], 0)))
+    number = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    found = ", ".join(f"{count} {status}" for status, count in each)
+    wrong = (RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.INTERRUPTED)
+    chosen = next((run for run in runs if run.status in wrong), runs[0])
+    return f"{number}: {found}     fsa runs show {chosen.id[:_SHORT]}"
+
+
+def none_found(name: str | None, statuses: Sequence[str], since: str | None) -> str:
+    """The sentence in place of an empty list."""
+    kind = f"{' or '.join(statuses)} run" if statuses else "run"
+    of = f" of {name}" if name else ""
+    if statuses or since:
+        return f"no {kind}{of}{f' since {since}' if since else ''}"
+    return f"{name} has not run yet" if name else "nothing has run yet"
 
 
 def details(run: Row[Any], now: datetime) -> dict[str, object]:
@@ -121,7 +164,7 @@ def details(run: Row[Any], now: datetime) -> dict[str, object]:
         "cancelled at": _instant(run.cancel_requested_ms),
         "progress": _spoken(progress) if progress else None,
         "result": run.result,
-        "error": _error(run),
+        "error": error_of(run),
     }
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -163,15 +206,16 @@ def _said(run: Row[Any]) -> str:
         return _spoken(progress)
     if run.status == "queued" and run.attempt > 1:
         again = instant_of(run.not_before_ms)
-        return f"attempt {run.attempt} at {again:%H:%M:%S}: {_error(run) or ''}"
-    error = _error(run)
+        return f"attempt {run.attempt} at {again:%H:%M:%S}: {error_of(run) or ''}"
+    error = error_of(run)
     if error is not None:
         return error
     value = _value(run.result)
     return "" if value is None else value if isinstance(value, str) else str(run.result)
 
 
-def _error(run: Row[Any]) -> str | None:
+def error_of(run: Row[Any]) -> str | None:
+    """What a run failed with, as one text; None if nothing is known of an error."""
     if not (run.error_type or run.error):
         return None
     plain = run.error_type in (None, "Interrupted", "TimedOut")
@@ -188,10 +232,6 @@ def _spoken(progress: dict[str, object]) -> str:
     total = progress["total"]
     come = f"{progress['done']} of {total}" if total is not None else f"{progress['done']}"
     return f"{progress['text']} {come}".strip()
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 3] + "..."
 
 
 def _instant(ms: int | None) -> datetime | None:

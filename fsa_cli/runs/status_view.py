@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row
@@ -40,7 +41,7 @@ _TASK_COLUMNS = {
     "last": "last run",
     "status": "was",
     "success": "last success",
-    "failures": "failures since",
+    "failures": "failures",
     "missed": "missed",
     "running": "running",
     "queued": "queued",
@@ -100,8 +101,13 @@ def document(overview: Overview, where: str, namespace: str) -> dict[str, object
     }
 
 
-def node_rows(overview: Overview) -> list[dict[str, object]]:
-    """The nodes that live or have died, without those that have stopped."""
+def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, object]]:
+    """The nodes that live or have died, without those that have stopped.
+
+    Args:
+        dated: False: today's times stand without their date, as a person reads them.
+    """
+    shown = partial(_shown, today=None if dated else instant_of(overview.now_ms).date())
     rows = []
     for each in overview.nodes:
         state = _state(each, overview.now_ms)
@@ -116,15 +122,16 @@ def node_rows(overview: Overview) -> list[dict[str, object]]:
                 "state": state,
                 "host": each.host,
                 "pid": each.pid,
-                "since": _shown(each.started_ms),
+                "since": shown(each.started_ms),
                 "lease": f"{format_duration(left)} left" if left > timedelta() else ended,
             }
         )
     return rows
 
 
-def task_rows(overview: Overview) -> list[dict[str, object]]:
-    """The tasks, a line each."""
+def task_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, object]]:
+    """The tasks, a line each; *dated* is as for `node_rows`."""
+    shown = partial(_shown, today=None if dated else instant_of(overview.now_ms).date())
     rows = []
     for each in overview.tasks:
         last = overview.last_runs.get(each.name)
@@ -133,14 +140,14 @@ def task_rows(overview: Overview) -> list[dict[str, object]]:
             {
                 "task": each.name,
                 "state": "paused" if each.paused_ms is not None else "",
-                "last": _shown(last.started_ms or last.scheduled_ms) if last is not None else "",
+                "last": shown(last.started_ms or last.scheduled_ms) if last is not None else "",
                 "status": last.status if last is not None else "",
-                "success": _shown(each.last_success_ms),
+                "success": shown(each.last_success_ms),
                 "failures": each.consecutive_failures,
                 "missed": overview.missed.get(each.name, 0),
                 "running": opened.get("running", 0),
                 "queued": opened.get("queued", 0) + opened.get("handed_off", 0),
-                "note": _note(each, overview),
+                "note": _note(each, overview, shown),
             }
         )
     return rows
@@ -187,10 +194,10 @@ def _task(each: Row[Any], overview: Overview) -> dict[str, object]:
     }
 
 
-def _note(each: Row[Any], overview: Overview) -> str:
+def _note(each: Row[Any], overview: Overview, shown: Callable[[int], str]) -> str:
     if each.paused_ms is not None:
         by = f" by {each.paused_by}" if each.paused_by else ""
-        return f"since {_shown(each.paused_ms)}{by}"
+        return f"since {shown(each.paused_ms)}{by}"
     scheduled = each.schedule_hash is not None
     if scheduled and live_schedulers(overview) and each.name not in overview.known:
         return "no live scheduler knows it"
@@ -202,8 +209,8 @@ def _state(each: Row[Any], now_ms: int) -> str:
     return "dead" if each.state in OPEN_STATES and each.lease_until_ms < now_ms else str(each.state)
 
 
-def _shown(ms: int | None) -> str:
+def _shown(ms: int | None, *, today: date | None) -> str:
     if not ms:
         return ""
     at: datetime = instant_of(ms)
-    return at.strftime("%m-%d %H:%M:%S")
+    return at.strftime("%H:%M:%S" if at.date() == today else "%m-%d %H:%M:%S")

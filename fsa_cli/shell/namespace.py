@@ -100,7 +100,7 @@ class Sql:
         ]
         more = limit is not None and result.fetchone() is not None
         result.close()
-        self._output.table(rows, {name: name for name in names})
+        self._output.table(rows, {name: name for name in names}, wraps=names)
         count = len(rows)
         if more:
             self._output.say(f"the first {count} rows; limit=None prints all")

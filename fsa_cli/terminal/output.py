@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -34,6 +34,10 @@ _STATES = {
     **dict.fromkeys(("interrupted", "missed", "paused", "draining"), "yellow"),
     **dict.fromkeys(("skipped", "cancelled", "stopped"), "dim"),
 }
+#: Columns of spans and counts that are text.
+_RIGHT = frozenset({"took", "in", "age"})
+_GAP = 2
+_LEAST = 10
 
 
 @dataclass(frozen=True)
@@ -79,20 +83,36 @@ class Output:
         else:
             self._write(sys.stdout, text)
 
-    def table(self, rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> None:
+    def table(
+        self,
+        rows: Sequence[Mapping[str, object]],
+        columns: Mapping[str, str],
+        *,
+        wraps: Collection[str] = (),
+    ) -> None:
         """Print *rows*: a table on a terminal, tab-separated lines in a pipe, a JSON array.
 
         Args:
             columns: The keys to show and their headings. JSON has every key of a row.
+            wraps: The columns whose texts may take several lines of a terminal; without any, each
+                row is one line, and the last column is cut to the room that is left.
         """
         if self.json:
             self.document(rows)
         elif _is_terminal(sys.stdout):
-            self._table(rows, columns)
+            if rows:
+                self._table(rows, columns, wraps)
         else:
             lines = [[_plain(row.get(key)) for key in columns] for row in rows]
             for cells in [list(columns.values()), *lines]:
                 self._write(sys.stdout, "\t".join(cells))
+
+    def heading(self, text: str) -> None:
+        """Print the heading of a section of data; bold on a terminal."""
+        if _is_terminal(sys.stdout):
+            self._put(sys.stdout, self._styled(shown(text), "1", sys.stdout))
+        else:
+            self.line(text)
 
     def record(self, value: Mapping[str, object]) -> None:
         """Print one thing, a line for each of its fields."""
@@ -145,23 +165,54 @@ class Output:
 
         return Console(file=file, no_color=True if self.color is False else None, highlight=False)
 
-    def _table(self, rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> None:
+    def _table(
+        self,
+        rows: Sequence[Mapping[str, object]],
+        columns: Mapping[str, str],
+        wraps: Collection[str],
+    ) -> None:
         from rich.box import SIMPLE_HEAD
+        from rich.cells import cell_len, set_cell_size
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for key, heading in columns.items():
+        texts = {
+            key: [escape_terminal(heading), *(shown(_plain(row.get(key))) for row in rows)]
+            for key, heading in columns.items()
+        }
+        if not wraps:
+            *others, last = columns
+            widths = {key: max(map(cell_len, texts[key])) for key in columns}
+            room = self.console.width - sum(widths[key] + _GAP for key in others)
+            if room < min(_LEAST, widths[last]):  # a name of 190 characters, too many columns
+                wraps = columns
+            elif room < widths[last]:
+                texts[last] = [
+                    text if cell_len(text) <= room else f"{set_cell_size(text, room - 3)}..."
+                    for text in texts[last]
+                ]
+        table = Table(
+            box=SIMPLE_HEAD,
+            padding=(0, _GAP - 1, 0, 0),  # and the box has a column of its own
+            pad_edge=False,
+            show_edge=False,
+            header_style="bold",
+        )
+        for key, (heading, *_) in texts.items():
             values = [row.get(key) for row in rows if row.get(key) is not None]
             numeric = bool(values) and all(isinstance(v, int | float) for v in values)
-            title = Text(escape_terminal(heading))
-            table.add_column(title, justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            cells = [Text(shown(_plain(row.get(key)))) for key in columns]
-            for key, cell in zip(columns, cells, strict=True):
-                if key in ("state", "status"):
-                    cell.stylize(_STATES.get(cell.plain, ""))
-            table.add_row(*cells)
+            table.add_column(
+                Text(heading),
+                justify="right" if numeric or key in _RIGHT else "left",
+                overflow="fold",
+                no_wrap=key not in wraps,
+            )
+        for number in range(1, len(rows) + 1):
+            cells = {key: Text(column[number]) for key, column in texts.items()}
+            for key in ("state", "status"):
+                if key in cells:
+                    cells[key].stylize(_STATES.get(cells[key].plain, ""))
+            table.add_row(*cells.values())
         self.console.print(table)
 
     def _styled(self, text: str, code: str, stream: TextIO) -> str:

@@ -122,7 +122,7 @@ def test_an_unknown_task_is_said_with_the_one_that_was_meant(fsa: Run, small: Sh
     assert done.returncode == 2
     assert "there is no task 'shp'" in done.stderr
     assert "did you mean ship?" in done.stderr
-    assert fsa("runs", "ship").stderr == "nothing has run yet\n"
+    assert fsa("runs", "ship").stderr == "ship has not run yet\n"
 
 
 def test_the_runs_of_a_task_that_is_no_longer_there_are_shown(fsa: Run, ran: Shop) -> None:

@@ -136,7 +136,7 @@ def test_tasks_run_by_themselves_and_sigterm_exits_0(
     assert "every task that was running has ended" in done.stderr
     lines = [line.split() for line in done.stderr.splitlines() if "succeeded" in line]
     assert len(lines) == len(written(backend))
-    assert {line[1] for line in lines} == {"sync", "asynchronous"}
+    assert {line[2] for line in lines} == {"sync", "asynchronous"}
     assert any(line[-1] == "done" for line in lines)
     backend.assert_released()
 

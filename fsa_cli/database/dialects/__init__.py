@@ -1,12 +1,27 @@
 """What a database does differently: one file for each, and `dialect_of`."""
 
-from fsa_cli.database.dialects.dialect import Client, DatabaseDialect, Measured, Server
+from fsa_cli.database.dialects.dialect import (
+    Blocker,
+    Client,
+    DatabaseDialect,
+    Measured,
+    Server,
+    ServerSession,
+)
 from fsa_cli.database.dialects.duckdb import DuckDB
 from fsa_cli.database.dialects.mysql import MySQL
 from fsa_cli.database.dialects.postgresql import PostgreSQL
 from fsa_cli.database.dialects.sqlite import SQLite
 
-__all__ = ["Client", "DatabaseDialect", "Measured", "Server", "dialect_of"]
+__all__ = [
+    "Blocker",
+    "Client",
+    "DatabaseDialect",
+    "Measured",
+    "Server",
+    "ServerSession",
+    "dialect_of",
+]
 
 _MYSQL = MySQL()
 _KNOWN = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsa_cli.exceptions import ConfigurationError
@@ -13,7 +13,7 @@ from fsa_cli.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Inspector
 
-__all__ = ["Client", "DatabaseDialect", "Measured", "Server"]
+__all__ = ["Blocker", "Client", "DatabaseDialect", "Measured", "Server", "ServerSession"]
 
 _LOCAL = frozenset(("127.0.0.1", "::1", "localhost"))
 
@@ -48,6 +48,32 @@ class Measured:
     @property
     def label(self) -> str:
         return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """A session that holds a lock which another one waits for.
+
+    Attributes:
+        who: Its program, user and host, as far as they are known.
+        state: As the server calls it: `idle in transaction`, `active`.
+        for_s: For how long it has been in that state.
+    """
+
+    id: int
+    who: str
+    state: str
+    for_s: float
+
+
+@dataclass(frozen=True)
+class ServerSession:
+    """A session that executes a statement, and for how long it has; those that it waits for."""
+
+    id: int
+    statement: str
+    for_s: float
+    blockers: tuple[Blocker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +146,12 @@ class DatabaseDialect:
             hint="fsa db query SQL",
         )
 
+    # -- its sessions ------------------------------------------------------------------------------
+
+    def sessions(self, connection: Connection, ids: Sequence[int]) -> list[ServerSession]:
+        """What these sessions of the server execute now, and who keeps them waiting."""
+        return []
+
     # -- its tables --------------------------------------------------------------------------------
 
     def schemas(self, inspector: Inspector) -> list[str | None]:
@@ -184,3 +216,20 @@ def rows(connection: Connection, statement: str) -> Sequence[Any]:
 def scalar_int(connection: Connection, statement: str) -> int | None:
     value = connection.exec_driver_sql(statement).scalar()
     return None if value is None else int(value)
+
+
+def sessions_of(found: Sequence[Any]) -> list[ServerSession]:
+    """Sessions out of rows: id, statement, seconds; of a blocker id, program, user, host, state,
+    seconds, or NULL."""
+    sessions: dict[int, ServerSession] = {}
+    for number, statement, for_s, blocker, program_, user, host, state, since_s in found:
+        known = sessions.get(int(number)) or ServerSession(
+            int(number), str(statement or ""), float(for_s or 0)
+        )
+        if blocker is not None:
+            named = program_ or f"user {user}"
+            who = f"{named} from {host}" if host else str(named)
+            one = Blocker(int(blocker), who, str(state or "unknown"), float(since_s or 0))
+            known = replace(known, blockers=(*known.blockers, one))
+        sessions[known.id] = known
+    return list(sessions.values())

@@ -13,10 +13,12 @@ from fsa_cli.database.dialects.dialect import (
     DatabaseDialect,
     Measured,
     Server,
+    ServerSession,
     parameter,
     program,
     rows,
     scalar_int,
+    sessions_of,
     texts,
 )
 
@@ -44,6 +46,23 @@ _TOTAL = (
     "SELECT sum(data_length + index_length) FROM information_schema.tables"
     " WHERE table_schema = database()"
 )
+_SESSIONS = """
+    SELECT p.id, p.info, p.time, b.id, NULL, b.user, b.host,
+        CASE b.command WHEN 'Sleep' THEN 'idle in transaction' ELSE b.command END, b.time
+    FROM information_schema.processlist p
+        LEFT JOIN information_schema.innodb_trx waiting ON waiting.trx_mysql_thread_id = p.id
+        LEFT JOIN {waits} ON requesting = waiting.trx_id
+        LEFT JOIN information_schema.innodb_trx holding ON holding.trx_id = blocking
+        LEFT JOIN information_schema.processlist b ON b.id = holding.trx_mysql_thread_id
+    WHERE p.info IS NOT NULL AND p.id IN ({ids}) ORDER BY p.id, b.id
+"""
+_WAITS_MARIADB = """
+    (SELECT requesting_trx_id AS requesting, blocking_trx_id AS blocking
+     FROM information_schema.innodb_lock_waits) w"""
+_WAITS_MYSQL = """
+    (SELECT requesting_engine_transaction_id AS requesting,
+        blocking_engine_transaction_id AS blocking
+     FROM performance_schema.data_lock_waits) w"""
 
 
 class MySQL(DatabaseDialect):
@@ -62,6 +81,12 @@ class MySQL(DatabaseDialect):
         with _options_file(url) as path:
             database = [url.database] if url.database else []
             yield Client([mariadb, f"--defaults-extra-file={path}", *argv, *database])
+
+    def sessions(self, connection: Connection, ids: Sequence[int]) -> list[ServerSession]:
+        is_mariadb = getattr(connection.dialect, "is_mariadb", False)
+        waits = _WAITS_MARIADB if is_mariadb else _WAITS_MYSQL
+        statement = _SESSIONS.format(ids=", ".join(map(str, ids)), waits=waits)
+        return sessions_of(rows(connection, statement))
 
     def measured(self, connection: Connection, inspector: Inspector) -> list[Measured]:
         return [

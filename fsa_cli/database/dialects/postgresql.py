@@ -14,10 +14,12 @@ from fsa_cli.database.dialects.dialect import (
     DatabaseDialect,
     Measured,
     Server,
+    ServerSession,
     parameter,
     program,
     rows,
     scalar_int,
+    sessions_of,
     texts,
 )
 
@@ -62,6 +64,13 @@ _TABLES = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
         AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+"""
+_SESSIONS = """
+    SELECT a.pid, a.query, extract(epoch FROM clock_timestamp() - a.query_start),
+        b.pid, b.application_name, b.usename, host(b.client_addr), b.state,
+        extract(epoch FROM clock_timestamp() - b.state_change)
+    FROM pg_stat_activity a LEFT JOIN pg_stat_activity b ON b.pid = ANY(pg_blocking_pids(a.pid))
+    WHERE a.state = 'active' AND a.pid IN ({ids}) ORDER BY a.pid, b.pid
 """
 
 
@@ -122,6 +131,9 @@ class PostgreSQL(DatabaseDialect):
         default = inspector.default_schema_name
         own = [name for name in inspector.get_schema_names() if name != "information_schema"]
         return [None, *(name for name in own if name != default)]
+
+    def sessions(self, connection: Connection, ids: Sequence[int]) -> list[ServerSession]:
+        return sessions_of(rows(connection, _SESSIONS.format(ids=", ".join(map(str, ids)))))
 
     def measured(self, connection: Connection, inspector: Inspector) -> list[Measured]:
         return [

@@ -1,0 +1,199 @@
+"""`fsa status`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fsa_cli.cli.context import Fsa
+from fsa_cli.exceptions import FsaError, LedgerUnusable
+from fsa_cli.terminal.formatting import format_duration, format_elapsed
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
+
+    from fsa_cli.ledger.glance import Glance
+    from fsa_cli.runs.problems import Problem
+    from fsa_cli.runs.run_activity import Doing
+
+app = typer.Typer()
+
+_NEXT = 5
+
+
+@app.command()
+def status(context: typer.Context) -> None:
+    """One look: what is alive, what needs a look, what runs, what comes next.
+
+    \b
+      fsa status
+      fsa status --json
+
+    Each thing that needs a look stands with the command that shows more or is the cure. Exits with
+    0 also then: `fsa health` is for exit codes.
+    """
+    from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.glance import glance
+    from fsa_cli.runs.problems import Problem, problems
+    from fsa_cli.runs.run_activity import doing
+    from fsa_cli.tasks.registry import registry
+
+    fsa = Fsa.of(context)
+    loaded = fsa.load()
+    seen: Glance | None = None
+    does: dict[str, Doing] = {}
+    try:
+        with existing(loaded, fsa.settings) as ledger:
+            seen = glance(ledger)
+            does = doing(ledger, seen.running, loaded.databases)
+        has_schedule = any(task.schedule is not None for task in registry)
+        places = {task.name: task.place for task in registry}
+        found = list(problems(seen, places, has_schedule=has_schedule))
+    except LedgerUnusable as exc:
+        found = [Problem("ledger", exc.message, "; ".join(exc.details), (exc.hint or "",))]
+    coming = _coming(fsa, seen)
+    if fsa.output.json:
+        fsa.output.document(_document(fsa, seen, found, coming))
+        return
+    for line in (*_head(fsa), *(_counts(seen) if seen is not None else ())):
+        _write(fsa, line)
+    if found:
+        fsa.output.heading("\nneeds a look")
+        for line in _problem_lines(found):
+            _write(fsa, line)
+    if seen is not None and seen.running:
+        fsa.output.heading("\nrunning")
+        for run in seen.running:
+            for line in _running_lines(run, seen.overview.now_ms, does.get(run.id)):
+                _write(fsa, line)
+    if coming:
+        fsa.output.heading("\nnext")
+        width = max(len(str(each["task"])) for each in coming)
+        for each in coming:
+            said = f"in {each['in']}" if each["in"] else f"{each['state']}"
+            _write(fsa, f"  {each['task']:<{width}}  {each['schedule']}  {said}")
+
+
+def _write(fsa: Fsa, line: str) -> None:
+    """One line, which a terminal does not fold."""
+    console = fsa.output.console
+    width = console.width if console.is_terminal else 0
+    fsa.output.line(line if not width or len(line) <= width else f"{line[: width - 3]}...")
+
+
+def _head(fsa: Fsa) -> Iterator[str]:
+    from fsa_cli.database.identity import address
+
+    loaded, settings = fsa.load(), fsa.settings
+    databases = ", ".join(address(each.url) for each in loaded.databases.values())
+    yield f"{settings.namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
+
+
+def _schema(fsa: Fsa) -> str:
+    """Whether the schema is at head; nothing where the project has no migrations."""
+    from fsa_cli.migrations import is_at_head
+
+    try:
+        state = is_at_head(fsa.load(), fsa.settings)
+        return "" if state is None else f", schema {state}"
+    except FsaError as exc:
+        return f", schema: {exc.message}"
+
+
+def _counts(seen: Glance) -> Iterator[str]:
+    from fsa_cli.runs.problems import lives
+
+    overview = seen.overview
+    alive = Counter(each.role for each in overview.nodes if lives(each, overview.now_ms))
+    processes = [
+        f"{number} {role}{'s' if number > 1 else ''}" for role, number in sorted(alive.items())
+    ]
+    running = sum(each.get("running", 0) for each in overview.open_runs.values())
+    waiting = sum(each.number for each in seen.waiting)
+    oldest = min((each.since_ms for each in seen.waiting), default=None)
+    queued = f"{waiting} queued"
+    if oldest is not None:
+        queued += f", the oldest for {_span(overview.now_ms - oldest)}"
+    clock_s = time.time() - overview.now_ms / 1000
+    clock = f"clock {clock_s:+.1f} s" if abs(clock_s) >= 1 else ""
+    parts = [f"{', '.join(processes) or 'no process'} alive", f"{running} running", queued, clock]
+    yield "   ".join(part for part in parts if part)
+
+
+def _problem_lines(found: list[Problem]) -> Iterator[str]:
+    width = min(max(len(each.subject) for each in found), 24)
+    for each in found:
+        yield f"  {each.subject:<{width}}  {each.said}"
+        for line in (" ".join(each.detail.split()), "     ".join(each.commands)):
+            if line:
+                yield f"  {'':<{width}}  {line}"
+
+
+def _running_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[str]:
+    took = format_elapsed(max(now_ms - (run.started_ms or now_ms), 0))
+    where = f"{run.role} {run.host}:{run.pid}" if run.host else "of no known process"
+    come = ""
+    if run.done is not None:
+        total = f" of {run.total}" if run.total is not None else ""
+        come = f"{run.text} {run.done}{total}".strip()
+    yield f"  {run.id[:8]}  {run.task}  {took}  {where}  {come}".rstrip()
+    if does is None:
+        return
+    waits = f"waits for {does.waits_for}" if does.waits_for else does.sends
+    for line in (f"in {does.place}" if does.place else "", waits):
+        if line:
+            yield f"            {line}"
+
+
+def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
+    """The next instants, the nearest first; a paused task has none."""
+    from fsa_cli.processes.schedule_plan import plan
+    from fsa_cli.schedules.schedule import upcoming
+    from fsa_cli.tasks.registry import registry
+
+    paused = (
+        {each.name for each in seen.overview.tasks if each.paused_ms is not None} if seen else set()
+    )
+    now = datetime.now(UTC)
+    rows = []
+    for each in plan(registry, fsa.settings.timezone):
+        at = None if each.task.name in paused else next(iter(upcoming(each.schedule, now, 1)), None)
+        state = "paused" if each.task.name in paused else "never again" if at is None else ""
+        span = format_duration(at - now) if at is not None else ""
+        rows.append((at, each.task.name, each.schedule.text, span, state))
+    rows.sort(key=lambda row: (row[0] is None, row[0] or now, row[1]))
+    return [
+        {"task": name, "schedule": text, "at": at, "in": span, "state": state}
+        for at, name, text, span, state in rows[:_NEXT]
+    ]
+
+
+def _document(
+    fsa: Fsa, seen: Glance | None, found: list[Problem], coming: list[dict[str, object]]
+) -> dict[str, object]:
+    from fsa_cli.runs import run_view, status_view
+
+    loaded, settings = fsa.load(), fsa.settings
+    document: dict[str, object] = {"namespace": settings.namespace, "app": loaded.target}
+    if seen is not None:
+        document |= status_view.document(seen.overview, "", settings.namespace)
+        document["running"] = [
+            {**run_view.document(run), "host": run.host, "pid": run.pid} for run in seen.running
+        ]
+        document["waiting"] = [
+            {"task": each.task, "status": each.status, "number": each.number}
+            for each in seen.waiting
+        ]
+    document["problems"] = [asdict(each) for each in found]
+    document["next"] = coming
+    return document
+
+
+def _span(ms: float) -> str:
+    return format_duration(timedelta(milliseconds=max(ms, 0)))

@@ -1,0 +1,100 @@
+"""What a run that goes on does, and whom it waits for in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
+
+from fsa_cli.database.connections import connected
+from fsa_cli.database.dialects import ServerSession, dialect_of
+from fsa_cli.ledger.activity import activities
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.tasks.registry import registry
+from fsa_cli.terminal.formatting import format_duration
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Doing", "doing"]
+
+_STATEMENT = 200
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a run does.
+
+    Attributes:
+        place: The line that it is in; "" if that is not known.
+        sessions: Its sessions in the database that execute a statement now.
+    """
+
+    place: str = ""
+    sessions: tuple[ServerSession, ...] = ()
+
+    @property
+    def sends(self) -> str:
+        """The statement, and for how long."""
+        return "; ".join(
+            f"{_one_line(each.statement)}  (for {_span(each.for_s)})" for each in self.sessions
+        )
+
+    @property
+    def waits_for(self) -> str:
+        """Who holds the lock that it waits for."""
+        return "; ".join(
+            f"a lock of session {one.id}, {one.state} for {_span(one.for_s)}: {one.who}"
+            for each in self.sessions
+            for one in each.blockers
+        )
+
+
+def doing(
+    ledger: Ledger, runs: Sequence[Row[Any]], databases: Mapping[str, Database]
+) -> dict[str, Doing]:
+    """What is known of *runs*, which go on, by their ids."""
+    known = activities(ledger, [each.id for each in runs]) if runs else {}
+    ids: dict[str, set[int]] = {}
+    for run in runs:
+        if (row := known.get(run.id)) is not None:
+            task = registry.get(run.task)
+            name = (task and task.database) or "default"
+            ids.setdefault(name, set()).update(int(each) for each in row.sessions.split())
+    found = {
+        session.id: session
+        for name, wanted in ids.items()
+        if wanted and name in databases
+        for session in _sessions(databases[name], sorted(wanted))
+    }
+    return {
+        run_id: Doing(
+            row.place,
+            tuple(found[int(each)] for each in row.sessions.split() if int(each) in found),
+        )
+        for run_id, row in known.items()
+    }
+
+
+def _sessions(database: Database, ids: Sequence[int]) -> Iterator[ServerSession]:
+    """What these sessions do; none where the server tells nobody."""
+    if database.url is None:
+        return
+    dialect = dialect_of(database.url.get_backend_name())
+    try:
+        yield from connected(database, lambda connection: dialect.sessions(connection, ids))
+    except SQLAlchemyError:
+        return
+
+
+def _one_line(statement: str) -> str:
+    text = " ".join(statement.split())
+    return text if len(text) <= _STATEMENT else f"{text[: _STATEMENT - 3]}..."
+
+
+def _span(seconds: float) -> str:
+    return format_duration(timedelta(seconds=seconds))

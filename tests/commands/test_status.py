@@ -1,0 +1,160 @@
+"""`fsa status`: one look, and the commands for what needs another."""
+
+import json
+import re
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pexpect
+import pytest
+from sqlalchemy import create_engine, text
+
+from support.processes import OpenTerminal, Run, Start
+from support.shops import Shop
+from support.waiting import wait_until
+
+TASKS = """
+@task(schedule="@yearly")
+def report():
+    raise LookupError("no such user")
+
+@task(schedule="@hourly")
+def tidy(): ...
+
+@task
+def ship(): ...
+"""
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    before = fsa("status")
+    assert before.returncode == 0
+    assert "there is no ledger of runs yet" in before.stdout
+    assert fsa("scheduler", "init").returncode == 0
+    for word in ("pause", "resume"):  # from then on the ledger knows it
+        assert fsa("scheduler", word, "report").returncode == 0
+    for _ in range(2):
+        assert fsa("run-task", "report").returncode == 1
+    waiting = fsa("run-task", "ship", "--enqueue").stdout.strip()
+    assert fsa("scheduler", "pause", "tidy").returncode == 0
+    now_ms = round(time.time() * 1000)
+    (ledger,) = small_shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute(
+            "UPDATE fsa_run SET not_before_ms = ? WHERE id = ?", (now_ms - 720_000, waiting)
+        )
+        connection.execute(
+            "INSERT INTO fsa_node VALUES"
+            " ('dead', ?, 'db1', 4711, '1', 'scheduler', 'dead', ?, ?, ?)",
+            (small_shop.directory.name, now_ms, now_ms, now_ms - 180_000),
+        )
+    small_shop.write(TASKS.replace("ship", "send_off"))
+
+    found = json.loads(fsa("status", "--json").stdout)
+    wrong = {(each["subject"], each["said"]): each["commands"] for each in found["problems"]}
+    (last,) = {each["last_run"]["id"] for each in found["tasks"] if each["task"] == "report"}
+    queued = "1 queued for 12 min: the app has no such task (renamed?)"
+    assert wrong["ship", queued] == ["fsa runs ship --status queued"]
+    assert wrong["report", "failed 2 times, never succeeded"] == [f"fsa runs show {last[:8]}"]
+    assert wrong["scheduler", "none is alive"] == ["fsa scheduler start"]
+    assert ("scheduler", "one has died 3 min ago: db1, pid 4711") in wrong
+    assert next(each for subject, each in wrong if subject == "tidy").startswith("paused ")
+    assert {each["task"]: each["state"] for each in found["next"]} == {
+        "report": "",
+        "tidy": "paused",
+    }
+
+    child = terminal("fsa", "status", columns=80)
+    child.expect(pexpect.EOF)
+    lines = COLORS.sub("", str(child.before)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line in ("needs a look", "next")] == ["needs a look", "next"]
+    assert any("LookupError: no such user" in line for line in lines)
+
+
+def test_names_and_times_do_not_fold_at_eighty_columns(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS.replace("report", "a_report_of_the_whole_night"))
+    assert fsa("scheduler", "init").returncode == 0
+    for words in (("pause", "--all"), ("resume", "--all"), ("pause", "tidy")):
+        assert fsa("scheduler", *words).returncode == 0
+    assert fsa("run-task", "a_report_of_the_whole_night").returncode == 1
+    run = json.loads(fsa("runs", "--json").stdout)[0]
+    assert json.loads(fsa("runs", "show", "last", "--json").stdout) == run
+    assert json.loads(fsa("runs", "show", run["task"], "--json").stdout) == run
+    shown = {}
+    for words in (("runs", "-n", "5"), ("scheduler", "status"), ("scheduler", "list"), ("config",)):
+        child = terminal("fsa", *words, columns=80)
+        child.expect(pexpect.EOF)
+        lines = COLORS.sub("", str(child.before)).splitlines()
+        assert max(len(line) for line in lines if not line.startswith("ledger: ")) <= 80, words
+        shown[words[-1]] = "\n".join(" ".join(line.split()) for line in lines)
+    time_ = re.escape(run["started_at"][11:19])
+    line = rf"{run['id'][:8]} a_report_of_the_whole_night failed {time_} \d+ ms LookupError: n"
+    assert re.search(line, shown["5"])
+    assert f"1 run: 1 failed fsa runs show {run['id'][:8]}" in shown["5"]
+    assert re.search(rf"a_report_of_the_whole_night {time_} failed", shown["status"])
+    assert re.search(r"tidy @hourly UTC paused since 20\d\d-", shown["list"])
+    assert "verbose" not in shown["config"]
+    assert "executor local default" in shown["config"]
+
+
+def test_what_others_call_a_command_is_answered_with_ours(fsa: Run) -> None:
+    for asked, ours in (
+        ("migrate", "fsa db upgrade"),
+        ("ps", "fsa status"),
+        ("help", "fsa --help"),
+    ):
+        answered = fsa(asked)
+        assert answered.returncode == 2
+        assert f"hint: {ours}" in answered.stderr
+
+
+@pytest.mark.parametrize("backend", ["postgresql", "mariadb"])
+def test_a_run_that_hangs_on_a_lock_says_who_holds_it(
+    request: pytest.FixtureRequest, tmp_path: Path, fsa: Run, fsa_process: Start, backend: str
+) -> None:
+    shop = Shop(tmp_path, request.getfixturevalue(backend))
+    shop.write("""
+    @task(timeout_s=60)
+    def hang():
+        db.session.execute(text("UPDATE written SET n = 2"))
+    """)
+    shop.backend.execute("INSERT INTO written (n) VALUES (1)")
+    assert fsa("scheduler", "init").returncode == 0
+    engine = create_engine(shop.backend.url)
+    with engine.connect() as holder:
+        holder.execute(text("UPDATE written SET n = 3"))
+        number = holder.scalar(
+            text("SELECT " + {"postgresql": "pg_backend_pid()"}.get(backend, "connection_id()"))
+        )
+        worker = fsa_process("worker", "start")
+        run_id = fsa("run-task", "hang", "--enqueue").stdout.strip()
+
+        def doing() -> object:
+            shown = json.loads(fsa("runs", "show", run_id, "--json").stdout)
+            return [
+                one
+                for each in shown.get("doing", {}).get("sessions", ())
+                for one in each["blockers"]
+            ]
+
+        wait_until(doing)
+        shown = fsa("runs", "show", "hang").stdout
+        assert f"pid {worker.pid}" in shown
+        assert re.search(r"^in\tmain.py:\d+ hang  db.session.execute", shown, re.MULTILINE)
+        assert re.search(r"^sends\tUPDATE written SET n = 2  \(for \d+ s\)$", shown, re.MULTILINE)
+        assert f"waits for\ta lock of session {number}, idle in transaction for" in shown
+        assert f"end it\tfsa runs cancel {run_id[:8]}" in shown
+        assert "time limit\t60 s" in shown
+        assert f"waits for a lock of session {number}, idle" in fsa("status").stdout
+    engine.dispose()
+    wait_until(lambda: ("hang", "succeeded") in shop.runs())
+    worker.wait_for(f"Z  {run_id[:8]}  hang  succeeded")
