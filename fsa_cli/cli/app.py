@@ -11,7 +11,7 @@ import typer
 
 from fsa_cli.cli.command_tree import command, command_path
 from fsa_cli.cli.context import Fsa
-from fsa_cli.exceptions import FsaError, Interrupted, UsageError
+from fsa_cli.exceptions import ConfigurationError, FsaError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -61,6 +61,10 @@ def _as_error(error: Exception, fsa: Fsa) -> FsaError:
         return Interrupted("nothing was answered")
     if fsa.loaded is not None and (unreachable := fsa.loaded.unreachable(error)) is not None:
         return unreachable
+    if isinstance(error, ValueError) and type(error).__module__ == "fastapi_sqlalchemy.exceptions":
+        wrong_setting = ConfigurationError(str(error), hint="fsa config says where the URL is from")
+        wrong_setting.__cause__ = error
+        return wrong_setting
     unexpected = FsaError(
         f"{type(error).__name__}: {error}", hint="--traceback shows where it comes from"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fsa_cli.database.dialects import dialect_of
 from fsa_cli.database.identity import address, same_database
+from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import DatabaseUnreachable, Refused
 from fsa_cli.terminal.user_code import summarize_error
 
@@ -33,8 +34,8 @@ def connected(db: Database, work: Callable[[Connection], T]) -> T:
 
     try:
         engine = db.engine
-    except ConfigurationError:
-        return asyncio.run(_aconnected(db, work))
+    except ConfigurationError as missing:
+        return asyncio.run(_aconnected(db, work, missing))
     with engine.connect() as connection:
         return work(connection)
 
@@ -122,8 +123,14 @@ def driver_message(error: BaseException) -> str:
     return summarize_error(getattr(error, "orig", None) or error)
 
 
-async def _aconnected(db: Database, work: Callable[[Connection], T]) -> T:
-    async with db.async_engine.connect() as connection:
+async def _aconnected(db: Database, work: Callable[[Connection], T], missing: Exception) -> T:
+    from fastapi_sqlalchemy.exceptions import ConfigurationError
+
+    try:
+        engine = db.async_engine
+    except ConfigurationError:  # neither driver: the one that the URL names is asked for
+        raise missing from None
+    async with engine.connect() as connection:
         return await connection.run_sync(work)
 
 
@@ -143,7 +150,8 @@ def _unreachable(
     failure = DatabaseUnreachable(
         f"the database {name!r} cannot be reached" if name else "a database cannot be reached",
         details=details,
-        hint="is the server running, and are the host, the port, the user and the name right?",
+        hint=next_step(error)
+        or "is the server running, and are the host, the port, the user and the name right?",
     )
     failure.__cause__ = error
     return failure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database import connections
+from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
@@ -62,10 +63,10 @@ def reached(ledger: Ledger) -> Iterator[None]:
             raise LedgerUnusable(
                 "the ledger's database refuses",
                 details=details,
-                hint="may this user read and write the tables fsa_*?",
+                hint=next_step(exc) or "may this user read and write the tables fsa_*?",
             ) from exc
         raise DatabaseUnreachable(
             "the ledger cannot be reached",
             details=details,
-            hint="ledger_url in [tool.fsa] puts it elsewhere",
+            hint=next_step(exc) or "ledger_url in [tool.fsa] puts it elsewhere",
         ) from exc

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import FsaError, Refused, TaskFailed, TimedOut
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner.run import RunResult
@@ -128,10 +129,17 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
         TaskFailed(
             f"{name} {what}{attempts} after {format_elapsed(result.duration_ms)}: {summary}",
             details=[*_lines(where), _fate(result)],
-            hint=_OF_LIFESPAN if _misses_state(leaf) else "--traceback shows where it comes from",
+            hint=_hint(leaf),
         ),
         error,
     )
+
+
+def _hint(error: BaseException) -> str:
+    if _misses_state(error):
+        return _OF_LIFESPAN
+    step = next_step(error) if hasattr(error, "orig") else None  # of SQLAlchemy's alone
+    return step or "--traceback shows where it comes from"
 
 
 def _misses_state(error: BaseException) -> bool:

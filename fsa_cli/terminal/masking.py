@@ -81,8 +81,13 @@ def _in_pairs(text: str) -> Iterator[tuple[int, int]]:
     if not any(part in lowered for part in _IN_EACH_NAME):
         return
     for match in _PAIR.finditer(text):
-        if match["value"] is not None:
+        if match["value"] is not None and not _says_whether(text, match.start(), match["value"]):
             yield match.span("value")
+
+
+def _says_whether(text: str, start: int, value: str) -> bool:
+    """Whether it is MySQL's "(using password: YES)", which tells a wrong one from none."""
+    return value in ("YES", "NO") and text[max(start - 7, 0) : start] == "(using "
 
 
 def _in_urls(text: str) -> Iterator[tuple[int, int]]:

@@ -68,6 +68,20 @@ def test_what_is_named_wins_but_never_over_a_protected_match(tmp_path) -> None:
         of(tmp_path, "postgresql://prod-1/x", env="local")
 
 
+def test_fastapis_variable_counts_where_ours_is_not_set(tmp_path) -> None:
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+
+    def chosen(**environ: str) -> tuple[str | None, str, int]:
+        settings = read(Flags(), directory=tmp_path, environ=environ)
+        return settings.env, settings.sources["env"], len(settings.warnings)
+
+    assert chosen(FASTAPI_ENV="staging") == ("staging", "FASTAPI_ENV", 0)
+    assert chosen(FASTAPI_ENV="staging", FSA_ENV="local") == ("local", "FSA_ENV", 0)
+    assert chosen(FASTAPI_ENV="development") == (None, "default", 1)
+    (tmp_path / ".env").write_text("FASTAPI_ENV=staging\n")
+    assert chosen()[:2] == ("staging", f"FASTAPI_ENV in {tmp_path / '.env'}")
+
+
 def test_a_protected_environment_has_a_sandboxed_shell_unless_it_says_otherwise(tmp_path) -> None:
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
 

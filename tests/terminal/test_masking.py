@@ -163,6 +163,13 @@ MAIN = """
     def index(): ...
 """
 
+
+def test_mysqls_word_on_whether_a_password_was_given_is_not_one() -> None:
+    said = "Access denied for user 'root'@'127.0.0.1' (using password: YES)"
+    assert mask(said) == said
+    assert mask("password: YES") == "password: ***"
+
+
 #: Each command, in words that end by themselves.
 LINES = [
     "run-task fail",

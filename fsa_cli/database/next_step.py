@@ -1,0 +1,81 @@
+"""What to do about an error of a database, by what its server said."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+__all__ = ["next_step"]
+
+# The first that fits counts. Of PostgreSQL's, MySQL's, MariaDB's and SQLite's own texts.
+_STEPS = (
+    (
+        r"password authentication failed|access denied for user|no password supplied",
+        "the user or the password is wrong: fsa config says where the URL is from",
+    ),
+    (
+        r'role ".*" does not exist',
+        "the server has no such user: CREATE ROLE, or another in the URL",
+    ),
+    (
+        r'database ".*" does not exist|unknown database',
+        "the server has no such database: create it, or correct the name in the URL",
+    ),
+    (
+        r"too many connections|too many clients|remaining connection slots",
+        "the server has no connection left: smaller pools (fsa docs configuring), or a pooler",
+    ),
+    (
+        r"no space left|disk is full|disk full|disk quota|could not extend file|table .* is full",
+        "the disk of the database is full: make room there, nothing here repairs it",
+    ),
+    (
+        r"unable to open database file",
+        "does the directory of the file exist, and may this user read and write in it?",
+    ),
+    (
+        r"readonly database|read-only|read only",
+        "nothing can be written there: a read-only file, a standby, or a user who may only read",
+    ),
+    (
+        r"permission denied|command denied|insufficient privilege|must be owner",
+        "the database's user may not do that: GRANT it, or use another user",
+    ),
+    (r"database is locked", "another process writes to the file: try again when it has ended"),
+    (
+        r"no such (table|column)|(relation|column|table) \S+ (of relation \S+ )?does not exist"
+        r"|table '.*' doesn't exist|unknown column",
+        "fsa db check compares the database with the models, fsa db upgrade migrates it",
+    ),
+    (
+        r"could not translate host name|name or service not known|getaddrinfo|unknown .*host",
+        "the host's name is not known here: is it right in the URL, and this the right network?",
+    ),
+    (
+        r"connection refused|can't connect|timed? ?out|timeout expired|is the server running"
+        r"|no such file or directory",
+        "is the server running, and are the host and the port right?",
+    ),
+)
+_COMPILED = tuple((re.compile(pattern), step) for pattern, step in _STEPS)
+_LOOKED_AT = 2000
+
+
+def next_step(error: BaseException | None) -> str | None:
+    """What to do about *error*; None if what the server said is not known here."""
+    for text in _texts(error):
+        for pattern, step in _COMPILED:
+            if pattern.search(text):
+                return step
+    return None
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """What the driver said, of the error and of those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        with contextlib.suppress(Exception):  # its __str__ may be anybody's
+            yield str(getattr(error, "orig", None) or error)[:_LOOKED_AT].lower()
+        error = error.__cause__ or error.__context__
