@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fsa_cli.processes.schedule_plan import Scheduled
 
 _NEXT = 5
+_WIDE = 100
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -47,17 +48,13 @@ def list_(context: typer.Context) -> None:
     elif not planned:
         fsa.output.say('no task has a schedule: @task(schedule="0 3 * * *")')
     else:
-        fsa.output.table(
-            [_row(each, now, paused.get(each.task.name)) for each in planned],
-            {
-                "task": "task",
-                "schedule": "schedule",
-                "timezone": "zone",
-                "next": "next",
-                "in": "in",
-                "then": "then",
-            },
-        )
+        columns = {"task": "task", "schedule": "schedule", "timezone": "zone", "next": "next"}
+        columns["in"] = "in"
+        console = fsa.output.console
+        if not console.is_terminal or console.width >= _WIDE:
+            columns["then"] = "then"
+        rows = [_row(each, now, paused.get(each.task.name)) for each in planned]
+        fsa.output.table(rows, columns)
 
 
 def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
@@ -72,20 +69,20 @@ def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
 
 
 def _paused(fsa: Fsa) -> dict[str, str]:
-    """The paused tasks, and since when and by whom they are; none where no ledger can be read."""
+    """The paused tasks, and since when they are; none where no ledger can be read."""
     from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
-    from fsa_cli.ledger.time import instant_of
+    from fsa_cli.runs.problems import since
 
     try:
         with existing(fsa.load(), fsa.settings) as ledger:
             tasks = queries.tasks(ledger)
+            now_ms = ledger.read(ledger.now_ms)
     except FsaError as exc:
         fsa.output.detail(f"whether a task is paused is not known: {exc.message}")
         return {}
     return {
-        each.name: f"since {instant_of(each.paused_ms):%Y-%m-%d %H:%M:%S}"
-        + (f" by {each.paused_by}" if each.paused_by else "")
+        each.name: f"since {since(each.paused_ms, now_ms)}"
         for each in tasks
         if each.paused_ms is not None
     }

@@ -125,10 +125,8 @@ def _schema(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Check | 
 
 
 def _scheduler(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Iterator[Check]:
-    """Whether a scheduler lives, and instants were missed; nothing if nothing is scheduled."""
+    """Whether a scheduler lives, how the tasks do, and what waits; nothing without any ledger."""
     names = {task.name for task in registry if task.schedule is not None}
-    if not names:
-        return
     from fsa_cli.health import scheduler_checks as of_scheduler
     from fsa_cli.ledger.queries import Vitals
 
@@ -136,10 +134,20 @@ def _scheduler(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Itera
 
     def look() -> str:
         seen.append(of_scheduler.vitals(loaded, settings))
-        return of_scheduler.alive(seen[0])
+        return of_scheduler.alive(seen[0]) if names else ""
 
-    yield _measured("scheduler", partial(run, look, timeout_s=timeout_s))
-    if seen:
-        yield replace(
-            _measured("missed", lambda: of_scheduler.kept(seen[0], names)), latency_ms=None
-        )
+    reached = _measured("scheduler", partial(run, look, timeout_s=timeout_s))
+    if names:
+        yield reached
+    if not seen:
+        return
+    known = {task.name for task in registry}
+    judged: Mapping[str, Callable[[], str]] = {
+        "tasks": lambda: of_scheduler.tasks(seen[0], names),
+        "queue": lambda: of_scheduler.queue(seen[0], known),
+        "workers": lambda: of_scheduler.workers(seen[0]),
+    }
+    for name, judge in judged.items():
+        yield replace(_measured(name, judge), latency_ms=None)
+    if paused := of_scheduler.paused(seen[0]):
+        yield Check("paused", True, None, paused)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fsa_cli.project.loader import LoadedApp
     from fsa_cli.project.settings import Settings
 
-__all__ = ["alive", "kept", "vitals"]
+__all__ = ["alive", "paused", "queue", "tasks", "vitals", "workers"]
 
 # One failure is a task's own affair; a task that fails each time is not well.
 _FAILURES = 3
@@ -57,27 +57,65 @@ def alive(seen: Vitals) -> str:
     raise CheckFailed(f"no scheduler is alive{others}, the last one was {_spoken(ago)} ago")
 
 
-def kept(seen: Vitals, names: Collection[str]) -> str:
+def tasks(seen: Vitals, scheduled: Collection[str]) -> str:
     """Check that no task has missed an instant since its last success, or fails each time.
 
-    And that a worker takes the runs that were dispatched to a broker.
-
     Raises:
-        CheckFailed: One has, or none does.
+        CheckFailed: One has.
     """
     wrong = []
-    for name in sorted(names):
-        missed, failures = seen.missed.get(name, 0), seen.failures.get(name, 0)
+    for name in sorted({*scheduled, *seen.failures}):
+        missed = seen.missed.get(name, 0) if name in scheduled else 0
+        failures = seen.failures.get(name, 0)
         parts = [f"missed {missed}"] if missed else []
         parts += [f"failed {failures} times in a row"] if failures >= _FAILURES else []
         if parts:
-            wrong.append(f"{name} {' and '.join(parts)}")
-    waits_ms = 0 if seen.stranded_ms is None else seen.now_ms - seen.stranded_ms
-    if waits_ms > _STRANDED_MS:
-        wrong.append(f"no worker takes runs, for {_spoken(waits_ms)}: fsa worker start")
+            wrong.append(f"{name} {' and '.join(parts)}: fsa runs {name}")
     if wrong:
         raise CheckFailed("; ".join(wrong))
     return "nothing since the last success"
+
+
+def queue(seen: Vitals, known: Collection[str]) -> str:
+    """How many runs wait, and for how long the oldest does.
+
+    Raises:
+        CheckFailed: They wait for a process that is not there, or the app has no such task.
+    """
+    waiting = [each for each in seen.waiting if each.status == "queued"]
+    if not waiting:
+        return "nothing waits"
+    number = sum(each.number for each in waiting)
+    oldest_ms = seen.now_ms - waiting[0].since_ms
+    said = (
+        f"{number} run{'s wait' if number > 1 else ' waits'}, the oldest for {_spoken(oldest_ms)}"
+    )
+    late = [each for each in waiting if seen.now_ms - each.since_ms > _STRANDED_MS]
+    unknown = sorted(each.task for each in late if each.task not in known)
+    if unknown:
+        raise CheckFailed(
+            f"{said}; the app has no task {', '.join(unknown)}: fsa runs {unknown[0]}"
+        )
+    if late and not seen.executing:
+        raise CheckFailed(f"{said}; nobody executes runs: fsa scheduler start, fsa worker start")
+    return said
+
+
+def workers(seen: Vitals) -> str:
+    """How many processes execute runs.
+
+    Raises:
+        CheckFailed: No worker takes the runs that were dispatched to a broker.
+    """
+    waits_ms = 0 if seen.stranded_ms is None else seen.now_ms - seen.stranded_ms
+    if waits_ms > _STRANDED_MS:
+        raise CheckFailed(f"no worker takes runs, for {_spoken(waits_ms)}: fsa worker start")
+    return f"{seen.executing} alive"
+
+
+def paused(seen: Vitals) -> str:
+    """The tasks that are paused, and by whom; "" if none is."""
+    return ", ".join(f"{name} by {by}" if by else name for name, by in sorted(seen.paused.items()))
 
 
 def _spoken(ms: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, select
 
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.queries import Overview
@@ -26,8 +26,7 @@ class Glance:
     Attributes:
         running: The runs that go on, the oldest first, each with its progress and with the host,
             pid, role and lease_until_ms of its node.
-        waiting: Of each task and status (`queued`, `handed_off`) the number of runs whose time has
-            come, and since_ms, when that of the oldest had.
+        waiting: As returned by `queries.waiting_runs`.
     """
 
     overview: Overview
@@ -39,21 +38,6 @@ def glance(ledger: Ledger) -> Glance:
     """One look at the ledger."""
     seen = queries.overview(ledger)
     mine = run.c.namespace == ledger.namespace
-    waiting = (
-        select(
-            run.c.task,
-            run.c.status,
-            func.count().label("number"),
-            func.min(run.c.not_before_ms).label("since_ms"),
-        )
-        .where(
-            mine,
-            run.c.status.in_((RunStatus.QUEUED, RunStatus.DISPATCHED)),
-            run.c.not_before_ms <= seen.now_ms,
-        )
-        .group_by(run.c.task, run.c.status)
-        .order_by(func.min(run.c.not_before_ms))
-    )
     running = (
         _with_node()
         .where(mine, run.c.status == RunStatus.RUNNING)
@@ -62,7 +46,8 @@ def glance(ledger: Ledger) -> Glance:
     )
 
     def work(connection: Connection) -> Glance:
-        return Glance(seen, connection.execute(running).all(), connection.execute(waiting).all())
+        waiting = queries.waiting_runs(connection, ledger, seen.now_ms)
+        return Glance(seen, connection.execute(running).all(), waiting)
 
     return ledger.read(work)
 

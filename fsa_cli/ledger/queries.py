@@ -13,7 +13,17 @@ from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, node, node_task, progress, run, task
 
-__all__ = ["Overview", "Vitals", "find", "holder", "overview", "runs", "tasks", "vitals"]
+__all__ = [
+    "Overview",
+    "Vitals",
+    "find",
+    "holder",
+    "overview",
+    "runs",
+    "tasks",
+    "vitals",
+    "waiting_runs",
+]
 
 _DAY_MS = 24 * 3600 * 1000
 _NODES = 50
@@ -48,6 +58,9 @@ class Vitals:
         stranded_ms: When the oldest run was dispatched that no live worker has claimed; None if
             there is none, or a worker lives.
         elsewhere: Other namespaces of the ledger whose schedulers or workers live.
+        waiting: As returned by `waiting_runs`.
+        executing: How many processes live that execute runs.
+        paused: The tasks that are paused, and by whom.
     """
 
     now_ms: int
@@ -56,6 +69,9 @@ class Vitals:
     missed: Mapping[str, int]
     stranded_ms: int | None
     elsewhere: tuple[str, ...]
+    waiting: Sequence[Row[Any]]
+    executing: int
+    paused: Mapping[str, str | None]
 
 
 def holder(ledger: Ledger, lock_key: str) -> Row[Any] | None:
@@ -199,14 +215,18 @@ def vitals(ledger: Ledger) -> Vitals:
             .limit(_NODES)
         )
         rows = connection.execute(
-            select(task.c.name, task.c.consecutive_failures).where(
-                task.c.namespace == ledger.namespace, task.c.paused_ms.is_(None)
-            )
+            select(
+                task.c.name, task.c.consecutive_failures, task.c.paused_ms, task.c.paused_by
+            ).where(task.c.namespace == ledger.namespace)
         ).all()
-        failures = {row.name: row.consecutive_failures for row in rows}
+        failures = {row.name: row.consecutive_failures for row in rows if row.paused_ms is None}
+        paused = {row.name: row.paused_by for row in rows if row.paused_ms is not None}
         missed = _missed(connection, ledger.namespace)
         now_ms = ledger.now_ms(connection)
         a_worker_lives = exists().where(lives(ledger, now_ms), node.c.role == "worker")
+        executing = select(func.count()).where(
+            lives(ledger, now_ms), node.c.role.in_(("scheduler", "worker"))
+        )
         stranded = select(func.min(run.c.queued_ms)).where(
             run.c.namespace == ledger.namespace,
             run.c.status == "handed_off",
@@ -219,9 +239,29 @@ def vitals(ledger: Ledger) -> Vitals:
             missed={name: number for name, number in missed.items() if name in failures},
             stranded_ms=connection.scalar(stranded),
             elsewhere=elsewhere(connection, ledger, now_ms),
+            waiting=waiting_runs(connection, ledger, now_ms),
+            executing=connection.scalar(executing) or 0,
+            paused=paused,
         )
 
     return ledger.read(work)
+
+
+def waiting_runs(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Row[Any]]:
+    """Of each task and status (`queued`, `handed_off`) the number of runs whose time has come, and
+    since_ms, when that of the oldest had; the oldest first."""
+    since_ms = func.min(run.c.not_before_ms)
+    statement = (
+        select(run.c.task, run.c.status, func.count().label("number"), since_ms.label("since_ms"))
+        .where(
+            run.c.namespace == ledger.namespace,
+            run.c.status.in_(("queued", "handed_off")),
+            run.c.not_before_ms <= now_ms,
+        )
+        .group_by(run.c.task, run.c.status)
+        .order_by(since_ms)
+    )
+    return connection.execute(statement).all()
 
 
 def _missed(connection: Connection, namespace: str) -> dict[str, int]:

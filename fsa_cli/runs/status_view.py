@@ -40,7 +40,7 @@ _TASK_COLUMNS = {
     "state": "state",
     "last": "last run",
     "status": "was",
-    "success": "last success",
+    "success": "succeeded",
     "failures": "failures",
     "missed": "missed",
     "running": "running",

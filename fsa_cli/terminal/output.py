@@ -185,8 +185,8 @@ class Output:
             widths = {key: max(map(cell_len, texts[key])) for key in columns}
             room = self.console.width - sum(widths[key] + _GAP for key in others)
             if room < min(_LEAST, widths[last]):  # a name of 190 characters, too many columns
-                wraps = columns
-            elif room < widths[last]:
+                wraps, room = [max(others, key=widths.__getitem__)], _LEAST
+            if room < widths[last]:
                 texts[last] = [
                     text if cell_len(text) <= room else f"{set_cell_size(text, room - 3)}..."
                     for text in texts[last]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -357,7 +358,7 @@ def test_health_asks_whether_a_scheduler_is_alive(fsa: Run, fsa_process: Start, 
     none = checks(fsa)
     assert none["scheduler"]["ok"] is False
     assert "there is no ledger of runs yet" in none["scheduler"]["detail"]
-    assert "missed" not in none
+    assert "tasks" not in none
 
     process = fsa_process("scheduler", "start", env=STATE)
     wait_until(shop.written)
@@ -365,7 +366,7 @@ def test_health_asks_whether_a_scheduler_is_alive(fsa: Run, fsa_process: Start, 
 
     assert well["scheduler"]["ok"] is True
     assert well["scheduler"]["detail"].startswith("1 alive, lease for ")
-    assert well["missed"]["ok"] is True
+    assert well["tasks"]["ok"] is True
     assert process.stop().returncode == 0
     ended = fsa("health")
     assert ended.returncode == 1
@@ -383,16 +384,16 @@ def test_health_reports_that_no_worker_takes_dispatched_runs(
     assert fsa("scheduler", "init", env=carried).returncode == 0
     process = fsa_process("scheduler", "start", env=carried)
     wait_until(lambda: shop.ledger("SELECT id FROM fsa_run WHERE status = 'handed_off'"))
-    assert checks(fsa)["missed"]["ok"] is True
+    assert checks(fsa)["workers"]["ok"] is True
 
     long_ago = "UPDATE fsa_run SET queued_ms = queued_ms - 120000 WHERE status = 'handed_off'"
     postgresql.execute(long_ago)
-    missed = checks(fsa)["missed"]
-    assert missed["ok"] is False
-    assert missed["detail"].startswith("no worker takes runs, for 2 min")
+    workers = checks(fsa)["workers"]
+    assert workers["ok"] is False
+    assert workers["detail"].startswith("no worker takes runs, for 2 min")
 
     worker = fsa_process("worker", "start", env={**carried, "FSA_STATE_DIR": "worker"})
-    wait_until(lambda: checks(fsa)["missed"]["ok"])
+    wait_until(lambda: checks(fsa)["workers"]["ok"])
     assert worker.stop().returncode == process.stop().returncode == 0
 
 
@@ -415,19 +416,33 @@ def test_health_says_what_was_missed_and_what_fails_each_time(
     process = fsa_process("scheduler", "start", env=STATE)
     wait_until(lambda: small.runs().count(("tick", "failed")) >= 3)
 
-    missed = checks(fsa)["missed"]
+    tasks = checks(fsa)["tasks"]
 
-    assert missed["ok"] is False
-    assert "failed " in missed["detail"]
-    assert "times in a row" in missed["detail"]
+    assert tasks["ok"] is False
+    assert "failed " in tasks["detail"]
+    assert "times in a row" in tasks["detail"]
     assert fsa("scheduler", "pause", "tick").returncode == 0
-    assert checks(fsa)["missed"]["ok"] is True
+    assert checks(fsa)["tasks"]["ok"] is True
+    assert checks(fsa)["paused"]["detail"].startswith("tick by ")
 
 
-def test_health_asks_for_no_scheduler_where_nothing_is_scheduled(fsa: Run, small: Shop) -> None:
+def test_health_sees_the_queue_also_where_nothing_is_scheduled(fsa: Run, small: Shop) -> None:
     small.write("@task\ndef ship(): ...\n")
 
     assert set(checks(fsa)) == {"database default", "pool default"}
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("run-task", "ship", "--enqueue").returncode == 0
+    assert checks(fsa)["queue"]["ok"] is True
+    (file,) = small.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET not_before_ms = not_before_ms - 120000")
+    queue = checks(fsa)["queue"]
+    assert queue["ok"] is False
+    assert queue["detail"].startswith("1 run waits, the oldest for 2 min")
+    assert queue["detail"].endswith("nobody executes runs: fsa scheduler start, fsa worker start")
+    small.write("@task\ndef send_off(): ...\n")
+    assert "the app has no task ship: fsa runs ship" in checks(fsa)["queue"]["detail"]
+    assert "scheduler" not in checks(fsa)
 
 
 def test_a_schedule_that_ticks_keep_is_well(fsa: Run, small: Shop) -> None:
