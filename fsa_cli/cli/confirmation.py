@@ -10,8 +10,6 @@ from fsa_cli.project.environments import Environment
 from fsa_cli.terminal.escaping import escape_terminal
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
-
     from fastapi_sqlalchemy import Database
 
 
@@ -35,6 +33,8 @@ def confirm(
     Raises:
         Refused: They do not, or there is no terminal to ask at.
     """
+    from fsa_cli.database.identity import database_name
+
     name = database_name(database.url)
     where = f" in {environment.name}" if environment.name else ""
     if typed is not None:
@@ -55,15 +55,6 @@ def confirm(
             )
         if _ask(f"{action}{where}, database {name}? [y/N] ").lower() not in ("y", "yes"):
             raise Refused("nothing was done: the answer was not y")
-
-
-def database_name(url: URL | None) -> str:
-    """The name to type for confirmation: the database's; a SQLite file's without its folder."""
-    from fsa_cli.database.dialects import dialect_of
-
-    if url is None:
-        return "default"
-    return dialect_of(url.get_backend_name()).database_name(url) or "default"
 
 
 def _can_ask() -> bool:

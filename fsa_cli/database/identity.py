@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Server",
     "address",
+    "database_name",
     "hosts",
     "identity",
     "same_database",
@@ -69,3 +70,10 @@ def hosts(url: URL) -> list[str]:
 def address(url: URL | None) -> str:
     """The address of a database for a person, without its password."""
     return "not configured" if url is None else dialect_of(url.get_backend_name()).address(url)
+
+
+def database_name(url: URL | None) -> str:
+    """The name to type for confirmation: the database's; a SQLite file's without its folder."""
+    if url is None:
+        return "default"
+    return dialect_of(url.get_backend_name()).database_name(url) or "default"

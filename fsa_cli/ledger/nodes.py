@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, insert, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    case,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from fsa_cli.ledger.dialects import insert_rows
 from fsa_cli.ledger.records import OPEN_STATES, NodeState
@@ -22,6 +33,7 @@ __all__ = [
     "alive",
     "elsewhere",
     "leases",
+    "listed",
     "lives",
     "namespaces_beside",
     "register",
@@ -158,6 +170,17 @@ def alive(ledger: Ledger, role: str | None = None) -> list[str]:
         return list(connection.scalars(statement))
 
     return ledger.read(work)
+
+
+def listed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
+    """The nodes whose lease has held since then, the latest first."""
+    statement = (
+        select(node)
+        .where(node.c.namespace == ledger.namespace, node.c.lease_until_ms >= since_ms)
+        .order_by(node.c.lease_until_ms.desc(), node.c.id)
+        .limit(limit)
+    )
+    return ledger.read(lambda connection: connection.execute(statement).all())
 
 
 def namespaces_beside(ledger: Ledger) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ __all__ = [
     "NAME_LENGTH",
     "QUEUE_LENGTH",
     "activity",
+    "audit",
     "effect",
     "effects",
     "metadata",
@@ -197,6 +198,20 @@ activity = Table(
     Column("place", _LONG, nullable=False),
     Column("sessions", _plain(255), nullable=False),  # numbers, as the task's database knows them
     Column("updated_ms", _BIG, nullable=False),
+)
+
+audit = Table(
+    "fsa_audit",
+    metadata,
+    Column("id", _ID, primary_key=True),  # the request's own: what is sent twice is done once
+    Column("namespace", _NAMESPACE, nullable=False),
+    Column("at_ms", _BIG, nullable=False),
+    Column("person", _plain(255), nullable=False),
+    Column("action", _plain(20), nullable=False),  # run, retry, cancel, pause, resume
+    Column("target", _plain(255), nullable=False),  # a task's name, a run's id
+    Column("detail", _LONG, nullable=False),
+    Column("outcome", _LONG),  # None: its process ended before it was done
+    Index("fsa_audit_time", "namespace", "at_ms"),
 )
 
 effect = Table(

@@ -62,21 +62,39 @@ def trigger(
     task: TaskDefinition,
     values: str,
     warn: Callable[[str], None],
+    *,
+    run_id: str | None = None,
+    by: str | None = None,
 ) -> str:
-    """Enqueue a run of *task* with *values*, as `arguments_of` returns them; the run's id."""
+    """Enqueue a run of *task* with *values*, as `arguments_of` returns them; the run's id.
+
+    Args:
+        run_id, by: As in `Enqueuer.enqueue`.
+    """
     enqueuer = Enqueuer(ledger, settings)
     try:
-        run_id = enqueuer.enqueue(task, values)
+        run_id = enqueuer.enqueue(task, values, run_id=run_id, by=by)
         _warn_if_alone(ledger, enqueuer.executors.of(task), warn)
         return run_id
     finally:
         enqueuer.executors.close()
 
 
-def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str], None]) -> Row[Any]:
+def retry(
+    ledger: Ledger,
+    settings: Settings,
+    prefix: str,
+    warn: Callable[[str], None],
+    *,
+    run_id: str | None = None,
+    by: str | None = None,
+) -> Row[Any]:
     """Enqueue a run with the arguments of one that has ended; the new one.
 
     Its executor and queue are those of its task today, not of the run before.
+
+    Args:
+        run_id, by: As in `Enqueuer.enqueue`.
 
     Raises:
         UsageError: There is no such run, or it has not ended.
@@ -98,7 +116,8 @@ def retry(ledger: Ledger, settings: Settings, prefix: str, warn: Callable[[str],
             f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
             hint=f"fsa runs cancel {before.id[:8]}",
         )
-    return get_run(ledger, trigger(ledger, settings, task, before.arguments, warn))
+    new = trigger(ledger, settings, task, before.arguments, warn, run_id=run_id, by=by)
+    return get_run(ledger, new)
 
 
 def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:
@@ -114,14 +133,18 @@ def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:
     return get_run(ledger, wanted.id), was
 
 
-def pause(ledger: Ledger, names: Sequence[str]) -> list[str]:
-    """Pause these tasks, or without names all that have a schedule; the names of the paused."""
+def pause(ledger: Ledger, names: Sequence[str], by: str | None = None) -> list[str]:
+    """Pause these tasks, or without names all that have a schedule; the names of the paused.
+
+    Args:
+        by: Who asks; None: the user of this process.
+    """
     tasks = queries.tasks(ledger)
     wanted = known(names, [each.name for each in tasks]) or [
         *(task.name for task in registry if task.schedule is not None),
         *(each.name for each in tasks if each.schedule_hash is not None),
     ]
-    return control.pause(ledger, sorted(set(wanted)), requester())
+    return control.pause(ledger, sorted(set(wanted)), by or requester())
 
 
 def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:

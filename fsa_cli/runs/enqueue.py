@@ -13,31 +13,28 @@ import contextlib
 import inspect
 import json
 import logging
-import os
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from fastapi_sqlalchemy.exceptions import DBSessionError
-from fsa_cli.exceptions import ArgumentError, BrokerUnreachable, ConfigurationError, UsageError
+from fsa_cli.exceptions import ArgumentError, BrokerUnreachable, UsageError
 from fsa_cli.ledger import redelivery
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.enqueue import Inserted, insert_run, write_run
 from fsa_cli.ledger.location import ledger_of, shares
 from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.project import loader, settings
 from fsa_cli.project.settings import Settings
 from fsa_cli.runs.after_commit import after_commit
 from fsa_cli.runs.executor import Executor, Message
 from fsa_cli.runs.executor_registry import ExecutorRegistry, queue_name
+from fsa_cli.runs.process_databases import databases_here, process_key
 from fsa_cli.runs.requester import requester
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
@@ -46,10 +43,7 @@ from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.json_values import jsonable
 
-if TYPE_CHECKING:
-    from fastapi_sqlalchemy import Database
-
-__all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue"]
+__all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue", "enqueuer_here"]
 
 logger = logging.getLogger("fsa.enqueue")
 logger.addFilter(escape_record)
@@ -71,7 +65,7 @@ def enqueue(
     text = arguments_of(task, _arguments_by_name(task, args, kwargs))
     if captured(task.name):
         return uuid.uuid4().hex
-    return _here().enqueue(task, text, _session(task, session))
+    return enqueuer_here().enqueue(task, text, _session(task, session))
 
 
 async def aenqueue(
@@ -81,7 +75,7 @@ async def aenqueue(
     text = arguments_of(task, _arguments_by_name(task, args, kwargs))
     if captured(task.name):
         return uuid.uuid4().hex
-    here = await asyncio.to_thread(_here)
+    here = await asyncio.to_thread(enqueuer_here)
     if session is None:
         return await asyncio.to_thread(here.enqueue, task, text)
     await asyncio.to_thread(here.prepare, here.executors.of(task))
@@ -121,12 +115,22 @@ class Enqueuer:
         self._away_until_s: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def enqueue(self, task: TaskDefinition, arguments: str, session: Session | None = None) -> str:
+    def enqueue(
+        self,
+        task: TaskDefinition,
+        arguments: str,
+        session: Session | None = None,
+        *,
+        run_id: str | None = None,
+        by: str | None = None,
+    ) -> str:
         """Enqueue a run of *task*; the run's id.
 
         Args:
             arguments: As `arguments_of` returns them.
             session: The run is part of its transaction.
+            run_id: Its id; None: a new one.
+            by: Who asks; None: the user of this process.
 
         Raises:
             ConfigurationError: There is no such executor, or it is not ready.
@@ -134,13 +138,14 @@ class Enqueuer:
         """
         executor = self.executors.of(task)
         self.prepare(executor)
-        new_run = NewRun.of(
+        new_run = NewRun(
+            run_id or uuid.uuid4().hex,
             task.name,
             arguments,
             executor=executor.name,
             queue=queue_name(task, self.ledger.namespace) if executor.carries else task.queue,
             dispatched=executor.carries,
-            by=requester(),
+            by=by or requester(),
         )
         if session is None:
             self._write(new_run, executor)
@@ -233,35 +238,15 @@ _lock = threading.Lock()
 _enqueuers: dict[tuple[object, ...], Enqueuer] = {}
 
 
-def _here() -> Enqueuer:
-    """The enqueuer of this process; a forked child has its own."""
-    current = loader.current()
-    url = None if current else _url()
-    key = os.getpid(), id(current), url
+def enqueuer_here() -> Enqueuer:
+    """The enqueuer of this process; a forked child has its own.
+
+    Raises:
+        ConfigurationError: There is no ledger here.
+    """
+    key = process_key()
     with _lock:
         if key not in _enqueuers:
-            databases, chosen = (current[0].databases, current[1]) if current else _of_server(url)
+            databases, chosen = databases_here()
             _enqueuers[key] = Enqueuer(ledger_of(databases, chosen), chosen)
         return _enqueuers[key]
-
-
-def _of_server(url: URL | None) -> tuple[Mapping[str, Database], Settings]:
-    """The global `db`, and the settings of the directory in which the process was started."""
-    from fastapi_sqlalchemy import db
-
-    chosen = settings.read()
-    if url is None and chosen.ledger_url is None:
-        raise ConfigurationError(
-            "there is no ledger: db is not configured in this process",
-            hint="db.configure(...), or FSA_LEDGER_URL",
-        )
-    return ({"default": db} if url is not None else {}), chosen
-
-
-def _url() -> URL | None:
-    from fastapi_sqlalchemy import db
-
-    try:
-        return db.url
-    except DBSessionError:  # several apps disagree
-        return None

@@ -24,11 +24,13 @@ __all__ = [
     "LAST",
     "details",
     "document",
+    "duration_ms",
     "error_of",
     "foot",
     "get_run",
     "none_found",
     "row",
+    "said",
     "since_ms",
     "without_today",
 ]
@@ -85,7 +87,7 @@ def document(run: Row[Any]) -> dict[str, object]:
         "not_before": _instant(run.not_before_ms) if run.status == "queued" else None,
         "started_at": _instant(run.started_ms),
         "finished_at": _instant(run.finished_ms),
-        "duration_ms": _duration_ms(run, None),
+        "duration_ms": duration_ms(run, None),
         "arguments": _value(run.arguments),
         "requested_by": run.requested_by,
         "executor": run.executor,
@@ -102,7 +104,7 @@ def document(run: Row[Any]) -> dict[str, object]:
 
 def row(run: Row[Any], now: datetime) -> dict[str, object]:
     """A run as a line of a table."""
-    duration = _duration_ms(run, now)
+    duration = duration_ms(run, now)
     at = instant_of(run.started_ms or run.scheduled_ms)
     return {
         "run": run.id[:_SHORT],
@@ -110,7 +112,7 @@ def row(run: Row[Any], now: datetime) -> dict[str, object]:
         "status": run.status,
         "at": at.strftime("%Y-%m-%d %H:%M:%S"),
         "took": "" if duration is None else format_elapsed(duration),
-        "said": " ".join(_said(run).split()),
+        "said": " ".join(said(run).split()),
     }
 
 
@@ -143,7 +145,7 @@ def none_found(name: str | None, statuses: Sequence[str], since: str | None) -> 
 
 def details(run: Row[Any], now: datetime) -> dict[str, object]:
     """A run in full, without its traceback and without empty fields."""
-    duration = _duration_ms(run, now)
+    duration = duration_ms(run, now)
     progress = _progress(run)
     facts: dict[str, object] = {
         "run": run.id,
@@ -190,7 +192,8 @@ def since_ms(text: str, now: datetime) -> int:
     return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _duration_ms(run: Row[Any], now: datetime | None) -> int | None:
+def duration_ms(run: Row[Any], now: datetime | None) -> int | None:
+    """How long a run took, or has taken up to *now*; None if it has not started."""
     if run.started_ms is None:
         return None
     if run.finished_ms is not None and run.status in FINAL:
@@ -200,7 +203,8 @@ def _duration_ms(run: Row[Any], now: datetime | None) -> int | None:
     return None
 
 
-def _said(run: Row[Any]) -> str:
+def said(run: Row[Any]) -> str:
+    """What there is to say of a run: its progress, its error, or its result."""
     progress = _progress(run)
     if run.status == "running" and progress:
         return _spoken(progress)

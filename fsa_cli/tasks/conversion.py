@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fsa_cli.exceptions import ArgumentError, did_you_mean
 from fsa_cli.tasks.signature import Parameter
 
-__all__ = ["Source", "quote", "read_value", "validate"]
+__all__ = ["Source", "Verbatim", "quote", "read_value", "validate"]
 
 _SHOWN = 60
 
@@ -67,6 +67,16 @@ class Source:
                 f"{label} {quote(word)}: cannot read {word[1:]}: {exc.strerror}",
                 hint="a value that begins with @ is a file's name; write @@ for an @",
             ) from None
+
+
+class Verbatim(Source):
+    """Reads nothing: `@file` and `-` are values as others, where somebody else sends the text."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes)
+
+    def read(self, parameter: Parameter, word: str) -> list[str | bytes]:
+        return [word]
 
 
 def read_value(parameter: Parameter, given: list[str], source: Source) -> Any:

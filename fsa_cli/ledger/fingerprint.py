@@ -1,0 +1,108 @@
+"""Whether anything has changed that a page shows, in one statement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import FromClause, Select, case, func, literal, literal_column, select
+from sqlalchemy.sql import ColumnElement
+
+from fsa_cli.ledger.records import OPEN_STATES
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import audit, node, progress, run, task
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+_MOST = 1000
+_ONE = literal(1).label("one")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The database's clock, and a text that is another one after a change.
+
+    Of more than a thousand runs that wait or run it sees the first thousand of each.
+    """
+
+    now_ms: int
+    text: str
+
+
+def fingerprint(ledger: Ledger) -> Fingerprint:
+    """The ledger's at this moment: one statement, whatever the number of runs.
+
+    What no index serves it leaves out: a run that ends is seen by what it leaves, the runs that
+    are open, and by what it changes, its task's counters.
+    """
+    namespace = ledger.namespace
+    now_ms: ColumnElement[int] = literal_column(ledger.sql.now_ms)
+    runs = _opened(namespace, ("running",)).subquery("runs")
+    waiting = _opened(namespace, ("queued", "handed_off")).subquery("waiting")
+    last = select(func.max(run.c.scheduled_ms)).where(run.c.namespace == namespace)
+    tasks = (
+        select(
+            _ONE,
+            func.count(),
+            func.sum(task.c.watermark_ms),
+            func.sum(func.coalesce(task.c.last_success_ms, 0)),
+            func.sum(task.c.consecutive_failures),
+            func.sum(func.coalesce(task.c.paused_ms, 0)),
+        )
+        .where(task.c.namespace == namespace)
+        .subquery("tasks")
+    )
+    lives = case((node.c.lease_until_ms >= now_ms, 1), else_=0)
+    nodes = (
+        select(
+            _ONE,
+            func.count(),
+            func.sum(node.c.started_ms),
+            func.sum(lives),
+            func.sum(case((node.c.state == OPEN_STATES[0], 1), else_=0)),
+        )
+        .where(node.c.namespace == namespace, node.c.state.in_(OPEN_STATES))
+        .subquery("nodes")
+    )
+    advanced = (
+        select(_ONE, func.sum(progress.c.done), func.sum(progress.c.updated_ms))
+        .where(
+            progress.c.run.in_(
+                select(run.c.id)
+                .where(run.c.namespace == namespace, run.c.status == "running")
+                .scalar_subquery()
+            )
+        )
+        .subquery("advanced")
+    )
+    acted = select(func.max(audit.c.at_ms)).where(audit.c.namespace == namespace)
+    source: FromClause = runs
+    for each in (waiting, tasks, nodes, advanced):  # of each there is one row
+        source = source.join(each, each.c.one == runs.c.one)
+    statement = select(
+        now_ms, last.scalar_subquery(), acted.scalar_subquery(), *source.columns.values()
+    ).select_from(source)
+    row = ledger.read(lambda connection: connection.execute(statement).one())
+    return Fingerprint(int(row[0]), " ".join(str(value or 0) for value in row[1:]))
+
+
+def _opened(namespace: str, statuses: tuple[str, ...]) -> Select[Any]:
+    some = (
+        select(
+            run.c.started_ms,
+            run.c.not_before_ms,
+            run.c.attempt,
+            run.c.cancel_requested_ms,
+        )
+        .where(run.c.namespace == namespace, run.c.status.in_(statuses))
+        .limit(_MOST)
+        .subquery()
+    )
+    return select(
+        _ONE,
+        func.count(),
+        func.sum(func.coalesce(some.c.started_ms, 0)),
+        func.sum(some.c.not_before_ms),
+        func.sum(some.c.attempt),
+        func.sum(func.coalesce(some.c.cancel_requested_ms, 0)),
+    )

@@ -1,0 +1,245 @@
+"""Runs by filter, a page at a time: bounded, by key, and without the texts that nobody sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, or_, select, union_all
+
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import node, progress, run
+
+__all__ = ["FAILED", "RunFilter", "failed", "one", "recent", "running", "search", "waiting"]
+
+#: The ends of runs that somebody has to look at.
+FAILED = ("failed", "timed_out", "interrupted", "missed")
+
+_SAID_LENGTH = 300
+
+_Columns = list[ColumnElement[Any]]
+
+
+@dataclass(frozen=True)
+class RunFilter:
+    """Which runs.
+
+    Attributes:
+        statuses: None of them: all.
+        since_ms, until_ms: Of their instants, or of the time at which they were due last.
+        error_type: The class of the exception.
+        queue: The name of a broker's queue, or of the executor where there is none.
+    """
+
+    task: str | None = None
+    statuses: tuple[str, ...] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+    error_type: str | None = None
+    queue: str | None = None
+
+
+def search(
+    ledger: Ledger, wanted: RunFilter, after: tuple[int, str] | None, limit: int
+) -> list[Row[Any]]:
+    """The latest runs that match, the newest first, each with its `place_ms` in that order.
+
+    By status they are in the order of the index of statuses: an index of all runs by status would
+    be written at each claim, and to look for a rare status in a list of all reads it whole.
+
+    Args:
+        after: `place_ms` and the id of the last run that was seen; None: from the newest.
+    """
+    if not wanted.statuses:
+        statement = _page(ledger, wanted, run.c.scheduled_ms, after, limit)
+        return ledger.read(lambda connection: list(connection.execute(statement)))
+    statements = [
+        _page(ledger, wanted, run.c.not_before_ms, after, limit).where(run.c.status == status)
+        for status in dict.fromkeys(wanted.statuses)
+    ]
+    rows = ledger.read(
+        lambda connection: [row for each in statements for row in connection.execute(each)]
+    )
+    return sorted(rows, key=lambda row: (-row.place_ms, row.id))[:limit]
+
+
+def one(ledger: Ledger, run_id: str, length: int) -> Row[Any] | None:
+    """A run with the node that has it; of its long texts *length* characters, and how long they
+    are; of its traceback the last ones."""
+    long = ("arguments", "error", "result")
+    length_of = func.length if ledger.is_sqlite else func.char_length
+    columns: _Columns = [column for column in run.c if column.name not in (*long, "traceback")]
+    columns += [func.substr(run.c[name], 1, length).label(name) for name in long]
+    columns += [length_of(run.c[name]).label(f"{name}_length") for name in (*long, "traceback")]
+    size = length_of(run.c.traceback)
+    start = case((size > length, size - length + 1), else_=1)
+    statement: Select[Any] = (
+        select(
+            *columns,
+            func.substr(run.c.traceback, start, length).label("traceback"),
+            *_PROGRESS,
+            progress.c.updated_ms,
+            node.c.host,
+            node.c.pid,
+            node.c.role,
+            node.c.state.label("node_state"),
+            node.c.lease_until_ms,
+        )
+        .outerjoin(progress, progress.c.run == run.c.id)
+        .outerjoin(node, node.c.id == run.c.node)
+        .where(run.c.namespace == ledger.namespace, run.c.id == run_id)
+    )
+    return ledger.read(lambda connection: connection.execute(statement).one_or_none())
+
+
+def recent(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
+    """What a drawing needs of the latest runs since then, the newest first."""
+    statement: Select[Any] = (
+        select(*_DRAWN)
+        .where(run.c.namespace == ledger.namespace, run.c.scheduled_ms >= since_ms)
+        .order_by(run.c.scheduled_ms.desc())
+        .limit(limit)
+    )
+    return ledger.read(lambda connection: connection.execute(statement).all())
+
+
+def running(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:
+    """The runs that go on, the longest first, each with its progress and its node."""
+    statement: Select[Any] = (
+        select(*_line(run.c.scheduled_ms), node.c.host, node.c.pid)
+        .outerjoin(progress, progress.c.run == run.c.id)
+        .outerjoin(node, node.c.id == run.c.node)
+        .where(run.c.namespace == ledger.namespace, run.c.status == "running")
+        .order_by(run.c.not_before_ms)
+        .limit(limit)
+    )
+    return ledger.read(lambda connection: connection.execute(statement).all())
+
+
+def waiting(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:
+    """What waits, by executor, queue and status: how many, how many of them for a later time, and
+    since when the oldest. Of each status the *limit* that are due first are counted."""
+
+    def work(connection: Connection) -> Sequence[Row[Any]]:
+        now_ms = ledger.now_ms(connection)
+        parts = []
+        for status in ("queued", "handed_off"):
+            some = (
+                select(
+                    run.c.executor,
+                    run.c.queue,
+                    run.c.status,
+                    run.c.queued_ms,
+                    run.c.not_before_ms,
+                )
+                .where(run.c.namespace == ledger.namespace, run.c.status == status)
+                .order_by(run.c.not_before_ms)
+                .limit(limit)
+                .subquery()
+            )
+            later = case((some.c.not_before_ms > now_ms, 1 if status == "queued" else 0), else_=0)
+            parts.append(
+                select(
+                    some.c.executor,
+                    some.c.queue,
+                    some.c.status,
+                    func.count().label("number"),
+                    func.sum(later).label("later"),
+                    func.min(some.c.queued_ms).label("oldest_ms"),
+                ).group_by(some.c.executor, some.c.queue, some.c.status)
+            )
+        return connection.execute(union_all(*parts)).all()
+
+    return ledger.read(work)
+
+
+def failed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
+    """The latest runs that did not end well since then, at most *limit* of each status."""
+    statements: list[Select[Any]] = [
+        select(
+            run.c.id,
+            run.c.task,
+            run.c.status,
+            run.c.error_type,
+            func.substr(run.c.error, 1, _SAID_LENGTH).label("error"),
+            run.c.not_before_ms.label("place_ms"),
+        )
+        .where(
+            run.c.namespace == ledger.namespace,
+            run.c.status == status,
+            run.c.not_before_ms >= since_ms,
+        )
+        .order_by(run.c.not_before_ms.desc())
+        .limit(limit)
+        for status in FAILED
+    ]
+    rows = ledger.read(
+        lambda connection: [row for each in statements for row in connection.execute(each)]
+    )
+    return sorted(rows, key=lambda row: (-row.place_ms, row.id))
+
+
+_PROGRESS: _Columns = [
+    progress.c.done,
+    progress.c.total,
+    func.substr(progress.c.text, 1, _SAID_LENGTH).label("text"),
+]
+_DRAWN: _Columns = [
+    run.c.id,
+    run.c.task,
+    run.c.status,
+    run.c.scheduled_ms,
+    run.c.started_ms,
+    run.c.finished_ms,
+]
+
+
+def _line(place: ColumnElement[int]) -> _Columns:
+    return [
+        *_DRAWN,
+        place.label("place_ms"),
+        run.c.kind,
+        run.c.attempt,
+        run.c.queued_ms,
+        run.c.not_before_ms,
+        run.c.executor,
+        run.c.queue,
+        run.c.node,
+        run.c.requested_by,
+        run.c.cancel_requested_ms,
+        run.c.error_type,
+        func.substr(run.c.error, 1, _SAID_LENGTH).label("error"),
+        func.substr(run.c.result, 1, _SAID_LENGTH).label("result"),
+        *_PROGRESS,
+    ]
+
+
+def _page(
+    ledger: Ledger,
+    wanted: RunFilter,
+    place: ColumnElement[int],
+    after: tuple[int, str] | None,
+    limit: int,
+) -> Select[Any]:
+    conditions = [run.c.namespace == ledger.namespace]
+    if wanted.task is not None:
+        conditions.append(run.c.task == wanted.task)
+    if wanted.since_ms is not None:
+        conditions.append(place >= wanted.since_ms)
+    if wanted.until_ms is not None:
+        conditions.append(place <= wanted.until_ms)
+    if wanted.error_type is not None:
+        conditions.append(run.c.error_type == wanted.error_type)
+    if wanted.queue is not None:
+        conditions.append(func.coalesce(run.c.queue, run.c.executor) == wanted.queue)
+    if after is not None:
+        place_ms, last = after
+        conditions += [place <= place_ms, or_(place < place_ms, run.c.id > last)]
+    return (
+        select(*_line(place))
+        .outerjoin(progress, progress.c.run == run.c.id)
+        .where(*conditions)
+        .order_by(place.desc(), run.c.id)
+        .limit(limit)
+    )

@@ -1,0 +1,55 @@
+"""The databases and the settings of this process: those of the app that `fsa` has loaded, or in a
+web server the app's own `db` and the settings of the directory that it was started in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL
+
+from fastapi_sqlalchemy.exceptions import DBSessionError
+from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.project import loader, settings
+from fsa_cli.project.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["databases_here", "process_key"]
+
+
+def databases_here() -> tuple[Mapping[str, Database], Settings]:
+    """The databases by name, and the settings.
+
+    Raises:
+        ConfigurationError: There is no ledger here.
+    """
+    current = loader.current()
+    if current is not None:
+        return current[0].databases, current[1]
+    from fastapi_sqlalchemy import db
+
+    url, chosen = _url(), settings.read()
+    if url is None and chosen.ledger_url is None:
+        raise ConfigurationError(
+            "there is no ledger: db is not configured in this process",
+            hint="db.configure(...), or FSA_LEDGER_URL",
+        )
+    return ({"default": db} if url is not None else {}), chosen
+
+
+def process_key() -> tuple[object, ...]:
+    """What distinguishes this process and its app from another: a forked child is another one."""
+    current = loader.current()
+    return os.getpid(), id(current), None if current else _url()
+
+
+def _url() -> URL | None:
+    from fastapi_sqlalchemy import db
+
+    try:
+        return db.url
+    except DBSessionError:  # several apps disagree
+        return None

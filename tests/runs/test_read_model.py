@@ -1,0 +1,253 @@
+"""What pages are made from: every run once, in pages by key, on each of the three databases."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+from sqlalchemy import event, insert, update
+
+from fsa_cli.ledger import audit, control, run_search, tables
+from fsa_cli.ledger.fingerprint import fingerprint
+from fsa_cli.ledger.run_search import RunFilter
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.time import instant_of
+from fsa_cli.runs.coming import ComingInstants
+from fsa_cli.runs.overview import overview
+from fsa_cli.runs.run_pages import run_detail, run_page
+from fsa_cli.runs.task_pages import task_detail, task_lines
+from fsa_cli.runs.week import WeekCounts, week
+from support.ledgers import make_node, now_ms
+
+HOUR_MS = 3_600_000
+HOSTILE = "<script>alert(1)</script> [red]x[/red] \x1b[31m"
+
+
+def row(ledger: Ledger, task: str, scheduled_ms: int, status: str, **more: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "id": uuid.uuid4().hex,
+        "namespace": ledger.namespace,
+        "task": task,
+        "scheduled_ms": scheduled_ms,
+        "kind": "schedule",
+        "status": status,
+        "arguments": "{}",
+        "executor": "local",
+        "queue": None,
+        "attempt": 1,
+        "not_before_ms": scheduled_ms,
+        "node": None,
+        "queued_ms": scheduled_ms,
+        "started_ms": None,
+        "finished_ms": None,
+        "error_type": None,
+        "error": None,
+        "traceback": None,
+        "result": None,
+        "requested_by": None,
+    }
+    if status not in ("queued", "missed", "skipped"):
+        values["started_ms"] = scheduled_ms + 10
+    if status in ("succeeded", "failed"):
+        values["finished_ms"] = scheduled_ms + 60
+    return {**values, "slot": values["id"], **more}
+
+
+def write(ledger: Ledger, *rows: dict[str, Any]) -> None:
+    ledger.write(lambda connection: connection.execute(insert(tables.run), list(rows)))
+
+
+def add_task(ledger: Ledger, name: str, schedule: str = "0 3 * * *", **more: Any) -> None:
+    values = {
+        "namespace": ledger.namespace,
+        "name": name,
+        "options": json.dumps({"schedule": schedule, "timezone": "UTC"}),
+        "schedule_hash": "hash",
+        "watermark_ms": 0,
+        "consecutive_failures": 0,
+        **more,
+    }
+    ledger.write(lambda connection: connection.execute(insert(tables.task).values(**values)))
+
+
+def seen_in_pages(ledger: Ledger, wanted: RunFilter, now: Any) -> list[str]:
+    found: list[str] = []
+    after = None
+    while True:
+        page = run_page(ledger, wanted, after, 7, now)
+        found += [run.id for run in page.runs]
+        after = page.after
+        if after is None:
+            return found
+
+
+def test_pages_hold_every_run_once_and_never_a_large_text(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    long = "x" * 2_000_000
+    rows = [
+        # Several of one instant: the end of a page falls between them.
+        row(ledger, f"task{n % 3}", now - (n // 4) * 1000, ("succeeded", "failed", "missed")[n % 3])
+        for n in range(40)
+    ]
+    rows.append(
+        row(
+            ledger,
+            HOSTILE,
+            now - 500,
+            "failed",
+            error_type="ValueError",
+            error=long,
+            traceback=long + "the end",
+            result=json.dumps(long),
+            arguments=json.dumps({"password": "hunter2", "deep": {"api_key": "k"}, "to": "ann"}),
+        )
+    )
+    write(ledger, *rows)
+    newest_first = [
+        each["id"] for each in sorted(rows, key=lambda r: (-r["scheduled_ms"], r["id"]))
+    ]
+
+    assert seen_in_pages(ledger, RunFilter(), instant_of(now)) == newest_first
+    failed = {each["id"] for each in rows if each["status"] in ("failed", "missed")}
+    wanted = RunFilter(statuses=("failed", "missed", "failed"))
+    assert seen_in_pages(ledger, wanted, instant_of(now)) == [
+        n for n in newest_first if n in failed
+    ]
+    assert len(seen_in_pages(ledger, RunFilter("task1"), instant_of(now))) == 13
+    assert seen_in_pages(ledger, RunFilter(error_type="ValueError"), instant_of(now)) == [
+        rows[-1]["id"]
+    ]
+    since = RunFilter(statuses=("failed",), since_ms=now - 2000, until_ms=now - 1000)
+    assert len(seen_in_pages(ledger, since, instant_of(now))) == sum(
+        each["status"] == "failed" and now - 2000 <= each["scheduled_ms"] <= now - 1000
+        for each in rows
+    )
+    assert (
+        run_page(ledger, RunFilter(), "no cursor", 5, instant_of(now)).runs[0].id == newest_first[0]
+    )
+
+    (line,) = run_page(ledger, RunFilter(HOSTILE), None, 5, instant_of(now)).runs
+    assert line.task == HOSTILE
+    assert len(line.said) <= 300
+    detail = run_detail(ledger, rows[-1]["id"], instant_of(now))
+    assert detail is not None
+    assert detail.traceback is not None
+    assert detail.traceback.endswith("the end")
+    assert max(len(detail.traceback), len(detail.error or ""), len(detail.result or "")) <= 65_536
+    assert detail.cut == {"error", "traceback", "result"}
+    assert json.loads(detail.arguments) == {
+        "password": "***",
+        "deep": {"api_key": "***"},
+        "to": "ann",
+    }
+    assert run_detail(ledger, "none", instant_of(now)) is None
+
+
+def test_a_fingerprint_is_one_statement_and_another_one_after_each_change(ledger: Ledger) -> None:
+    sent: list[str] = []
+    for engine in {ledger.engine, ledger._single}:
+        event.listen(engine, "before_cursor_execute", lambda *a: sent.append(a[2]))
+    now = now_ms(ledger)
+    add_task(ledger, "tea")
+    node = make_node(ledger, "tea")
+    running = row(ledger, "tea", now - 1000, "running", node=node.id)
+    queued = row(ledger, "tea", now - 2000, "queued")
+    write(ledger, running, queued)
+    sent.clear()
+    seen = [fingerprint(ledger).text]
+    assert len([each for each in sent if each.lstrip().upper().startswith("SELECT")]) == 1
+    assert fingerprint(ledger).text == seen[0]
+
+    def change(table: Any, where: Any, **values: Any) -> None:
+        ledger.write(
+            lambda connection: connection.execute(update(table).where(where).values(values))
+        )
+        seen.append(fingerprint(ledger).text)
+
+    write(ledger, row(ledger, "tea", now, "missed"))
+    seen.append(fingerprint(ledger).text)
+    ledger.write(
+        lambda connection: connection.execute(
+            insert(tables.progress).values(run=running["id"], done=1, text="", updated_ms=now)
+        )
+    )
+    seen.append(fingerprint(ledger).text)
+    change(tables.progress, tables.progress.c.run == running["id"], done=2)
+    change(tables.run, tables.run.c.id == running["id"], status="failed", finished_ms=now)
+    change(tables.task, tables.task.c.name == "tea", consecutive_failures=1)
+    control.cancel(ledger, queued["id"])
+    seen.append(fingerprint(ledger).text)
+    control.pause(ledger, ["tea"], "ann")
+    seen.append(fingerprint(ledger).text)
+    change(tables.node, tables.node.c.id == node.id, lease_until_ms=now - 1)
+    audit.begin(ledger, uuid.uuid4().hex, "ann", "pause", "tea", "")
+    seen.append(fingerprint(ledger).text)
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    empty = overview(ledger, ComingInstants(), now, zone=None)
+    assert (empty.running, empty.waiting, empty.failures, empty.nodes) == ([], [], [], [])
+
+    make_node(ledger, "tea", "mail")
+    add_task(ledger, "tea", "every 15m")
+    add_task(ledger, "mail", "0 3 * * *", consecutive_failures=3)
+    add_task(ledger, "old", "every 5m", paused_ms=now, paused_by="ann")
+    add_task(ledger, "lost", "@hourly")
+    write(
+        ledger,
+        row(ledger, "tea", now - 600_000, "succeeded"),
+        row(ledger, "tea", now - 300_000, "missed"),
+        row(ledger, "tea", now - 5 * HOUR_MS, "running"),
+        *(
+            row(ledger, "mail", now - n * 1000, "failed", error_type="KeyError", error=HOSTILE)
+            for n in range(5)
+        ),
+        row(ledger, "tea", now - 120_000, "queued", queue="slow"),
+        row(ledger, "tea", now + 60_000, "queued"),
+    )
+    seen = overview(ledger, ComingInstants(), now, zone=None)
+    assert [problem.text.split(" for ")[0] for problem in seen.problems] == [
+        "lost: no live scheduler knows it",
+        "mail failed 3 times since its last success",
+        "1 wait in slow, the oldest",
+    ]
+    lanes = {lane.task: lane for lane in seen.lanes.lanes}
+    assert next(iter(lanes)) == "mail"
+    drawn = [bar.status for bar in lanes["tea"].bars]
+    assert sorted(drawn) == [*["coming"] * 4, "missed", *["queued"] * 2, "running", "succeeded"]
+    assert not any(bar.status == "coming" for bar in lanes["old"].bars)
+    running = next(bar for bar in lanes["tea"].bars if bar.status == "running")
+    assert (running.start, running.start + running.width) == (0, 50)
+    assert all(0 <= bar.start <= bar.start + bar.width <= 100.01 for bar in lanes["tea"].bars)
+    assert lanes["mail"].summary.startswith("5 failed")
+    assert [(each.task, each.number, each.error_type) for each in seen.failures] == [
+        ("mail", 5, "KeyError"),
+        ("tea", 1, None),
+    ]
+    assert {(line.name, line.number, line.later) for line in seen.waiting} == {
+        ("slow", 1, 0),
+        ("local", 1, 1),
+    }
+
+    lines = {line.name: line for line in task_lines(ledger, ComingInstants(), now, None)}
+    assert lines["mail"].last_status == "failed"
+    assert lines["old"].next_at is None
+    assert (lines["tea"].is_known, lines["lost"].is_known) == (True, False)
+    detail = task_detail(ledger, "tea", ComingInstants(), now, None)
+    assert detail is not None
+    assert {day.worst for day in detail.days} <= {None, "missed", "running", "succeeded", "queued"}
+    assert sum(day.counts.get("missed", 0) for day in detail.days) == 1
+    assert detail.durations.p50_ms == 50
+    assert len(detail.coming) == 5
+    assert task_detail(ledger, "none", ComingInstants(), now, None) is None
+
+    coming = week(ledger, WeekCounts(), now, None)
+    assert coming.often == [("tea", 4)]
+    assert sum(hour.runs for _, hours in coming.days for hour in hours if hour) in (
+        7 * 25,
+        7 * 25 + 1,
+    )
+    assert run_search.one(ledger, "none", 10) is None
