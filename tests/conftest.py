@@ -18,6 +18,7 @@ pytest_plugins = [
     "support.web",
     "support.engines",
     "support.pgbouncer",
+    "support.browser",
 ]
 
 
@@ -52,6 +53,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 #: stays.
 _SLOW_FIXTURES = {
     "aiomysql",
+    "browser",
     "asyncmy",
     "asyncpg",
     "engine",

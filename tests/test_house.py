@@ -42,8 +42,8 @@ THIRD_PARTY: Mapping[str, tuple[str, ...]] = {
     "jinja2": ("console",),
 }
 
-# Packages and modules at the top of fsa_cli, dunder files apart: 22 with the library's own four.
-MOST_AT_THE_TOP = 18
+# Packages and modules at the top of fsa_cli, dunder files apart: 23 with the library's own four.
+MOST_AT_THE_TOP = 19
 
 
 @cache

@@ -1,0 +1,128 @@
+"""From a request to a page, and from a form to what it asks for."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from fsa_cli.console import actions, rendering
+from fsa_cli.console.access import ACTIONS, Access
+from fsa_cli.console.pages import NAVIGATION, PAGES, Asked, NotThere
+from fsa_cli.console.source import Source, source_here
+from fsa_cli.database.identity import database_name
+from fsa_cli.exceptions import DatabaseUnreachable, FsaError, LedgerUnusable
+from fsa_cli.ledger.access import reached
+from fsa_cli.ledger.time import instant_of
+
+__all__ = ["Form", "act", "show"]
+
+Form = Mapping[str, list[str]]
+
+
+def show(request: Request, name: str, access: Access) -> Response:
+    """The page of that name; 304 if the browser has it as it is."""
+    try:
+        source = source_here()
+        with reached(source.ledger):
+            if not source.is_there():
+                return _message(
+                    request,
+                    source,
+                    access,
+                    "There is no ledger of runs yet.",
+                    "fsa scheduler start creates it, or fsa scheduler init.",
+                    200,
+                )
+            return _shown(request, source, name, access)
+    except FsaError as exc:
+        return _failed(request, exc, access)
+
+
+def act(request: Request, form: Form, access: Access) -> Response:
+    """Do what a form asks for, and lead to the page that shows it."""
+    try:
+        source = source_here()
+        with reached(source.ledger):
+            source.ledger.create()
+            location = actions.perform(source, form, access)
+    except FsaError as exc:
+        return _failed(request, exc, access)
+    return RedirectResponse(
+        location, 303, headers={**rendering.HEADERS, "Cache-Control": "no-store"}
+    )
+
+
+def _shown(request: Request, source: Source, name: str, access: Access) -> Response:
+    page = PAGES[name].at_span(request.query_params)
+    found = source.fingerprint()
+    etag = rendering.etag_of(
+        found.text,
+        found.now_ms // page.step_ms,
+        name,
+        request.url.query,
+        sorted(access.actions),
+        access.name,
+    )
+    unchanged = rendering.unchanged(request, etag)
+    if unchanged is not None:
+        return unchanged
+    asked = Asked(source, request.query_params, found.now_ms)
+    try:
+        context = page.context(asked)
+    except NotThere as exc:
+        return _message(request, source, access, str(exc).capitalize() + ".", "", 404)
+    common = _common(source, access, name, etag)
+    response = rendering.page(request, page.template, {**common, **context, "now": asked.now})
+    response.headers["ETag"] = etag
+    return response
+
+
+def _common(source: Source | None, access: Access, name: str, etag: str = "") -> dict[str, Any]:
+    """What each page shows around its own."""
+    environment = source.environment if source is not None else None
+    allowed = {
+        action
+        for action in ACTIONS
+        if access.may(action) and not (environment and actions.prohibited(environment, action))
+    }
+    protected = environment is not None and environment.protected
+    return {
+        "current": name,
+        "navigation": NAVIGATION,
+        "allowed": allowed,
+        "person": access.name,
+        "namespace": source.ledger.namespace if source is not None else "",
+        "where": source.ledger.where if source is not None else "",
+        "environment": environment.name if environment is not None else None,
+        "asks_for": database_name(actions.url_of(source)) if source and protected else None,
+        "etag": etag,
+        "new_key": lambda: uuid.uuid4().hex,
+    }
+
+
+def _message(
+    request: Request, source: Source | None, access: Access, text: str, hint: str, status: int
+) -> Response:
+    context = {
+        **_common(source, access, ""),
+        "text": text,
+        "hint": hint,
+        "now": instant_of(0),
+    }
+    response = rendering.page(request, "message.html", context, status)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _failed(request: Request, error: FsaError, access: Access) -> Response:
+    """An error as a page. It says no more than `fsa` says, with passwords masked."""
+    status = 503 if isinstance(error, DatabaseUnreachable | LedgerUnusable) else 400
+    if isinstance(error, actions.Forbidden):
+        status = 403
+    details = " ".join(error.details)
+    text = f"{error.message}. {details}".strip()
+    return _message(request, None, access, text, error.hint or "", status)

@@ -1,0 +1,70 @@
+"""What the pages are made from: the ledger of this process, its databases, its settings."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fsa_cli.ledger.fingerprint import Fingerprint, fingerprint
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.project import environments
+from fsa_cli.project.environments import Environment
+from fsa_cli.project.settings import Settings
+from fsa_cli.runs.coming import ComingInstants
+from fsa_cli.runs.enqueue import enqueuer_here
+from fsa_cli.runs.process_databases import databases_here, process_key
+from fsa_cli.runs.week import WeekCounts
+
+if TYPE_CHECKING:
+    from fastapi_sqlalchemy import Database
+
+__all__ = ["Source", "source_here"]
+
+_lock = threading.Lock()
+
+
+@dataclass
+class Source:
+    """The ledger and what belongs to it; one for each process."""
+
+    ledger: Ledger
+    databases: Mapping[str, Database]
+    settings: Settings
+    environment: Environment
+    coming: ComingInstants = field(default_factory=ComingInstants)
+    week: WeekCounts = field(default_factory=WeekCounts)
+    _is_there: bool = False
+
+    def is_there(self) -> bool:
+        """Whether the ledger's tables exist; asked until they do.
+
+        Raises:
+            LedgerUnusable: They are those of another version.
+        """
+        if not self._is_there:
+            self._is_there = self.ledger.exists()
+        return self._is_there
+
+    def fingerprint(self) -> Fingerprint:
+        """Whether anything has changed: one statement."""
+        return fingerprint(self.ledger)
+
+
+_sources: dict[tuple[object, ...], Source] = {}
+
+
+def source_here() -> Source:
+    """The source of this process; a forked child has its own.
+
+    Raises:
+        FsaError: There is no ledger here, or a setting is wrong.
+    """
+    key = process_key()
+    with _lock:
+        if key not in _sources:
+            databases, settings = databases_here()
+            environment = environments.of(settings, databases.values())
+            _sources[key] = Source(enqueuer_here().ledger, databases, settings, environment)
+        return _sources[key]

@@ -1,0 +1,177 @@
+"""Who may see the console and press what, in an app that mounts it, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from fsa_cli.console import ACTIONS
+from support.shops import Shop
+
+MAIN = """
+    from fastapi import Request
+    from fsa_cli import console
+
+    ROLES = {
+        "look": "view",
+        "operate": ("operate", "ann <b>"),
+        "pauses": ({"pause", "resume"}, "bob"),
+        "wrong": "everything",
+    }
+
+    async def who(request: Request):
+        return ROLES.get(request.headers.get("x-role"))
+
+    app.include_router(console.router(access=who), prefix="/ops")
+    app.include_router(console.router(), prefix="/local")
+
+    @task(schedule="0 3 * * *")
+    def count(n: int, *, name: str = "", flag: bool = False) -> int:
+        return n
+
+    @task
+    def login(user: str, password: str = "") -> None: ...
+"""
+PAGES = ["", "runs", "run?id=1", "tasks", "task?name=count", "coming", "queues", "nodes"]
+PAGES += ["database", "audit", "static/console.css"]
+
+
+def form(action: str, **fields: object) -> dict[str, object]:
+    return {"action": action, "key": uuid.uuid4().hex, **fields}
+
+
+def test_the_forbidden_are_forbidden_and_what_is_asked_twice_is_done_once(
+    small_shop: Shop, serve_process, tmp_path
+) -> None:
+    small_shop.write(MAIN)
+    with serve_process("main:app", cwd=tmp_path) as served:
+        with httpx.Client(base_url=served.base_url, timeout=30) as client:
+            check_looking(client)
+            check_acting(client, small_shop, served.base_url)
+            check_this_machine_alone(client)
+
+
+def check_looking(client: httpx.Client) -> None:
+    for page in PAGES:
+        assert client.get(f"/ops/{page}").status_code == 403
+        assert client.get(f"/ops/{page}", headers={"x-role": "none"}).status_code == 403
+    looking = {"x-role": "look"}
+    empty = client.get("/ops/", headers=looking)
+    assert (empty.status_code, "no ledger of runs yet" in empty.text) == (200, True)
+    policy = empty.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert empty.headers["x-frame-options"] == "DENY"
+    assert "set-cookie" not in empty.headers
+    assert client.get("/ops/static/../routes.py", headers=looking).status_code == 404
+    assert client.get("/ops", headers=looking).status_code in (307, 404)
+
+
+def check_acting(client: httpx.Client, shop: Shop, base_url: str) -> None:
+    ours = {"origin": base_url, "sec-fetch-site": "same-origin", "x-role": "operate"}
+    run = form("run", task="count", **{"arg.n": "7", "arg.name": "@/etc/passwd", "arg.flag": "yes"})
+
+    def sent(data: dict[str, object], **headers: str | None) -> httpx.Response:
+        merged = {**ours, **headers}
+        given = {k: v for k, v in merged.items() if v is not None}
+        return client.post("/ops/act", data=data, headers=given)
+
+    assert sent(run, origin=None).status_code == 403
+    assert sent(run, origin="null").status_code == 403
+    assert sent(run, origin="https://evil.example").status_code == 403
+    assert sent(run, origin=f"{base_url}.evil.example").status_code == 403
+    assert sent(run, **{"sec-fetch-site": "cross-site"}).status_code == 403
+    assert sent(run, **{"sec-fetch-site": "same-site"}).status_code == 403
+    for action in ACTIONS:
+        for role in (None, "look", "none"):
+            fields = form(action, task="count", run="1", **{"arg.n": "1"})
+            assert sent(fields, **{"x-role": role}).status_code == 403
+    assert sent(form("run", task="count"), **{"x-role": "pauses"}).status_code == 403
+    assert sent({**run, "pad": "x" * 300_000}).status_code == 413
+    assert sent({**run, "key": "short"}).status_code == 400
+    assert client.post("/ops/act", json=run, headers=ours).status_code == 415
+
+    with ThreadPoolExecutor(4) as clicks:
+        answers = list(clicks.map(lambda _: sent(run), range(4)))
+    assert {each.status_code for each in answers} == {303}
+    (location,) = {each.headers["location"] for each in answers}
+    assert location == f"run?id={run['key']}"
+    rows = shop.ledger("SELECT id, task, arguments, requested_by, status FROM fsa_run")
+    assert [(r[0], r[1], json.loads(r[2]), r[3], r[4]) for r in rows] == [
+        (run["key"], "count", {"n": 7, "name": "@/etc/passwd", "flag": True}, "ann <b>", "queued")
+    ]
+    assert sent({**run, "action": "pause"}).status_code == 400  # the key of another request
+
+    wrong = sent(form("run", task="count", **{"arg.n": "<i>many</i>"}))
+    assert wrong.status_code == 400
+    assert "&lt;i&gt;many&lt;/i&gt;" in wrong.text
+    assert sent(form("run", task="os:system")).status_code == 400
+    secret = sent(form("run", task="login", **{"arg.user": "a", "arg.password": "hunter2"}))
+    assert (secret.status_code, "hunter2" in secret.text) == (400, False)
+
+    paused = sent(form("pause", task="count"), **{"x-role": "pauses"})
+    assert paused.headers["location"] == "task?name=count"
+    assert shop.ledger("SELECT paused_by FROM fsa_task WHERE name = 'count'") == [("bob",)]
+    assert sent(form("resume", task="count")).status_code == 303
+    assert sent(form("retry", run=run["key"])).status_code == 400  # it has not ended
+    everything = form("cancel", all="1", status="queued", task="count")
+    assert sent(everything).status_code == 303
+    assert shop.runs() == [("count", "cancelled")]
+    again = form("retry", run=run["key"])
+    assert [sent(again).status_code for _ in range(2)] == [303, 303]
+    assert sorted(shop.runs()) == [("count", "cancelled"), ("count", "queued")]
+
+    kept = shop.ledger("SELECT person, action, target, outcome FROM fsa_audit ORDER BY at_ms")
+    assert kept[:3] == [
+        ("ann <b>", "run", "count", f"enqueued {run['key']}"),
+        ("bob", "pause", "count", "paused"),
+        ("ann <b>", "resume", "count", "resumed"),
+    ]
+    assert [row[3] for row in kept[4:]] == ["1 of 1 runs", f"enqueued {again['key']}"]
+    page = client.get("/ops/audit", headers=ours)
+    assert "ann &lt;b&gt;" in page.text
+    assert (
+        '<input type="hidden" name="action"'
+        not in client.get(f"/ops/run?id={run['key']}", headers={"x-role": "look"}).text
+    )
+
+    first = client.get("/ops/runs", headers=ours)
+    tag = {"if-none-match": first.headers["etag"]}
+    assert client.get("/ops/runs", headers={**ours, **tag}).status_code == 304
+    assert client.get("/ops/runs", headers={"x-role": "look", **tag}).status_code == 200
+    assert client.get("/ops/run?id=zz", headers=ours).status_code == 404
+    for page_name in PAGES[:2] + PAGES[3:]:
+        assert client.get(f"/ops/{page_name}", headers=ours).status_code == 200, page_name
+
+
+def check_this_machine_alone(client: httpx.Client) -> None:
+    assert client.get("/local/").status_code == 200
+    for name, value in {
+        "forwarded": "for=127.0.0.1",
+        "x-forwarded-for": "127.0.0.1",
+        "x-forwarded-proto": "https",
+        "x-real-ip": "127.0.0.1",
+        "via": "1.1 proxy",
+        "host": "evil.example",
+    }.items():
+        assert client.get("/local/", headers={name: value}).status_code == 403, name
+
+
+def test_mounting_the_console_loads_no_template_and_no_database() -> None:
+    program = (
+        "import sys, fastapi\n"
+        "from fsa_cli import console\n"
+        "fastapi.FastAPI().include_router(console.router(), prefix='/ops')\n"
+        "print(sorted({'jinja2', 'sqlalchemy', 'typer', 'rich'} & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "[]\n"
