@@ -171,7 +171,8 @@ def _task(asked: Asked) -> dict[str, Any]:
 
 def _coming(asked: Asked) -> dict[str, Any]:
     source = asked.source
-    return {"week": week.week(source.ledger, source.week, asked.now_ms, asked.zone)}
+    seen = week.week(source.ledger, source.week, asked.now_ms, asked.zone)
+    return {"week": seen, "is_unfinished": seen.left > 0}
 
 
 def _queues(asked: Asked) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def _shown(request: Request, source: Source, name: str, access: Access) -> Respo
         context = page.context(asked)
     except NotThere as exc:
         return _message(request, source, access, str(exc).capitalize() + ".", "", 404)
+    if context.pop("is_unfinished", False):  # the next answer has more, and is another page
+        etag = rendering.etag_of(uuid.uuid4())
     common = _common(source, access, name, etag)
     response = rendering.page(request, page.template, {**common, **context, "now": asked.now})
     response.headers["ETag"] = etag

@@ -25,7 +25,7 @@ SPANS: Mapping[str, timedelta] = {
     "24h": timedelta(hours=24),
 }
 #: So many runs are drawn, the latest: to read a day of a busy ledger takes too long.
-MOST_RUNS = 5000
+MOST_RUNS = 3000
 _CELLS = 240
 _LEAST_WIDTH = 100 / _CELLS / 1.5
 _MOST_COMING = 40

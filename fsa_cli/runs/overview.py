@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -153,7 +153,9 @@ def overview(
     failures = _failures(run_search.failed(ledger, now_ms - _DAY_MS, _FAILED))
     waiting = queue_lines(ledger)
     listed = node_lines(ledger, now_ms, running_rows)
-    named = _named(tasks)
+    # Where not all have a lane, those that do something have one.
+    busy = {row.task for row in (*recent, *running_rows)} if len(tasks) > most_lanes else set()
+    named = _named(tasks, busy)
     paused = {each.name for each in tasks if each.paused_ms is not None}
     return Overview(
         now=now,
@@ -224,20 +226,26 @@ def node_lines(
     ]
 
 
-def _named(tasks: Sequence[Row[Any]]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Each task, a note, and its options: those that fail first, then by name."""
-    found: dict[str, tuple[int, str, dict[str, Any]]] = {
-        task.name: (0, "", {}) for task in registry
-    }
+def _named(
+    tasks: Sequence[Row[Any]], busy: Container[str]
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Each task, a note, and its options.
+
+    Args:
+        busy: Those that come before others, after the ones that fail.
+    """
+    found: dict[str, tuple[str, dict[str, Any]]] = {task.name: ("", {}) for task in registry}
+    failing = set()
     for row in tasks:
         note = ""
         if row.paused_ms is not None:
             note = "paused"
         elif row.consecutive_failures:
-            note = f"failed {row.consecutive_failures} times"
-        found[row.name] = (row.consecutive_failures, note, dict(options_in(row.options)))
-    ordered = sorted(found.items(), key=lambda item: (item[1][0] == 0, item[0]))
-    return [(name, note, options) for name, (_, note, options) in ordered]
+            note = f"failed {_times(row.consecutive_failures)}"
+            failing.add(row.name)
+        found[row.name] = (note, dict(options_in(row.options)))
+    ordered = sorted(found, key=lambda name: (name not in failing, name not in busy, name))
+    return [(name, *found[name]) for name in ordered]
 
 
 def _failures(rows: Sequence[Row[Any]]) -> list[Failures]:
@@ -277,12 +285,9 @@ def _problems(
         found.append(Problem("no scheduler is alive: fsa scheduler start", "nodes"))
     for each in tasks:
         if each.consecutive_failures and each.paused_ms is None:
-            times = (
-                "once" if each.consecutive_failures == 1 else f"{each.consecutive_failures} times"
-            )
-            found.append(
-                Problem(f"{each.name} failed {times} since its last success", "task", each.name)
-            )
+            times = _times(each.consecutive_failures)
+            text = f"{each.name} failed {times} since its last success"
+            found.append(Problem(text, "task", each.name))
         elif (
             each.schedule_hash is not None
             and "scheduler" in roles
@@ -306,3 +311,7 @@ def _problems(
         if node.state == "dead" and now - node.lease_until < timedelta(hours=1)
     ]
     return found
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
