@@ -58,7 +58,9 @@ def test_what_runs_is_seen_at_once_and_can_be_acted_on(
         check_failures(viewer, here, small_shop)
         check_pausing(viewer, here, small_shop)
         check_death(viewer, here, scheduler)
-    with browser.viewer(360, dark=True, scripts=False) as viewer:
+    with browser.viewer(360, dark=True) as viewer:
+        check_small_and_dark(viewer, here)
+    with browser.viewer(360, scripts=False) as viewer:
         check_without_script(viewer, here, small_shop)
     console.stop()
     assert console.returncode == 0
@@ -77,6 +79,7 @@ def check_now(viewer: Viewer, here: str) -> None:
     assert re.search(r"\d+ succeeded", page.locator("#n-tick .sr").text_content() or "")
     assert page.locator("#failed").inner_text().count("ValueError") == 1
     assert page.evaluate("window.stays") == 1
+    viewer.check_accessible()
 
 
 def check_running(viewer: Viewer, here: str, shop: Shop) -> str:
@@ -138,6 +141,7 @@ def check_failures(viewer: Viewer, here: str, shop: Shop) -> None:
     )
     assert "main.py" in page.locator(".frames").inner_text()
     assert page.locator("img, .error script").count() == 0
+    viewer.check_accessible()
     page.goto(f"{here}task?name=login")
     assert page.locator("input[name='arg.api_token']").count() == 0
     page.get_by_label("user").fill("<b>ann</b>")
@@ -157,6 +161,7 @@ def check_pausing(viewer: Viewer, here: str, shop: Shop) -> None:
     page.locator("h1 .s-paused").wait_for()
     assert shop.ledger("SELECT paused_ms > 0 FROM fsa_task WHERE name = 'tick'") == [(1,)]
     assert page.locator(".calendar rect.cell").count() == 31
+    viewer.check_accessible()
     page.get_by_role("button", name="Resume").click()
     page.locator("h1 .s-paused").wait_for(state="detached")
 
@@ -170,17 +175,23 @@ def check_death(viewer: Viewer, here: str, scheduler) -> None:
     page.get_by_text("no scheduler is alive").wait_for()
 
 
-def check_without_script(viewer: Viewer, here: str, shop: Shop) -> None:
+def check_small_and_dark(viewer: Viewer, here: str) -> None:
     page = viewer.page
-    names = ["Runs", "Tasks", "Coming", "Queues", "Nodes", "Database", "Audit", "Now"]
     page.goto(here)
-    for name in names:
+    for name in ["Runs", "Tasks", "Coming", "Queues", "Nodes", "Database", "Audit", "Now"]:
         page.get_by_role("navigation").get_by_role("link", name=name, exact=True).click()
         page.wait_for_load_state()
         assert page.locator("nav [aria-current]").inner_text() == name
         box = page.locator("body").evaluate("node => [node.scrollWidth, node.clientWidth]")
         assert box[0] <= box[1], name
-    page.goto(f"{here}task?name=slow")
+        viewer.check_accessible()
+
+
+def check_without_script(viewer: Viewer, here: str, shop: Shop) -> None:
+    page = viewer.page
+    page.goto(here)
+    page.get_by_role("navigation").get_by_role("link", name="Tasks").click()
+    page.get_by_role("link", name="slow", exact=True).click()
     page.get_by_role("button", name="Run slow").click()
     page.locator("h1 .s-queued").wait_for()
     page.get_by_text("Cancel", exact=True).click()

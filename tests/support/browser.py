@@ -46,6 +46,15 @@ class Viewer:
         page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
         page.route("**/*", self._routed)
 
+    def check_accessible(self) -> None:
+        """No rule of axe's is violated by what is shown now."""
+        from axe_playwright_python.sync_playwright import (  # type: ignore[import-untyped]
+            Axe,
+        )
+
+        found = Axe().run(self.page)
+        assert found.violations_count == 0, found.generate_report()
+
     def _heard(self, message: Any) -> None:
         if message.type in ("error", "warning"):  # also what the content security policy refuses
             self.complaints.append(f"{message.type}: {message.text}")
