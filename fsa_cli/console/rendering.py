@@ -15,6 +15,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fsa_cli.console.drawing import ROW_HEIGHT, lane_svg
 from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.formatting import format_bytes, format_duration, format_elapsed
 
@@ -105,6 +106,7 @@ def _environment() -> Environment:
         finalize=_shown,
         auto_reload=False,
     )
+    environment.globals.update(lane_svg=lane_svg, row_height=ROW_HEIGHT)
     environment.filters.update(
         clock=_clock,
         day=lambda at: at.strftime("%Y-%m-%d"),

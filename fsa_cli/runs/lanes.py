@@ -26,8 +26,8 @@ SPANS: Mapping[str, timedelta] = {
 }
 #: So many runs are drawn, the latest: to read a day of a busy ledger takes too long.
 MOST_RUNS = 3000
-_CELLS = 240
-_LEAST_WIDTH = 100 / _CELLS / 1.5
+_LEAST_WIDTH = 0.28
+_MOST_CELLS, _LEAST_CELLS, _ALL_CELLS = 240, 40, 4000
 _MOST_COMING = 40
 _WORST = ("failed", "timed_out", "interrupted", "missed", "running", "skipped", "cancelled")
 
@@ -121,8 +121,9 @@ def draw(
     wanted = list(tasks)
     stopped = set(paused)
     lanes = []
+    cells = min(max(_ALL_CELLS // max(min(len(wanted), most), 1), _LEAST_CELLS), _MOST_CELLS)
     for name, note in wanted[:most]:
-        past = _past(by_task.get(name, {}).values(), scale)
+        past = _past(by_task.get(name, {}).values(), scale, cells)
         schedule = None if name in stopped else schedules.get(name)
         future = _future(name, schedule, coming, scale) if schedule is not None else []
         lanes.append(Lane(name, note, [*past, *future], _summary(past, future)))
@@ -138,8 +139,8 @@ def draw(
     )
 
 
-def _past(rows: Iterable[Row[Any]], scale: _Scale) -> list[Bar]:
-    """The bars of what was. Runs of one status that would lie on each other are one bar."""
+def _past(rows: Iterable[Row[Any]], scale: _Scale, cells: int) -> list[Bar]:
+    """The bars of what was. Short runs of one status in one cell of the lane are one bar."""
     drawn: dict[tuple[str, int], list[Row[Any]]] = defaultdict(list)
     bars = []
     for row in rows:
@@ -151,20 +152,21 @@ def _past(rows: Iterable[Row[Any]], scale: _Scale) -> list[Bar]:
         if end - start > _LEAST_WIDTH:
             bars.append(_bar(row, start, end - start))
         else:
-            drawn[row.status, int(start * _CELLS / 100)].append(row)
+            drawn[row.status, int(start * cells / 100)].append(row)
     for (status, _), same in drawn.items():
         first = min(same, key=lambda row: int(row.scheduled_ms))
         start = scale.at(first.started_ms or first.scheduled_ms)
-        width = min(round(_LEAST_WIDTH, 2), 100 - start)
+        width = round(min(_LEAST_WIDTH, 100 - start), 2)
         if len(same) == 1:
             bars.append(_bar(first, start, width))
             continue
         last_ms = max(row.scheduled_ms for row in same)
+        until = scale.at(max(row.started_ms or row.scheduled_ms for row in same))
         bars.append(
             Bar(
                 status,
                 start,
-                width,
+                round(max(until - start, width), 2),
                 f"{len(same)} {status.replace('_', ' ')} from {_clock(first.scheduled_ms)}",
                 since_ms=first.scheduled_ms,
                 until_ms=last_ms,
@@ -191,9 +193,9 @@ def _future(name: str, schedule: Schedule, coming: ComingInstants, scale: _Scale
     if len(instants) == _MOST_COMING:  # side by side they would be one grey bar
         start = scale.at(instants[0])
         return [Bar("coming", start, round(100 - start, 2), f"to come {schedule.text}")]
-    width = round(_LEAST_WIDTH, 2)
+    width = _LEAST_WIDTH
     return [
-        Bar("coming", min(scale.at(ms), 100 - width), width, f"to come {_clock(ms)}")
+        Bar("coming", round(min(scale.at(ms), 100 - width), 2), width, f"to come {_clock(ms)}")
         for ms in instants
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -54,6 +55,37 @@ def test_the_forbidden_are_forbidden_and_what_is_asked_twice_is_done_once(
             check_looking(client)
             check_acting(client, small_shop, served.base_url)
             check_this_machine_alone(client)
+
+
+def test_a_protected_environment_asks_for_the_name_and_offers_nothing_prohibited(
+    small_shop: Shop, serve_process, tmp_path
+) -> None:
+    small_shop.write(MAIN)
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "shop"\n'
+        '[tool.fsa.env.production]\nprotected = true\nprohibited = ["scheduler pause"]\n'
+    )
+    with serve_process("main:app", cwd=tmp_path, env={"FSA_ENV": "production"}) as served:
+        ours = {"origin": served.base_url, "x-role": "operate"}
+        with httpx.Client(base_url=served.base_url, timeout=30, headers=ours) as client:
+            run = form("run", task="count", **{"arg.n": "7"})
+            assert client.post("/ops/act", data=run).status_code == 303
+            page = client.get(f"/ops/run?id={run['key']}").text
+            assert ("Cancel the run" in page, 'name="confirm"' in page) == (True, True)
+            assert "production, protected" in page
+            cancel = form("cancel", run=run["key"])
+            refused = client.post("/ops/act", data={**cancel, "confirm": "other"})
+            assert (refused.status_code, "type the database" in refused.text) == (400, True)
+            assert small_shop.runs() == [("count", "queued")]
+            name = re.search(r"name, <b>([^<]+)</b>", page)
+            assert name
+            agreed = client.post("/ops/act", data={**cancel, "confirm": name[1]})
+            assert agreed.status_code == 303
+            assert small_shop.runs() == [("count", "cancelled")]
+
+            assert ">Pause</button>" not in client.get("/ops/task?name=count").text
+            assert client.post("/ops/act", data=form("pause", task="count")).status_code == 403
+            assert len(small_shop.ledger("SELECT id FROM fsa_audit")) == 2
 
 
 def check_looking(client: httpx.Client) -> None:
