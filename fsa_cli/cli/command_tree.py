@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "scheduler": ("fsa_cli.commands.scheduler:app", "Host the schedule, or look at it."),
     "worker": ("fsa_cli.commands.worker:app", "Execute the runs that were enqueued or dispatched."),
     "console": ("fsa_cli.commands.console:console", "The console: the runs in a browser, here."),
+    "top": ("fsa_cli.commands.top:top", "What runs, waits and has failed, on this terminal."),
     "health": ("fsa_cli.commands.health:app", "Is it well? With exit codes for probes."),
     "db": ("fsa_cli.commands.db:app", "The database: tables, SQL, schema, migrations."),
     "routes": ("fsa_cli.commands.routes:app", "The app's routes, and where each is written."),

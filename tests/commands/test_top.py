@@ -1,0 +1,66 @@
+"""`fsa top`, typed into on a real terminal."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+from support.shops import Shop
+from support.waiting import wait_until
+
+MAIN = r"""
+    @task(schedule="0 3 * * *")
+    def fails(n: int = 1) -> None:
+        raise ValueError("[red]no[/red] \x1b[31m <b>")
+
+    @task
+    def waits() -> None: ...
+"""
+
+
+def test_top_shows_what_has_failed_and_acts_on_the_run_that_is_chosen(
+    small_shop: Shop, terminal, fsa, tmp_path: Path
+) -> None:
+    small_shop.write(MAIN)
+    fsa("scheduler", "init")
+    assert fsa("run-task", "fails").returncode == 1
+    (run_id,) = [row[0] for row in small_shop.ledger("SELECT id FROM fsa_run")]
+
+    told = json.loads(fsa("top", "--json").stdout)
+    assert [(each["task"], each["number"]) for each in told["failures"]] == [("fails", 1)]
+    assert "fails" in fsa("top").stdout
+
+    screen = terminal("fsa", "top", columns=160)
+    screen.expect_exact("> " + run_id[:8])
+    screen.expect_exact("[red]no[/red] \\x1b[31m <b>")
+    screen.send("\r")
+    screen.expect_exact("main.py:")
+    screen.send("\x1b")
+    screen.expect_exact("> " + run_id[:8])
+    screen.send("r")
+    screen.expect_exact("enqueued ")
+    assert sorted(small_shop.runs()) == [("fails", "failed"), ("fails", "queued")]
+    screen.send("p")
+    screen.expect_exact("paused fails")
+    assert small_shop.ledger("SELECT paused_ms > 0 FROM fsa_task") == [(1,)]
+    (ledger,) = tmp_path.glob("*-ledger.db")
+    with sqlite3.connect(ledger) as connection:  # as if a process had claimed it
+        connection.execute(
+            "UPDATE fsa_run SET status = 'running', started_ms = not_before_ms"
+            " WHERE status = 'queued'"
+        )
+    screen.expect_exact("1 running")
+    screen.send("\x1b[A" * 5)
+    screen.send("c")
+    screen.expect_exact("? y or n")
+    screen.send("y")
+    screen.expect_exact("asked to end")
+    wait_until(
+        lambda: small_shop.ledger(
+            "SELECT 1 FROM fsa_run WHERE status = 'running' AND cancel_requested_ms > 0"
+        ),
+        "it is asked to end",
+    )
+    screen.send("q")
+    screen.expect_exact("\x1b[?1049l")  # the screen is as it was
+    screen.wait()
+    assert screen.exitstatus == 0
