@@ -52,8 +52,8 @@ def top(
         if fsa.output.json:
             fsa.output.document(asdict(shown.look()))
         elif not fsa.output.console.is_terminal:
-            for line in shown.lines(100, 60):
-                fsa.output.line("".join(text for text, _ in line).rstrip())
+            told = ["".join(text for text, _ in line).rstrip() for line in shown.lines(100, 60)]
+            fsa.output.line("\n".join(told[:-1]).rstrip())
         else:
             from fsa_cli.terminal.screen import Screen
 

@@ -25,7 +25,7 @@ SPANS: Mapping[str, timedelta] = {
     "24h": timedelta(hours=24),
 }
 #: So many runs are drawn, the latest: to read a day of a busy ledger takes too long.
-MOST_RUNS = 3000
+MOST_RUNS = 2000
 _LEAST_WIDTH = 0.28
 _MOST_CELLS, _LEAST_CELLS, _ALL_CELLS = 240, 40, 4000
 _MOST_COMING = 40
@@ -144,8 +144,11 @@ def _past(rows: Iterable[Row[Any]], scale: _Scale, cells: int) -> list[Bar]:
     drawn: dict[tuple[str, int], list[Row[Any]]] = defaultdict(list)
     bars = []
     for row in rows:
-        begun_ms = row.started_ms or row.scheduled_ms
-        ended_ms = scale.now_ms if row.status == "running" else (row.finished_ms or begun_ms)
+        begun_ms = ended_ms = row.started_ms or row.scheduled_ms
+        if row.status == "running":
+            ended_ms = scale.now_ms
+        elif row.started_ms is not None:  # what never started has no length
+            ended_ms = row.finished_ms or begun_ms
         start, end = scale.at(begun_ms), scale.at(ended_ms)
         if ended_ms < scale.start_ms or begun_ms > scale.end_ms:
             continue
@@ -156,7 +159,8 @@ def _past(rows: Iterable[Row[Any]], scale: _Scale, cells: int) -> list[Bar]:
     for (status, _), same in drawn.items():
         first = min(same, key=lambda row: int(row.scheduled_ms))
         start = scale.at(first.started_ms or first.scheduled_ms)
-        width = round(min(_LEAST_WIDTH, 100 - start), 2)
+        least = _LEAST_WIDTH if first.started_ms is not None else 2 * _LEAST_WIDTH
+        width = round(min(least, 100 - start), 2)
         if len(same) == 1:
             bars.append(_bar(first, start, width))
             continue

@@ -205,7 +205,7 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
             row(ledger, "mail", now - n * 1000, "failed", error_type="KeyError", error=HOSTILE)
             for n in range(5)
         ),
-        row(ledger, "tea", now - 120_000, "queued", queue="slow"),
+        row(ledger, "tea", now - 180_000, "queued", queue="slow"),
         row(ledger, "tea", now + 60_000, "queued"),
     )
     seen = overview(ledger, ComingInstants(), now, zone=None)
