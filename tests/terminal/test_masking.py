@@ -196,6 +196,8 @@ LINES = [
     "runs show {url}",
     "shell -c session.execute(text('SELECT_1'))",
     "status",
+    "top",
+    "console --port {url}",
     "docs --search {url}",
     "docs {url}",
     "health",
