@@ -29,12 +29,12 @@ pytest_plugins = [
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Two for each processor, since tests wait half of the time; none for a test that is named."""
+    """Three for each processor, since tests wait half the time; none for a test that is named."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     if config.getoption("usepdb") or any("::" in argument for argument in config.args):
         return 0
-    return min(2 * len(os.sched_getaffinity(0)), 8)
+    return min(3 * len(os.sched_getaffinity(0)), 12)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -78,23 +78,21 @@ BLOCKED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("values", BLOCKED.values(), ids=BLOCKED)
-@pytest.mark.parametrize("dispatch", [None, ""], ids=["here", "for a broker"])
-def test_a_free_run_starts_as_if_alone(
-    ledger: Ledger, values: dict[str, Any], dispatch: str | None
-) -> None:
+def test_a_free_run_starts_as_if_alone(ledger: Ledger, values: dict[str, Any]) -> None:
+    """Here, and for a broker."""
     node = make_node(ledger).id
     hold(ledger, node)
     fill(ledger, 100_000 if ledger.engine.dialect.name == "postgresql" else MANY, **values)
-    took_s = []
-    while not took_s or (took_s[-1] >= 1 and len(took_s) < 5):  # something else may have the cores
-        free = enqueue(ledger, "free")
-        begun_s = time.monotonic()
-        found = claim_queued(ledger, node, locks_of(ledger), most=5, dispatch=dispatch)
-        took_s.append(time.monotonic() - begun_s)
-        assert [each.run_id for each in found.runs] == [free]
-        assert found.waits is (not values)
-
-    assert min(took_s) < 1, took_s
+    for dispatch in (None, ""):
+        took_s: list[float] = []
+        while not took_s or (took_s[-1] >= 1 and len(took_s) < 5):  # others may have the cores
+            free = enqueue(ledger, "free")
+            begun_s = time.monotonic()
+            found = claim_queued(ledger, node, locks_of(ledger), most=5, dispatch=dispatch)
+            took_s.append(time.monotonic() - begun_s)
+            assert [each.run_id for each in found.runs] == [free]
+            assert found.waits is (not values)
+        assert min(took_s) < 1, took_s
 
 
 def test_of_a_group_one_starts_and_keeps_no_other_task_waiting(ledger: Ledger) -> None:

@@ -258,7 +258,7 @@ def add_disconnect_watcher(app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["plain", "cancelled"])
-@pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [8, pytest.param(20, marks=pytest.mark.slow)])
 def test_clients_that_hang_up_leave_no_connection(
     serve: Serve, postgresql_store: Store, watched: bool, times: int
 ) -> None:

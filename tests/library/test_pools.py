@@ -64,15 +64,7 @@ def add_routes(app: FastAPI, store: Store) -> None:
         return 1
 
 
-@pytest.mark.parametrize(
-    ("pool_size", "commit_on_exit"),
-    [
-        (1, True),
-        (2, False),
-        pytest.param(1, False, marks=pytest.mark.slow),
-        pytest.param(2, True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("pool_size", "commit_on_exit"), [(1, True), (2, False)])
 @pytest.mark.slow
 def test_a_tiny_pool_serves_200_requests_at_once(
     serve: Serve, postgresql_store: Store, pool_size: int, commit_on_exit: bool
