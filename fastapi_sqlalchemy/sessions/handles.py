@@ -167,7 +167,11 @@ class SessionHandle:
             and not isinstance(session.bind, Connection)
             and self.user is None
         ):
-            await self._end_transaction(who)
+            self.activity.user = asyncio.current_task()  # a task of the request's may be at it next
+            try:
+                await self._end_transaction(who)
+            finally:
+                self.activity.user = None
 
     async def _end_transaction(self, who: object) -> None:
         raise NotImplementedError
