@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 
     from fsa_cli.api import Task, task
     from fsa_cli.migrations.own_tables import include_name
+    from fsa_cli.runs.task_result import TaskResult
     from fsa_cli.tasks.context import Progress, TaskContext
 
-__all__ = ["Progress", "Task", "TaskContext", "include_name", "task"]
+__all__ = ["Progress", "Task", "TaskContext", "TaskResult", "include_name", "task"]
 
 _HOMES = {
     "Progress": "tasks.context",
     "Task": "api",
     "TaskContext": "tasks.context",
+    "TaskResult": "runs.task_result",
     "include_name": "migrations.own_tables",
     "task": "api",
 }

@@ -16,7 +16,7 @@ LIBRARY = Path(fastapi_sqlalchemy.__file__).parent
 # From what calls to what is called. A package imports nothing of its own row but itself.
 LEVELS = (
     {"__main__", "__init__"},
-    {"api", "commands"},
+    {"api", "commands", "results", "testing"},
     {"cli", "health", "console"},
     {"executors"},
     {"processes"},
@@ -42,8 +42,9 @@ THIRD_PARTY: Mapping[str, tuple[str, ...]] = {
     "jinja2": ("console",),
 }
 
-# Packages and modules at the top of fsa_cli, dunder files apart: 23 with the library's own four.
-MOST_AT_THE_TOP = 19
+# Packages and modules at the top of fsa_cli, dunder files apart: 25 with the library's own four.
+# Two of them are an app's own to import: `results` and `testing`.
+MOST_AT_THE_TOP = 21
 
 
 @cache

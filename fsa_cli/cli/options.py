@@ -33,6 +33,24 @@ def confirm_option(command: str) -> Any:
     )
 
 
+def run_after_option(command: str) -> Any:
+    """`--run-after`, of `fsa COMMAND` that enqueues a run."""
+    told = "Not before: 10m from now, or an instant (UTC without a zone)."
+    return option(command, "--run-after", help=told, metavar="WHEN")
+
+
+def priority_option(command: str) -> Any:
+    """`--priority`, of `fsa COMMAND` that enqueues a run."""
+    told = "-100 to 100: of the runs that wait the highest goes first."
+    return option(command, "--priority", help=told, metavar="N")
+
+
+def unique_option(command: str) -> Any:
+    """`--unique`, of `fsa COMMAND` that enqueues a run."""
+    told = "Not while a run of the task with this key waits or runs: print that one's id."
+    return option(command, "--unique", help=told, metavar="KEY")
+
+
 def agree(fsa: Fsa, action: str, confirmed: str | None, *, destructive: bool = False) -> None:
     """Ask a person to agree to *action*, if the environment is protected or it destroys data.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.flags import LOADING, SPELLINGS, VALUED, split_flags
@@ -17,7 +17,13 @@ from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.lookup import get_task
 from fsa_cli.tasks.signature import signature_of
 
-__all__ = ["Call", "enqueue", "read"]
+if TYPE_CHECKING:
+    from fsa_cli.runs.run_options import RunOptions
+
+__all__ = ["ENQUEUES", "Call", "enqueue", "read"]
+
+#: The options of a command that enqueues a run, and that each takes a value.
+ENQUEUES = dict.fromkeys(("--run-after", "--priority", "--unique"), True)
 
 _FLAGS = {word: field in VALUED for word, field in SPELLINGS.items()}
 
@@ -124,11 +130,14 @@ def enqueue(fsa: Fsa, call: Call, *, waits: bool = False) -> None:
     from fsa_cli.runs.enqueue import arguments_of
 
     control.require_registered(call.name, call.task)
+    options = _run_options(call)
     values = arguments_of(call.task, call.values())
     ledger = ledger_of(call.loaded.databases, fsa.settings)
     try:
         with reached(ledger):
-            run_id = control.trigger(ledger, fsa.settings, call.task, values, fsa.output.warn)
+            run_id = control.trigger(
+                ledger, fsa.settings, call.task, values, fsa.output.warn, options
+            )
             if waits:
                 control.wait(ledger, run_id, fsa.output)
                 return
@@ -139,6 +148,21 @@ def enqueue(fsa: Fsa, call: Call, *, waits: bool = False) -> None:
         fsa.output.document(shown)
     else:
         fsa.output.line(run_id)
+
+
+def _run_options(call: Call) -> RunOptions:
+    from fsa_cli.runs.run_options import RunOptions
+    from fsa_cli.runs.run_view import instant_or_span
+
+    given: dict[str, Any] = {"unique": call.options.get("--unique")}
+    if (after := call.options.get("--run-after")) is not None:
+        given["run_after"] = instant_or_span(after, "--run-after")
+    if (priority := call.options.get("--priority")) is not None:
+        try:
+            given["priority"] = int(priority)
+        except ValueError:
+            raise UsageError(f'--priority "{priority}": expected a whole number') from None
+    return RunOptions.of(given)
 
 
 def _apply(fsa: Fsa, flags: Flags) -> None:

@@ -33,6 +33,7 @@ _SIGNS = {
     "handed_off": "→",
     "skipped": "○",
     "cancelled": "-",
+    "discarded": "-",
     "coming": "·",
 }
 

@@ -10,9 +10,9 @@ import typer
 
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
-from fsa_cli.cli.options import option
+from fsa_cli.cli.options import option, priority_option, run_after_option, unique_option
 from fsa_cli.cli.progress_bar import ProgressBars
-from fsa_cli.cli.task_call import Call, read
+from fsa_cli.cli.task_call import ENQUEUES, Call, read
 from fsa_cli.cli.task_process import TerminationSignal, prints_to_stderr, terminable
 from fsa_cli.database.connections import autocommits
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
@@ -42,6 +42,7 @@ _OWN = {
     "--lock": False,
     "--no-record": False,
     "--enqueue": False,
+    **ENQUEUES,
     "--help": False,
     "-h": False,
 }
@@ -120,6 +121,9 @@ def run_task(
             help="Have a scheduler or worker run it soon; print the run's id.",
         ),
     ] = False,
+    run_after: Annotated[str | None, run_after_option("run-task")] = None,
+    priority: Annotated[str | None, priority_option("run-task")] = None,
+    unique: Annotated[str | None, unique_option("run-task")] = None,
 ) -> None:
     """Run one task now, here, in a session of its own, and commit.
 
@@ -128,6 +132,7 @@ def run_task(
     \b
       fsa run-task count_users
       fsa run-task count_users --no-active --since 2026-01-01 --dry-run
+      fsa run-task count_users --enqueue --run-after 10m --priority 10
       fsa run-task app.jobs:rebuild_index --timeout 60 --retries 3 --json
     """
     fsa = Fsa.of(context)
@@ -140,6 +145,9 @@ def run_task(
         "--lock": "" if lock else None,
         "--no-record": "" if no_record else None,
         "--enqueue": "" if enqueue else None,
+        "--run-after": run_after,
+        "--priority": priority,
+        "--unique": unique,
     }
     call = read(fsa, name, argv or [], given, _OWN)
     if call.help:
@@ -151,6 +159,8 @@ def run_task(
     if "--enqueue" in call.options:
         _enqueue(fsa, call)
         return
+    if later := sorted(call.options.keys() & ENQUEUES.keys()):
+        raise UsageError(f"{later[0]} is about a run elsewhere", hint="with --enqueue")
     bars = ProgressBars(fsa.output)
     result, changes = _run(fsa, call, bars)
     if fsa.output.json:
@@ -165,7 +175,7 @@ def _enqueue(fsa: Fsa, call: Call) -> None:
     """Have any free process run it."""
     from fsa_cli.cli.task_call import enqueue
 
-    here = sorted(call.options.keys() - {"--enqueue", "--args-json"})
+    here = sorted(call.options.keys() - {"--enqueue", "--args-json", *ENQUEUES})
     if here:
         raise UsageError(
             f"--enqueue runs it elsewhere, and {here[0]} is about a run here",

@@ -9,13 +9,13 @@ import typer
 
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
-from fsa_cli.cli.options import option
-from fsa_cli.cli.task_call import enqueue, read
+from fsa_cli.cli.options import option, priority_option, run_after_option, unique_option
+from fsa_cli.cli.task_call import ENQUEUES, enqueue, read
 from fsa_cli.exceptions import UsageError
 from fsa_cli.tasks.registry import registry
 
 #: The options of `trigger` that may also stand after NAME, and whether each takes a value.
-_OWN = {"--wait": False, "--args-json": True, "--help": False, "-h": False}
+_OWN = {"--wait": False, "--args-json": True, **ENQUEUES, "--help": False, "-h": False}
 
 
 _NAMES = typer.Argument(metavar="NAME", help="A task.", autocompletion=task_names)
@@ -40,17 +40,27 @@ def trigger(
     wait: Annotated[
         bool, option("scheduler trigger", "--wait", help="Wait for its end, and exit as it ended.")
     ] = False,
+    run_after: Annotated[str | None, run_after_option("scheduler trigger")] = None,
+    priority: Annotated[str | None, priority_option("scheduler trigger")] = None,
+    unique: Annotated[str | None, unique_option("scheduler trigger")] = None,
 ) -> None:
     """Have a scheduler run a task soon; prints the run's id. Also while the task is paused.
 
     \b
       fsa scheduler trigger count_users
       fsa scheduler trigger count_users --no-active --since 2026-01-01 --wait
+      fsa scheduler trigger count_users --run-after 10m --priority 10 --unique nightly
     """
     from fsa_cli.cli.task_help import task_help
 
     fsa = Fsa.of(context)
-    given = {"--args-json": args_json, "--wait": "" if wait else None}
+    given = {
+        "--args-json": args_json,
+        "--wait": "" if wait else None,
+        "--run-after": run_after,
+        "--priority": priority,
+        "--unique": unique,
+    }
     call = read(fsa, name, argv or [], given, _OWN)
     if call.help:
         for line in task_help(call.task, fsa.settings.timezone):

@@ -22,6 +22,7 @@ _BOXES: Mapping[str, tuple[int, int]] = {
     "interrupted": (2, 18),
     "missed": (4, 14),
     "cancelled": (9, 4),
+    "discarded": (9, 4),
 }
 _BOX = (7, 8)
 

@@ -14,7 +14,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.sql.selectable import TextualSelect
 
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows, is_lock_wait, typed
-from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, QueueClaim
+from fsa_cli.ledger.records import (
+    HIGHEST_PRIORITY,
+    LOWEST_PRIORITY,
+    SENT_AGAIN_MS,
+    ClaimedRun,
+    QueueClaim,
+)
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
@@ -25,6 +31,8 @@ _MANY = 4
 # Looks at the queue for one claim. Each but the first finds what can start; the next is needed only
 # where the runs that were found share locks.
 _ROUNDS = 4
+# How many looks go by age alone, so that what has a low priority is not left for ever.
+_BY_AGE = 0.1
 
 
 def claim_queued(
@@ -302,10 +310,11 @@ def _candidates(
     known: set[str] = set()
     held: set[str] = set()
     limit = max(most * _MANY, 50)
+    by_age = random.random() < _BY_AGE
     startable: list[str] | None = None
     waits = more = False
     for _ in range(_ROUNDS):
-        rows = _queued(ledger, connection, executor, limit, startable)
+        rows = _queued(ledger, connection, executor, limit, startable, by_age=by_age)
         more = len(rows) == limit
         if startable is None:
             held = _held(ledger, connection, {locks.get(row.task) for row in rows})
@@ -324,6 +333,8 @@ def _candidates(
         room = most - len(wanted)
         several = chosen[: most * 2]
         random.shuffle(several)
+        if not by_age:
+            several.sort(key=lambda each: -each[0].priority)
         for row, lock in several[:room]:
             known.add(row.id)
             given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
@@ -346,30 +357,78 @@ def _queued(
     executor: str,
     limit: int,
     tasks: Sequence[str] | None,
-) -> Sequence[Any]:
-    """Queued runs whose time has come, the oldest first; None: of whatever tasks."""
+    *,
+    by_age: bool,
+) -> list[Any]:
+    """Queued runs whose time has come, the first to claim first; None: of whatever tasks.
+
+    Args:
+        by_age: The oldest first, whatever their priority.
+    """
     given = {"namespace": ledger.namespace, "executor": executor, "number": limit}
     if tasks is not None:
         given["rows"] = json.dumps([{"task": name} for name in tasks])
-    return connection.execute(_looking(ledger.sql, tasks is not None), given).all()
+    is_filtered = tasks is not None
+    levels = list(connection.scalars(_levels(ledger.sql), {"namespace": ledger.namespace}))
+    if not levels:
+        return []
+    found: list[Any] = []
+    if by_age or len(levels) == 1:
+        found += connection.execute(_looking(ledger.sql, is_filtered, False), given)
+        return sorted(found, key=lambda row: (row.not_before_ms, row.scheduled_ms))
+    for level in sorted(levels, reverse=True):
+        given |= {"priority": level, "number": limit - len(found)}
+        found += connection.execute(_looking(ledger.sql, is_filtered, True), given)
+        if len(found) == limit:
+            break
+    return sorted(found, key=lambda row: (-row.priority, row.not_before_ms, row.scheduled_ms))
 
 
 @lru_cache
-def _looking(sql: DialectSQL, is_filtered: bool) -> TextualSelect:
+def _levels(sql: DialectSQL) -> TextualSelect:
+    """The priorities of which a run waits whose time has come. Each is looked up in the index."""
+    # By ORDER BY and LIMIT: without statistics PostgreSQL reads all rows for a MIN.
+    first = (
+        "SELECT t.{0} FROM fsa_run t WHERE t.namespace = :namespace AND t.status = 'queued' {1} "
+        "ORDER BY t.{0} LIMIT 1"
+    )
+    lowest = first.format("priority", "")
+    next_one = first.format("priority", "AND t.priority > level.priority")
+    oldest = first.format("not_before_ms", "AND t.priority = level.priority")
+    levels = f"""
+        WITH RECURSIVE level (priority) AS (
+            SELECT ({lowest})
+            UNION ALL
+            SELECT ({next_one}) FROM level WHERE level.priority IS NOT NULL
+        )
+        """
+    if not sql.skips:
+        every = " UNION ALL SELECT ".join(map(str, range(LOWEST_PRIORITY, HIGHEST_PRIORITY + 1)))
+        levels = f"WITH level (priority) AS (SELECT {every})"
+    return typed(f"{levels} SELECT priority FROM level WHERE ({oldest}) <= {sql.now_ms}").columns(
+        run.c.priority
+    )
+
+
+@lru_cache
+def _looking(sql: DialectSQL, is_filtered: bool, has_level: bool) -> TextualSelect:
     # By `IS TRUE` the tasks are no join and no key of an index: whatever the database believes of
     # the table, it reads the queue in its order until it has found enough.
     filtered = f"AND (t.task IN (SELECT v.task FROM {sql.from_rows({'task': 'text'})})) IS TRUE"
     return typed(
         f"""
-        SELECT t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue
+        SELECT t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue,
+            t.priority, t.not_before_ms
         FROM fsa_run t
         WHERE t.namespace = :namespace AND t.status = 'queued'
             AND t.not_before_ms <= (SELECT {sql.now_ms}) AND t.executor = :executor
+            {"AND t.priority = :priority" if has_level else ""}
             {sql.readable} {filtered if is_filtered else ""}
-        ORDER BY t.not_before_ms, t.scheduled_ms
+        ORDER BY t.not_before_ms
         LIMIT :number
-        """
-    ).columns(*_OF_CANDIDATES)  # on SQLite a row holds whatever somebody has put there
+        """,
+        **({"priority": BigInteger} if has_level else {}),
+    ).columns(*_OF_CANDIDATES, run.c.priority, run.c.not_before_ms)  # SQLite's rows hold anything
 
 
 def _held(ledger: Ledger, connection: Connection, locks: Collection[str | None]) -> set[str]:

@@ -68,6 +68,8 @@ class DialectSQL:
         update: An UPDATE of many rows, from the JSON array in `:rows`; None: row by row.
         ignore: The clause with which an INSERT leaves an existing row alone.
         returns: Whether an INSERT can return the rows that it inserts.
+        skips: Whether a recursive query finds the next value of an index without reading the rows
+            between, which MySQL and MariaDB do for a constant only.
         limits: A SELECT that bounds the transaction in time, as its first statement; None: the
             connection is bounded.
         bounded_locks: What is joined to the rows of a statement so that it waits no longer than
@@ -84,6 +86,7 @@ class DialectSQL:
     update: str | None
     ignore: str
     returns: bool
+    skips: bool = True
     limits: str | None = None
     bounded_locks: str = ""
     readable: str = ""
@@ -209,6 +212,7 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         # IGNORE would also swallow NULLs and names that are too long.
         ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
         returns=False,
+        skips=False,
         schema_of_runs="SELECT DATABASE()",
         schema_of_effects="SELECT DATABASE()",
     ),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, TextClause, select
+from sqlalchemy import BigInteger, Connection, TextClause, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fsa_cli.ledger.dialects import DialectSQL, joining, typed
+from fsa_cli.ledger.keys import take_key
 from fsa_cli.ledger.offload import off_the_loop
 from fsa_cli.ledger.reach import probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, NewRun, RunStatus
@@ -18,13 +20,30 @@ from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["Inserted", "insert_run", "insert_running", "write_run"]
+__all__ = [
+    "Inserted",
+    "insert_run",
+    "insert_running",
+    "insert_runs_of",
+    "write_run",
+    "write_runs",
+]
 
 _LOCK_TRIES = 3
+_LENGTH = 4_000_000
+_ID_AND_QUOTES = 70
 
 
-#: Whether a row was inserted, and whether what was joined to it was done too.
-Inserted = Literal["not", "alone", "with its message"]
+class Inserted(NamedTuple):
+    """What became of a run in a transaction of the app's.
+
+    Attributes:
+        how: Whether its row was inserted, and whether what was joined to it was done too.
+        run_id: The run's; that of the run which has its unique key, if another one has.
+    """
+
+    how: Literal["not", "alone", "with its message"]
+    run_id: str
 
 
 def insert_run(
@@ -36,21 +55,102 @@ def insert_run(
         joined: As in `write_run`; left out where the session is not as the ledger's own are, since
             it names things of the database by the search path.
     """
+    (inserted,) = insert_runs_of(ledger, connection, [new_run], joined)
+    return inserted
+
+
+def insert_runs_of(
+    ledger: Ledger, connection: Connection, new_runs: Sequence[NewRun], joined: str = ""
+) -> list[Inserted]:
+    """As `insert_run`, for any number of runs that differ in nothing but id and arguments."""
+    first = new_runs[0]
+    nothing = [Inserted("not", each.run_id) for each in new_runs]
     if not ledger.is_located:
         off_the_loop(lambda: ledger.schema)
-    reach = probe(ledger, connection)
+    reach = probe(ledger, connection, has_key=first.unique is not None)
     if reach is not None and not reach.writes:
-        return "not"
-    if reach is None or [reach.user, reach.search_path] != ledger.session:
+        return nothing
+    if not first.dispatched or reach is None or [reach.user, reach.search_path] != ledger.session:
         joined = ""
-    inserting = _inserting(ledger.sql, joined, ledger.qualified(run.name))
+    how: Literal["alone", "with its message"] = "with its message" if joined else "alone"
     try:
-        connection.execute(inserting, _values(ledger, new_run))
+        if first.unique is not None:
+            run_id = take_key(ledger, connection, first, is_own=False)
+            if run_id != first.run_id:
+                return [Inserted("with its message", run_id)]
+        _insert(ledger, connection, new_runs, joined, ledger.qualified(run.name))
     except DBAPIError as exc:
         if reach is not None or not refused(exc):
             raise
-        return "not"
-    return "with its message" if joined else "alone"
+        return nothing
+    return [Inserted(how, each.run_id) for each in new_runs]
+
+
+def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> str:
+    """Insert the row of a run, in a transaction of its own.
+
+    Args:
+        joined: SQL that is part of the statement, as in `dialects.joining`.
+
+    Returns:
+        Its id; that of the run which has its unique key, if another one has.
+    """
+    if new_run.unique is None:
+        statement = _inserting(ledger.sql, joined, run.name)
+        values = _values(ledger, new_run)
+        ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
+        return new_run.run_id
+
+    def work(connection: Connection) -> str:
+        run_id = take_key(ledger, connection, new_run, is_own=True)
+        there = select(run.c.id).where(run.c.id == run_id)
+        # Of a COMMIT whose outcome was unknown the run is there already.
+        if run_id == new_run.run_id and connection.scalar(there) is None:
+            _insert(ledger, connection, [new_run], joined, run.name)
+        return run_id
+
+    return ledger.write(work)
+
+
+def write_runs(ledger: Ledger, new_runs: Sequence[NewRun], joined: str = "") -> None:
+    """As `write_run`, for any number of runs that differ in nothing but id and arguments."""
+
+    def work(connection: Connection) -> None:
+        there = select(run.c.id).where(run.c.id == new_runs[0].run_id)
+        if connection.scalar(there) is None:
+            _insert(ledger, connection, new_runs, joined, run.name)
+
+    ledger.write(work)
+
+
+def _insert(
+    ledger: Ledger,
+    connection: Connection,
+    new_runs: Sequence[NewRun],
+    joined: str,
+    table: str,
+) -> None:
+    """Insert runs: one statement, but that MySQL takes no more than 16 MB in one."""
+    if len(new_runs) == 1:
+        inserting = _inserting(ledger.sql, joined, table)
+        connection.execute(inserting, _values(ledger, new_runs[0]))
+        return
+    statement = _inserting_many(ledger.sql, joined, table)
+    given = _values(ledger, new_runs[0])
+    for name in ("id", "arguments"):
+        del given[name]
+    for part in _parts(new_runs):
+        rows = json.dumps([{"id": each.run_id, "arguments": each.arguments} for each in part])
+        connection.execute(statement, {**given, "rows": rows})
+
+
+def _parts(new_runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:
+    start = length = 0
+    for end, each in enumerate(new_runs, 1):
+        length += len(each.arguments) + _ID_AND_QUOTES
+        if length > _LENGTH or end == len(new_runs):
+            yield new_runs[start:end]
+            start, length = end, 0
 
 
 def _values(ledger: Ledger, new_run: NewRun) -> dict[str, Any]:
@@ -62,20 +162,11 @@ def _values(ledger: Ledger, new_run: NewRun) -> dict[str, Any]:
         "executor": new_run.executor,
         "queue": new_run.queue,
         "status": RunStatus.DISPATCHED if new_run.dispatched else RunStatus.QUEUED,
-        "wait_ms": SENT_AGAIN_MS if new_run.dispatched else 0,
+        "at_ms": new_run.at_ms,
+        "wait_ms": SENT_AGAIN_MS if new_run.dispatched else new_run.wait_ms,
+        "priority": new_run.priority,
         "requested_by": new_run.by,
     }
-
-
-def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> None:
-    """Insert the row of a run, in a transaction of its own.
-
-    Args:
-        joined: SQL that is part of the statement, as in `dialects.joining`.
-    """
-    statement = _inserting(ledger.sql, joined, run.name)
-    values = _values(ledger, new_run)
-    ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
 
 
 def insert_running(
@@ -134,18 +225,32 @@ _MANUAL: Mapping[str, str] = {
 }
 
 
-@lru_cache
-def _inserting(sql: DialectSQL, joined: str, table: str) -> TextClause:
-    values = {
+def _asked(sql: DialectSQL) -> Mapping[str, str]:
+    return {
         **_MANUAL,
         "scheduled_ms": sql.now_ms,
         "status": ":status",
         "executor": ":executor",
         "queue": ":queue",
-        "not_before_ms": f"{sql.now_ms} + :wait_ms",
+        "not_before_ms": f"COALESCE(:at_ms, {sql.now_ms} + :wait_ms)",
+        "priority": ":priority",
     }
-    insert = insert_runs(sql, values, table=table)
-    return typed(joining(f"{insert} RETURNING id, queue" if joined else insert, joined))
+
+
+@lru_cache
+def _inserting(sql: DialectSQL, joined: str, table: str) -> TextClause:
+    insert = insert_runs(sql, _asked(sql), table=table)
+    joining_in = joining(f"{insert} RETURNING id, queue" if joined else insert, joined)
+    return typed(joining_in, priority=BigInteger)
+
+
+@lru_cache
+def _inserting_many(sql: DialectSQL, joined: str, table: str) -> TextClause:
+    values = {**_asked(sql), "id": "v.id", "slot": "v.id", "arguments": "v.arguments"}
+    source = f"FROM {sql.from_rows({'id': 'text', 'arguments': 'text'})}"
+    insert = insert_runs(sql, values, source=source, table=table)
+    joining_in = joining(f"{insert} RETURNING id, queue" if joined else insert, joined)
+    return typed(joining_in, priority=BigInteger)
 
 
 @lru_cache

@@ -9,7 +9,17 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, delete, or_, select, update
 
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import FINAL, KEPT_MS, activity, node, node_task, progress, run, task
+from fsa_cli.ledger.tables import (
+    FINAL,
+    KEPT_MS,
+    activity,
+    key,
+    node,
+    node_task,
+    progress,
+    run,
+    task,
+)
 from fsa_cli.ledger.values import options_in
 
 __all__ = ["Died", "free_left_locks", "left_running", "prune", "reap", "reconcile"]
@@ -75,6 +85,7 @@ def prune(ledger: Ledger) -> int:
             old,
             (
                 delete(progress).where(progress.c.run.in_(old)),
+                delete(key).where(key.c.run.in_(old)),
                 delete(activity).where(activity.c.run.in_(old)),
                 delete(run).where(run.c.id.in_(old)),
             ),

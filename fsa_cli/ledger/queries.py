@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, exists, func, select
+from sqlalchemy import Connection, Row, Select, and_, case, exists, func, select
 
 from fsa_cli.ledger.nodes import elsewhere, lives
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import FINAL, node, node_task, progress, run, task
+from fsa_cli.ledger.tables import FINAL, key, node, node_task, progress, run, task
 
 __all__ = [
     "Overview",
     "Vitals",
     "find",
+    "get",
     "holder",
     "overview",
     "runs",
@@ -84,14 +85,29 @@ def holder(ledger: Ledger, lock_key: str) -> Row[Any] | None:
     return ledger.read(lambda connection: connection.execute(statement).one_or_none())
 
 
+def _whole() -> Select[Any]:
+    """Runs, each with its progress and the unique key that it has."""
+    columns = (run, progress.c.done, progress.c.total, progress.c.text)
+    return (
+        select(*columns, key.c.name.label("unique_key"))
+        .outerjoin(progress, progress.c.run == run.c.id)
+        .outerjoin(key, key.c.run == run.c.id)
+    )
+
+
+def get(ledger: Ledger, run_id: str) -> Row[Any] | None:
+    """The run with this id, with its progress and its unique key."""
+    statement = _whole().where(run.c.namespace == ledger.namespace, run.c.id == run_id)
+    return ledger.read(lambda connection: connection.execute(statement).one_or_none())
+
+
 def find(ledger: Ledger, prefix: str) -> list[Row[Any]]:
     """The runs whose id begins with *prefix*, at most two, each with its progress."""
 
     def work(connection: Connection) -> list[Row[Any]]:
         return list(
             connection.execute(
-                select(run, progress.c.done, progress.c.total, progress.c.text)
-                .outerjoin(progress, progress.c.run == run.c.id)
+                _whole()
                 .where(
                     run.c.namespace == ledger.namespace,
                     run.c.id.startswith(prefix, autoescape=True),
@@ -118,8 +134,7 @@ def runs(
 
     def work(connection: Connection) -> list[Row[Any]]:
         statement = (
-            select(run, progress.c.done, progress.c.total, progress.c.text)
-            .outerjoin(progress, progress.c.run == run.c.id)
+            _whole()
             .where(run.c.namespace == ledger.namespace)
             .order_by(run.c.scheduled_ms.desc(), run.c.id)
             .limit(limit)

@@ -41,8 +41,11 @@ class Reach(NamedTuple):
     search_path: str
 
 
-def probe(ledger: Ledger, connection: Connection) -> Reach | None:
+def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> Reach | None:
     """Ask PostgreSQL, where a statement that is refused would end the transaction; None elsewhere.
+
+    Args:
+        has_key: Whether it has to write unique keys too.
 
     https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-ACCESS
     """
@@ -52,7 +55,7 @@ def probe(ledger: Ledger, connection: Connection) -> Reach | None:
         "run_schema": ledger.schema or "",
         "effect_schema": ledger.effect_schemas.get(access_of(connection.engine.url), ""),
     }
-    row: Any = execute(connection, _PROBING, given).one()
+    row: Any = execute(connection, _probing(has_key), given).one()
     writable = not row.is_read_only
     return Reach(
         writes=writable and row.writes,
@@ -106,12 +109,22 @@ _EFFECT = _TABLE.format(
     " OR :effect_schema = '' AND c.oid = pg_catalog.to_regclass('fsa_effect'))",
     privileges=_PRIVILEGE.format("INSERT"),
 )
-_PROBING = typed(
-    f"""
-    SELECT pg_catalog.current_setting('transaction_read_only') = 'on' AS is_read_only,
-        EXISTS ({_RUN}) AS writes, EXISTS ({_EFFECT}) AS marks,
-        pg_catalog.txid_current_if_assigned() IS NOT NULL AS wrote,
-        CAST(current_user AS TEXT) AS by_user,
-        pg_catalog.current_setting('search_path') AS search_path
-    """
+_KEY = _TABLE.format(
+    table="fsa_key",
+    place="n.nspname = :run_schema",
+    privileges=" AND ".join(_PRIVILEGE.format(each) for each in ("SELECT", "INSERT", "UPDATE")),
 )
+
+
+@lru_cache
+def _probing(has_key: bool) -> TextClause:
+    return typed(
+        f"""
+        SELECT pg_catalog.current_setting('transaction_read_only') = 'on' AS is_read_only,
+            EXISTS ({_RUN}) {f"AND EXISTS ({_KEY})" if has_key else ""} AS writes,
+            EXISTS ({_EFFECT}) AS marks,
+            pg_catalog.txid_current_if_assigned() IS NOT NULL AS wrote,
+            CAST(current_user AS TEXT) AS by_user,
+            pg_catalog.current_setting('search_path') AS search_path
+        """
+    )

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "EARLY_MS",
+    "HIGHEST_PRIORITY",
+    "LOWEST_PRIORITY",
     "OPEN_STATES",
     "SCHEDULED",
     "SENT_AGAIN_MS",
@@ -79,6 +81,9 @@ SCHEDULED = "S"
 #: How far ahead of the database's clock an instant may be claimed.
 EARLY_MS = 500
 
+#: The bounds of a run's priority.
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
+
 #: After so long the message of a run that has not started is sent again.
 SENT_AGAIN_MS = 30_000
 
@@ -117,6 +122,10 @@ class NewRun:
         queue: The broker's queue; None: the run waits in the ledger.
         dispatched: Whether a broker is sent its message at once; otherwise it is `queued`.
         by: Who asks; None: a program.
+        at_ms: When it may start; None: `wait_ms` from now, by the database's clock.
+        priority: -100 to 100; of those that wait the highest goes first.
+        unique: A key that no other run of the task has while this one waits or runs.
+        kept_ms: For how long after its end it keeps the key.
     """
 
     run_id: str
@@ -126,6 +135,11 @@ class NewRun:
     queue: str | None
     dispatched: bool
     by: str | None = None
+    at_ms: int | None = None
+    wait_ms: int = 0
+    priority: int = 0
+    unique: str | None = None
+    kept_ms: int | None = None
 
     @classmethod
     def of(cls, task: str, arguments: str, **more: Any) -> NewRun:

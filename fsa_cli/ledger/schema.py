@@ -13,7 +13,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.database.connections import driver_message
 from fsa_cli.database.identity import address
-from fsa_cli.ledger import dialects, effects, tables
+from fsa_cli.ledger import dialects, effects, tables, upgrade
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.store import Ledger
@@ -53,6 +53,7 @@ def statements(ledger: Ledger, databases: Iterable[Database]) -> Iterator[str]:
     """
     yield f"-- {ledger.where}"
     yield from _of(tables.metadata, ledger.engine.dialect)
+    yield from upgrade.by_hand(ledger.engine.dialect)
     for database in databases:
         url = database.url
         if url is None or shares(ledger, url):
@@ -65,9 +66,7 @@ def statements(ledger: Ledger, databases: Iterable[Database]) -> Iterator[str]:
 def _of(metadata: MetaData, dialect: Dialect) -> Iterator[str]:
     for table in metadata.sorted_tables:
         created: list[CreateTable | CreateIndex] = [CreateTable(table)]
-        created += [
-            CreateIndex(index) for index in sorted(table.indexes, key=lambda one: str(one.name))
-        ]
+        created += [CreateIndex(index) for index in tables.indexes_of(table, dialect)]
         for each in created:
             lines = str(each.compile(dialect=dialect)).strip().splitlines()
             yield "\n".join(line.rstrip() for line in lines) + ";"

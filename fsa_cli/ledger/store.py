@@ -16,7 +16,7 @@ from sqlalchemy.sql import literal_column
 
 from fsa_cli.database.identity import sqlite_file
 from fsa_cli.exceptions import LedgerUnusable
-from fsa_cli.ledger import dialects, tables
+from fsa_cli.ledger import dialects, tables, upgrade
 from fsa_cli.project.state_dir import make_private_file, make_state_dir
 from fsa_cli.terminal.masking import mask
 
@@ -166,18 +166,15 @@ class Ledger:
             if not self._file.is_file():
                 return False
             self._keep_private()
-        found = self.read(self._columns)
-        for table in tables.metadata.sorted_tables:
-            if table.name not in found:
-                continue  # another process may be creating them at this moment
-            missing = {column.name for column in table.columns} - found[table.name]
-            if missing:
-                raise LedgerUnusable(
-                    f"the ledger's table {table.name} has no column {', '.join(sorted(missing))}",
-                    details=[self.where, "another version of fsa created it"],
-                    hint="fsa scheduler init --sql shows the tables of this version",
-                )
-        return len(found) == len(tables.metadata.sorted_tables)
+        found, newest = self.read(self._found)
+        upgrade.check(newest, self.where)
+        for table, missing in upgrade.missing_columns(found):
+            raise LedgerUnusable(
+                f"the ledger's table {table.name} has no column {', '.join(sorted(missing))}",
+                details=[self.where, "another version of fsa created it"],
+                hint="fsa scheduler init adds what this version needs; --sql prints it",
+            )
+        return upgrade.is_whole(found, newest)
 
     def check_keys(self) -> None:
         """Check that the UNIQUE keys exist: they, and nothing else, say who has an instant.
@@ -197,15 +194,15 @@ class Ledger:
                     )
 
     def create(self) -> bool:
-        """Create the tables, also while other processes do; False if they existed.
+        """Create what the tables lack, also while other processes do; False if all existed.
 
         Raises:
-            LedgerUnusable: They cannot be created here.
+            LedgerUnusable: It cannot be created here.
         """
-        if self.exists():
-            return False
-        if self.is_sqlite:
+        if self.is_sqlite and not self._file.is_file():
             self._keep_private()
+        elif upgrade.is_whole(*self.read(self._found)):
+            return not self.exists()
         try:
             self._create()
         except SQLAlchemyError as exc:
@@ -214,7 +211,7 @@ class Ledger:
                 details=[self.where, mask(str(getattr(exc, "orig", exc)).splitlines()[0])],
                 hint="fsa scheduler init --sql prints them for a person who may",
             ) from exc
-        return True
+        return self.exists()
 
     def _create(self) -> None:
         for attempt in range(1, 11):
@@ -224,11 +221,20 @@ class Ledger:
                     for table in tables.metadata.sorted_tables:
                         table.create(connection, checkfirst=True)
                         connection.commit()
+                    upgrade.add_missing(connection, self._columns(connection))
+                    upgrade.mark(connection)
                 return
             except DBAPIError:
                 if attempt == 10:
                     raise
                 time.sleep(0.05 * attempt)
+
+    def _found(self, connection: Connection) -> tuple[dict[str, set[str]], Any]:
+        """The columns of each table that exists, and the row that says their version."""
+        found = self._columns(connection)
+        if tables.schema.name not in found:
+            return found, None
+        return found, connection.execute(select(tables.schema)).one_or_none()
 
     def _columns(self, connection: Connection) -> dict[str, set[str]]:
         from sqlalchemy import inspect

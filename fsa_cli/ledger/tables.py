@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Dialect, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    literal_column,
+)
 from sqlalchemy import UniqueConstraint as Unique
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -17,22 +28,27 @@ from fsa_cli.project.settings import NAMESPACE_LENGTH
 __all__ = [
     "FINAL",
     "KEPT_MS",
+    "KEY_LENGTH",
     "NAME_LENGTH",
     "QUEUE_LENGTH",
     "activity",
     "audit",
     "effect",
     "effects",
+    "indexes_of",
+    "key",
     "metadata",
     "node",
     "node_task",
     "progress",
     "run",
+    "schema",
     "task",
 ]
 
 NAME_LENGTH = 190
 QUEUE_LENGTH = 100
+KEY_LENGTH = 190
 _ID_LENGTH = 36
 
 #: The states in which a run has ended for good.
@@ -93,8 +109,20 @@ def _text(length: int) -> TypeEngine[str]:
     return _plain(length).with_variant(binary, "mysql", "mariadb")
 
 
+def _only_on(dialects: tuple[str, ...], index: Index) -> Index:
+    index.info["dialects"] = dialects
+    return index.ddl_if(callable_=lambda *_, dialect, **__: dialect.name in dialects)
+
+
+def indexes_of(table: Table, dialect: Dialect) -> list[Index]:
+    """The indexes of *table* on *dialect*, by name."""
+    there = [e for e in table.indexes if dialect.name in e.info.get("dialects", (dialect.name,))]
+    return sorted(there, key=lambda each: str(each.name))
+
+
 _ID = _text(_ID_LENGTH)
 _NAME = _text(NAME_LENGTH)
+_KEY = _text(KEY_LENGTH)
 _NAMESPACE = _text(NAMESPACE_LENGTH)
 _LOCK = _text(NAMESPACE_LENGTH + NAME_LENGTH + 1)
 # LONGTEXT there; its own name would import the whole dialect, which `fsa run-task` pays for.
@@ -103,6 +131,16 @@ _LONG = (
 )
 _BIG = BigInteger().with_variant(_AnyInteger(), "sqlite")
 _INTEGER = Integer().with_variant(_AnySmallInteger(), "sqlite")
+
+#: One row: which version of these tables is here. A version only adds to the one before.
+schema = Table(
+    "fsa_schema",
+    metadata,
+    Column("id", _INTEGER, primary_key=True, autoincrement=False),  # 1
+    Column("version", _INTEGER, nullable=False),
+    # The oldest version whose processes may work with these tables.
+    Column("oldest", _INTEGER, nullable=False),
+)
 
 node = Table(
     "fsa_node",
@@ -172,12 +210,40 @@ run = Table(
     Column("traceback", _LONG),
     Column("result", _LONG),  # JSON
     Column("requested_by", _plain(255)),
+    # Of those that wait the highest goes first. Version 2; what knows only version 1 writes none.
+    Column("priority", _INTEGER, nullable=False, server_default="0"),
     # In this order, so that it serves the list of the latest runs too, and grows at its end.
     Unique("namespace", "scheduled_ms", "task", "slot", name="fsa_run_instant"),
     Unique("lock_key", name="fsa_run_lock"),
     Index("fsa_run_queue", "namespace", "status", "not_before_ms"),
     Index("fsa_run_node", "node", "status"),
     Index("fsa_run_history", "namespace", "task", "scheduled_ms"),
+    # A partial one does not make every change of a status dearer; MySQL and MariaDB have none.
+    _only_on(
+        ("postgresql", "sqlite"),
+        Index(
+            *("fsa_run_priority", "namespace", "priority", "not_before_ms"),
+            postgresql_where=literal_column("status = 'queued'"),
+            sqlite_where=literal_column("status = 'queued'"),
+        ),
+    ),
+    _only_on(
+        ("mysql", "mariadb"),
+        Index("fsa_run_priority", "namespace", "status", "priority", "not_before_ms"),
+    ),
+)
+
+#: Which run has a key that its caller asked to be unique. What becomes of the run frees the key: an
+#: old process, which does not know this table, leaves none behind that would be held for ever.
+key = Table(
+    "fsa_key",
+    metadata,
+    Column("namespace", _NAMESPACE, primary_key=True),
+    Column("task", _NAME, primary_key=True),
+    Column("name", _KEY, primary_key=True),
+    Column("run", _ID, nullable=False),
+    Column("kept_ms", _BIG),  # for how long after the end of its run; None: not at all
+    Index("fsa_key_run", "run"),
 )
 
 progress = Table(

@@ -15,7 +15,7 @@ __all__ = ["days", "get", "known", "last_runs", "sample"]
 
 _DAY_MS = 24 * 3600 * 1000
 _SAID_LENGTH = 300
-_UNLIKE_SUCCESS = (*FAILED, "skipped", "cancelled")
+_UNLIKE_SUCCESS = (*FAILED, "skipped", "cancelled", "discarded")
 
 
 def get(ledger: Ledger, name: str) -> Row[Any] | None:

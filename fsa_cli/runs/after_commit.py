@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session, SessionTransaction
 from fsa_cli.ledger.offload import off_the_loop
 from fsa_cli.terminal.escaping import escape_record
 
-__all__ = ["after_commit"]
+__all__ = ["after_commit", "unless_committed"]
 
 logger = logging.getLogger("fsa.enqueue")
 logger.addFilter(escape_record)
 
 _PENDING = "fsa_enqueued"
+_UNDONE = "fsa_undone"
 
 
 def after_commit(session: Session, work: Callable[[], None]) -> None:
@@ -32,6 +33,36 @@ def after_commit(session: Session, work: Callable[[], None]) -> None:
         event.listen(session, "after_commit", _committed)
         event.listen(session, "after_soft_rollback", _rolled_back)
     pending.append((session.get_nested_transaction() or session.get_transaction(), work))
+
+
+def unless_committed(session: Session, undo: Callable[[], None]) -> None:
+    """Call *undo* if the session's transaction ends without its commit, in a sandbox too."""
+    pending = session.info.get(_UNDONE)
+    if pending is None:
+        pending = session.info[_UNDONE] = []
+        event.listen(session, "after_commit", _keep)
+        event.listen(session, "after_soft_rollback", _undo)
+        event.listen(session, "after_transaction_end", _end)
+    session.connection()  # begins the transaction
+    pending.append((session.get_nested_transaction() or session.get_transaction(), undo))
+
+
+def _keep(session: Session) -> None:
+    if not session.in_nested_transaction():
+        session.info[_UNDONE].clear()
+
+
+def _undo(session: Session, previous: SessionTransaction) -> None:
+    pending = session.info[_UNDONE]
+    gone = [each for each in pending if _is_in(each[0], previous)]
+    pending[:] = [each for each in pending if each not in gone]
+    for _, undo in gone:
+        undo()
+
+
+def _end(session: Session, ended: SessionTransaction) -> None:
+    if ended.parent is None:  # a session that is closed has not committed, and says no more
+        _undo(session, ended)
 
 
 def _committed(session: Session) -> None:

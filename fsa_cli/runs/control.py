@@ -26,6 +26,7 @@ from fsa_cli.runner import report
 from fsa_cli.runs.enqueue import Enqueuer
 from fsa_cli.runs.executor import Executor
 from fsa_cli.runs.requester import requester
+from fsa_cli.runs.run_options import RunOptions
 from fsa_cli.runs.run_view import document, get_run
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
@@ -62,6 +63,7 @@ def trigger(
     task: TaskDefinition,
     values: str,
     warn: Callable[[str], None],
+    options: RunOptions | None = None,
     *,
     run_id: str | None = None,
     by: str | None = None,
@@ -73,9 +75,10 @@ def trigger(
     """
     enqueuer = Enqueuer(ledger, settings)
     try:
-        run_id = enqueuer.enqueue(task, values, run_id=run_id, by=by)
+        given = options or RunOptions()
+        (result,) = enqueuer.enqueue(task, [values], given, run_id=run_id, by=by)
         _warn_if_alone(ledger, enqueuer.executors.of(task), warn)
-        return run_id
+        return result.id
     finally:
         enqueuer.executors.close()
 

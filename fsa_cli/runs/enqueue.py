@@ -1,7 +1,7 @@
-"""`task.enqueue`: ask for a run, from the app's own code or for a person.
+"""`enqueue`: ask for runs, from the app's own code or for a person.
 
-    count_users.task.enqueue(active=True)
-    count_users.task.enqueue(active=True, session=db.session)
+    count_users.enqueue(active=True)
+    count_users.using(session=db.session).enqueue(active=True)
 
 With a session, and the ledger in its database, the run is part of the session's transaction.
 """
@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,7 +27,7 @@ from sqlalchemy.orm import Session
 from fsa_cli.exceptions import ArgumentError, BrokerUnreachable, UsageError
 from fsa_cli.ledger import redelivery
 from fsa_cli.ledger.access import reached
-from fsa_cli.ledger.enqueue import Inserted, insert_run, write_run
+from fsa_cli.ledger.enqueue import insert_runs_of, write_run, write_runs
 from fsa_cli.ledger.location import ledger_of, shares
 from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
@@ -36,14 +37,27 @@ from fsa_cli.runs.executor import Executor, Message
 from fsa_cli.runs.executor_registry import ExecutorRegistry, queue_name
 from fsa_cli.runs.process_databases import databases_here, process_key
 from fsa_cli.runs.requester import requester
+from fsa_cli.runs.run_options import RunOptions
+from fsa_cli.runs.task_result import HeldResult, TaskResult
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
-from fsa_cli.tasks.enqueue_capture import captured
+from fsa_cli.tasks.enqueue_capture import captured, diversion
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.json_values import jsonable
 
-__all__ = ["Enqueuer", "aenqueue", "arguments_of", "enqueue", "enqueuer_here"]
+__all__ = [
+    "Call",
+    "Enqueuer",
+    "aenqueue",
+    "arguments_by_name",
+    "arguments_of",
+    "enqueue",
+    "enqueuer_here",
+]
+
+#: The arguments of one run: those without a name, and those with one.
+Call = tuple[Sequence[Any], Mapping[str, Any]]
 
 logger = logging.getLogger("fsa.enqueue")
 logger.addFilter(escape_record)
@@ -51,37 +65,70 @@ logger.addFilter(escape_record)
 _SENT_SOON_MS = 1000
 # To find out that a broker is away may take seconds: not every request is to wait for that.
 _AWAY_FOR_S = 10.0
+_PLAIN = RunOptions()
 
 
 def enqueue(
-    task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
-) -> str:
-    """Enqueue a run of *task*, as `Task.enqueue`."""
-    if isinstance(session, AsyncSession):
+    task: TaskDefinition, calls: Sequence[Call], options: RunOptions
+) -> list[TaskResult[Any]]:
+    """Enqueue a run of *task* for each of *calls*.
+
+    Raises:
+        ArgumentError: The task takes other arguments.
+        UsageError: The session or another option cannot be used so.
+        ConfigurationError: There is no ledger here, or no such executor.
+        DatabaseUnreachable: The ledger's database is away.
+    """
+    if isinstance(options.session, AsyncSession):
         raise UsageError(
-            f"{task.name}.task.enqueue was given an AsyncSession",
-            hint=f"await {task.name}.task.aenqueue(..., session=session)",
+            f"{task.name}.enqueue was given an AsyncSession",
+            hint=f"await {task.name}.using(session=session).aenqueue(...)",
         )
-    text = arguments_of(task, _arguments_by_name(task, args, kwargs))
-    if captured(task.name):
-        return uuid.uuid4().hex
-    return enqueuer_here().enqueue(task, text, _session(task, session))
+    session = _session(task, options.session)
+    texts = _texts(task, calls, options)
+    if (held := _held_back(task, texts, options)) is not None:
+        return held
+    return enqueuer_here().enqueue(task, texts, options, session) if texts else []
 
 
 async def aenqueue(
-    task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], session: object = None
-) -> str:
-    """Enqueue a run of *task*, as `Task.aenqueue`."""
-    text = arguments_of(task, _arguments_by_name(task, args, kwargs))
-    if captured(task.name):
-        return uuid.uuid4().hex
+    task: TaskDefinition, calls: Sequence[Call], options: RunOptions
+) -> list[TaskResult[Any]]:
+    """As `enqueue`, without blocking the event loop."""
+    session = options.session
+    if not isinstance(session, AsyncSession):
+        session = _session(task, session)
+    texts = _texts(task, calls, options)
+    if (held := _held_back(task, texts, options)) is not None:
+        return held
+    if not texts:
+        return []
     here = await asyncio.to_thread(enqueuer_here)
     if session is None:
-        return await asyncio.to_thread(here.enqueue, task, text)
+        return await asyncio.to_thread(here.enqueue, task, texts, options)
     await asyncio.to_thread(here.prepare, here.executors.of(task))
     if isinstance(session, AsyncSession):
-        return await session.run_sync(lambda sync: here.enqueue(task, text, sync))
-    return here.enqueue(task, text, _session(task, session))
+        return await session.run_sync(lambda sync: here.enqueue(task, texts, options, sync))
+    return here.enqueue(task, texts, options, session)
+
+
+def _held_back(
+    task: TaskDefinition, texts: list[str], options: RunOptions
+) -> list[TaskResult[Any]] | None:
+    """The results of runs that a dry run or a test keeps; None: they are to be enqueued."""
+    if captured(task.name, len(texts)):
+        return [HeldResult(uuid.uuid4().hex, task.name) for _ in texts]
+    keep = diversion()
+    return None if keep is None else keep(task, texts, options)
+
+
+def _texts(task: TaskDefinition, calls: Sequence[Call], options: RunOptions) -> list[str]:
+    if options.unique is not None and len(calls) > 1:
+        raise UsageError(
+            f"{len(calls)} runs of {task.name} are to have one unique key",
+            hint="enqueue them one by one, each with a key of its own",
+        )
+    return [arguments_of(task, arguments_by_name(task, *each)) for each in calls]
 
 
 def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
@@ -118,18 +165,19 @@ class Enqueuer:
     def enqueue(
         self,
         task: TaskDefinition,
-        arguments: str,
+        texts: Sequence[str],
+        options: RunOptions = _PLAIN,
         session: Session | None = None,
         *,
         run_id: str | None = None,
         by: str | None = None,
-    ) -> str:
-        """Enqueue a run of *task*; the run's id.
+    ) -> list[TaskResult[Any]]:
+        """Enqueue a run of *task* for each of *texts*.
 
         Args:
-            arguments: As `arguments_of` returns them.
-            session: The run is part of its transaction.
-            run_id: Its id; None: a new one.
+            texts: The arguments, as `arguments_of` returns them.
+            session: The runs are part of its transaction.
+            run_id: The id of the first; None: a new one.
             by: Who asks; None: the user of this process.
 
         Raises:
@@ -138,27 +186,59 @@ class Enqueuer:
         """
         executor = self.executors.of(task)
         self.prepare(executor)
-        new_run = NewRun(
-            run_id or uuid.uuid4().hex,
-            task.name,
-            arguments,
-            executor=executor.name,
-            queue=queue_name(task, self.ledger.namespace) if executor.carries else task.queue,
-            dispatched=executor.carries,
-            by=by or requester(),
-        )
+        new_runs = self._new_runs(task, texts, options, executor, by or requester())
+        if run_id is not None:
+            new_runs[0] = replace(new_runs[0], run_id=run_id)
+        results: list[TaskResult[Any]] = [
+            TaskResult(each.run_id, task.name, lambda: self.ledger) for each in new_runs
+        ]
         if session is None:
-            self._write(new_run, executor)
-            return new_run.run_id
+            self._write(new_runs, results, executor)
+            return results
         connection = session.connection()
-        inserted: Inserted = "not"
-        if shares(self.ledger, connection.engine.url):
-            inserted = insert_run(self.ledger, connection, new_run, executor.joined)
-        if inserted == "not":
-            after_commit(session, lambda: self._write(new_run, executor))
-        elif inserted == "alone" and executor.carries:
-            after_commit(session, lambda: self._publish(new_run, executor))
-        return new_run.run_id
+        if not shares(self.ledger, connection.engine.url):
+            after_commit(session, lambda: self._write(new_runs, results, executor))
+            return results
+        inserted = insert_runs_of(self.ledger, connection, new_runs, executor.joined)
+        how = inserted[0].how
+        if how == "not":
+            after_commit(session, lambda: self._write(new_runs, results, executor))
+        elif how == "alone" and new_runs[0].dispatched:
+            after_commit(session, lambda: self._publish(new_runs, executor))
+        for result, each in zip(results, inserted, strict=True):
+            result.is_of(each.run_id)
+        return results
+
+    def _new_runs(
+        self,
+        task: TaskDefinition,
+        texts: Sequence[str],
+        options: RunOptions,
+        executor: Executor,
+        by: str | None,
+    ) -> list[NewRun]:
+        queue = options.queue or task.queue
+        priority = task.priority if options.priority is None else options.priority
+        # A broker delivers in its own order and at once: what has to wait does so in the ledger.
+        waits = options.run_after is not None or priority < 0
+        if executor.carries and queue is None:
+            queue = queue_name(task, self.ledger.namespace)
+        return [
+            NewRun.of(
+                task.name,
+                text,
+                executor=executor.name,
+                queue=queue,
+                dispatched=executor.carries and not waits,
+                by=by,
+                at_ms=options.at_ms,
+                wait_ms=options.wait_ms,
+                priority=priority,
+                unique=options.unique,
+                kept_ms=options.kept_ms,
+            )
+            for text in texts
+        ]
 
     def prepare(self, executor: Executor) -> None:
         """Check, once, that the ledger and what *executor* needs exist; raises as `enqueue`."""
@@ -170,26 +250,39 @@ class Enqueuer:
             _ = self.ledger.schema  # looked up here, where no event loop waits
         self._ready.add(executor.name)
 
-    def _write(self, new_run: NewRun, executor: Executor) -> None:
+    def _write(
+        self,
+        new_runs: Sequence[NewRun],
+        results: Sequence[TaskResult[Any]],
+        executor: Executor,
+    ) -> None:
+        first = new_runs[0]
+        joined = executor.joined if first.dispatched else ""
         with reached(self.ledger):
-            write_run(self.ledger, new_run, executor.joined)
-        if executor.carries and not executor.joined:
-            self._publish(new_run, executor)
+            if len(new_runs) > 1:
+                write_runs(self.ledger, new_runs, joined)
+            elif (run_id := write_run(self.ledger, first, joined)) != first.run_id:
+                results[0].is_of(run_id)
+                return
+        if first.dispatched and not joined:
+            self._publish(new_runs, executor)
 
-    def _publish(self, new_run: NewRun, executor: Executor) -> None:
-        """Send its message; if that fails, the ledger's redelivery sends it later."""
+    def _publish(self, new_runs: Sequence[NewRun], executor: Executor) -> None:
+        """Send their messages; if that fails, the ledger's redelivery sends them later."""
         try:
-            self._send(new_run, executor)
+            self._send(new_runs, executor)
         except BrokerUnreachable as exc:
-            logger.warning("%s; the run %s is sent later", exc.message.rstrip("."), new_run.run_id)
+            run_ids = [each.run_id for each in new_runs]
+            what = f"the run {run_ids[0]} is" if len(run_ids) == 1 else f"{len(run_ids)} runs are"
+            logger.warning("%s; %s sent later", exc.message.rstrip("."), what)
             with contextlib.suppress(SQLAlchemyError):  # then a little later
-                redelivery.mark_unsent(self.ledger, [new_run.run_id], _SENT_SOON_MS)
+                redelivery.mark_unsent(self.ledger, run_ids, _SENT_SOON_MS)
 
-    def _send(self, new_run: NewRun, executor: Executor) -> None:
+    def _send(self, new_runs: Sequence[NewRun], executor: Executor) -> None:
         if time.monotonic() < self._away_until_s.get(executor.name, float("-inf")):
             raise BrokerUnreachable(f"{executor.name} is away")
         try:
-            executor.publish([_message(new_run)])
+            executor.publish([_message(each) for each in new_runs])
         except BrokerUnreachable:
             self._away_until_s[executor.name] = time.monotonic() + _AWAY_FOR_S
             raise
@@ -200,9 +293,14 @@ def _message(new_run: NewRun) -> Message:
     return Message(new_run.run_id, new_run.queue)
 
 
-def _arguments_by_name(
+def arguments_by_name(
     task: TaskDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """The arguments of a call by name, without those that are injected.
+
+    Raises:
+        ArgumentError: The task does not take so many, or one is given twice.
+    """
     if not args:
         return dict(kwargs)
     kinds = inspect.signature(task.function).parameters
@@ -226,7 +324,7 @@ def _session(task: TaskDefinition, session: object) -> Session | None:
     if session is None or isinstance(session, Session):
         return session
     raise UsageError(
-        f"{task.name}.task.enqueue was given {session!r} as its session",
+        f"{task.name}.using was given {session!r} as its session",
         hint="session=db.session",
     )
 

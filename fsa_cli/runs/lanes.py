@@ -29,7 +29,16 @@ MOST_RUNS = 2000
 _LEAST_WIDTH = 0.28
 _MOST_CELLS, _LEAST_CELLS, _ALL_CELLS = 240, 40, 4000
 _MOST_COMING = 40
-_WORST = ("failed", "timed_out", "interrupted", "missed", "running", "skipped", "cancelled")
+_WORST = (
+    "failed",
+    "timed_out",
+    "interrupted",
+    "missed",
+    "running",
+    "skipped",
+    "cancelled",
+    "discarded",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row
@@ -28,6 +28,7 @@ __all__ = [
     "error_of",
     "foot",
     "get_run",
+    "instant_or_span",
     "none_found",
     "row",
     "said",
@@ -92,6 +93,8 @@ def document(run: Row[Any]) -> dict[str, object]:
         "requested_by": run.requested_by,
         "executor": run.executor,
         "queue": run.queue,
+        "priority": run.priority,
+        "unique_key": run.unique_key,
         "node": run.node,
         "lock_key": run.lock_key,
         "commits": run.commits,
@@ -155,6 +158,8 @@ def details(run: Row[Any], now: datetime) -> dict[str, object]:
         "requested by": run.requested_by,
         "arguments": run.arguments if run.arguments != "{}" else None,
         "attempt": run.attempt,
+        "priority": run.priority or None,
+        "unique key": run.unique_key,
         "scheduled at": _instant(run.scheduled_ms) if run.kind != "manual" else None,
         "queued at": _instant(run.queued_ms),
         "not before": _instant(run.not_before_ms) if run.status == "queued" else None,
@@ -177,19 +182,29 @@ def since_ms(text: str, now: datetime) -> int:
     Raises:
         UsageError: It is neither.
     """
+    at = instant_or_span(text, "--since")
+    return round((now - at if isinstance(at, timedelta) else at).timestamp() * 1000)
+
+
+def instant_or_span(text: str, option: str) -> datetime | timedelta:
+    """The value of an option: `2h`, or a day or an instant in ISO 8601, in UTC if it has no zone.
+
+    Raises:
+        UsageError: It is neither.
+    """
     try:
         seconds = duration_s(text)
     except FsaError:
         seconds = None
     if seconds is not None:
-        return round((now.timestamp() - seconds) * 1000)
+        return timedelta(seconds=seconds)
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f'--since "{text}": expected a time', hint="2h, 30m, 2026-11-22, 2026-11-22T12:00"
+            f'{option} "{text}": expected a time', hint="2h, 30m, 2026-11-22, 2026-11-22T12:00"
         ) from None
-    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
 def duration_ms(run: Row[Any], now: datetime | None) -> int | None:

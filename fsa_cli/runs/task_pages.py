@@ -31,7 +31,7 @@ _DAY = timedelta(days=1)
 _MOST_A_DAY = 2000
 _FAR = timedelta(days=366)
 _NEXT = 5
-_WORST = (*FAILED, "cancelled", "skipped", "unread")
+_WORST = (*FAILED, "cancelled", "discarded", "skipped", "unread")
 _BINS = 24
 
 

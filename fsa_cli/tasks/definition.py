@@ -65,6 +65,8 @@ class TaskDefinition:
         executor: How its runs are carried: "local", "procrastinate", "celery", or one of another
             package; None is the settings'.
         queue: The broker's queue; None is "fsa.NAMESPACE".
+        priority: -100 to 100: of the runs that wait the highest goes first. Where one is asked for,
+            `using(priority=...)` goes before it.
         tags: Words to choose tasks by.
     """
 
@@ -90,6 +92,7 @@ class TaskDefinition:
     database: str | None = None
     executor: str | None = None
     queue: str | None = None
+    priority: int = 0
     tags: frozenset[str] = frozenset()
 
     @cached_property
@@ -172,6 +175,9 @@ def check_definition(task: TaskDefinition) -> None:
         value = getattr(task, option)
         if value is not None and not 0 <= value < float("inf"):
             raise wrong(f"has {option}={value!r}", "seconds, 0 or more")
+    priority = task.priority
+    if type(priority) is not int or not -100 <= priority <= 100:
+        raise wrong(f"has priority={priority!r}", "a whole number from -100 to 100")
     for option in ("executor", "queue"):
         value = getattr(task, option)
         if value is not None and not (isinstance(value, str) and 0 < len(value) <= 50):

@@ -132,7 +132,7 @@ class Ours:
             self._executor.publish(messages)
 
     def send_one(self) -> None:
-        getattr(self._app, f"tell_{self.engine}").task.enqueue()
+        getattr(self._app, f"tell_{self.engine}").enqueue()
 
     def ended(self) -> int:
         return self._place.number("SELECT COUNT(*) FROM fsa_run WHERE status = 'succeeded'")

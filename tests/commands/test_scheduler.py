@@ -200,6 +200,30 @@ def test_the_words_after_the_name_are_the_tasks(fsa: Run, small: Shop) -> None:
     assert "no scheduler is alive" in done.stderr
 
 
+def test_a_person_says_when_how_urgent_and_once(fsa: Run, small: Shop) -> None:
+    assert fsa("scheduler", "init").returncode == 0
+    words = ("--run-after", "10m", "--priority=10", "--unique", "tea")
+    enqueued = fsa("run-task", "ship", "tea", "--enqueue", *words)
+    assert enqueued.returncode == 0, enqueued.stderr
+    run_id = enqueued.stdout.strip()
+
+    assert fsa("scheduler", "trigger", *words, "ship", "tea").stdout.strip() == run_id
+    shown = json.loads(fsa("runs", "show", run_id, "--json").stdout)
+    assert (shown["priority"], shown["unique_key"]) == (10, "tea")
+    waits = datetime.fromisoformat(shown["not_before"]) - datetime.fromisoformat(shown["queued_at"])
+    assert 599 < waits.total_seconds() < 601
+    for wrong, said in (
+        (["run-task", "ship", "tea", "--unique", "a"], "with --enqueue"),
+        (["scheduler", "trigger", "ship", "tea", "--priority", "high"], "a whole number"),
+        (["scheduler", "trigger", "ship", "tea", "--priority", "101"], "from -100 to 100"),
+        (["scheduler", "trigger", "ship", "tea", "--run-after", "soon"], '--run-after "soon"'),
+    ):
+        refused = fsa(*wrong)
+        assert refused.returncode == 2, wrong
+        assert said in refused.stderr
+    assert len(small.runs()) == 1
+
+
 def test_a_paused_task_is_skipped_until_it_is_resumed(
     fsa: Run, fsa_process: Start, laid: Shop
 ) -> None:

@@ -24,7 +24,7 @@ def ship(n: int, context: TaskContext):
 @app.post("/orders/{n}")
 def order(n: int, ends: str):
     db.session.execute(text("INSERT INTO orders (n) VALUES (:n)"), {"n": n})
-    ship.task.enqueue(n=n, session=db.session)
+    ship.using(session=db.session).enqueue(n=n)
     if ends == "raises":
         raise LookupError("after it was enqueued")
     if ends == "commits":
@@ -33,7 +33,7 @@ def order(n: int, ends: str):
 @app.post("/async-orders/{n}")
 async def async_order(n: int, ends: str):
     await db.async_session.execute(text("INSERT INTO orders (n) VALUES (:n)"), {"n": n})
-    await ship.task.aenqueue(n=n, session=db.async_session)
+    await ship.using(session=db.async_session).aenqueue(n=n)
     if ends == "raises":
         raise LookupError("after it was enqueued")
     if ends == "commits":

@@ -275,7 +275,7 @@ def test_a_run_is_enqueued_in_a_transaction_with_another_search_path(stage: Stag
 
     with stage.db(commit_on_exit=True):
         stage.sql("SET LOCAL search_path TO tenant_1")
-        assert insert_run(stage.ledger, stage.db.session.connection(), new_run) == "alone"
+        assert insert_run(stage.ledger, stage.db.session.connection(), new_run).how == "alone"
 
     assert [row.id for row in queries.find(stage.ledger, new_run.run_id)] == [new_run.run_id]
 
@@ -285,7 +285,7 @@ def test_a_run_is_not_enqueued_by_a_role_that_may_not(stage: Stage, tenant: str)
 
     with stage.db(commit_on_exit=True):
         stage.sql(f"SET LOCAL ROLE {tenant}")
-        assert insert_run(stage.ledger, stage.db.session.connection(), new_run) == "not"
+        assert insert_run(stage.ledger, stage.db.session.connection(), new_run).how == "not"
 
 
 @pytest.mark.parametrize(

@@ -418,10 +418,10 @@ def test_a_message_is_part_of_a_sessions_transaction_where_its_names_mean_the_sa
     first, second = wanted(), wanted()
 
     with ledger.engine.begin() as connection:
-        assert insert_run(ledger, connection, first, joined) == "with its message"
+        assert insert_run(ledger, connection, first, joined).how == "with its message"
     with ledger.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL search_path TO tenant_1")
-        assert insert_run(ledger, connection, second, joined) == "alone"
+        assert insert_run(ledger, connection, second, joined).how == "alone"
 
     assert postgresql.rows("SELECT run_id FROM job") == [(first.run_id,)]
     assert {row.id for row in runs_of(ledger)} == {first.run_id, second.run_id}

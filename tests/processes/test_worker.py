@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def ended(fsa: Run, worker: Process) -> Run:
 
 
 def test_an_enqueued_run_is_executed_and_recorded(carried: Carried, ended: Run, fsa: Run) -> None:
+    later = fsa("run-task", "mail", "bob", "--enqueue", "--run-after", "3s", "--priority", "9")
     for words, result in (
         (["ship", "coffee", "--count", "7"], "coffee x 7"),
         (["mail", "ann"], "ann"),
@@ -129,8 +131,12 @@ def test_an_enqueued_run_is_executed_and_recorded(carried: Carried, ended: Run, 
         assert (run["status"], run["result"]) == ("succeeded", result)
         assert run["executor"] == carried.name
 
-    assert carried.shop.written() == [7, 1, 1]
     assert run["attempt"] == 3
+    wait_until(lambda: len(carried.shop.written()) == 4)
+    assert carried.shop.written() == [7, 1, 1, 1]
+    waited = json.loads(fsa("runs", "show", later.stdout.strip(), "--json").stdout)
+    after = [datetime.fromisoformat(waited[at]) for at in ("scheduled_at", "started_at")]
+    assert 3.0 <= (after[1] - after[0]).total_seconds() < 8.0
     enqueued = fsa("run-task", "ship", "tea", "--enqueue")
     assert enqueued.returncode == 0, enqueued.stderr
     run_id = enqueued.stdout.strip()

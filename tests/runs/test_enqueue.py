@@ -1,4 +1,4 @@
-"""`task.enqueue`: by itself, and as part of a session's transaction."""
+"""`ship.enqueue`: by itself, and as part of a session's transaction."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def ship(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
+def ship(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A task of an app whose `db` is on *backend*."""
     monkeypatch.chdir(tmp_path)
     registry.clear()
@@ -50,13 +50,13 @@ def ship(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
     db.configure(db_url=backend.url)
     backend.execute("CREATE TABLE orders (n INTEGER)")
-    yield ship.task
+    yield ship
     db.dispose()
     registry.clear()
 
 
 @pytest.fixture
-def runs(ship: Task, backend: Backend) -> Iterator[Runs]:
+def runs(ship: Any, backend: Backend) -> Iterator[Runs]:
     """The rows of its ledger."""
     ledger: Ledger = ledger_of({"default": db}, read())
     ledger.create()
@@ -72,8 +72,8 @@ def orders(backend: Backend) -> int:
     return len(backend.rows("SELECT n FROM orders"))
 
 
-def test_a_run_is_queued_with_its_arguments_by_name(ship: Task, runs: Runs) -> None:
-    run_id = ship.enqueue("coffee", 7, since=date(2026, 1, 2))
+def test_a_run_is_queued_with_its_arguments_by_name(ship: Any, runs: Runs) -> None:
+    run_id = ship.enqueue("coffee", 7, since=date(2026, 1, 2)).id
 
     (row,) = runs()
     assert (row.id, row.task, row.kind, row.status) == (run_id, "ship", "manual", "queued")
@@ -81,20 +81,20 @@ def test_a_run_is_queued_with_its_arguments_by_name(ship: Task, runs: Runs) -> N
     assert (row.executor, row.attempt, row.not_before_ms) == ("local", 1, row.queued_ms)
 
 
-async def test_a_run_is_queued_from_a_coroutine(ship: Task, runs: Runs) -> None:
-    run_id = await ship.aenqueue("coffee")
+async def test_a_run_is_queued_from_a_coroutine(ship: Any, runs: Runs) -> None:
+    asked = await ship.aenqueue("coffee")
 
-    assert [row.id for row in runs()] == [run_id]
+    assert [row.id for row in runs()] == [asked.id]
 
 
 @pytest.mark.parametrize("how", ["commit", "rollback", "raise", "leave"])
 def test_a_run_of_a_session_is_there_if_and_only_if_it_commits(
-    how: str, ship: Task, runs: Runs, backend: Backend
+    how: str, ship: Any, runs: Runs, backend: Backend
 ) -> None:
     try:
         with db():
             insert()
-            ship.enqueue("coffee", session=db.session)
+            ship.using(session=db.session).enqueue("coffee")
             if how == "commit":
                 db.session.commit()
             elif how == "rollback":
@@ -109,11 +109,11 @@ def test_a_run_of_a_session_is_there_if_and_only_if_it_commits(
 
 @pytest.mark.parametrize("commits", [True, False])
 async def test_a_run_of_an_async_session_is_there_if_and_only_if_it_commits(
-    commits: bool, ship: Task, runs: Runs, backend: Backend
+    commits: bool, ship: Any, runs: Runs, backend: Backend
 ) -> None:
     async with db():
         await db.async_session.execute(text("INSERT INTO orders (n) VALUES (1)"))
-        await ship.aenqueue("coffee", session=db.async_session)
+        await ship.using(session=db.async_session).aenqueue("coffee")
         if commits:
             await db.async_session.commit()
 
@@ -122,15 +122,15 @@ async def test_a_run_of_an_async_session_is_there_if_and_only_if_it_commits(
 
 
 def test_a_savepoint_that_is_rolled_back_takes_its_run_with_it(
-    ship: Task, runs: Runs, backend: Backend
+    ship: Any, runs: Runs, backend: Backend
 ) -> None:
     with db():
-        ship.enqueue("kept", session=db.session)
+        ship.using(session=db.session).enqueue("kept")
         with db.session.begin_nested():
-            ship.enqueue("kept too", session=db.session)
+            ship.using(session=db.session).enqueue("kept too")
         with pytest.raises(LookupError), db.session.begin_nested():
             with db.session.begin_nested():
-                ship.enqueue("gone", session=db.session)
+                ship.using(session=db.session).enqueue("gone")
             raise LookupError("the outer one")
         db.session.commit()
 
@@ -138,20 +138,20 @@ def test_a_savepoint_that_is_rolled_back_takes_its_run_with_it(
     assert asked == ["kept", "kept too"]
 
 
-def test_each_transaction_of_a_session_has_its_own_runs(ship: Task, runs: Runs) -> None:
+def test_each_transaction_of_a_session_has_its_own_runs(ship: Any, runs: Runs) -> None:
     with db():
         for commits in (True, False, True):
-            ship.enqueue("coffee", session=db.session)
+            ship.using(session=db.session).enqueue("coffee")
             (db.session.commit if commits else db.session.rollback)()
 
     assert len(runs()) == 2
 
 
-def test_nothing_leaves_a_sandbox(ship: Task, runs: Runs, backend: Backend) -> None:
+def test_nothing_leaves_a_sandbox(ship: Any, runs: Runs, backend: Backend) -> None:
     with db.sandbox():
         with db(commit_on_exit=True):
             insert()
-            ship.enqueue("coffee", session=db.session)
+            ship.using(session=db.session).enqueue("coffee")
         with db():
             assert db.session.scalar(text("SELECT count(*) FROM orders")) == 1
 
@@ -160,11 +160,11 @@ def test_nothing_leaves_a_sandbox(ship: Task, runs: Runs, backend: Backend) -> N
 
 @pytest.mark.parametrize("session", [None, "db.session"])
 def test_a_dry_run_enqueues_nothing_and_says_what_it_would(
-    ship: Task, runs: Runs, session: str | None
+    ship: Any, runs: Runs, session: str | None
 ) -> None:
     def order() -> None:
         for item in ("coffee", "tea"):
-            ship.enqueue(item, session=db.session if session else None)
+            ship.using(session=db.session if session else None).enqueue(item)
 
     made = Run(task=Task(name="order", function=order), database=db, dry_run=True)
     result, told = execute_dry_run(made, {"default": db})
@@ -178,7 +178,7 @@ def test_a_dry_run_enqueues_nothing_and_says_what_it_would(
     assert len(runs()) == 1
 
 
-def test_a_dry_run_refuses_what_could_not_be_enqueued(ship: Task) -> None:
+def test_a_dry_run_refuses_what_could_not_be_enqueued(ship: Any) -> None:
     made = Run(
         task=Task(name="order", function=lambda: ship.enqueue("tea", cuont=1)),
         database=db,
@@ -190,10 +190,10 @@ def test_a_dry_run_refuses_what_could_not_be_enqueued(ship: Task) -> None:
     assert told.enqueued == []
 
 
-async def test_a_sync_session_serves_a_coroutine_too(ship: Task, runs: Runs) -> None:
+async def test_a_sync_session_serves_a_coroutine_too(ship: Any, runs: Runs) -> None:
     with db():
-        await ship.aenqueue("coffee", session=db.session)
-        ship.enqueue("tea", session=db.session)
+        await ship.using(session=db.session).aenqueue("coffee")
+        ship.using(session=db.session).enqueue("tea")
         db.session.commit()
 
     assert len(runs()) == 2
@@ -213,7 +213,7 @@ async def test_a_sync_session_serves_a_coroutine_too(ship: Task, runs: Runs) -> 
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(
-    arguments: tuple[Any, ...], named: dict[str, Any], said: str, ship: Task, runs: Runs
+    arguments: tuple[Any, ...], named: dict[str, Any], said: str, ship: Any, runs: Runs
 ) -> None:
     with pytest.raises(ArgumentError, match=said):
         ship.enqueue(*arguments, **named)
@@ -221,23 +221,23 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     assert runs() == []
 
 
-async def test_an_async_session_needs_the_coroutine(ship: Task, runs: Runs) -> None:
+async def test_an_async_session_needs_the_coroutine(ship: Any, runs: Runs) -> None:
     async with db():
         with pytest.raises(UsageError, match="AsyncSession") as caught:
-            ship.enqueue("coffee", session=db.async_session)
+            ship.using(session=db.async_session).enqueue("coffee")
 
-    assert "await ship.task.aenqueue" in (caught.value.hint or "")
+    assert "await ship.using(session=session).aenqueue" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="as its session"):
-        ship.enqueue("coffee", session=db)
+        ship.using(session=db).enqueue("coffee")
     await db.adispose()
 
 
-def test_bytes_and_zones_are_read_back_as_they_were(ship: Task, runs: Runs) -> None:
+def test_bytes_and_zones_are_read_back_as_they_were(ship: Any, runs: Runs) -> None:
     @task(name="kinds")
     def kinds(zone: ZoneInfo, parts: list[bytes], *, whole: bytes) -> None: ...
 
     given = {"zone": ZoneInfo("Europe/Berlin"), "parts": [b"abc", b"\xff\0"], "whole": b"\x80"}
-    kinds.task.enqueue(**given)
+    kinds.enqueue(**given)
 
     (row,) = runs()
     assert json.loads(row.arguments)["zone"] == "Europe/Berlin"
@@ -247,18 +247,18 @@ def test_bytes_and_zones_are_read_back_as_they_were(ship: Task, runs: Runs) -> N
             bind(signature_of(kinds.task.function), {**json.loads(row.arguments), "whole": wrong})
 
 
-def test_a_secret_is_not_written_into_the_ledger(ship: Task, runs: Runs) -> None:
+def test_a_secret_is_not_written_into_the_ledger(ship: Any, runs: Runs) -> None:
     @task
     def sign(token: SecretStr) -> None: ...
 
     with pytest.raises(UsageError, match="is a secret, and the ledger keeps none"):
-        sign.task.enqueue("abc")
+        sign.enqueue("abc")
 
     assert runs() == []
 
 
 def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
-    ship: Task,
+    ship: Any,
     sqlite: Backend,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -267,12 +267,12 @@ def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
     monkeypatch.setenv("FSA_LEDGER_URL", f"sqlite:///{Path.cwd()}/elsewhere.db")
     ledger = ledger_of({"default": db}, read())
     with db():
-        ship.enqueue("coffee", session=db.session)
+        ship.using(session=db.session).enqueue("coffee")
         assert runs_of(ledger) == []
         db.session.commit()
         assert len(runs_of(ledger)) == 1
 
-        ship.enqueue("tea", session=db.session)
+        ship.using(session=db.session).enqueue("tea")
         ledger.write(lambda connection: connection.execute(text("DROP TABLE fsa_run")))
         with caplog.at_level(logging.ERROR, "fsa.enqueue"):
             db.session.commit()
@@ -282,7 +282,7 @@ def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
 
 @pytest.mark.slow
 def test_only_the_first_request_waits_for_a_broker_that_is_away(
-    ship: Task,
+    ship: Any,
     runs: Runs,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -313,7 +313,7 @@ def test_an_app_that_was_only_imported_has_its_ledger(python: Fsa, tmp_path: Pat
         """
     (tmp_path / "main.py").write_text(dedent(source))
 
-    done = python("-c", "import main; print(main.ship.task.enqueue())")
+    done = python("-c", "import main; print(main.ship.enqueue())")
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "shop-ledger.db").is_file()
@@ -322,7 +322,7 @@ def test_an_app_that_was_only_imported_has_its_ledger(python: Fsa, tmp_path: Pat
 def test_a_process_without_a_database_has_no_ledger(python: Fsa) -> None:
     done = python(
         "-c",
-        "from fsa_cli import task\n@task\ndef ship(): ...\nship.task.enqueue()",
+        "from fsa_cli import task\n@task\ndef ship(): ...\nship.enqueue()",
     )
 
     assert done.returncode == 1

@@ -1,0 +1,129 @@
+"""Of the runs that wait the highest goes first, those of one priority by age; none is starved."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fsa_cli.ledger import claim_queued as claims
+from fsa_cli.ledger.claim_queued import claim_queued
+from fsa_cli.ledger.enqueue import write_run, write_runs
+from fsa_cli.ledger.records import NewRun
+from fsa_cli.ledger.store import Ledger
+from support.backends import Backend
+from support.ledgers import make_node, open_ledger, runs_of
+
+LEVELS = (-100, -1, 0, 1, 100)
+LOCKS: dict[str, str | None] = {"ship": None}
+
+
+def wanted(priority: int = 0, **more: Any) -> NewRun:
+    return NewRun.of(
+        *("ship", "{}"),
+        executor="local",
+        queue=None,
+        dispatched=False,
+        priority=priority,
+        **more,
+    )
+
+
+@pytest.fixture(autouse=True)
+def same_chance() -> None:
+    random.seed(20_261_128)
+
+
+def test_the_highest_goes_first_and_those_of_one_priority_by_age(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_BY_AGE", 0.0)
+    node = make_node(ledger).id
+    asked = [(n, level) for n in range(3) for level in LEVELS]
+    ids = {write_run(ledger, wanted(level, at_ms=1000 + n)): (-level, n) for n, level in asked}
+    later = {write_run(ledger, wanted(100, wait_ms=3_600_000)) for _ in range(60)}
+
+    taken = []
+    while found := claim_queued(ledger, node, LOCKS, most=1).runs:
+        taken += [ids[each.run_id] for each in found]
+    # The claim of one takes either of the two oldest, so that replicas do not collide.
+    assert [level for level, _ in taken] == sorted(level for level, _ in ids.values())
+    assert sorted(taken) == sorted(ids.values())
+    assert {row.id for row in runs_of(ledger) if row.status == "queued"} == later
+
+
+def test_four_workers_take_what_is_urgent_first_and_leave_nothing(ledger: Ledger) -> None:
+    for level in (0, 50, 10):
+        write_runs(ledger, [wanted(level) for _ in range(1700)])
+    priority = {row.id: row.priority for row in runs_of(ledger)}
+    taken: list[int] = []
+    twice = threading.Lock()
+
+    def work() -> None:
+        node = make_node(ledger).id
+        with ledger.keeping_a_connection():
+            while found := claim_queued(ledger, node, LOCKS, most=10):
+                if not found.runs and not found.more:
+                    return
+                with twice:
+                    taken.extend(priority.pop(each.run_id) for each in found.runs)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+
+    assert priority == {}
+    # One look of ten goes by age: what is not urgent comes too, but slowly.
+    assert taken[:1700].count(50) > 1200
+    assert taken[:1700].count(0) > 0
+    assert taken[-1000:].count(50) < 100
+
+
+def test_what_waits_for_its_time_stands_before_nobody(ledger: Ledger) -> None:
+    write_runs(ledger, [wanted(100, wait_ms=3_600_000) for _ in range(500)])
+    due = write_run(ledger, wanted(-100))
+
+    (claimed,) = claim_queued(ledger, make_node(ledger).id, LOCKS, most=5).runs
+
+    assert claimed.run_id == due
+
+
+@pytest.fixture
+def fresh(postgresql: Backend) -> Iterator[Ledger]:
+    ledger = open_ledger(postgresql.url)
+    ledger.create()
+    yield ledger
+    ledger.dispose()
+
+
+def test_without_statistics_a_claim_reads_what_it_claims(
+    fresh: Ledger, postgresql: Backend
+) -> None:
+    """Of 20,000 that wait, and 20,000 whose time has not come, no plan reads more than a few."""
+    postgresql.execute("ALTER TABLE fsa_run SET (autovacuum_enabled = false)")
+    write_runs(fresh, [wanted(1) for _ in range(20_000)])
+    write_runs(fresh, [wanted(2, wait_ms=3_600_000) for _ in range(20_000)])
+    write_run(fresh, wanted(0))
+    node = make_node(fresh).id
+
+    for by_age in (True, False):
+        with fresh.engine.connect() as connection:
+            for name, given in (("levels", {}), ("looking", {"executor": "local", "number": 50})):
+                made = (
+                    claims._levels(fresh.sql)
+                    if name == "levels"
+                    else claims._looking(fresh.sql, False, not by_age)
+                )
+                compiled = made.compile(dialect=connection.dialect)
+                values = {"namespace": fresh.namespace, "priority": 1, **given}
+                plan = connection.exec_driver_sql(
+                    f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {compiled}", values
+                ).scalar()
+                shown = plan[0]["Plan"]
+                assert shown["Shared Hit Blocks"] + shown["Shared Read Blocks"] < 120, plan
+    assert len(claim_queued(fresh, node, LOCKS, most=50).runs) == 50

@@ -1,0 +1,111 @@
+"""Tables of the version before get what this one adds, also while its processes go on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text
+
+from fsa_cli.exceptions import LedgerUnusable
+from fsa_cli.ledger.claim_queued import claim_queued
+from fsa_cli.ledger.enqueue import write_run
+from fsa_cli.ledger.records import NewRun
+from fsa_cli.ledger.store import Ledger
+from support.backends import Backend
+from support.ledgers import make_node, open_ledger, runs_of
+
+LIKE_BEFORE = {
+    "postgresql": ["DROP INDEX fsa_run_priority"],
+    "mariadb": ["DROP INDEX fsa_run_priority ON fsa_run"],
+    "sqlite": ["DROP INDEX fsa_run_priority"],
+}
+# As the commit before wrote a run that is asked for.
+OLD_INSERT = """
+    INSERT INTO fsa_run (attempt, commits, queued_ms, id, namespace, task, slot, kind, arguments,
+        scheduled_ms, status, executor, queue, not_before_ms)
+    SELECT 1, 0, {now}, 'old', '{namespace}', 'ship', 'old', 'manual', '{{}}', {now}, 'queued',
+        'local', NULL, {now}
+    """
+
+
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
+def old(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """A ledger as the version before has made it, with a run that waits."""
+    backend: Backend = request.getfixturevalue(request.param)
+    ledger = open_ledger(backend.url)
+    ledger.create()
+    for statement in (
+        *LIKE_BEFORE[request.param],
+        "ALTER TABLE fsa_run DROP COLUMN priority",
+        "DROP TABLE fsa_key",
+        "DROP TABLE fsa_schema",
+    ):
+        ledger.write(lambda c, it=statement: c.execute(text(it)))
+    insert_as_before(ledger)
+    yield ledger
+    ledger.dispose()
+
+
+def insert_as_before(ledger: Ledger) -> None:
+    statement = OLD_INSERT.format(now=ledger.sql.now_ms, namespace=ledger.namespace)
+    ledger.write(lambda connection: connection.execute(text(statement)))
+
+
+def test_what_a_version_adds_is_made_at_the_start_by_whoever_is_first(old: Ledger) -> None:
+    with pytest.raises(LedgerUnusable, match="no column priority") as caught:
+        old.exists()
+    assert "fsa scheduler init" in (caught.value.hint or "")
+
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        url = old.engine.url.render_as_string(hide_password=False)
+        other = open_ledger(url, old.namespace)
+        try:
+            other.create()
+        except BaseException as exc:
+            errors.append(exc)
+        finally:
+            other.dispose()
+
+    starts = [threading.Thread(target=start) for _ in range(8)]
+    for each in starts:
+        each.start()
+    for each in starts:
+        each.join()
+
+    assert errors == []
+    assert old.exists()
+    assert old.create() is False
+    old.check_keys()
+    # What is there goes on, and processes of the version before go on writing.
+    wanted = NewRun.of("ship", "{}", executor="local", queue=None, dispatched=False, priority=5)
+    write_run(old, wanted)
+    old.write(lambda c: c.execute(text("DELETE FROM fsa_run WHERE id = 'old'")))
+    insert_as_before(old)
+    found = claim_queued(old, make_node(old).id, {"ship": None}, most=1).runs
+    assert [each.run_id for each in found] in ([wanted.run_id], ["old"])
+    assert sorted(row.priority for row in runs_of(old)) == [0, 5]
+
+
+def test_tables_of_a_version_that_this_one_cannot_work_with_are_left_alone(ledger: Ledger) -> None:
+    def say(version: int, oldest: int) -> None:
+        statement = f"UPDATE fsa_schema SET version = {version}, oldest = {oldest}"
+        ledger.write(lambda connection: connection.execute(text(statement)))
+
+    say(3, 1)
+    try:
+        assert ledger.exists()  # it only adds
+        assert ledger.create() is False
+        say(4, 3)
+        for work in (ledger.exists, ledger.create):
+            with pytest.raises(
+                LedgerUnusable, match="of version 4, and this fsa knows 2"
+            ) as caught:
+                work()
+        assert "install here" in (caught.value.hint or "")
+        assert caught.value.exit_code == 3
+    finally:
+        say(2, 1)
