@@ -14,11 +14,23 @@ if TYPE_CHECKING:
     from fsa_cli.migrations.own_tables import include_name
     from fsa_cli.runs.task_result import TaskResult
     from fsa_cli.tasks.context import Progress, TaskContext
+    from fsa_cli.tasks.outcomes import Discard, Retry
 
-__all__ = ["Progress", "Task", "TaskContext", "TaskResult", "include_name", "task"]
+__all__ = [
+    "Discard",
+    "Progress",
+    "Retry",
+    "Task",
+    "TaskContext",
+    "TaskResult",
+    "include_name",
+    "task",
+]
 
 _HOMES = {
+    "Discard": "tasks.outcomes",
     "Progress": "tasks.context",
+    "Retry": "tasks.outcomes",
     "Task": "api",
     "TaskContext": "tasks.context",
     "TaskResult": "runs.task_result",

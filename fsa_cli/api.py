@@ -71,6 +71,8 @@ _USUAL = {
     "max_instances": "overlap",
     "lock": "group",
     "queue_name": "queue",
+    "retry_backoff_max": "max_backoff_s",
+    "autoretry_for": "retry_on",
 }
 
 _METHODS = ("using", "enqueue", "aenqueue", "enqueue_many", "aenqueue_many")
@@ -261,6 +263,9 @@ class TaskDecorator(Protocol):
         timeout_s: float | None = None,
         retries: int = 0,
         backoff_s: float = 1.0,
+        max_backoff_s: float = 3600.0,
+        backoff_jitter: float = 0.1,
+        retry_on: type[BaseException] | Sequence[type[BaseException]] | None = None,
         overlap: Overlap = "skip",
         group: str | None = None,
         catch_up: CatchUp = "latest",
@@ -288,6 +293,7 @@ def _task(
     args: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
     on_failure: Callable[[Any], object] | Sequence[Callable[[Any], object]] = (),
+    retry_on: type[BaseException] | Sequence[type[BaseException]] | None = None,
     **options: Any,
 ) -> Any:
     """Register a function as a task and return it, with its Task as `.task`.
@@ -316,6 +322,7 @@ def _task(
             args=dict(args or {}),
             tags=frozenset([tags] if isinstance(tags, str) else tags),
             on_failure=(on_failure,) if callable(on_failure) else tuple(on_failure),
+            retry_on=_classes(retry_on),
             **options,
         )
         check_definition(defined)
@@ -337,6 +344,12 @@ def _task(
 
 _task.__name__ = _task.__qualname__ = "task"
 task = cast(TaskDecorator, _task)
+
+
+def _classes(given: Any) -> tuple[type[BaseException], ...] | None:
+    if given is None:
+        return None
+    return tuple(given) if isinstance(given, Sequence) else (given,)
 
 
 def _name_of(function: Any) -> str:

@@ -39,6 +39,7 @@ class Status(Enum):
     missed = "missed"
     skipped = "skipped"
     cancelled = "cancelled"
+    discarded = "discarded"
     dispatched = "handed_off"
 
 

@@ -59,6 +59,8 @@ class Fence:
     ) -> None:
         self.recorded = False
         """Whether the run's success is written, in the transaction of its effects."""
+        self.commits = 0
+        """How often the task has committed by itself."""
         self.result: str | None = None
         """The value that the task returned, as JSON; None before it has."""
         self._ledger = ledger
@@ -75,6 +77,8 @@ class Fence:
 
     def __enter__(self) -> Fence:
         _listen()
+        self.recorded = self._returned = self._sent = False
+        self.result = None
         self._context = _current.set(self)
         return self
 
@@ -95,6 +99,7 @@ class Fence:
             Fenced: It is not.
         """
         final = self._returned and not self._sent
+        self.commits += not final
         is_shared = shares(self._ledger, connection.engine.url)
         if not is_shared and not wrote:
             return

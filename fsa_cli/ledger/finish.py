@@ -101,7 +101,7 @@ def _counts(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> list[dict[str, An
         if each.status == "succeeded":
             successes[each.task] = max(each.finished_ms, successes.get(each.task, 0))
             failures[each.task] = 0
-        else:
+        elif each.status != "discarded":
             failures[each.task] += 1
     # In one order for all replicas: in several they deadlock.
     return [
@@ -123,6 +123,7 @@ def _row(each: RunOutcome) -> dict[str, Any]:
         "began_ms": each.started_ms,
         "ended_ms": each.finished_ms,
         "again_ms": each.finished_ms + (each.retry_in_ms or 0),
+        "more": 1 if each.counts else 0,
         "to_result": each.result,
         "to_error_type": each.error_type,
         "to_error": each.error,
@@ -151,6 +152,7 @@ _COLUMNS = {
     "began_ms": "bigint",
     "ended_ms": "bigint",
     "again_ms": "bigint",
+    "more": "bigint",
     "to_result": "text",
     "to_error_type": "text",
     "to_error": "text",
@@ -173,7 +175,8 @@ def _finished(sql: DialectSQL, lock: str) -> TextClause:
 @lru_cache
 def _requeued(sql: DialectSQL) -> TextClause:
     values = (
-        "status = 'queued', node = NULL, claim = NULL, lock_key = NULL, attempt = t.attempt + 1, "
+        "status = 'queued', node = NULL, claim = NULL, lock_key = NULL, "
+        "attempt = t.attempt + v.more, "
         f"not_before_ms = v.again_ms, finished_ms = v.ended_ms, {_SAID}"
     )
     return sql.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)

@@ -51,6 +51,8 @@ class RunStatus(StrEnum):
     SKIPPED = "skipped"
     """The run before it went on, or the task was paused."""
     CANCELLED = "cancelled"
+    DISCARDED = "discarded"
+    """The task said that there is nothing to do."""
 
     @property
     def is_final(self) -> bool:
@@ -218,6 +220,7 @@ class RunOutcome:
         result: JSON.
         error_type, error, traceback: For people, with secrets masked.
         retry_in_ms: Not None: the run is queued again, for so much later.
+        counts: Whether the run that is queued again is a further attempt.
         keeps_lock: A time-out whose thread goes on: `free` frees the lock.
         recorded: The row is written already, in the task's own transaction.
     """
@@ -233,6 +236,7 @@ class RunOutcome:
     error: str | None = None
     traceback: str | None = None
     retry_in_ms: int | None = None
+    counts: bool = True
     keeps_lock: bool = False
     recorded: bool = False
 

@@ -59,10 +59,11 @@ class Notifications(NodeListener):
         """Notify that a run has ended; not yet if another attempt follows."""
         if result is None or outcome is None or outcome.retry_in_ms is not None:
             return
+        has_failed = result.status not in ("succeeded", "discarded")
         if run.task.ping is not None:
             text = "" if result.succeeded else brief(result)
-            self._ping(run, "" if result.succeeded else "/fail", text)
-        if not result.succeeded:
+            self._ping(run, "/fail" if has_failed else "", text)
+        if has_failed:
             for hook in run.task.on_failure:
                 self._put(
                     "failures",

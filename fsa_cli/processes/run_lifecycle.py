@@ -20,7 +20,7 @@ from fsa_cli.processes.completer import Completer
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.pool import RunPool
 from fsa_cli.runner.outcome import encode_result, error_fields
-from fsa_cli.runner.retry import RetryPolicy, is_retryable
+from fsa_cli.runner.retry import RetryPolicy, asked_again
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.user_code import summarize_error
@@ -33,7 +33,6 @@ BuildRun = Callable[[ClaimedRun], Run]
 logger = logging.getLogger("fsa.scheduler")
 logger.addFilter(escape_record)
 
-_LONGEST_RETRY_S = 3600.0
 _OVERDUE_BY_S = 1.0
 
 
@@ -249,8 +248,7 @@ def outcome_of(
     if result is None:
         return _bare_outcome(claimed, "cancelled", now_ms)
     error_type, error, traceback = error_fields(None if took_effect else result.error)
-    retries = RetryPolicy(run.task.retries, run.task.backoff_s, longest_s=_LONGEST_RETRY_S)
-    again = not took_effect and result.attempt <= retries.retries and is_retryable(result)
+    pause_s = None if took_effect else RetryPolicy.of(run.task).pause_after_s(result)
     recorded = run.fence is not None and run.fence.recorded
     return RunOutcome(
         run_id=claimed.run_id,
@@ -263,7 +261,8 @@ def outcome_of(
         error_type=error_type,
         error=error,
         traceback=traceback,
-        retry_in_ms=round(retries.pause_s(result.attempt) * 1000) if again else None,
+        retry_in_ms=None if pause_s is None else round(pause_s * 1000),
+        counts=asked_again(result) is None,
         recorded=recorded and result.succeeded,
     )
 

@@ -15,10 +15,11 @@ from fsa_cli.processes.events import NodeListener
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner import report
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.outcomes import Discard, Retry
 from fsa_cli.terminal.formatting import format_duration, format_elapsed
 from fsa_cli.terminal.json_values import dumps, jsonable_within
 from fsa_cli.terminal.output import Output, shown
-from fsa_cli.terminal.user_code import summarize_error, unwrap_error, user_frame
+from fsa_cli.terminal.user_code import error_message, summarize_error, unwrap_error, user_frame
 
 __all__ = ["RunLog", "running_for"]
 
@@ -31,6 +32,7 @@ _STYLES = {
     "failed": "red",
     "timed out": "red",
     "cancelled": "yellow",
+    "discarded": "yellow",
     "skipped": "yellow",
     "missed": "yellow",
 }
@@ -129,6 +131,8 @@ class RunLog(NodeListener):
         if gone is not None:
             return gone.message
         leaf = unwrap_error(result.error)
+        if isinstance(leaf, Discard | Retry) and not result.at_commit:
+            return error_message(leaf)
         where = user_frame(leaf)
         at_commit = "at COMMIT: " if result.at_commit else ""
         return f"{at_commit}{summarize_error(leaf)}{f' ({where.lines()[0]})' if where else ''}"

@@ -24,6 +24,7 @@ from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.project.settings import Settings
 from fsa_cli.runner.outcome import RemoteError
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.outcomes import Retry
 
 __all__ = ["SubprocessRun"]
 
@@ -95,11 +96,13 @@ class SubprocessRun:
             error = TimedOut(f"{run.task.name} took longer than {run.timeout_s or 0:g} s")
         elif not ended:
             error = RemoteError.of("ProcessDied", "its process has died")
+        elif ended["error_type"] == "Retry" and not ended.get("at_commit"):
+            error = Retry(ended["error"], in_s=ended["retry_in_s"])
         elif ended["error_type"] is not None:
             error = RemoteError.of(ended["error_type"], ended["error"], ended["traceback"])
         if run.fence is not None and ended.get("recorded"):
             run.fence.recorded = True
-        status = "timed_out" if isinstance(error, TimedOut) else "failed"
+        status = "timed_out" if isinstance(error, TimedOut) else ended.get("status", "failed")
         return RunResult(
             task=run.task,
             run_id=run.run_id,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import random
 import signal
 import threading
 import time
@@ -22,13 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 from fsa_cli.database.connections import autocommits
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
+from fsa_cli.runner.retry import is_conflict
 from fsa_cli.runner.run import Run, RunResult, Status
 from fsa_cli.runner.signal_handlers import handling
 from fsa_cli.runner.statement_cancellation import Statements
 from fsa_cli.tasks.callables import written_function
 from fsa_cli.tasks.context import TaskContext
 from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.outcomes import Discard
 from fsa_cli.tasks.signature import Injected, signature_of
+from fsa_cli.terminal.user_code import unwrap_error
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["execute", "execute_async", "failed_result", "run"]
 
 _NOTHING = contextlib.nullcontext()
+_CONFLICT_PAUSES_S = (0.01, 0.05, 0.2)
 _AWAITED = 10  # an awaitable may give the next; one that gives itself would do so for ever
 
 
@@ -67,9 +72,22 @@ def execute(run: Run) -> RunResult:
     thread nothing can interrupt it: its context's `cancelled` becomes true, and when it returns,
     however late, it is rolled back and has timed out.
 
+    What the database has rolled back in favour of another transaction is executed again at once,
+    a few times, unless the task has committed by itself.
+
     Raises:
         KeyboardInterrupt: In the main thread, after the rollback: a person has stopped it.
     """
+    result = _execute(run)
+    for pause_s in _conflict_pauses_s():
+        if not _may_repeat(run, result):
+            break
+        time.sleep(pause_s)
+        result = _execute(run)
+    return result
+
+
+def _execute(run: Run) -> RunResult:
     attempt = _Attempt(run)
     if run.task.is_async:
         try:
@@ -124,7 +142,24 @@ async def execute_async(run: Run) -> RunResult:
     Raises:
         asyncio.CancelledError: this run was cancelled; it is rolled back.
     """
-    return await _execute_async(_Attempt(run))
+    result = await _execute_async(_Attempt(run))
+    for pause_s in _conflict_pauses_s():
+        if not _may_repeat(run, result):
+            break
+        await asyncio.sleep(pause_s)
+        result = await _execute_async(_Attempt(run))
+    return result
+
+
+def _conflict_pauses_s() -> list[float]:
+    return [random.uniform(0.5, 1.5) * each for each in _CONFLICT_PAUSES_S]
+
+
+def _may_repeat(run: Run, result: RunResult) -> bool:
+    """Whether the run's one transaction was rolled back because another one had to go on."""
+    if run.fence is None or run.fence.commits or run.stop.is_set() or result.kept:
+        return False
+    return result.status == "failed" and is_conflict(result.error)
 
 
 async def _execute_async(attempt: _Attempt) -> RunResult:
@@ -294,6 +329,8 @@ class _Attempt:
             told = isinstance(error, _TimeIsUp) or (type(error) is TimeoutError and not str(error))
             late.__cause__ = None if told else error
             return self._result("timed_out", error=late, kept=self._keeps)
+        if isinstance(unwrap_error(error), Discard) and not self._returned:
+            return self._result("discarded", error=error, kept=self._keeps)
         return self._result("failed", error=error, at_commit=self._returned, kept=self._keeps)
 
     @property

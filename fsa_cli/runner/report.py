@@ -11,6 +11,7 @@ from fsa_cli.exceptions import FsaError, Refused, TaskFailed, TimedOut
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner.run import RunResult
 from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.outcomes import Discard, Retry
 from fsa_cli.terminal.formatting import format_elapsed
 from fsa_cli.terminal.json_values import dumps, jsonable
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head
@@ -74,8 +75,13 @@ def brief(result: RunResult) -> str:
     assert result.error is not None
     if isinstance(result.error, TimedOut):
         return f"timed out after {format_elapsed(result.duration_ms)}"
+    leaf = unwrap_error(result.error)
+    if isinstance(leaf, Discard | Retry) and not result.at_commit:
+        said = f": {_one_line(leaf)}" if error_message(leaf) else ""
+        what = "discarded" if isinstance(leaf, Discard) else "asked to be executed again"
+        return f"{what} after {format_elapsed(result.duration_ms)}{said}"
     what = "could not be committed" if result.at_commit else "failed"
-    summary = summarize_error(unwrap_error(result.error))
+    summary = summarize_error(leaf)
     return f"{what} after {format_elapsed(result.duration_ms)}: {summary}"
 
 
@@ -119,6 +125,8 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
         return gone
     leaf = unwrap_error(error)
     where = user_frame(leaf)
+    if isinstance(leaf, Discard | Retry) and not result.at_commit:
+        return TaskFailed(f"{name} {brief(result)}", details=[_fate(result)])
     if isinstance(leaf, SystemExit):
         summary = f"it called sys.exit({leaf.code!r}): return, or raise an error"
     else:

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fsa_cli.exceptions import FsaError, TimedOut
+from fsa_cli.runner.outcome import RemoteError
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.outcomes import Retry
+from fsa_cli.terminal.user_code import unwrap_error
 
-__all__ = ["RetryPolicy", "is_retryable"]
+__all__ = ["RetryPolicy", "asked_again", "is_conflict", "is_retryable"]
+
+# Serialization failures and deadlocks of PostgreSQL; deadlocks and lock time-outs of MySQL's.
+_SQLSTATES = {"40001", "40P01"}
+_MYSQL_ERRORS = {1205, 1213}
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often, and how long to wait: *backoff_s*, doubled each time, at most *longest_s*."""
+    """How often, and how long to wait: *backoff_s*, doubled each time, at most *longest_s*.
+
+    Attributes:
+        jitter: By which part of it each pause is longer or shorter, by chance: what has failed
+            because something was away should not come back all at once.
+    """
 
     retries: int = 0
     backoff_s: float = 1.0
     longest_s: float = 60.0
+    jitter: float = 0.0
+
+    @classmethod
+    def of(cls, task: TaskDefinition) -> RetryPolicy:
+        """The task's own."""
+        return cls(task.retries, task.backoff_s, task.max_backoff_s, task.backoff_jitter)
 
     def pause_s(self, attempt: int) -> float:
         """How long to wait after *attempt*."""
-        return min(self.backoff_s * 2.0 ** min(attempt - 1, 60), self.longest_s)
+        pause_s = min(self.backoff_s * 2.0 ** min(attempt - 1, 60), self.longest_s)
+        return pause_s * random.uniform(1 - self.jitter, 1 + self.jitter)
+
+    def pause_after_s(self, result: RunResult) -> float | None:
+        """How long to wait after *result*; None: it is not followed by another attempt."""
+        if (asked := asked_again(result)) is not None:
+            return self.pause_s(1) if asked.in_s is None else asked.in_s
+        if result.attempt <= self.retries and is_retryable(result):
+            return self.pause_s(result.attempt)
+        return None
 
     def execute(
         self,
@@ -37,12 +67,20 @@ class RetryPolicy:
             failed: Called with each attempt that is followed by another, and the pause.
         """
         result = attempt(run)
-        while result.attempt <= self.retries and is_retryable(result):
-            pause_s = self.pause_s(result.attempt)
+        while self.retries and (pause_s := self.pause_after_s(result)) is not None:
             failed(result, pause_s)
             time.sleep(pause_s)
-            result = attempt(replace(run, attempt=result.attempt + 1))
+            more = 0 if asked_again(result) is not None else 1
+            result = attempt(replace(run, attempt=result.attempt + more))
         return result
+
+
+def asked_again(result: RunResult) -> Retry | None:
+    """What the task has raised to be executed again; None: something else."""
+    if result.error is None or result.at_commit:
+        return None
+    leaf = unwrap_error(result.error)
+    return leaf if isinstance(leaf, Retry) else None
 
 
 def is_retryable(result: RunResult) -> bool:
@@ -50,6 +88,43 @@ def is_retryable(result: RunResult) -> bool:
     from fastapi_sqlalchemy.exceptions import DBSessionError
 
     error = result.error
-    if isinstance(error, FsaError | DBSessionError):
-        return isinstance(error, TimedOut)
-    return isinstance(error, Exception)
+    if error is None or result.status == "discarded":
+        return False
+    if isinstance(error, FsaError | DBSessionError) and not isinstance(error, TimedOut):
+        return False
+    if not isinstance(error, Exception):
+        return False
+    wanted = result.task.retry_on
+    return wanted is None or _is_one_of(error, wanted)
+
+
+def is_conflict(error: BaseException | None) -> bool:
+    """Whether the database has rolled the transaction back in favour of another one."""
+    from sqlalchemy.exc import DBAPIError
+
+    if error is None:
+        return False
+    leaf = unwrap_error(error)
+    if not isinstance(leaf, DBAPIError):
+        return False
+    original: Any = leaf.orig
+    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if code is not None:
+        return code in _SQLSTATES
+    arguments: Any = getattr(original, "args", ())
+    return bool(arguments) and arguments[0] in _MYSQL_ERRORS
+
+
+def _is_one_of(error: Exception, wanted: tuple[type[BaseException], ...]) -> bool:
+    leaf = unwrap_error(error)
+    if isinstance(leaf, TimedOut):
+        return any(issubclass(TimeoutError, each) for each in wanted)
+    if isinstance(leaf, RemoteError):  # of another process no more is known than its name
+        return type(leaf).__name__ in {name for each in wanted for name in _names(each)}
+    return isinstance(leaf, wanted)
+
+
+def _names(kind: type[BaseException]) -> Iterator[str]:
+    yield kind.__name__
+    for each in kind.__subclasses__():
+        yield from _names(each)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Fence", "Run", "RunResult", "Status"]
 
 
-Status = Literal["succeeded", "failed", "timed_out"]
+Status = Literal["succeeded", "failed", "timed_out", "discarded"]
 
 
 class Fence(Protocol):
@@ -28,9 +28,11 @@ class Fence(Protocol):
 
     Attributes:
         recorded: Whether the run's success is written, in the transaction of its effects.
+        commits: How often the task has committed by itself.
     """
 
     recorded: bool
+    commits: int
 
     def __enter__(self) -> object: ...
 

@@ -42,7 +42,12 @@ class TaskDefinition:
             `fsa_cli.runner.execute`. None: for ever.
         retries: How often the scheduler executes a run again that failed or took too long. Not a
             sync one whose thread goes on after its time-out.
-        backoff_s: The pause before the first of them, doubled each time, at most an hour.
+        backoff_s: The pause before the first of them, doubled each time.
+        max_backoff_s: The longest pause.
+        backoff_jitter: By which part of it each pause is longer or shorter, by chance: what has
+            failed because something was away should not come back all at once.
+        retry_on: The exceptions after which a run is executed again; None: every `Exception`, and
+            a time-out, which counts as a `TimeoutError`.
         overlap: For an instant that comes while the run before it goes on: "skip" (record it as
             skipped), "queue" (it waits), "allow" (both run). Enqueued runs wait for one another
             with "queue", and if the task has a schedule or a group.
@@ -78,6 +83,9 @@ class TaskDefinition:
     timeout_s: float | None = None
     retries: int = 0
     backoff_s: float = 1.0
+    max_backoff_s: float = 3600.0
+    backoff_jitter: float = 0.1
+    retry_on: tuple[type[BaseException], ...] | None = None
     overlap: Overlap = "skip"
     group: str | None = None
     catch_up: CatchUp = "latest"
@@ -171,7 +179,12 @@ def check_definition(task: TaskDefinition) -> None:
         raise wrong(f"has isolation={task.isolation!r}", '"process", or None for a thread')
     if not isinstance(task.retries, int) or task.retries < 0:
         raise wrong(f"has retries={task.retries!r}", "a whole number, 0 or more")
-    for option in ("backoff_s", "catch_up_window_s", "jitter_s", "start_within_s"):
+    if not 0 <= task.backoff_jitter <= 1:
+        raise wrong(f"has backoff_jitter={task.backoff_jitter!r}", "a part from 0 to 1")
+    for kind in task.retry_on or ():
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise wrong(f"has retry_on={kind!r}", "a class of exceptions, or several")
+    for option in ("backoff_s", "max_backoff_s", "catch_up_window_s", "jitter_s", "start_within_s"):
         value = getattr(task, option)
         if value is not None and not 0 <= value < float("inf"):
             raise wrong(f"has {option}={value!r}", "seconds, 0 or more")
