@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum
@@ -12,7 +13,8 @@ import typer
 
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
-from fsa_cli.cli.options import option
+from fsa_cli.cli.options import confirm_option, option
+from fsa_cli.exceptions import UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -25,6 +27,12 @@ _WATCH_EVERY_S = 2.0
 _ID = typer.Argument(
     metavar="ID", help="The run's id or its beginning; a task, for its latest run; last."
 )
+_ID_OR_FILTERS = typer.Argument(
+    metavar="ID", help="As in show; without it the options choose the runs."
+)
+# Of one statement's answer; who has more does it again.
+_MOST = 10_000
+_OPEN = ("queued", "handed_off", "running")
 
 
 class Status(Enum):
@@ -43,6 +51,30 @@ class Status(Enum):
     dispatched = "handed_off"
 
 
+def _task(command: str) -> Any:
+    return option(command, "--task", help="Only this task's.", metavar="NAME")
+
+
+def _status(command: str) -> Any:
+    return option(command, "--status", help="Only those; again for more.", metavar="S")
+
+
+def _since(command: str) -> Any:
+    return option(command, "--since", help="Only later ones: 2h, 2026-11-22.", metavar="TIME")
+
+
+def _queue(command: str) -> Any:
+    return option(command, "--queue", help="Only those of this queue.", metavar="Q")
+
+
+def _tag(command: str) -> Any:
+    return option(command, "--tag", help="Only of tasks that have this tag.", metavar="TAG")
+
+
+def _unique(command: str) -> Any:
+    return option(command, "--unique", help="Only the run that has this key.", metavar="KEY")
+
+
 @app.callback(invoke_without_command=True)
 def runs(
     context: typer.Context,
@@ -52,17 +84,12 @@ def runs(
             metavar="NAME", help="A task.", show_default=False, autocompletion=task_names
         ),
     ] = None,
-    task: Annotated[
-        str | None, option("runs", "--task", help="Only this task's.", metavar="NAME")
-    ] = None,
-    status: Annotated[
-        list[Status] | None,
-        option("runs", "--status", help="Only those; again for more.", metavar="S"),
-    ] = None,
-    since: Annotated[
-        str | None,
-        option("runs", "--since", help="Only later ones: 2h, 2026-11-22.", metavar="TIME"),
-    ] = None,
+    task: Annotated[str | None, _task("runs")] = None,
+    status: Annotated[list[Status] | None, _status("runs")] = None,
+    since: Annotated[str | None, _since("runs")] = None,
+    queue: Annotated[str | None, _queue("runs")] = None,
+    tag: Annotated[str | None, _tag("runs")] = None,
+    unique: Annotated[str | None, _unique("runs")] = None,
     limit: Annotated[
         int, option("runs", "-n", "--limit", help="At most so many.", min=1, metavar="N")
     ] = 20,
@@ -81,27 +108,21 @@ def runs(
         return
     from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
-    from fsa_cli.runs import control
     from fsa_cli.runs import run_view as views
 
     fsa = Fsa.of(context)
-    filters: dict[str, Any] = {
-        "name": name or task,
-        "statuses": [each.value for each in status or ()],
-        "since_ms": views.since_ms(since, datetime.now(UTC)) if since else None,
-        "limit": limit,
-    }
     with existing(fsa.load(), fsa.settings) as ledger:
-        if filters["name"]:
-            recorded = [each.name for each in queries.tasks(ledger)]
-            if not queries.runs(ledger, name=filters["name"], limit=1):
-                control.known([filters["name"]], recorded)
+        filters = _filters(ledger, name or task, status, since, queue, tag, unique)
+        filters["limit"] = limit
         if watch:
             _watch(fsa, ledger, filters)
         found = queries.runs(ledger, **filters)
     _show(fsa, found)
     if not found:
-        fsa.output.say(views.none_found(filters["name"], filters["statuses"], since))
+        if queue or tag or unique:
+            fsa.output.say("no run is like that")
+        else:
+            fsa.output.say(views.none_found(name or task, filters["statuses"], since))
 
 
 @app.command()
@@ -149,49 +170,157 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
 
 
 @app.command()
-def retry(context: typer.Context, run: Annotated[str, _ID]) -> None:
+def retry(
+    context: typer.Context,
+    run: Annotated[str | None, _ID_OR_FILTERS] = None,
+    task: Annotated[str | None, _task("runs retry")] = None,
+    status: Annotated[list[Status] | None, _status("runs retry")] = None,
+    since: Annotated[str | None, _since("runs retry")] = None,
+    queue: Annotated[str | None, _queue("runs retry")] = None,
+    tag: Annotated[str | None, _tag("runs retry")] = None,
+    unique: Annotated[str | None, _unique("runs retry")] = None,
+    confirm: Annotated[str | None, confirm_option("runs retry")] = None,
+) -> None:
     """Have a scheduler run it again, with the same arguments; prints the new run's id.
+
+    With filters in place of an id: all runs that have ended and are like that. It says how many
+    and asks; --yes does not ask. Doing it twice runs them twice.
 
     \b
       fsa runs retry 3f2a
-      fsa runs retry 3f2a --json
+      fsa runs retry --status failed --task ship --since 2h
     """
+    from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.tables import FINAL
     from fsa_cli.runs import control
     from fsa_cli.runs import run_view as views
 
     fsa = Fsa.of(context)
+    _one_or_filters(run, task, status, since, queue, tag, unique)
     with existing(fsa.load(), fsa.settings) as ledger:
-        new = control.retry(ledger, fsa.settings, run, fsa.output.warn)
+        if run is not None:
+            new = control.retry(ledger, fsa.settings, run, fsa.output.warn)
+            if fsa.output.json:
+                fsa.output.document(views.document(new))
+            else:
+                fsa.output.line(new.id)
+            return
+        filters = _filters(ledger, task, status, since, queue, tag, unique)
+        filters["statuses"] = [e for e in filters["statuses"] or FINAL if e in FINAL]
+        before = queries.runs(ledger, **filters, limit=_MOST) if filters["statuses"] else []
+        if before:
+            _agree(fsa, f"retry {_number(before)}", confirm)
+        ids = control.retry_many(ledger, fsa.settings, before[::-1], fsa.output.warn)
     if fsa.output.json:
-        fsa.output.document(views.document(new))
-    else:
-        fsa.output.line(new.id)
+        fsa.output.document({"retried": ids})
+        return
+    for each in ids:
+        fsa.output.line(each)
+    fsa.output.say(f"enqueued {len(ids)} of {_number(before)}" if before else "no run is like that")
 
 
 @app.command()
-def cancel(context: typer.Context, run: Annotated[str, _ID]) -> None:
+def cancel(
+    context: typer.Context,
+    run: Annotated[str | None, _ID_OR_FILTERS] = None,
+    task: Annotated[str | None, _task("runs cancel")] = None,
+    status: Annotated[list[Status] | None, _status("runs cancel")] = None,
+    since: Annotated[str | None, _since("runs cancel")] = None,
+    queue: Annotated[str | None, _queue("runs cancel")] = None,
+    tag: Annotated[str | None, _tag("runs cancel")] = None,
+    unique: Annotated[str | None, _unique("runs cancel")] = None,
+    confirm: Annotated[str | None, confirm_option("runs cancel")] = None,
+) -> None:
     """Cancel a run: at once if it is queued; a running one is ended by its process.
 
     A sync task is not killed: its statement is ended, and `TaskContext.cancelled` becomes true.
+    With filters in place of an id: all runs that have not ended and are like that. It says how
+    many and asks; --yes does not ask.
 
     \b
       fsa runs cancel 3f2a
-      fsa runs cancel 3f2a --json
+      fsa runs cancel --status queued --queue mail
     """
+    from fsa_cli.ledger import control as ledger_control
+    from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
     from fsa_cli.runs import control
     from fsa_cli.runs import run_view as views
 
     fsa = Fsa.of(context)
+    _one_or_filters(run, task, status, since, queue, tag, unique)
     with existing(fsa.load(), fsa.settings) as ledger:
-        cancelled, was = control.cancel(ledger, run)
+        if run is not None:
+            cancelled, was = control.cancel(ledger, run)
+            done = "cancelled" if was == "queued" else "asked to end"
+            if fsa.output.json:
+                fsa.output.document(views.document(cancelled))
+            else:
+                fsa.output.say(f"{done}: run {cancelled.id[:8]} of {cancelled.task}")
+            return
+        filters = _filters(ledger, task, status, since, queue, tag, unique)
+        filters["statuses"] = [e for e in filters["statuses"] or _OPEN if e in _OPEN]
+        found = queries.runs(ledger, **filters, limit=_MOST) if filters["statuses"] else []
+        if found:
+            _agree(fsa, f"cancel {_number(found)}", confirm)
+        queued, running = ledger_control.cancel_many(ledger, [each.id for each in found])
     if fsa.output.json:
-        fsa.output.document(views.document(cancelled))
-    elif was == "queued":
-        fsa.output.say(f"cancelled: run {cancelled.id[:8]} of {cancelled.task}")
+        fsa.output.document({"cancelled": queued, "asked_to_end": running})
+    elif found:
+        fsa.output.say(f"cancelled: {queued}; asked to end: {running}")
     else:
-        fsa.output.say(f"asked to end: run {cancelled.id[:8]} of {cancelled.task}")
+        fsa.output.say("no run is like that")
+
+
+def _one_or_filters(run: str | None, *filters: object) -> None:
+    if run is None and not any(filters):
+        raise UsageError("which run?", hint="its id, or --status, --task, --since, --queue, --tag")
+    if run is not None and any(filters):
+        raise UsageError("an id names one run, and the options choose others", hint="one of both")
+
+
+def _agree(fsa: Fsa, action: str, confirmed: str | None) -> None:
+    fsa.confirm(action, fsa.database, typed=confirmed)
+
+
+def _number(found: Sequence[object]) -> str:
+    more = " (there may be more: do it again)" if len(found) == _MOST else ""
+    return f"{len(found)} run{'' if len(found) == 1 else 's'}{more}"
+
+
+def _filters(
+    ledger: Ledger,
+    name: str | None,
+    status: Sequence[Status] | None,
+    since: str | None,
+    queue: str | None,
+    tag: str | None,
+    unique: str | None,
+) -> dict[str, Any]:
+    """The arguments of `queries.runs`.
+
+    Raises:
+        TaskNotFound: Nobody knows the task.
+    """
+    from fsa_cli.ledger import queries
+    from fsa_cli.runs import control
+    from fsa_cli.runs import run_view as views
+    from fsa_cli.tasks.registry import registry
+
+    names = None if name is None else {name}
+    if name is not None and not queries.runs(ledger, names=[name], limit=1):
+        control.known([name], [each.name for each in queries.tasks(ledger)])
+    if tag is not None:
+        tagged = {each.name for each in registry if tag in each.tags}
+        names = tagged if names is None else names & tagged
+    return {
+        "names": names,
+        "statuses": [each.value for each in status or ()],
+        "since_ms": views.since_ms(since, datetime.now(UTC)) if since else None,
+        "queue": queue,
+        "unique": unique,
+    }
 
 
 def _show(fsa: Fsa, found: list[Row[Any]]) -> None:

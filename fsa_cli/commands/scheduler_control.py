@@ -75,14 +75,21 @@ def pause(
     every: Annotated[
         bool, option("scheduler pause", "--all", help="Every task that has a schedule.")
     ] = False,
+    queue: Annotated[
+        str | None, option("scheduler pause", "--queue", help="Tasks of this queue.", metavar="Q")
+    ] = None,
+    tag: Annotated[
+        str | None, option("scheduler pause", "--tag", help="Tasks with this tag.", metavar="TAG")
+    ] = None,
 ) -> None:
     """Pause the schedules of tasks; instants that come meanwhile are recorded as skipped.
 
     \b
       fsa scheduler pause count_users
       fsa scheduler pause --all
+      fsa scheduler pause --tag nightly
     """
-    _steer(Fsa.of(context), names or [], every, paused=True)
+    _steer(Fsa.of(context), names or [], every, queue, tag, paused=True)
 
 
 def resume(
@@ -91,6 +98,12 @@ def resume(
     every: Annotated[
         bool, option("scheduler resume", "--all", help="Every task that is paused.")
     ] = False,
+    queue: Annotated[
+        str | None, option("scheduler resume", "--queue", help="Tasks of this queue.", metavar="Q")
+    ] = None,
+    tag: Annotated[
+        str | None, option("scheduler resume", "--tag", help="Tasks with this tag.", metavar="TAG")
+    ] = None,
 ) -> None:
     """Resume the schedules of paused tasks.
 
@@ -98,7 +111,7 @@ def resume(
       fsa scheduler resume count_users
       fsa scheduler resume --all
     """
-    _steer(Fsa.of(context), names or [], every, paused=False)
+    _steer(Fsa.of(context), names or [], every, queue, tag, paused=False)
 
 
 def init(
@@ -147,13 +160,32 @@ def init(
         fsa.output.say(f"created: the tables of {name}")
 
 
-def _steer(fsa: Fsa, names: Sequence[str], every: bool, *, paused: bool) -> None:
+def _steer(
+    fsa: Fsa,
+    names: Sequence[str],
+    every: bool,
+    queue: str | None,
+    tag: str | None,
+    *,
+    paused: bool,
+) -> None:
     from fsa_cli.ledger.access import existing
     from fsa_cli.runs import control
 
-    if bool(names) == every:
-        raise UsageError("which tasks?", hint="their names, or --all")
-    with existing(fsa.load(), fsa.settings) as ledger:
+    if sum(map(bool, (names, every, queue or tag))) != 1:
+        raise UsageError("which tasks?", hint="their names, --queue, --tag, or --all")
+    loaded = fsa.load()
+    if queue or tag:
+        names = [
+            each.name
+            for each in registry
+            if (not paused or each.schedule is not None)
+            and (queue is None or each.queue == queue)
+            and (tag is None or tag in each.tags)
+        ]
+        if not names:
+            raise UsageError("no task is like that", hint="fsa tasks lists them")
+    with existing(loaded, fsa.settings) as ledger:
         change = control.pause if paused else control.resume
         changed = change(ledger, names)
     if fsa.output.json:

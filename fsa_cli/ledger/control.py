@@ -12,7 +12,9 @@ from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run, task
 
-__all__ = ["cancel", "cancel_requested", "pause", "record_attempt", "resume"]
+__all__ = ["cancel", "cancel_many", "cancel_requested", "pause", "record_attempt", "resume"]
+
+_AT_ONCE = 1000
 
 
 def record_attempt(ledger: Ledger, claimed: ClaimedRun, attempt: int) -> None:
@@ -41,6 +43,28 @@ def cancel(ledger: Ledger, run_id: str) -> str | None:
     if ledger.at_once(lambda connection: connection.execute(running).rowcount):
         return "running"
     return None
+
+
+def cancel_many(ledger: Ledger, run_ids: Sequence[str]) -> tuple[int, int]:
+    """Cancel runs, as `cancel`: how many were queued, and how many are asked to end."""
+    now_ms = literal_column(ledger.sql.now_ms, BigInteger())
+    queued = running = 0
+    ordered = sorted(run_ids)
+    for start in range(0, len(ordered), _AT_ONCE):
+        of_part = run.c.id.in_(ordered[start : start + _AT_ONCE])
+        ending = (
+            update(run)
+            .where(of_part, run.c.status.in_(("queued", "handed_off")))
+            .values(
+                status="cancelled", finished_ms=now_ms, cancel_requested_ms=now_ms, lock_key=None
+            )
+        )
+        asking = (
+            update(run).where(of_part, run.c.status == "running").values(cancel_requested_ms=now_ms)
+        )
+        queued += ledger.at_once(lambda c, it=ending: c.execute(it).rowcount)  # type: ignore[misc]
+        running += ledger.at_once(lambda c, it=asking: c.execute(it).rowcount)  # type: ignore[misc]
+    return queued, running
 
 
 def pause(ledger: Ledger, names: Sequence[str], by: str) -> list[str]:

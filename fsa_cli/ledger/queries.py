@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,12 +125,19 @@ def find(ledger: Ledger, prefix: str) -> list[Row[Any]]:
 def runs(
     ledger: Ledger,
     *,
-    name: str | None = None,
+    names: Collection[str] | None = None,
     statuses: Sequence[str] = (),
     since_ms: int | None = None,
+    queue: str | None = None,
+    unique: str | None = None,
     limit: int = 20,
 ) -> list[Row[Any]]:
-    """The latest runs, the newest first."""
+    """The latest runs, the newest first.
+
+    Args:
+        names: Of tasks; None: of whatever tasks.
+        unique: The unique key that they have.
+    """
 
     def work(connection: Connection) -> list[Row[Any]]:
         statement = (
@@ -139,8 +146,12 @@ def runs(
             .order_by(run.c.scheduled_ms.desc(), run.c.id)
             .limit(limit)
         )
-        if name is not None:
-            statement = statement.where(run.c.task == name)
+        if names is not None:
+            statement = statement.where(run.c.task.in_(sorted(names)))
+        if queue is not None:
+            statement = statement.where(run.c.queue == queue)
+        if unique is not None:
+            statement = statement.where(key.c.namespace == ledger.namespace, key.c.name == unique)
         if statuses:
             statement = statement.where(run.c.status.in_(statuses))
         if since_ms is not None:

@@ -35,7 +35,17 @@ from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.formatting import format_elapsed
 from fsa_cli.terminal.output import Output
 
-__all__ = ["cancel", "known", "pause", "require_registered", "resume", "retry", "trigger", "wait"]
+__all__ = [
+    "cancel",
+    "known",
+    "pause",
+    "require_registered",
+    "resume",
+    "retry",
+    "retry_many",
+    "trigger",
+    "wait",
+]
 
 _ASKED_EVERY_S = 0.25
 
@@ -105,6 +115,41 @@ def retry(
         ArgumentError: Its task takes other arguments now.
     """
     before = get_run(ledger, prefix)
+    task = _retryable(before)
+    new = trigger(ledger, settings, task, before.arguments, warn, run_id=run_id, by=by)
+    return get_run(ledger, new)
+
+
+def retry_many(
+    ledger: Ledger, settings: Settings, before: Sequence[Row[Any]], warn: Callable[[str], None]
+) -> list[str]:
+    """Enqueue a run with the arguments of each of *before*; the ids of the new ones.
+
+    Those that cannot be run again are left out, with a warning of the reason. Those of a task are
+    enqueued together.
+    """
+    by_task: dict[str, tuple[TaskDefinition, list[str]]] = {}
+    for each in before:
+        try:
+            task = _retryable(each)
+        except FsaError as exc:
+            warn(f"left out: {each.id[:8]} of {each.task}: {exc.message}")
+            continue
+        by_task.setdefault(task.name, (task, []))[1].append(each.arguments)
+    enqueuer = Enqueuer(ledger, settings)
+    new: list[str] = []
+    try:
+        for task, texts in by_task.values():
+            new += [result.id for result in enqueuer.enqueue(task, texts)]
+        if by_task:
+            _warn_if_alone(ledger, enqueuer.executors.of(task), warn)
+    finally:
+        enqueuer.executors.close()
+    return new
+
+
+def _retryable(before: Row[Any]) -> TaskDefinition:
+    """The task of a run that can be run again; raises as `retry`."""
     task = _registered(before.task)
     values = arguments_in(before.arguments, before.id)
     signature = signature_of(task.function)
@@ -119,8 +164,7 @@ def retry(
             f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
             hint=f"fsa runs cancel {before.id[:8]}",
         )
-    new = trigger(ledger, settings, task, before.arguments, warn, run_id=run_id, by=by)
-    return get_run(ledger, new)
+    return task
 
 
 def cancel(ledger: Ledger, prefix: str) -> tuple[Row[Any], str]:

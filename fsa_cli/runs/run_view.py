@@ -61,8 +61,9 @@ def get_run(ledger: Ledger, prefix: str) -> Row[Any]:
     matching = queries.find(ledger, prefix.lower()) if prefix else []
     if not matching and prefix:
         name = None if prefix.lower() == LAST else prefix
-        going_on = queries.runs(ledger, name=name, statuses=["running"], limit=1) if name else []
-        matching = going_on or queries.runs(ledger, name=name, limit=1)
+        names = None if name is None else [name]
+        going_on = queries.runs(ledger, names=names, statuses=["running"], limit=1) if name else []
+        matching = going_on or queries.runs(ledger, names=names, limit=1)
     if not matching:
         raise UsageError(f"there is no run {prefix!r}", hint="fsa runs lists the latest ones")
     if len(matching) > 1:

@@ -211,6 +211,53 @@ def test_a_queued_run_is_cancelled_at_once(fsa: Run, ran: Shop) -> None:
     assert "has ended: cancelled" in ended.stderr
 
 
+def test_many_runs_are_cancelled_and_retried_by_what_they_have_in_common(
+    fsa: Run, shop: Shop
+) -> None:
+    shop.write(
+        """
+        @task(queue="letters", tags=["post"])
+        def write(n: int):
+            if not pathlib.Path("repaired").exists():
+                raise LookupError(n)
+            db.session.execute(INSERT, dict(n=n))
+
+        @task(schedule="@yearly", tags=["post"])
+        def yearly(): ...
+        """
+    )
+    assert fsa("scheduler", "init").returncode == 0
+    for n in range(3):
+        assert fsa("run-task", "write", str(n), "--enqueue", "--unique", str(n)).returncode == 0
+    later = fsa("run-task", "yearly", "--enqueue", "--run-after", "1h").stdout.strip()
+    assert [run["arguments"] for run in documents(fsa, "--unique", "1")] == [{"n": 1}]
+    assert len(documents(fsa, "--queue", "letters", "--tag", "post")) == 3
+    assert documents(fsa, "--queue", "letters", "--tag", "other") == []
+
+    for words in (["--status", "queued"], []):
+        refused = fsa("runs", "cancel", *words)
+        assert refused.returncode == (6 if words else 2)
+    assert (
+        "cancel 4 runs: here is no terminal to ask at"
+        in fsa("runs", "cancel", "--tag", "post").stderr
+    )
+    assert fsa("runs", "retry", later, "--task", "yearly").returncode == 2
+    assert fsa("runs", "retry", "--status", "queued", "--yes").stderr == "no run is like that\n"
+    assert fsa("runs", "cancel", "--task", "yearly", "--since", "1h", "--yes").returncode == 0
+    assert fsa("scheduler", "tick", env=STATE).returncode == 1
+    assert [run["status"] for run in documents(fsa)].count("failed") == 3
+
+    (shop.directory / "repaired").touch()
+    retried = fsa("runs", "retry", "--status", "failed", "--task", "write", "--yes", "--json")
+    assert len(json.loads(retried.stdout)["retried"]) == 3
+    assert fsa("scheduler", "tick", env=STATE).returncode == 0
+    assert sorted(shop.written()) == [0, 1, 2]
+
+    assert fsa("scheduler", "pause", "--tag", "post").stdout == "yearly\n"
+    assert fsa("scheduler", "resume", "--tag", "post").stdout == "yearly\n"
+    assert fsa("scheduler", "pause", "--queue", "letters").returncode == 2
+
+
 def test_a_run_of_the_scheduler_is_cancelled(
     fsa: Run, fsa_process: Start, shop: Shop, tmp_path: Path
 ) -> None:
