@@ -15,8 +15,8 @@ LIBRARY = Path(fastapi_sqlalchemy.__file__).parent
 
 # From what calls to what is called. A package imports nothing of its own row but itself.
 LEVELS = (
-    {"__main__", "__init__"},
-    {"api", "commands", "results", "testing"},
+    {"__main__", "__init__", "testing"},
+    {"api", "commands", "results"},
     {"cli", "health", "console"},
     {"executors"},
     {"processes"},

@@ -19,6 +19,7 @@ from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, NewRun, RunStatus
 from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
+from fsa_cli.ledger.wake import notifying
 
 __all__ = [
     "Inserted",
@@ -96,6 +97,7 @@ def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> str:
         Its id; that of the run which has its unique key, if another one has.
     """
     if new_run.unique is None:
+        joined = joined or _waking(ledger, new_run)
         statement = _inserting(ledger.sql, joined, run.name)
         values = _values(ledger, new_run)
         ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
@@ -131,9 +133,10 @@ def _insert(
     table: str,
 ) -> None:
     """Insert runs: one statement, but that MySQL takes no more than 16 MB in one."""
+    joined = joined or _waking(ledger, new_runs[0])
     if len(new_runs) == 1:
         inserting = _inserting(ledger.sql, joined, table)
-        connection.execute(inserting, _values(ledger, new_runs[0]))
+        connection.execute(inserting, _values(ledger, new_runs[0])).close()
         return
     statement = _inserting_many(ledger.sql, joined, table)
     given = _values(ledger, new_runs[0])
@@ -141,7 +144,13 @@ def _insert(
         del given[name]
     for part in _parts(new_runs):
         rows = json.dumps([{"id": each.run_id, "arguments": each.arguments} for each in part])
-        connection.execute(statement, {**given, "rows": rows})
+        connection.execute(statement, {**given, "rows": rows}).close()
+
+
+def _waking(ledger: Ledger, new_run: NewRun) -> str:
+    """What wakes the processes that could start the run now."""
+    waits = new_run.dispatched or new_run.wait_ms or new_run.at_ms is not None
+    return "" if waits else notifying(ledger)
 
 
 def _parts(new_runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, UniqueConstraint, event, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql import literal_column
 
 from fsa_cli.database.identity import sqlite_file
@@ -334,6 +335,10 @@ class Ledger:
         if connection is not None:
             with contextlib.suppress(Exception):  # it was lost
                 connection.close()
+
+    def new_connection(self) -> PoolProxiedConnection:
+        """A connection for the caller's own use, set up as the others are."""
+        return self._single.raw_connection()
 
     def _on_connect(self, connection: Any, record: object) -> None:
         dialects.prepare(self.engine.dialect.name, connection)

@@ -14,12 +14,14 @@ from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.backfill import backfill, register_tasks
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.wake import can_listen
 from fsa_cli.processes.broker_dispatcher import BrokerDispatcher
 from fsa_cli.processes.claimer import Claimer, Fired
 from fsa_cli.processes.consumer import Consumer
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents, NodeListener, RunCounts
 from fsa_cli.processes.lease import LEASE_S
+from fsa_cli.processes.listener import Listener
 from fsa_cli.processes.local_dispatcher import LocalDispatcher
 from fsa_cli.processes.maintenance import Effects, Maintenance
 from fsa_cli.processes.message_claimer import MessageClaimer
@@ -156,7 +158,10 @@ class ProcessBuilder:
             plain = {e.task.name: e.schedule_hash for e in self.planned if not e.jitter_ms}
             backfill(self.ledger, context.lease.id, expected, until_ms, plain)
 
-        parts = self._parts(context, lifecycle, maintenance, claimers, [brokers, local], join)
+        intake: list[Service] = [brokers, local]
+        if role == "scheduler":
+            intake += self._woken(context, local)
+        parts = self._parts(context, lifecycle, maintenance, claimers, intake, join)
         return Node(replace(parts, timer=timer), NodeOptions(grace_s=grace_s, pulse=pulse))
 
     def worker(
@@ -184,7 +189,7 @@ class ProcessBuilder:
         else:
             local = LocalDispatcher(context, lifecycle, self.run_factory.locks)
             claimers.append(local)
-            intake.append(local)
+            intake += [local, *self._woken(context, local)]
         parts = self._worker_parts(context, lifecycle, claimers, intake)
         return Node(parts, NodeOptions(grace_s=grace_s, pulse=pulse))
 
@@ -196,6 +201,13 @@ class ProcessBuilder:
         messages = MessageClaimer(context, lifecycle, self.run_factory.locks)
         parts = self._worker_parts(context, lifecycle, claimers, [*claimers, messages])
         return Node(parts, NodeOptions(grace_s=grace_s)), messages
+
+    def _woken(self, context: NodeContext, local: LocalDispatcher) -> list[Service]:
+        """What wakes *local* when a run is asked for; where nothing can, it polls often."""
+        if can_listen(self.ledger):
+            return [Listener(context, local.poll, local.poll_often)]
+        local.poll_often()
+        return []
 
     # -- the parts -----------------------------------------------------------------------------
 

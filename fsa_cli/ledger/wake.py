@@ -1,0 +1,85 @@
+"""PostgreSQL's NOTIFY: the COMMIT of a run that is asked for wakes the processes that could run it.
+
+It may wake; polling decides. Behind a pooler in transaction mode there is no LISTEN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import select
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import text
+
+from fsa_cli.ledger.store import Ledger
+
+__all__ = ["Listening", "can_listen", "listening", "notify", "notifying"]
+
+_DRIVERS = ("psycopg", "psycopg2")
+
+
+def notifying(ledger: Ledger) -> str:
+    """The SELECT that wakes them when its transaction commits; empty where there is none."""
+    if ledger.engine.dialect.name != "postgresql":
+        return ""
+    return f"SELECT pg_catalog.pg_notify('{_channel(ledger)}', '')"
+
+
+def can_listen(ledger: Ledger) -> bool:
+    """Whether the database and its driver can wake a process."""
+    return ledger.engine.dialect.name == "postgresql" and ledger.engine.driver in _DRIVERS
+
+
+def notify(ledger: Ledger) -> None:
+    """Wake whoever listens, now."""
+    ledger.at_once(lambda connection: connection.execute(text(notifying(ledger))).close())
+
+
+class Listening:
+    """A connection that hears of new runs."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def wait(self, within_s: float) -> bool:
+        """Whether something was heard, *within_s* at most.
+
+        Raises:
+            Exception: The driver's own: the connection is lost.
+        """
+        readable, _, _ = select.select([self._connection.fileno()], [], [], within_s)
+        if not readable:
+            return False
+        if hasattr(self._connection, "pgconn"):  # psycopg
+            self._connection.pgconn.consume_input()
+            heard = False
+            while self._connection.pgconn.notifies() is not None:
+                heard = True
+            return heard
+        self._connection.poll()
+        heard = bool(self._connection.notifies)
+        self._connection.notifies.clear()
+        return heard
+
+
+@contextlib.contextmanager
+def listening(ledger: Ledger) -> Iterator[Listening]:
+    """A connection of its own that listens, while inside."""
+    pooled = ledger.new_connection()
+    try:
+        driver_connection = pooled.driver_connection
+        pooled.detach()
+        driver_connection.autocommit = True  # type: ignore[union-attr]
+        cursor = pooled.cursor()
+        cursor.execute(f"LISTEN {_channel(ledger)}")
+        cursor.close()
+        yield Listening(driver_connection)
+    finally:
+        pooled.close()
+
+
+def _channel(ledger: Ledger) -> str:
+    """Of its namespace; a name of PostgreSQL's has at most 63 bytes."""
+    return f"fsa_{hashlib.sha256(ledger.namespace.encode()).hexdigest()[:24]}"

@@ -1,0 +1,60 @@
+"""A thread that hears of runs that are asked for, and has the queue looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fsa_cli.ledger import wake
+from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.service import ServiceThread
+
+__all__ = ["Listener"]
+
+_LOOK_S = 1.0
+_AGAIN_S = 5.0
+_HEARD_WITHIN_S = 3.0
+
+
+class Listener(ServiceThread):
+    """Calls *heard* when a run is committed. Where it hears nothing, polling finds the run.
+
+    Args:
+        deaf: Called once where nothing can be heard: the queue is to be looked at more often.
+    """
+
+    def __init__(
+        self, context: NodeContext, heard: Callable[[], None], deaf: Callable[[], None]
+    ) -> None:
+        super().__init__("listener")
+        self._context = context
+        self._heard = heard
+        self._deaf = deaf
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if not self._listen():
+                    return self._wait_deaf()
+            except Exception:  # the database is away: others say so, and polling goes on
+                self._stopping.wait(_AGAIN_S)
+        return None
+
+    def _listen(self) -> bool:
+        """Hear until it is stopped; False where nothing comes through."""
+        with wake.listening(self._context.ledger) as connection:
+            wake.notify(self._context.ledger)
+            if not connection.wait(_HEARD_WITHIN_S):
+                return False
+            self._heard()  # of what came while nobody listened
+            while not self._stopping.is_set():
+                if connection.wait(_LOOK_S):
+                    self._heard()
+        return True
+
+    def _wait_deaf(self) -> None:
+        self._context.events.warned(
+            "LISTEN does not come through to this process, as behind a pooler in transaction mode: "
+            "it asks for new runs four times a second"
+        )
+        self._deaf()
+        self._stopping.wait()

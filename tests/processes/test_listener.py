@@ -1,0 +1,79 @@
+"""A run that is asked for starts soon: PostgreSQL says so, and elsewhere it is looked for often."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+
+from support.pgbouncer import PgBouncer
+from support.processes import Run, Start
+from support.shops import Shop
+from support.waiting import wait_until
+
+TASKS = """
+import json
+from fsa_cli.runs.enqueue import enqueuer_here
+
+@task
+def ship(n: int): ...
+
+@task(schedule="@yearly")
+def ask():
+    for n in range(12):
+        ship.using(session=db.session).enqueue(n)
+        db.session.commit()
+        time.sleep(0.11)
+"""
+WAITED = "SELECT started_ms - queued_ms FROM fsa_run WHERE task = 'ship' AND status = 'succeeded'"
+
+
+def waited(shop: Shop) -> list[int]:
+    return [ms for (ms,) in shop.ledger(WAITED)]
+
+
+# Polled once a second they would wait for half of one.
+@pytest.mark.parametrize(("name", "most_ms"), [("postgresql", 200), ("mariadb", 350)])
+def test_a_run_starts_soon_after_its_commit(
+    name: str,
+    most_ms: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    fsa: Run,
+    fsa_process: Start,
+) -> None:
+    shop = Shop(tmp_path, request.getfixturevalue(name))
+    shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    process = fsa_process("worker", "start", env={"FSA_STATE_DIR": "state"})
+    process.wait_for("fsa worker")
+    assert fsa("run-task", "ship", "99", "--enqueue").returncode == 0
+    wait_until(lambda: waited(shop))
+
+    assert fsa("run-task", "ask", "--no-record").returncode == 0
+
+    wait_until(lambda: len(waited(shop)) == 13)
+    assert statistics.median(waited(shop)) < most_ms, waited(shop)
+    assert process.stop().returncode == 0
+
+
+def test_behind_a_pooler_that_passes_no_notice_on_it_is_said_once_and_asked(
+    pgbouncer: PgBouncer, tmp_path: Path, fsa: Run, fsa_process: Start
+) -> None:
+    shop = Shop(tmp_path, pgbouncer.backend)
+    shop.write(TASKS)
+    env = {"FSA_STATE_DIR": "state", "FSA_LEDGER_URL": pgbouncer.url}
+    assert fsa("scheduler", "init", env=env).returncode == 0
+    process = fsa_process("worker", "start", env=env)
+    process.wait_for("LISTEN does not come through")
+    for n in range(3):
+        assert fsa("run-task", "ship", str(n), "--enqueue", env=env).returncode == 0
+    wait_until(lambda: len(waited(shop)) == 3)
+    time.sleep(0.5)
+
+    done = process.stop()
+
+    assert done.returncode == 0
+    assert (done.stdout + done.stderr).count("LISTEN does not come through") == 1
