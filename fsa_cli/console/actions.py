@@ -15,6 +15,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.console.access import Access
+from fsa_cli.console.dry_run import DryRunReport, dry_run, is_possible
 from fsa_cli.console.pages import filter_of
 from fsa_cli.console.source import Source
 from fsa_cli.database.identity import database_name
@@ -38,7 +39,7 @@ from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import Parameter, signature_of
 from fsa_cli.terminal.masking import mask
 
-__all__ = ["MOST_AT_ONCE", "Forbidden", "perform", "prohibited", "url_of"]
+__all__ = ["MOST_AT_ONCE", "Forbidden", "perform", "prohibited", "rehearse", "url_of"]
 
 #: So many runs are retried or cancelled by one form.
 MOST_AT_ONCE = 200
@@ -120,6 +121,28 @@ def perform(source: Source, form: Mapping[str, list[str]], access: Access) -> st
         raise
     audit.end(source.ledger, key, outcome)
     return plan.location
+
+
+def rehearse(source: Source, form: Mapping[str, list[str]], access: Access) -> DryRunReport:
+    """Run a task whose changes are rolled back; raises as `perform`."""
+    key, name = form.get("key", [""])[0], form.get("task", [""])[0]
+    task = registry.get(name)
+    if not _KEY.fullmatch(key) or task is None or not is_possible():
+        raise UsageError("this is no form of the console")
+    if not access.may("run"):
+        raise Forbidden("you may not run")
+    source.environment.refuse_prohibited("run-task")
+    values = arguments_of(task, _values(task, form))
+    person = access.name or requester()
+    if not audit.begin(source.ledger, key, person, "dry-run", name, mask(values)):
+        raise UsageError("this dry run was asked for before", hint="its outcome is in the audit")
+    try:
+        report = dry_run(source.settings, name, values)
+    except FsaError as exc:
+        audit.end(source.ledger, key, mask(f"refused: {exc.message}"))
+        raise
+    audit.end(source.ledger, key, mask(str(report)))
+    return report
 
 
 def prohibited(environment: Environment, action: str) -> bool:

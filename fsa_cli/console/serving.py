@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from fsa_cli.console import actions, rendering
 from fsa_cli.console.access import ACTIONS, Access
+from fsa_cli.console.dry_run import is_possible
 from fsa_cli.console.pages import NAVIGATION, PAGES, Asked, NotThere
 from fsa_cli.console.source import Source, source_here
 from fsa_cli.database.identity import database_name
@@ -48,6 +49,13 @@ def act(request: Request, form: Form, access: Access) -> Response:
         source = source_here()
         with reached(source.ledger):
             source.ledger.create()
+            if form.get("action") == ["dry-run"]:
+                context = {
+                    **_common(source, access, "task"),
+                    "report": actions.rehearse(source, form, access),
+                    "now": instant_of(source.fingerprint().now_ms),
+                }
+                return rendering.page(request, "dry_run.html", context)
             location = actions.perform(source, form, access)
     except FsaError as exc:
         return _failed(request, exc, access)
@@ -102,6 +110,7 @@ def _common(source: Source | None, access: Access, name: str, etag: str = "") ->
         "environment": environment.name if environment is not None else None,
         "asks_for": database_name(actions.url_of(source)) if source and protected else None,
         "etag": etag,
+        "can_rehearse": "run" in allowed and is_possible(),
         "new_key": lambda: uuid.uuid4().hex,
     }
 

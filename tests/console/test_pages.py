@@ -31,6 +31,11 @@ MAIN = r"""
         return kind
 
     @task
+    def writes(n: int = 5) -> int:
+        db.session.execute(INSERT, {"n": n})
+        return n
+
+    @task
     def login(user: str, *, api_token: str = "") -> str:
         return user
 """
@@ -148,6 +153,12 @@ def check_failures(viewer: Viewer, here: str, shop: Shop) -> None:
     page.get_by_role("button", name="Run login").click()
     page.locator("h1 .s-succeeded").wait_for()
     assert "<b>ann</b>" in page.locator("pre").first.inner_text()
+    page.goto(f"{here}task?name=writes")
+    page.locator("input[name='arg.n']").fill("8")
+    page.get_by_role("button", name="Dry run").click()
+    page.locator("#changes").wait_for()
+    assert page.locator("#changes tbody tr").inner_text().split() == ["written", "1", "0", "0"]
+    assert shop.written() == []
     # Pages by key, the newest first, and none twice.
     page.goto(f"{here}runs")
     seen = page.locator("tbody a.id").all_inner_texts()
