@@ -54,7 +54,9 @@ def unchanged(request: Request, etag: str) -> Response | None:
     given = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
     if etag not in given:
         return None
-    return Response(status_code=304, headers={**HEADERS, "ETag": etag, "Cache-Control": "no-cache"})
+    return Response(
+        status_code=304, headers={**HEADERS, "ETag": etag, "Cache-Control": "private, no-cache"}
+    )
 
 
 def etag_of(*parts: object) -> str:
@@ -83,7 +85,7 @@ def assets_version() -> str:
 
 
 def _response(request: Request, content: bytes, kind: str, status: int) -> Response:
-    headers = {**HEADERS, "Cache-Control": "no-cache", "Vary": "Accept-Encoding, Cookie"}
+    headers = {**HEADERS, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding, Cookie"}
     if len(content) > _SMALLEST and "gzip" in request.headers.get("accept-encoding", ""):
         content = gzip.compress(content, 5, mtime=0)
         headers["Content-Encoding"] = "gzip"

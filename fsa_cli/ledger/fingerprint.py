@@ -15,6 +15,7 @@ from fsa_cli.ledger.tables import audit, node, progress, run, task
 __all__ = ["Fingerprint", "fingerprint"]
 
 _MOST = 1000
+_PRIME = 1_000_000_007
 _ONE = literal(1).label("one")
 
 
@@ -44,10 +45,10 @@ def fingerprint(ledger: Ledger) -> Fingerprint:
         select(
             _ONE,
             func.count(),
-            func.sum(task.c.watermark_ms),
-            func.sum(func.coalesce(task.c.last_success_ms, 0)),
-            func.sum(task.c.consecutive_failures),
-            func.sum(func.coalesce(task.c.paused_ms, 0)),
+            _sum(task.c.watermark_ms),
+            _sum(task.c.last_success_ms),
+            _sum(task.c.consecutive_failures),
+            _sum(task.c.paused_ms),
         )
         .where(task.c.namespace == namespace)
         .subquery("tasks")
@@ -57,7 +58,7 @@ def fingerprint(ledger: Ledger) -> Fingerprint:
         select(
             _ONE,
             func.count(),
-            func.sum(node.c.started_ms),
+            _sum(node.c.started_ms),
             func.sum(lives),
             func.sum(case((node.c.state == OPEN_STATES[0], 1), else_=0)),
         )
@@ -65,7 +66,7 @@ def fingerprint(ledger: Ledger) -> Fingerprint:
         .subquery("nodes")
     )
     advanced = (
-        select(_ONE, func.sum(progress.c.done), func.sum(progress.c.updated_ms))
+        select(_ONE, _sum(progress.c.done), _sum(progress.c.updated_ms))
         .where(
             progress.c.run.in_(
                 select(run.c.id)
@@ -86,6 +87,11 @@ def fingerprint(ledger: Ledger) -> Fingerprint:
     return Fingerprint(int(row[0]), " ".join(str(value or 0) for value in row[1:]))
 
 
+def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Of the rests by a prime: a row may hold any number, and SQLite's sums overflow."""
+    return func.sum(func.coalesce(column, 0) % _PRIME)
+
+
 def _opened(namespace: str, statuses: tuple[str, ...]) -> Select[Any]:
     some = (
         select(
@@ -101,8 +107,8 @@ def _opened(namespace: str, statuses: tuple[str, ...]) -> Select[Any]:
     return select(
         _ONE,
         func.count(),
-        func.sum(func.coalesce(some.c.started_ms, 0)),
-        func.sum(some.c.not_before_ms),
-        func.sum(some.c.attempt),
-        func.sum(func.coalesce(some.c.cancel_requested_ms, 0)),
+        _sum(some.c.started_ms),
+        _sum(some.c.not_before_ms),
+        _sum(some.c.attempt),
+        _sum(some.c.cancel_requested_ms),
     )

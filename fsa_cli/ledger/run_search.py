@@ -70,14 +70,16 @@ def one(ledger: Ledger, run_id: str, length: int) -> Row[Any] | None:
     long = ("arguments", "error", "result")
     length_of = func.length if ledger.is_sqlite else func.char_length
     columns: _Columns = [column for column in run.c if column.name not in (*long, "traceback")]
-    columns += [func.substr(run.c[name], 1, length).label(name) for name in long]
+    columns += [_head(run.c[name], length).label(name) for name in long]
     columns += [length_of(run.c[name]).label(f"{name}_length") for name in (*long, "traceback")]
     size = length_of(run.c.traceback)
     start = case((size > length, size - length + 1), else_=1)
     statement: Select[Any] = (
         select(
             *columns,
-            func.substr(run.c.traceback, start, length).label("traceback"),
+            func.substr(run.c.traceback, start, length, type_=run.c.traceback.type).label(
+                "traceback"
+            ),
             *_PROGRESS,
             progress.c.updated_ms,
             node.c.host,
@@ -162,7 +164,7 @@ def failed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
             run.c.task,
             run.c.status,
             run.c.error_type,
-            func.substr(run.c.error, 1, _SAID_LENGTH).label("error"),
+            _head(run.c.error, _SAID_LENGTH).label("error"),
             run.c.not_before_ms.label("place_ms"),
         )
         .where(
@@ -180,10 +182,15 @@ def failed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
     return sorted(rows, key=lambda row: (-row.place_ms, row.id))
 
 
+def _head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
+    """Its beginning. With its type: in SQLite a column may hold anything."""
+    return func.substr(column, 1, length, type_=column.type)
+
+
 _PROGRESS: _Columns = [
     progress.c.done,
     progress.c.total,
-    func.substr(progress.c.text, 1, _SAID_LENGTH).label("text"),
+    _head(progress.c.text, _SAID_LENGTH).label("text"),
 ]
 _DRAWN: _Columns = [
     run.c.id,
@@ -209,8 +216,8 @@ def _line(place: ColumnElement[int]) -> _Columns:
         run.c.requested_by,
         run.c.cancel_requested_ms,
         run.c.error_type,
-        func.substr(run.c.error, 1, _SAID_LENGTH).label("error"),
-        func.substr(run.c.result, 1, _SAID_LENGTH).label("result"),
+        _head(run.c.error, _SAID_LENGTH).label("error"),
+        _head(run.c.result, _SAID_LENGTH).label("result"),
         *_PROGRESS,
     ]
 

@@ -61,7 +61,7 @@ def last_runs(ledger: Ledger) -> dict[str, Row[Any]]:
         run.c.started_ms,
         run.c.finished_ms,
         run.c.error_type,
-        func.substr(run.c.error, 1, _SAID_LENGTH).label("error"),
+        func.substr(run.c.error, 1, _SAID_LENGTH, type_=run.c.error.type).label("error"),
     ).join(last, last.c.id == run.c.id)
     rows = ledger.read(lambda connection: connection.execute(statement).all())
     return {row.task: row for row in rows}

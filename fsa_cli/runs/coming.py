@@ -30,10 +30,11 @@ def schedule_of(name: str, options: Mapping[str, Any], zone: str | None) -> Sche
         None if it has none, or one that is no text and is known to other processes alone.
     """
     task = registry.get(name)
-    given: object = options.get("schedule")
-    timezone: object = options.get("timezone")
+    given, timezone = options.get("schedule"), options.get("timezone")
     if task is not None:
         given, timezone = task.schedule, task.timezone or zone
+    elif not isinstance(given, str) or not isinstance(timezone, str | None):
+        return None
     if given is None:
         return None
     parse = parse_schedule if isinstance(given, list) else _parsed

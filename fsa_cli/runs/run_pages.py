@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 _SAID_LENGTH = 300
-_CURSOR = re.compile(r"(-?\d{1,18})\.([\x21-\x7e]{1,36})")
+_CURSOR = re.compile(r"(-?\d{1,19})\.([\x21-\x7e]{1,36})")
+_LARGEST = 2**63 - 1
 _FRAME = re.compile(
     r'  File "([^"\n]{1,400})", line (\d{1,9}), in ([^\n]{1,200})(?:\n    ([^\n]*))?'
 )
@@ -230,7 +231,9 @@ def arguments_shown(task_name: str, text: str, run_id: str) -> str:
 def cursor_in(text: str | None) -> tuple[int, str] | None:
     """The place in a list that an address names; None: its beginning."""
     match = _CURSOR.fullmatch(text or "")
-    return (int(match[1]), match[2]) if match else None
+    if match is None or abs(int(match[1])) > _LARGEST:
+        return None
+    return int(match[1]), match[2]
 
 
 def _progress(row: Row[Any]) -> str | None:

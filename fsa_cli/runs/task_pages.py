@@ -139,11 +139,11 @@ def task_lines(
 def task_detail(
     ledger: Ledger, name: str, coming: ComingInstants, now_ms: int, zone: str | None
 ) -> TaskDetail | None:
-    """One task in full; None if neither this process nor the ledger knows it."""
+    """One task in full; None if this process does not know it, and it has never run."""
     row, definition = task_history.get(ledger, name), registry.get(name)
-    if row is None and definition is None:
-        return None
     sample = task_history.sample(ledger, name, _SAMPLE)
+    if row is None and definition is None and not sample:
+        return None
     line = _line(
         name,
         row,

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 __all__ = ["format_bytes", "format_duration", "format_elapsed"]
 
+_LONGEST_MS = timedelta.max // timedelta(milliseconds=1)
+
 
 def format_duration(span: timedelta) -> str:
     """A span in two units at most: `8 h 17 min`, `4 s`."""
@@ -20,7 +22,11 @@ def format_duration(span: timedelta) -> str:
 
 
 def format_elapsed(duration_ms: float) -> str:
-    """A measured time: `23 ms`, `4.2 s`, and from a minute on as `format_duration`."""
+    """A measured time: `23 ms`, `4.2 s`, and from a minute on as `format_duration`.
+
+    A row may hold any number: the longest time is as long as a `timedelta` can be.
+    """
+    duration_ms = min(duration_ms, _LONGEST_MS)
     if duration_ms < 1000:
         return f"{duration_ms:.0f} ms"
     if duration_ms < 60_000:

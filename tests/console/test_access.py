@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 
@@ -55,6 +58,7 @@ def test_the_forbidden_are_forbidden_and_what_is_asked_twice_is_done_once(
             check_looking(client)
             check_acting(client, small_shop, served.base_url)
             check_this_machine_alone(client)
+            check_hostile_rows(client, small_shop)
 
 
 def test_a_protected_environment_asks_for_the_name_and_offers_nothing_prohibited(
@@ -179,6 +183,53 @@ def check_acting(client: httpx.Client, shop: Shop, base_url: str) -> None:
     assert client.get("/ops/run?id=zz", headers=ours).status_code == 404
     for page_name in PAGES[:2] + PAGES[3:]:
         assert client.get(f"/ops/{page_name}", headers=ours).status_code == 200, page_name
+
+
+def check_hostile_rows(client: httpx.Client, shop: Shop) -> None:
+    """What others may have written into the ledger ends no page."""
+    huge, name = (
+        9_000_000_000_000_000_000,
+        "</title><script>alert(1)</script> \x1b[31m\u202e'\"&%2F/?#",
+    )
+    (file,) = shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        (run,) = connection.execute("SELECT id FROM fsa_run LIMIT 1").fetchone()
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(fsa_run)")]
+        for number, (changes, at) in enumerate(
+            (
+                ({"scheduled_ms": -huge, "started_ms": -huge, "finished_ms": huge}, "failed"),
+                ({"scheduled_ms": huge, "not_before_ms": huge, "queued_ms": huge}, "queued"),
+                ({"error": b"\xff\x00<b>", "result": b"\xfe", "traceback": b"\xff"}, "failed"),
+                ({"arguments": "[1", "error_type": b"\xff", "attempt": "many"}, "running"),
+            )
+        ):
+            values = {"id": f"hostile {number} <b>'\"", "slot": str(number), "task": name}
+            values |= {"status": at, "lock_key": None, **changes}
+            chosen = ", ".join(f":{c}" if c in values else c for c in columns)
+            connection.execute(
+                f"INSERT INTO fsa_run SELECT {chosen} FROM fsa_run WHERE id = :run",
+                {**values, "run": run},
+            )
+        for options in ('{"schedule": {}, "timezone": 5, "tags": [{}]}', "no json", b"\xff"):
+            connection.execute(
+                "INSERT INTO fsa_task (namespace, name, options, watermark_ms, last_success_ms,"
+                " consecutive_failures) SELECT namespace, ?, ?, 0, ?, ? FROM fsa_run LIMIT 1",
+                (f"{name}{options!r}", options, huge, huge),
+            )
+    looking = {"x-role": "look"}
+    found = client.get("/ops/runs", headers=looking).text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\x1b[31m\\u202e" in found, re.sub(
+        r"\s+", " ", found
+    )[-900:]
+    for address in ("", "runs", "runs?status=failed&status=queued", "tasks", "coming", "queues"):
+        page = client.get(f"/ops/{address}", headers=looking)
+        assert (page.status_code, "<script>" in page.text) == (200, False), address
+        for link in sorted(set(re.findall(r'href="((?:run|task)\?[^"]+)"', page.text))):
+            inner = client.get(f"/ops/{html.unescape(link)}", headers=looking)
+            assert (inner.status_code, "<script>" in inner.text) == (200, False), link
+    after = "runs?after=9223372036854775807.x"
+    assert client.get(f"/ops/{after}", headers=looking).status_code == 200
+    assert client.get(f"/ops/{after.replace('9', '99')}", headers=looking).status_code == 200
 
 
 def check_this_machine_alone(client: httpx.Client) -> None:

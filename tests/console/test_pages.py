@@ -184,6 +184,8 @@ def check_death(viewer: Viewer, here: str, scheduler) -> None:
     page.goto(here)
     scheduler.stop()
     page.get_by_text("no scheduler is alive").wait_for()
+    with page.expect_response(lambda response: response.status == 304):
+        pass  # where nothing changes, nothing is sent
 
 
 def check_small_and_dark(viewer: Viewer, here: str) -> None:
