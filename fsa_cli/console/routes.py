@@ -44,8 +44,9 @@ def router(*, access: Callable[..., Any] | None = None) -> APIRouter:
             "the console needs jinja2", hint="pip install 'fastapi-sqlalchemy[console]'"
         )
     routes = APIRouter(include_in_schema=False, dependencies=[Depends(_permission(access))])
-    for name in _PAGES:
-        routes.add_api_route(f"/{name}", _page(name), methods=["GET"], name=f"fsa console {name}")
+    # One for all pages: FastAPI takes milliseconds for each route, at the start of the app.
+    for path in ("/", "/{name}"):
+        routes.add_api_route(path, _page, methods=["GET"], name="fsa console")
     routes.add_api_route("/act", _act, methods=["POST"], name="fsa console act")
     routes.add_api_route("/static/{name}", _static, methods=["GET"], name="fsa console static")
     return routes
@@ -68,13 +69,13 @@ def _permission(access: Callable[..., Any] | None) -> Callable[..., Any]:
     return given
 
 
-def _page(name: str) -> Callable[..., Any]:
-    def show(request: Request) -> Response:
-        from fsa_cli.console import serving
+def _page(request: Request) -> Response:
+    from fsa_cli.console import serving
 
-        return serving.show(request, name, request.state.fsa_access)
-
-    return show
+    name = request.path_params.get("name", "")
+    if name not in _PAGES:
+        raise HTTPException(404)
+    return serving.show(request, name, request.state.fsa_access)
 
 
 async def _act(request: Request) -> Response:
@@ -86,10 +87,10 @@ async def _act(request: Request) -> Response:
     return await run_in_threadpool(serving.act, request, form, request.state.fsa_access)
 
 
-def _static(request: Request, name: str) -> Response:
+def _static(request: Request) -> Response:
     from fsa_cli.console.rendering import asset
 
-    found = asset(request, name)
+    found = asset(request, request.path_params["name"])
     if found is None:
         raise HTTPException(404)
     return found
