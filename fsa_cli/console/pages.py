@@ -18,6 +18,7 @@ from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.run_search import RunFilter
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.runs import lanes, overview, run_pages, task_pages, week
+from fsa_cli.runs.run_activity import doing
 from fsa_cli.runs.run_view import since_ms
 from fsa_cli.schedules.words import in_words
 
@@ -149,7 +150,11 @@ def _run(asked: Asked) -> dict[str, Any]:
     run = run_pages.run_detail(asked.source.ledger, run_id, asked.now) if run_id else None
     if run is None:
         raise NotThere("there is no such run: it may be older than 30 days")
-    return {"run": run}
+    does = None
+    if run.line.status == "running":
+        source = asked.source
+        does = doing(source.ledger, [run.line], source.sync_databases()).get(run.line.id)
+    return {"run": run, "does": does}
 
 
 def _tasks(asked: Asked) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from fsa_cli.console.drawing import ROW_HEIGHT, lane_svg
 from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.formatting import format_bytes, format_duration, format_elapsed
+from fsa_cli.terminal.masking import mask
 
 __all__ = ["HEADERS", "asset", "assets_version", "etag_of", "page", "unchanged"]
 
@@ -116,6 +117,7 @@ def _environment() -> Environment:
         elapsed=lambda ms: "" if ms is None else format_elapsed(ms),
         span=lambda seconds: format_duration(timedelta(seconds=seconds)),
         bytes=format_bytes,
+        masked=mask,
         word=lambda status: str(status).replace("handed_off", "dispatched").replace("_", " "),
         query=_query,
         number=lambda value: f"{value:,}",

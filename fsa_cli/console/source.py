@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.ledger.fingerprint import Fingerprint, fingerprint
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project import environments
@@ -46,6 +48,15 @@ class Source:
         if not self._is_there:
             self._is_there = self.ledger.exists()
         return self._is_there
+
+    def sync_databases(self) -> dict[str, Database]:
+        """The databases that have a sync driver: an async engine belongs to the app's own loop."""
+        found = {}
+        for name, database in self.databases.items():
+            with contextlib.suppress(DBSessionError):
+                _ = database.engine
+                found[name] = database
+        return found
 
     def fingerprint(self) -> Fingerprint:
         """Whether anything has changed: one statement."""

@@ -10,7 +10,7 @@ from sqlalchemy.sql import ColumnElement
 
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import audit, node, progress, run, task
+from fsa_cli.ledger.tables import activity, audit, node, progress, run, task
 
 __all__ = ["Fingerprint", "fingerprint"]
 
@@ -65,20 +65,22 @@ def fingerprint(ledger: Ledger) -> Fingerprint:
         .where(node.c.namespace == namespace, node.c.state.in_(OPEN_STATES))
         .subquery("nodes")
     )
+    going = (
+        select(run.c.id)
+        .where(run.c.namespace == namespace, run.c.status == "running")
+        .scalar_subquery()
+    )
     advanced = (
         select(_ONE, _sum(progress.c.done), _sum(progress.c.updated_ms))
-        .where(
-            progress.c.run.in_(
-                select(run.c.id)
-                .where(run.c.namespace == namespace, run.c.status == "running")
-                .scalar_subquery()
-            )
-        )
+        .where(progress.c.run.in_(going))
         .subquery("advanced")
+    )
+    does = (
+        select(_ONE, _sum(activity.c.updated_ms)).where(activity.c.run.in_(going)).subquery("does")
     )
     acted = select(func.max(audit.c.at_ms)).where(audit.c.namespace == namespace)
     source: FromClause = runs
-    for each in (waiting, tasks, nodes, advanced):  # of each there is one row
+    for each in (waiting, tasks, nodes, advanced, does):  # of each there is one row
         source = source.join(each, each.c.one == runs.c.one)
     statement = select(
         now_ms, last.scalar_subquery(), acted.scalar_subquery(), *source.columns.values()

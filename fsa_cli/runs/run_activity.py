@@ -14,6 +14,7 @@ from fsa_cli.database.connections import connected
 from fsa_cli.database.dialects import ServerSession, dialect_of
 from fsa_cli.ledger.activity import activities
 from fsa_cli.ledger.store import Ledger
+from fsa_cli.runs.run_pages import RunLine
 from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_duration
 
@@ -55,7 +56,7 @@ class Doing:
 
 
 def doing(
-    ledger: Ledger, runs: Sequence[Row[Any]], databases: Mapping[str, Database]
+    ledger: Ledger, runs: Sequence[Row[Any] | RunLine], databases: Mapping[str, Database]
 ) -> dict[str, Doing]:
     """What is known of *runs*, which go on, by their ids."""
     known = activities(ledger, [each.id for each in runs]) if runs else {}
@@ -64,7 +65,7 @@ def doing(
         if (row := known.get(run.id)) is not None:
             task = registry.get(run.task)
             name = (task and task.database) or "default"
-            ids.setdefault(name, set()).update(int(each) for each in row.sessions.split())
+            ids.setdefault(name, set()).update(_numbers(row.sessions))
     found = {
         session.id: session
         for name, wanted in ids.items()
@@ -74,7 +75,7 @@ def doing(
     return {
         run_id: Doing(
             row.place,
-            tuple(found[int(each)] for each in row.sessions.split() if int(each) in found),
+            tuple(found[each] for each in _numbers(row.sessions) if each in found),
         )
         for run_id, row in known.items()
     }
@@ -89,6 +90,11 @@ def _sessions(database: Database, ids: Sequence[int]) -> Iterator[ServerSession]
         yield from connected(database, lambda connection: dialect.sessions(connection, ids))
     except SQLAlchemyError:
         return
+
+
+def _numbers(text: str) -> list[int]:
+    """The sessions of a row; others can write these rows too."""
+    return [int(each) for each in text.split() if each.isascii() and each.isdigit()]
 
 
 def _one_line(statement: str) -> str:
