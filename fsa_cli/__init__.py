@@ -1,6 +1,7 @@
 """fsa: run tasks, shells, checks and schedules of a FastAPI app on its own database.
 
 In an app: `from fsa_cli import task, TaskContext`. The tool itself is the command `fsa`.
+In an app's lifespan, where one container is enough: `async with fsa_cli.scheduling():`.
 In an env.py of Alembic: `from fsa_cli import include_name`.
 """
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from fsa_cli.api import Task, task
     from fsa_cli.migrations.own_tables import include_name
+    from fsa_cli.processes.lifespan import scheduling
     from fsa_cli.runs.task_result import TaskResult
     from fsa_cli.tasks.context import Progress, TaskContext
     from fsa_cli.tasks.outcomes import Discard, Retry
@@ -24,6 +26,7 @@ __all__ = [
     "TaskContext",
     "TaskResult",
     "include_name",
+    "scheduling",
     "task",
 ]
 
@@ -35,6 +38,7 @@ _HOMES = {
     "TaskContext": "tasks.context",
     "TaskResult": "runs.task_result",
     "include_name": "migrations.own_tables",
+    "scheduling": "processes.lifespan",
     "task": "api",
 }
 

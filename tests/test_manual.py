@@ -212,6 +212,14 @@ def test_the_deployment_starts_the_scheduler_and_its_probes_answer(
     assert process.stop(signal.SIGTERM).returncode == 0, process
 
 
+def test_one_container_serves_and_keeps_the_schedule(
+    shop: Path, serve_process: Callable[..., AbstractContextManager[ServedProcess]]
+) -> None:
+    with serve_process("one:app", cwd=shop, env={"PYTHONHASHSEED": "0"}) as served:
+        served.process.wait_for("count_open_orders  succeeded")
+        assert httpx.get(f"{served.base_url}/orders").json() == []
+
+
 def test_the_cron_job_runs_what_is_due(shop: Path) -> None:
     done = run(*yaml_command((shop / "cronjob.yaml").read_text()), cwd=shop)
     assert done.returncode == 0, done.stderr

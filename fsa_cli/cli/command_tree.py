@@ -35,11 +35,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "worker": ("fsa_cli.commands.worker:app", "Execute the runs that were enqueued or dispatched."),
     "console": ("fsa_cli.commands.console:console", "The console: the runs in a browser, here."),
     "top": ("fsa_cli.commands.top:top", "What runs, waits and has failed, on this terminal."),
+    "dev": ("fsa_cli.commands.dev:app", "The app, schedule and worker in one terminal, reloading."),
     "health": ("fsa_cli.commands.health:app", "Is it well? With exit codes for probes."),
     "db": ("fsa_cli.commands.db:app", "The database: tables, SQL, schema, migrations."),
     "routes": ("fsa_cli.commands.routes:app", "The app's routes, and where each is written."),
     "config": ("fsa_cli.commands.config:app", "Every setting, and where it came from."),
     "doctor": ("fsa_cli.commands.doctor:app", "One page for a bug report."),
+    "init": ("fsa_cli.commands.init:app", "Write what a project needs; overwrites nothing."),
     "docs": ("fsa_cli.commands.docs:app", "The manual of this version; a search in it."),
 }
 #: What other tools call a command of ours.

@@ -114,6 +114,11 @@ class Output:
         else:
             self.line(text)
 
+    def marked(self, mark: str, text: str, color: str) -> None:
+        """Print a line of another program on stdout, after *mark*, which has its color."""
+        line = f"{self._styled(mark, color, sys.stdout)} | {shown(text)}"
+        self._put(sys.stdout, line)
+
     def record(self, value: Mapping[str, object]) -> None:
         """Print one thing, a line for each of its fields."""
         if self.json:

@@ -199,6 +199,8 @@ LINES = [
     "top",
     "console --port {url}",
     "docs --search {url}",
+    "dev --port {url}",
+    "init --systemd",
     "docs {url}",
     "health",
     "health live",

@@ -1,0 +1,101 @@
+"""`fsa init`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.options import option
+from fsa_cli.terminal import manual
+
+app = typer.Typer()
+
+_TABLE = """[tool.fsa]
+tasks = ["tasks"]
+"""
+_TASKS = '''"""The tasks of this project: `fsa tasks` lists them, `fsa run-task NAME` runs one."""
+
+from sqlalchemy import text
+
+from fastapi_sqlalchemy import db
+from fsa_cli import task
+
+
+@task(schedule="@daily")
+def ask_database() -> int:
+    """Ask the database whether it is there."""
+    return db.session.scalar(text("SELECT 1")) or 0
+'''
+_CONFTEST = '''"""Fixtures whose tests are rolled back: db_session, async_db_session, db_sandbox."""
+
+import {module}  # noqa: F401 - configures db
+
+pytest_plugins = ["fastapi_sqlalchemy.testing"]
+'''
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    systemd: Annotated[
+        bool, option("init", "--systemd", help="Also a unit file for the scheduler.")
+    ] = False,
+    kubernetes: Annotated[
+        bool, option("init", "--kubernetes", help="Also a Deployment for the scheduler.")
+    ] = False,
+) -> None:
+    """Write what a project needs: [tool.fsa], tasks.py, conftest.py. Nothing is overwritten.
+
+    \b
+      fsa init
+      fsa init --systemd
+      fsa init --kubernetes
+    """
+    fsa = Fsa.of(context)
+    module = fsa.load().target.partition(":")[0]
+    project, name = fsa.settings.project, _plain(fsa.settings.namespace)
+    done: list[dict[str, object]] = [_settings(project)]
+    files = {"tasks.py": _TASKS, "conftest.py": _CONFTEST.format(module=module)}
+    if systemd:
+        files[f"{name}-scheduler.service"] = _of_manual("shop-scheduler.service", name)
+    if kubernetes:
+        files[f"{name}-scheduler.yaml"] = _of_manual("deployment.yaml", name)
+    for file, text in files.items():
+        path = project / file
+        exists = path.exists() or path.with_suffix("").is_dir()
+        if not exists:
+            path.write_text(text, encoding="utf-8")
+        done.append({"file": file, "done": "left as it is" if exists else "written"})
+    fsa.output.table(done, {"file": "file", "done": "done"})
+    fsa.output.say("next: fsa tasks, fsa run-task ask_database, fsa dev, fsa docs first-steps")
+
+
+def _settings(project: Path) -> dict[str, object]:
+    path = project / "pyproject.toml"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if re.search(r"^\[tool\.fsa[\].]", before, re.MULTILINE):
+        return {"file": "pyproject.toml", "done": "has a [tool.fsa], left as it is"}
+    gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
+    path.write_text(f"{before}{gap}{_TABLE}", encoding="utf-8")
+    return {"file": "pyproject.toml", "done": "[tool.fsa] added" if before else "written"}
+
+
+def _of_manual(file: str, name: str) -> str:
+    """A file that the manual shows, for the service *name*."""
+    blocks: Iterator[re.Match[str]] = re.finditer(
+        r"^```\w+\n# (\S+)\n(.*?)^```$",
+        manual.get_page("production").text,
+        re.MULTILINE | re.DOTALL,
+    )
+    (text,) = [block[2] for block in blocks if block[1] == file]
+    return re.sub(r"\bshop\b", name, text)
+
+
+def _plain(namespace: str) -> str:
+    """The namespace as a name that systemd and Kubernetes take."""
+    return re.sub(r"[^a-z0-9-]+", "-", namespace.lower()).strip("-") or "app"
