@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from functools import wraps
 from importlib import import_module
@@ -69,6 +70,7 @@ _USUAL = {
     "version": "fsa --version",
 }
 _HELP = "Common options, before or after the command"
+_VARIABLE = re.compile(r" *\[env var: (\w+)(?:; )?([^\]]*)\]")
 
 
 class FsaCommand(TyperCommand):
@@ -259,7 +261,31 @@ def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
         else:
             ours = param.name in common and not param.expose_value  # a user's -v is the user's
             sections[_HELP if ours else "Options"].append(record)
+    hidden = sections.pop(_HELP) if ctx.parent is not None else []
+    if hidden:  # what every option has stands in one line
+        sections["Options"] = [(name, _brief(text)) for name, text in sections["Options"]]
     for title, records in sections.items():
         if records:
             with formatter.section(title):
                 formatter.write_dl(records)
+    if hidden:
+        formatter.write_paragraph()
+        formatter.write_text(f"Common options: fsa -h.{_variable(command)}")
+
+
+def _variable(command: Any) -> str:
+    """How the variables of its options are called, by one of them."""
+    for param in command.params:
+        if param.param_type_name == "option" and param.expose_value and param.envvar:
+            return f" Options are variables too: {param.envvar}"
+    return ""
+
+
+def _brief(text: str) -> str:
+    """The help of an option, without its variable and the bounds of its number."""
+
+    def kept(match: re.Match[str]) -> str:
+        rest = [part for part in match[2].split("; ") if part and "x" not in part]
+        return f"  [{'; '.join(rest)}]" if rest else ""
+
+    return _VARIABLE.sub(kept, text)

@@ -39,25 +39,31 @@ class HostingOptions:
         self._command = command
         self.grace = self.option(
             "--grace",
-            help="Seconds that running tasks have to end after SIGTERM or Ctrl-C.",
+            help="Seconds that running tasks have to end.",
             min=0,
             metavar="S",
         )
         self.concurrency = self.option(
             "--concurrency",
-            help="How many tasks run at a time; half of the app's connection pool (7).",
+            help="Tasks at a time; half of the app's pool (7).",
             min=1,
             metavar="N",
             show_default=False,
         )
         self.port = self.option(
-            "--port", help="Serve /livez, /readyz and /metrics.", min=0, max=65535
+            "--port",
+            help="Serve /livez, /readyz and /metrics.",
+            min=0,
+            max=65535,
+            metavar="N",
         )
         self.host = self.option("--host", help="Where to serve them.", metavar="ADDRESS")
-        self.log_format = self.option("--log-format", help="How each run's line is written.")
+        self.log_format = self.option(
+            "--log-format", help="Of each run's line: text, json.", metavar="FORMAT"
+        )
         self.executor = self.option(
             "--executor",
-            help="How runs are carried: local, procrastinate, celery; by default the settings'.",
+            help="local, procrastinate, celery; else the settings'.",
             metavar="NAME",
             show_default=False,
         )

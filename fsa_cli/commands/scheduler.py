@@ -78,9 +78,7 @@ def start(
     ] = None,
     paused: Annotated[
         bool,
-        _options.option(
-            "--paused", help="Pause every task first; `fsa scheduler resume` starts them."
-        ),
+        _options.option("--paused", help="Pause every task first: fsa scheduler resume."),
     ] = False,
     port: Annotated[int | None, _options.port] = None,
     host: Annotated[str, _options.host] = "127.0.0.1",
@@ -89,8 +87,8 @@ def start(
 ) -> None:
     """Run every task that has a schedule, each run in a session of its own, until stopped.
 
-    Any number of replicas may run on one database: each instant is run once. SIGTERM and Ctrl-C:
-    nothing more is started, running tasks end. Exits 0 if all have ended.
+    Any number of replicas may run: each instant is run once. SIGTERM or Ctrl-C stops it; it exits
+    with 0 if all that ran has ended.
 
     \b
       fsa scheduler start

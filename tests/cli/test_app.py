@@ -103,10 +103,16 @@ def test_every_help_begins_with_examples_and_names_the_variables(name: str, fsa)
     for path in paths:
         done = fsa(*path, "-h", env={"COLUMNS": "100"})
         assert done.returncode == 0, done.stderr
-        head = done.stdout.partition("ommon options")[0]
+        head, common, _ = done.stdout.partition("Common options: fsa -h.")
         assert f"    fsa {path[0]}" in head or f"    fsa {' '.join(path)}" in head
-        for option in ("APP", "ENV_FILE", "DATABASE", "ENV", "JSON", "NO_COLOR", "TRACEBACK"):
-            assert f"FSA_{option}]" in done.stdout
+        assert common
+        assert "FSA_TRACEBACK" not in head
+
+
+def test_the_first_help_has_the_common_options_with_their_variables(fsa) -> None:
+    shown = fsa("-h").stdout
+    for option in ("APP", "ENV_FILE", "DATABASE", "ENV", "JSON", "NO_COLOR", "TRACEBACK"):
+        assert f"FSA_{option}]" in shown
 
 
 def test_the_commands_that_the_help_lists_are_the_commands(fsa) -> None:
