@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.project.settings import Settings
+from fsa_cli.terminal.log_levels import quieten
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -132,7 +133,8 @@ def find(settings: Settings) -> Scripts:
 
 
 def require_alembic() -> None:
-    """Raises ConfigurationError if Alembic is not installed."""
+    """Raises ConfigurationError if Alembic is not installed. Its progress is told by us."""
+    quieten("alembic")  # before it is imported: it tells of its plugins then
     if find_spec("alembic.config" if find_spec("alembic") else "alembic") is None:
         raise ConfigurationError(
             "Alembic is not installed", hint="pip install 'fastapi-sqlalchemy[alembic]'"

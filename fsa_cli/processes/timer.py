@@ -22,6 +22,7 @@ from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped
 from fsa_cli.exceptions import SchedulerStuck
 from fsa_cli.processes.clock import Clock
 from fsa_cli.processes.schedule_plan import Scheduled
+from fsa_cli.terminal.log_levels import quieten
 from fsa_cli.terminal.user_code import summarize_error
 
 __all__ = ["Timer"]
@@ -52,6 +53,7 @@ class Timer:
         self.failure: SchedulerStuck | None = None
         """A schedule raised: its task would never run again."""
         self._reading_ms: int | None = None
+        quieten("apscheduler")
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
             jobstores={"default": MemoryJobStore()},

@@ -113,6 +113,9 @@ def test_tasks_run_by_themselves_and_sigterm_exits_0(
     lay(
         backend,
         """
+        import logging
+        logging.basicConfig(level=logging.INFO)
+
         @task(schedule="every 1s")
         def sync():
             db.session.execute(INSERT, dict(n=1))
@@ -134,6 +137,7 @@ def test_tasks_run_by_themselves_and_sigterm_exits_0(
     assert done.stdout == ""
     assert "2 tasks of main:app" in done.stderr
     assert "every task that was running has ended" in done.stderr
+    assert "apscheduler" not in done.stderr
     lines = [line.split() for line in done.stderr.splitlines() if "succeeded" in line]
     assert len(lines) == len(written(backend))
     assert {line[2] for line in lines} == {"sync", "asynchronous"}
