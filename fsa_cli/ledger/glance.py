@@ -37,6 +37,7 @@ class Glance:
 def glance(ledger: Ledger) -> Glance:
     """One look at the ledger."""
     seen = queries.overview(ledger)
+    waiting = queries.waiting_runs(ledger)
     mine = run.c.namespace == ledger.namespace
     running = (
         _with_node()
@@ -46,7 +47,6 @@ def glance(ledger: Ledger) -> Glance:
     )
 
     def work(connection: Connection) -> Glance:
-        waiting = queries.waiting_runs(connection, ledger, seen.now_ms)
         return Glance(seen, connection.execute(running).all(), waiting)
 
     return ledger.read(work)

@@ -265,7 +265,7 @@ def vitals(ledger: Ledger) -> Vitals:
             missed={name: number for name, number in missed.items() if name in failures},
             stranded_ms=connection.scalar(stranded),
             elsewhere=elsewhere(connection, ledger, now_ms),
-            waiting=waiting_runs(connection, ledger, now_ms),
+            waiting=_waiting(connection, ledger, now_ms),
             executing=connection.scalar(executing) or 0,
             paused=paused,
         )
@@ -273,9 +273,17 @@ def vitals(ledger: Ledger) -> Vitals:
     return ledger.read(work)
 
 
-def waiting_runs(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Row[Any]]:
+def waiting_runs(ledger: Ledger) -> Sequence[Row[Any]]:
     """Of each task and status (`queued`, `handed_off`) the number of runs whose time has come, and
     since_ms, when that of the oldest had; the oldest first."""
+
+    def work(connection: Connection) -> Sequence[Row[Any]]:
+        return _waiting(connection, ledger, ledger.now_ms(connection))
+
+    return ledger.read(work)
+
+
+def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Row[Any]]:
     since_ms = func.min(run.c.not_before_ms)
     statement = (
         select(run.c.task, run.c.status, func.count().label("number"), since_ms.label("since_ms"))

@@ -62,6 +62,8 @@ class ProcessBuilder:
     log: RunLog
     loaded: LoadedApp
     settings: Settings
+    known: frozenset[str] = frozenset()
+    """Every task of the app, also those that were not chosen."""
 
     @classmethod
     def of(
@@ -93,7 +95,8 @@ class ProcessBuilder:
         run_factory.databases()
         width = max((len(each.task.name) for each in planned), default=0)
         log = RunLog(output, loaded, width, json)
-        return cls(tasks, planned, ledger, executors, run_factory, log, loaded, settings)
+        known = frozenset(task.name for task in registry)
+        return cls(tasks, planned, ledger, executors, run_factory, log, loaded, settings, known)
 
     def open(self) -> None:
         """Create the tables that are missing in the databases.
@@ -285,7 +288,9 @@ class ProcessBuilder:
             return context.clock.now_ms if timer is None else timer.fired_until_ms
 
         effects = Effects(self.run_factory.applied, self.run_factory.prune)
-        return Maintenance(context, lifecycle, claimers, effects, fired_until_ms)
+        return Maintenance(
+            context, lifecycle, claimers, effects, fired_until_ms, self.known.__contains__
+        )
 
     def _brokers(self) -> Mapping[str, tuple[Executor, Mapping[str, str | None]]]:
         locks = self.run_factory.locks

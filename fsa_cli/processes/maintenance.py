@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
-from fsa_cli.ledger import control, maintenance, nodes
+from fsa_cli.ledger import control, maintenance, nodes, queries
 from fsa_cli.ledger.activity import write_activity
 from fsa_cli.ledger.backfill import backfill
 from fsa_cli.ledger.progress import write_progress
@@ -17,6 +18,7 @@ from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.processes.service import ServiceThread
 from fsa_cli.runner.activity import activity_of
+from fsa_cli.terminal.formatting import format_duration
 
 __all__ = ["Effects", "Maintenance"]
 
@@ -27,6 +29,9 @@ _SWEPT_AFTER_MS = 1000
 _WAITED_FOR_MS = 4000
 _RECONCILED_EVERY_S = 5.0
 _PRUNED_EVERY_S = 600.0
+_LOOKED_EVERY_S = 30.0
+# For so long a process of another version may be there to take it.
+_UNKNOWN_FOR_MS = 10_000
 # A run that has taken so long is looked at with each reconciliation.
 _LONG_S = 2.0
 
@@ -50,6 +55,7 @@ class Maintenance(ServiceThread):
     Args:
         parts: The claimers of this node.
         fired_until_ms: Every instant up to then was fired by this process.
+        knows: Whether the app has a task of that name.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Maintenance(ServiceThread):
         parts: Sequence[Claimer],
         effects: Effects,
         fired_until_ms: Callable[[], int],
+        knows: Callable[[str], bool],
     ) -> None:
         super().__init__("maintenance")
         self._context = context
@@ -68,6 +75,9 @@ class Maintenance(ServiceThread):
         self._parts = parts
         self._effects = effects
         self._fired_until_ms = fired_until_ms
+        self._knows = knows
+        self._told: set[str] = set()
+        self._look_at_s = time.monotonic() + _RECONCILED_EVERY_S
         self._lock = threading.Lock()
         self._fired: list[tuple[int, Scheduled, int]] = []
         self._reconcile_at_s = time.monotonic() + _RECONCILED_EVERY_S
@@ -181,10 +191,29 @@ class Maintenance(ServiceThread):
                 self.poll()
             maintenance.free_left_locks(self._ledger)
             self._write_activity(now_s)
+        if now_s >= self._look_at_s:
+            self._look_at_s = now_s + _LOOKED_EVERY_S
+            self._tell_of_unknown()
         if now_s >= self._prune_at_s:
             more = self._prune_runs()
             self._prune_at_s = now_s + (_EVERY_S if more else _PRUNED_EVERY_S)
         return True
+
+    def _tell_of_unknown(self) -> None:
+        """Say once of each task that its runs wait, and the app has none of that name."""
+        waiting = queries.waiting_runs(self._ledger)
+        now_ms = self._context.clock.now_ms
+        for each in waiting:
+            late_ms = now_ms - each.since_ms
+            if each.task in self._told or self._knows(each.task) or late_ms < _UNKNOWN_FOR_MS:
+                continue
+            self._told.add(each.task)
+            span = format_duration(timedelta(milliseconds=late_ms))
+            runs = "1 run" if each.number == 1 else f"{each.number} runs"
+            self._context.events.warned(
+                f"{runs} of {each.task} for {span}: this app has no such task (renamed? "
+                f"an old version?): fsa runs {each.task} --status {each.status}"
+            )
 
     def _write_activity(self, now_s: float) -> None:
         """Write what the runs that go on for long do, where that has changed."""

@@ -117,6 +117,22 @@ def test_what_others_call_a_command_is_answered_with_ours(fsa: Run) -> None:
         assert f"hint: {ours}" in answered.stderr
 
 
+def test_a_worker_says_once_that_nobody_knows_the_task_of_a_run(
+    fsa: Run, fsa_process: Start, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("run-task", "ship", "--enqueue").returncode == 0
+    (file,) = small_shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET not_before_ms = not_before_ms - 120000")
+    small_shop.write(TASKS.replace("ship", "send_off"))
+    worker = fsa_process("worker", "start")
+    worker.wait_for("1 run of ship for 2 min")
+    said = "this app has no such task (renamed? an old version?): fsa runs ship --status queued"
+    assert worker.stderr.count(said) == 1
+
+
 @pytest.mark.parametrize("backend", ["postgresql", "mariadb"])
 def test_a_run_that_hangs_on_a_lock_says_who_holds_it(
     request: pytest.FixtureRequest, tmp_path: Path, fsa: Run, fsa_process: Start, backend: str
