@@ -86,6 +86,10 @@ class FsaCommand(TyperCommand):
                 fsa.load()  # so that `db` is the app's, and the environment is known
         return super().invoke(ctx)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _make_headings_bold(ctx, formatter)
+        super().format_help(ctx, formatter)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _format_options(self, ctx, formatter)
 
@@ -163,6 +167,10 @@ class FsaGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         ctx.obj.command = command_path(ctx).partition(" ")[2]
         return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _make_headings_bold(ctx, formatter)
+        super().format_help(ctx, formatter)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         if ctx.parent is None:
@@ -246,6 +254,13 @@ def command_path(ctx: Any) -> str:
         if ctx.parent is not None
         else str(ctx.info_name)
     )
+
+
+def _make_headings_bold(ctx: Any, formatter: Any) -> None:
+    """On a terminal that shows it."""
+    fsa: Fsa = ctx.obj or Fsa()
+    if fsa.output.shows_color:
+        formatter.write_heading = lambda heading: formatter.write(f"\x1b[1m{heading}:\x1b[0m\n")
 
 
 def _format_options(command: Any, ctx: Any, formatter: Any) -> None:

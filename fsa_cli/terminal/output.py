@@ -68,6 +68,11 @@ class Output:
         """A Rich console on stderr: progress bars, prompts."""
         return self._console(sys.stderr)
 
+    @property
+    def shows_color(self) -> bool:
+        """Whether stdout is a terminal that shows styles."""
+        return self._colors(sys.stdout)
+
     def document(self, value: object) -> None:
         """Print *value* as one JSON document."""
         self._json(sys.stdout, value, indent=2 if _is_terminal(sys.stdout) else None)

@@ -50,3 +50,9 @@ def test_a_person_reads_it_formatted_and_a_long_one_in_a_pager(
     assert "Environments" in shown["environments"]
     lines = re.sub(r"\x1b\[[0-9;]*m", "", shown["environments"]).splitlines()
     assert max(map(len, lines)) <= 80
+    child = terminal("fsa", "docs", "-h", columns=80)
+    child.expect_exact("\x1b[1mOptions:\x1b[0m")
+    plain = terminal("fsa", "docs", "-h", columns=80, env={"NO_COLOR": "1"})
+    plain.expect(pexpect.EOF)
+    assert "Options:" in str(plain.before)
+    assert "\x1b[" not in str(plain.before)
