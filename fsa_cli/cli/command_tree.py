@@ -59,7 +59,6 @@ _USUAL = {
     "jobs": "fsa runs, fsa tasks",
     "queue": "fsa runs --status queued",
     "ps": "fsa status, fsa runs --status running",
-    "top": "fsa status",
     "beat": "fsa scheduler start",
     "cron": "fsa scheduler list",
     "schedule": "fsa scheduler list",
