@@ -45,6 +45,8 @@ class FsaError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    page: ClassVar[str | None] = None
+    """The page of the manual that says more."""
 
     def __init__(
         self, message: str, *, hint: str | None = None, details: Sequence[str] = ()
@@ -63,6 +65,8 @@ class FsaError(Exception):
 class TaskFailed(FsaError):
     """The task raised, or its commit failed."""
 
+    page = "trouble"
+
 
 class Fenced(FsaError):
     """The run is no longer this process's: it was declared dead, or cancelled."""
@@ -75,6 +79,8 @@ class ScriptFailed(FsaError):
 class CheckFailed(FsaError):
     """A health check failed."""
 
+    page = "health"
+
 
 class StatementFailed(FsaError):
     """The database refused a statement."""
@@ -82,6 +88,8 @@ class StatementFailed(FsaError):
 
 class MigrationFailed(FsaError):
     """A migration raised, or Alembic refused."""
+
+    page = "database"
 
 
 class UsageError(FsaError):
@@ -97,6 +105,8 @@ class TaskNotFound(UsageError):
 class ArgumentError(UsageError):
     """A word after a task's name is not what the task takes."""
 
+    page = "tasks"
+
 
 class ConfigurationError(FsaError):
     """A setting is wrong or missing."""
@@ -107,6 +117,8 @@ class ConfigurationError(FsaError):
 class TaskDefinitionError(ConfigurationError, TypeError):
     """A function cannot be a task as it is written."""
 
+    page = "tasks"
+
 
 class DuplicateTask(TaskDefinitionError):
     """Two functions have one task name."""
@@ -115,13 +127,19 @@ class DuplicateTask(TaskDefinitionError):
 class ScheduleError(ConfigurationError):
     """A schedule or a time zone cannot be read."""
 
+    page = "scheduling"
+
 
 class LedgerUnusable(ConfigurationError):
     """The ledger's tables are missing, of another version, or cannot be created."""
 
+    page = "scheduling"
+
 
 class AppLoadError(ConfigurationError):
     """The app was not found, or failed while it was imported."""
+
+    page = "settings"
 
 
 class NoApp(AppLoadError):
@@ -136,42 +154,49 @@ class DatabaseUnreachable(FsaError):
     """A connection to the database cannot be opened."""
 
     exit_code = 4
+    page = "trouble"
 
 
 class BrokerUnreachable(FsaError):
     """The broker that carries runs cannot be reached."""
 
     exit_code = 4
+    page = "brokers"
 
 
 class SchemaBehind(FsaError):
     """The schema is not at head."""
 
     exit_code = 5
+    page = "database"
 
 
 class Refused(FsaError):
     """A protected environment, or a confirmation with no terminal to ask."""
 
     exit_code = 6
+    page = "environments"
 
 
 class SchedulerStuck(FsaError):
     """The scheduler's watchdog gave up."""
 
     exit_code = 70
+    page = "production"
 
 
 class LockHeld(FsaError):
     """Another process holds the lock."""
 
     exit_code = 75
+    page = "scheduling"
 
 
 class TimedOut(FsaError):
     """It took longer than it was given."""
 
     exit_code = 124
+    page = "trouble"
 
 
 class Interrupted(FsaError):

@@ -87,6 +87,15 @@ def test_every_exit_code_is_in_its_table() -> None:
     assert shown == sorted({0, 141, *codes(exceptions.FsaError)})
 
 
+def test_every_page_that_an_error_names_is_there() -> None:
+    def named_pages(kind: type[exceptions.FsaError]) -> Iterator[str]:
+        yield from filter(None, [kind.page])
+        for each in kind.__subclasses__():
+            yield from named_pages(each)
+
+    assert set(named_pages(exceptions.FsaError)) <= {page.name for page in manual.pages()}
+
+
 def test_every_common_option_is_in_its_table() -> None:
     shown = [each for row in table("commands", under="Common options") for each in named(row[0])]
     assert shown == [*itertools.chain(*COMMON.values()), "-V", "--version"]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from fsa_cli.processes.schedule_plan import Scheduled
 
 _NEXT = 5
-_WIDE = 100
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -49,12 +48,9 @@ def list_(context: typer.Context) -> None:
         fsa.output.say('no task has a schedule: @task(schedule="0 3 * * *")')
     else:
         columns = {"task": "task", "schedule": "schedule", "timezone": "zone", "next": "next"}
-        columns["in"] = "in"
-        console = fsa.output.console
-        if not console.is_terminal or console.width >= _WIDE:
-            columns["then"] = "then"
+        columns |= {"in": "in", "then": "then"}
         rows = [_row(each, now, paused.get(each.task.name)) for each in planned]
-        fsa.output.table(rows, columns)
+        fsa.output.table(rows, columns, spare=("then",))
 
 
 def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
@@ -232,7 +228,8 @@ def status(context: typer.Context) -> None:
         fsa.output.table(nodes, views.NODE_COLUMNS)
         fsa.output.line("")
     rows = views.task_rows(seen, dated=every)
-    fsa.output.table(rows, views.task_columns(rows, every=every))
+    columns = views.task_columns(rows, every=every)
+    fsa.output.table(rows, columns, spare=("running", "queued", "success", "missed"))
 
 
 def _schedule(fsa: Fsa, text: str, zone: str | None) -> Schedule:

@@ -94,6 +94,7 @@ class Output:
         columns: Mapping[str, str],
         *,
         wraps: Collection[str] = (),
+        spare: Sequence[str] = (),
     ) -> None:
         """Print *rows*: a table on a terminal, tab-separated lines in a pipe, a JSON array.
 
@@ -101,12 +102,13 @@ class Output:
             columns: The keys to show and their headings. JSON has every key of a row.
             wraps: The columns whose texts may take several lines of a terminal; without any, each
                 row is one line, and the last column is cut to the room that is left.
+            spare: The columns that are left out first where a terminal has no room for all.
         """
         if self.json:
             self.document(rows)
         elif _is_terminal(sys.stdout):
             if rows:
-                self._table(rows, columns, wraps)
+                self._table(rows, columns, wraps, spare)
         else:
             lines = [[_plain(row.get(key)) for key in columns] for row in rows]
             for cells in [list(columns.values()), *lines]:
@@ -169,6 +171,10 @@ class Output:
             self._write(sys.stderr, "  " + line)
         for line in hint:
             self._write(sys.stderr, line, self._styled("hint: ", "36", sys.stderr))
+        if error.page is not None and _is_terminal(sys.stderr) and room > len(lines):
+            self._write(
+                sys.stderr, f"fsa docs {error.page}", self._styled("more: ", "36", sys.stderr)
+            )
 
     def _console(self, file: TextIO) -> Console:
         from rich.console import Console
@@ -180,6 +186,7 @@ class Output:
         rows: Sequence[Mapping[str, object]],
         columns: Mapping[str, str],
         wraps: Collection[str],
+        spare: Sequence[str],
     ) -> None:
         from rich.box import SIMPLE_HEAD
         from rich.cells import cell_len, set_cell_size
@@ -191,11 +198,15 @@ class Output:
             for key, heading in columns.items()
         }
         if not wraps:
-            *others, last = columns
             widths = {key: max(map(cell_len, texts[key])) for key in columns}
-            room = self.console.width - sum(widths[key] + _GAP for key in others)
+            for key in (None, *spare):
+                texts.pop(key or "", None)
+                *others, last = texts
+                room = self.console.width - sum(widths[each] + _GAP for each in others)
+                if room >= min(_LEAST, widths[last]):
+                    break
             if room < min(_LEAST, widths[last]):  # a name of 190 characters, too many columns
-                wraps, room = [max(others, key=widths.__getitem__)], _LEAST
+                wraps, room = [max(others or [last], key=widths.__getitem__)], _LEAST
             if room < widths[last]:
                 texts[last] = [
                     text if cell_len(text) <= room else f"{set_cell_size(text, room - 3)}..."

@@ -106,6 +106,16 @@ def test_names_and_times_do_not_fold_at_eighty_columns(
     assert "executor local default" in shown["config"]
 
 
+def test_an_error_names_the_page_that_says_more_to_a_person(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    assert "fsa docs" not in fsa("run-task", "report").stderr
+    child = terminal("fsa", "run-task", "report", columns=80)
+    child.expect(pexpect.EOF)
+    assert COLORS.sub("", str(child.before)).splitlines()[-1] == "more: fsa docs trouble"
+
+
 def test_what_others_call_a_command_is_answered_with_ours(fsa: Run) -> None:
     for asked, ours in (
         ("migrate", "fsa db upgrade"),
