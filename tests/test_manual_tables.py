@@ -5,6 +5,7 @@ import re
 import typing
 from collections.abc import Iterator
 from inspect import Parameter, signature
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,8 +35,13 @@ def named(cell: str) -> list[str]:
 
 
 def test_every_argument_of_task_is_in_its_table_with_type_and_default() -> None:
-    options = typing.get_overloads(fsa_cli.api.task)[1]
-    parameters = signature(options).parameters
+    where = fsa_cli.api.TaskDecorator
+    named_so = SimpleNamespace(
+        __module__=where.__module__, __qualname__=f"{where.__qualname__}.__call__"
+    )
+    options = typing.get_overloads(typing.cast(typing.Any, named_so))[-1]
+    _, *given = signature(options).parameters.items()
+    parameters = dict(given)
     rows = {named(row[0])[0]: row for row in table("tasks", under="Every argument of `@task`")}
     assert list(rows) == list(parameters)
     for name, parameter in parameters.items():
