@@ -69,7 +69,7 @@ _USUAL = {
     "version": "fsa --version",
 }
 _HELP = "Common options, before or after the command"
-_VARIABLE = re.compile(r" *\[env var: (\w+)(?:; )?([^\]]*)\]")
+_VARIABLE = re.compile(r"(?<! ) *\[env var: (\w+)(?:; )?([^\]]*)\]")
 
 
 class FsaCommand(TyperCommand):

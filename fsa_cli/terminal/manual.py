@@ -51,7 +51,7 @@ ORDER = (
 
 _DIRECTORY = Path(__file__).parents[1] / "manual"
 _WIDEST = 100
-_LINK = re.compile(r"\[([^\]]*)\]\(([\w-]+)\.md(?:#[\w-]*)?\)")
+_LINK = re.compile(r"\[([^\[\]]*+)\]\(([\w-]+)\.md(?:#[\w-]*)?\)")
 
 
 @dataclass(frozen=True)
