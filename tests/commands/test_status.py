@@ -57,13 +57,16 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     small_shop.write(TASKS.replace("ship", "send_off"))
 
     found = json.loads(fsa("status", "--json").stdout)
-    wrong = {(each["subject"], each["said"]): each["commands"] for each in found["problems"]}
+    wrong = {
+        (each["subject"], re.sub(r"1[2-9] min|[3-9] min", "N min", each["said"])): each["commands"]
+        for each in found["problems"]
+    }
     (last,) = {each["last_run"]["id"] for each in found["tasks"] if each["task"] == "report"}
-    queued = "1 queued for 12 min: the app has no such task (renamed?)"
+    queued = "1 queued for N min: the app has no such task (renamed?)"
     assert wrong["ship", queued] == ["fsa runs ship --status queued"]
     assert wrong["report", "failed 2 times, never succeeded"] == [f"fsa runs show {last[:8]}"]
     assert wrong["scheduler", "none is alive"] == ["fsa scheduler start"]
-    assert ("scheduler", "one has died 3 min ago: db1, pid 4711") in wrong
+    assert ("scheduler", "one has died N min ago: db1, pid 4711") in wrong
     assert next(each for subject, each in wrong if subject == "tidy").startswith("paused ")
     assert {each["task"]: each["state"] for each in found["next"]} == {
         "report": "",
