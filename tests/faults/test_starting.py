@@ -48,7 +48,7 @@ def test_a_ledger_of_another_version_is_said(laid: Replicas, fsa: Run) -> None:
 
     assert done.returncode == 3
     assert "the ledger's table fsa_run has no column commits" in done.stderr
-    assert "fsa scheduler init --sql" in done.stderr
+    assert "fsa scheduler init adds what this version needs" in done.stderr
     assert "Traceback" not in done.stderr
 
 

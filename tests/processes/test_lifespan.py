@@ -32,7 +32,7 @@ app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db", commit_on_ex
 
 @app.post("/ask")
 def ask() -> str:
-    return answer.task.enqueue()
+    return answer.enqueue().id
 
 @task(schedule="every 1s")
 def tick() -> int:
