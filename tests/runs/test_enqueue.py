@@ -33,12 +33,6 @@ from support.processes import Run as Fsa
 Runs = Callable[[], list[Any]]
 
 
-@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    chosen: Backend = request.getfixturevalue(request.param)
-    return chosen
-
-
 @pytest.fixture
 def ship(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A task of an app whose `db` is on *backend*."""

@@ -25,12 +25,6 @@ from support.ledgers import runs_of
 Runs = Callable[[], list[Any]]
 
 
-@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    chosen: Backend = request.getfixturevalue(request.param)
-    return chosen
-
-
 @pytest.fixture
 def ship(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.chdir(tmp_path)
