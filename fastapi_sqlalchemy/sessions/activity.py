@@ -94,16 +94,11 @@ class Activity:
 
         Nothing was written, no row is locked, and nobody is in the middle of a result.
         """
-        if self.wrote or self.unsure:
-            return False
-        if self.unchecked and not all(
-            surely_reads(x) and not locks_rows(x) for x in self.unchecked
-        ):
-            return False
-        for result in self.results:  # noqa: SIM110 - it is done in every request
-            if result() is not None:
-                return False
-        return True
+        return (
+            not self.may_have_written
+            and not any(map(locks_rows, self.unchecked))
+            and all(result() is None for result in self.results)
+        )
 
     def uses(self, pool: object) -> bool:
         """Whether it holds a connection of `pool`."""
@@ -151,6 +146,11 @@ class Activity:
                 compiled.fsa_harmless = harmless
             if harmless and self.unchecked and self.unchecked[-1] is statement:
                 self.unchecked.pop()
+
+    def leave(self) -> None:
+        """Its `user` has ended a statement."""
+        self.user = None
+        self.left_s = monotonic()
 
     def reset(self) -> None:
         """Its transaction has ended."""

@@ -159,12 +159,12 @@ class SessionHandle:
 
         The connection goes back to the pool, and the next statement takes one again.
         """
-        session = self.session
         if (
-            self.activity.only_reads
-            and session._is_clean()
-            and (session._trans_context_manager is None or not self.in_own_block)
-            and not isinstance(session.bind, Connection)
+            self.connection is not None
+            and self.activity.only_reads
+            and not self.pending
+            and not self.in_own_block
+            and not self.in_sandbox
             and self.user is None
         ):
             self.activity.user = asyncio.current_task()  # a task of the request's may be at it next

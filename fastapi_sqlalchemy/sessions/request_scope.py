@@ -7,7 +7,6 @@ from time import monotonic
 
 from starlette.types import Scope as ASGIScope
 
-from .activity import Activity
 from .binding import Binding
 from .scope import Scope
 
@@ -74,31 +73,28 @@ class RequestScope(Scope):
 
     async def end_reads(self) -> None:
         """Give back the connections of sessions that have only read; their objects stay loaded."""
-        for handle in (self._sync_handle, self._async_handle):
-            if handle is not None and handle.activity.connection is not None:
-                self._warn_of_idle(handle.activity)
-                await handle.end_reads(self)
+        self.warn_of_idle()
+        for handle in self._handles():
+            await handle.end_reads(self)
 
     def warn_of_idle(self) -> None:
         """Log a warning, once for a route, if it kept a connection for long without using it."""
-        for handle in (self._sync_handle, self._async_handle):
-            if handle is not None and handle.activity.connection is not None:
-                self._warn_of_idle(handle.activity)
-
-    def _warn_of_idle(self, activity: Activity) -> None:
-        idle_s = monotonic() - activity.left_s
-        if idle_s < IDLE_WARNING_S or activity.user is not None:
-            return
-        if (label := f"idle {self}") not in self._warned:
-            self._warned.add(label)
-            logger.warning(
-                "%s kept a connection for %.0f s after its last statement%s: meanwhile the pool "
-                "has one less. End its transaction before what takes long: db.session.commit() or "
-                "rollback(), or read in a scope of its own, `with db():`.",
-                self,
-                idle_s,
-                self.stage,
-            )
+        for handle in self._handles():
+            activity = handle.activity
+            idle_s = monotonic() - activity.left_s
+            if activity.connection is None or activity.user is not None or idle_s < IDLE_WARNING_S:
+                continue
+            if (label := f"idle {self}") not in self._warned:
+                self._warned.add(label)
+                logger.warning(
+                    "%s kept a connection for %.0f s after its last statement%s: meanwhile the "
+                    "pool has one less. End its transaction before what takes long: "
+                    "db.session.commit() or rollback(), or read in a scope of its own, "
+                    "`with db():`.",
+                    self,
+                    idle_s,
+                    self.stage,
+                )
 
     def _on_loop_thread(self) -> None:
         label = str(self)

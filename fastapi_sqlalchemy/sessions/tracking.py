@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from threading import get_ident
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
 __all__ = ["ENDED", "TrackedSession", "tracked"]
+
+T = TypeVar("T")
 
 ENDED = (
     "This session's scope has ended: its request, `with db():` or `async with db():` is over, and "
@@ -53,55 +54,69 @@ class TrackedSession(Session):
         self.fsa_activity.wrote = True
         super()._bulk_save_mappings(*args, **kwargs)
 
-
-class _TrackedInThread(TrackedSession):
-    """A `Session` whose threads may have to wait for a connection."""
-
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         activity = self.fsa_activity
-        is_inner = _begin_in_thread(activity)
+        is_inner = self.fsa_begin()
         activity.notice(statement)
         try:
             result = super()._execute_internal(statement, *args, **kwargs)
             activity.executed(statement, result)
-            return result
+            return self.fsa_result(result)
         finally:
             if not is_inner:
-                activity.user = None
-                activity.left_s = monotonic()
+                activity.leave()
+
+    def fsa_begin(self) -> bool:
+        """Serve this task or thread; True if it does so already."""
+        raise NotImplementedError
+
+    def fsa_result(self, result: Any) -> Any:
+        """The result of a statement, as whoever has executed it takes it."""
+        return result
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         activity = self.fsa_activity
-        is_inner = _begin_in_thread(activity)
+        is_inner = self.fsa_begin()
         try:
             super().flush(objects)
         finally:
             if not is_inner:
-                activity.user = None
-                activity.left_s = monotonic()
+                activity.leave()
 
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
-        if self.fsa_activity.ended:
-            raise MissingSessionError(ENDED)
-        if self.fsa_activity.connection is not None:
-            return super()._connection_for_bind(engine, *args, **kwargs)
-        try:
-            return with_spare_thread(engine, super()._connection_for_bind, engine, *args, **kwargs)
-        except PoolTimeout:
-            log_holders(engine)
-            raise
+        return self._fsa_connect(engine, super()._connection_for_bind, engine, *args, **kwargs)
 
     def _flush(self, objects: Sequence[Any] | None = None) -> None:
-        if self.fsa_activity.ended:
+        self._fsa_connect(self.bind, super()._flush, objects)
+
+    def _fsa_connect(self, bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `connect`, which takes a connection from the pool of `bind` if it has none."""
+        activity = self.fsa_activity
+        if activity.ended:
             raise MissingSessionError(ENDED)
-        if self.fsa_activity.connection is not None:
-            super()._flush(objects)
-        else:
-            try:
-                with_spare_thread(self.bind, super()._flush, objects)
-            except PoolTimeout:
-                log_holders(self.bind)
-                raise
+        try:
+            if activity.connection is not None:
+                return connect(*args, **kwargs)
+            return with_spare_thread(bind, connect, *args, **kwargs)
+        except PoolTimeout:
+            log_holders(bind)
+            raise
+
+
+class _TrackedInThread(TrackedSession):
+    """A `Session`, which serves one thread at a time."""
+
+    def fsa_begin(self) -> bool:
+        activity, thread = self.fsa_activity, get_ident()
+        if activity.user is None:
+            activity.user = thread
+            return False
+        if activity.user != thread:
+            raise ConcurrentUseError(
+                "Another thread is using this Session, which serves one thread at a time. Open a "
+                "scope in each:\n\n    with db():\n        db.session ..."
+            )
+        return True
 
 
 class _TrackedInTask(TrackedSession):
@@ -111,56 +126,27 @@ class _TrackedInTask(TrackedSession):
     of each other's unit of work.
     """
 
-    def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        activity = self.fsa_activity
-        is_inner = _begin_in_task(activity)
-        activity.notice(statement)
-        try:
-            result = super()._execute_internal(statement, *args, **kwargs)
-            activity.executed(statement, result)
-            return result if activity.awaitable is None else activity.awaitable(result)
-        finally:
-            if not is_inner:
-                activity.user = None
-                activity.left_s = monotonic()
+    def fsa_begin(self) -> bool:
+        activity, task = self.fsa_activity, asyncio.current_task()
+        if activity.user is None:
+            activity.user = task
+            return False
+        if activity.user is not task:
+            raise ConcurrentUseError
+        return True
 
-    def flush(self, objects: Sequence[Any] | None = None) -> None:
-        activity = self.fsa_activity
-        is_inner = _begin_in_task(activity)
-        try:
-            super().flush(objects)
-        finally:
-            if not is_inner:
-                activity.user = None
-                activity.left_s = monotonic()
+    def fsa_result(self, result: Any) -> Any:
+        awaitable = self.fsa_activity.awaitable
+        return result if awaitable is None else awaitable(result)
 
     def commit(self) -> None:
         activity = self.fsa_activity
-        is_inner = _begin_in_task(activity)
+        is_inner = self.fsa_begin()
         try:
             super().commit()
         finally:
             if not is_inner:
-                activity.user = None
-                activity.left_s = monotonic()
-
-    def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
-        if self.fsa_activity.ended:
-            raise MissingSessionError(ENDED)
-        try:
-            return super()._connection_for_bind(engine, *args, **kwargs)
-        except PoolTimeout:
-            log_holders(engine)
-            raise
-
-    def _flush(self, objects: Sequence[Any] | None = None) -> None:
-        if self.fsa_activity.ended:
-            raise MissingSessionError(ENDED)
-        try:
-            super()._flush(objects)
-        except PoolTimeout:
-            log_holders(self.bind)
-            raise
+                activity.leave()
 
 
 def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Session]:
@@ -174,31 +160,6 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
     event.listen(made, "after_begin", _on_begin)
     event.listen(made, "after_transaction_end", _on_end)
     return made
-
-
-def _begin_in_task(activity: Activity) -> bool:
-    """Have the session serve this task; True if it does so already."""
-    task = asyncio.current_task()
-    if activity.user is None:
-        activity.user = task
-        return False
-    if activity.user is not task:
-        raise ConcurrentUseError
-    return True
-
-
-def _begin_in_thread(activity: Activity) -> bool:
-    """As `_begin_in_task`, for a thread."""
-    thread = get_ident()
-    if activity.user is None:
-        activity.user = thread
-        return False
-    if activity.user != thread:
-        raise ConcurrentUseError(
-            "Another thread is using this Session, which serves one thread at a time. Open a scope "
-            "in each:\n\n    with db():\n        db.session ..."
-        )
-    return True
 
 
 def _on_flush(session: TrackedSession, context: UOWTransaction) -> None:
