@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from sqlalchemy import URL
@@ -40,6 +40,8 @@ from fsa_cli.tasks.signature import Parameter, signature_of
 from fsa_cli.terminal.masking import mask
 
 __all__ = ["MOST_AT_ONCE", "Forbidden", "perform", "prohibited", "rehearse", "url_of"]
+
+V = TypeVar("V")
 
 #: So many runs are retried or cancelled by one form.
 MOST_AT_ONCE = 200
@@ -114,12 +116,7 @@ def perform(source: Source, form: Mapping[str, list[str]], access: Access) -> st
             raise UsageError("this form was sent before, for something else")
         if before.outcome is not None:  # a double click
             return plan.location
-    try:
-        outcome = plan.work()
-    except FsaError as exc:
-        audit.end(source.ledger, key, mask(f"refused: {exc.message}"))
-        raise
-    audit.end(source.ledger, key, outcome)
+    _audited(source, key, plan.work, str)
     return plan.location
 
 
@@ -136,13 +133,23 @@ def rehearse(source: Source, form: Mapping[str, list[str]], access: Access) -> D
     person = access.name or requester()
     if not audit.begin(source.ledger, key, person, "dry-run", name, mask(values)):
         raise UsageError("this dry run was asked for before", hint="its outcome is in the audit")
+    return _audited(
+        source,
+        key,
+        lambda: dry_run(source.settings, name, values),
+        lambda report: mask(str(report)),
+    )
+
+
+def _audited(source: Source, key: str, work: Callable[[], V], told: Callable[[V], str]) -> V:
+    """The value of *work*; the audit keeps what is *told* of it, or why it was refused."""
     try:
-        report = dry_run(source.settings, name, values)
+        value = work()
     except FsaError as exc:
         audit.end(source.ledger, key, mask(f"refused: {exc.message}"))
         raise
-    audit.end(source.ledger, key, mask(str(report)))
-    return report
+    audit.end(source.ledger, key, told(value))
+    return value
 
 
 def prohibited(environment: Environment, action: str) -> bool:
