@@ -136,12 +136,11 @@ def _problem_lines(found: list[Problem]) -> Iterator[str]:
 
 
 def _running_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[str]:
+    from fsa_cli.runs.run_view import progress_text
+
     took = format_elapsed(max(now_ms - (run.started_ms or now_ms), 0))
     where = f"{run.role} {run.host}:{run.pid}" if run.host else "of no known process"
-    come = ""
-    if run.done is not None:
-        total = f" of {run.total}" if run.total is not None else ""
-        come = f"{run.text} {run.done}{total}".strip()
+    come = progress_text(run) or ""
     yield f"  {run.id[:8]}  {run.task}  {took}  {where}  {come}".rstrip()
     if does is None:
         return

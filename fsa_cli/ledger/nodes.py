@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     and_,
     case,
     insert,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 from fsa_cli.ledger.dialects import insert_rows
 from fsa_cli.ledger.records import OPEN_STATES, NodeState
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import node
+from fsa_cli.ledger.tables import node, node_task
 from fsa_cli.version import VERSION
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "RegisteredNode",
     "alive",
     "elsewhere",
+    "fired",
     "leases",
     "listed",
     "lives",
@@ -156,6 +158,16 @@ def lives(ledger: Ledger, now_ms: int) -> ColumnElement[bool]:
         node.c.namespace == ledger.namespace,
         node.c.state.in_(OPEN_STATES),
         node.c.lease_until_ms >= now_ms,
+    )
+
+
+def fired(ledger: Ledger, now_ms: int) -> Select[tuple[str]]:
+    """The tasks that a live scheduler fires."""
+    return (
+        select(node_task.c.task)
+        .join(node, node.c.id == node_task.c.node)
+        .where(lives(ledger, now_ms), node.c.role == "scheduler")
+        .distinct()
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, case, exists, func, select
 
-from fsa_cli.ledger.nodes import elsewhere, lives
+from fsa_cli.ledger.nodes import elsewhere, fired, lives
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import FINAL, key, node, node_task, progress, run, task
+from fsa_cli.ledger.tables import FINAL, key, node, progress, run, task
 
 __all__ = [
     "Overview",
@@ -193,17 +193,6 @@ def overview(ledger: Ledger) -> Overview:
             if last is not None:
                 last_runs[each.name] = last
         now_ms = ledger.now_ms(connection)
-        is_alive = and_(
-            node.c.namespace == ledger.namespace,
-            node.c.state.in_(OPEN_STATES),
-            node.c.lease_until_ms >= now_ms,
-        )
-        known = (
-            select(node_task.c.task)
-            .join(node, node.c.id == node_task.c.node)
-            .where(is_alive, node.c.role == "scheduler")
-            .distinct()
-        )
         return Overview(
             now_ms=now_ms,
             nodes=connection.execute(
@@ -212,14 +201,14 @@ def overview(ledger: Ledger) -> Overview:
                     node.c.namespace == ledger.namespace,
                     node.c.lease_until_ms >= now_ms - _DAY_MS,
                 )
-                .order_by(case((is_alive, 0), else_=1), node.c.started_ms.desc())
+                .order_by(case((lives(ledger, now_ms), 0), else_=1), node.c.started_ms.desc())
                 .limit(_NODES)
             ).all(),
             tasks=tasks,
             open_runs=open_runs,
             last_runs=last_runs,
             missed=_missed(connection, ledger.namespace),
-            known=frozenset(connection.scalars(known)),
+            known=frozenset(connection.scalars(fired(ledger, now_ms))),
             elsewhere=elsewhere(connection, ledger, now_ms),
         )
 

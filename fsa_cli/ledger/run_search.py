@@ -11,12 +11,24 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, or_, 
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node, progress, run
 
-__all__ = ["FAILED", "RunFilter", "failed", "one", "recent", "running", "search", "waiting"]
+__all__ = [
+    "FAILED",
+    "SAID_LENGTH",
+    "RunFilter",
+    "failed",
+    "head",
+    "one",
+    "recent",
+    "running",
+    "search",
+    "waiting",
+]
 
 #: The ends of runs that somebody has to look at.
 FAILED = ("failed", "timed_out", "interrupted", "missed")
 
-_SAID_LENGTH = 300
+#: Of an error, a result, or a progress in a list.
+SAID_LENGTH = 300
 
 _Columns = list[ColumnElement[Any]]
 
@@ -70,7 +82,7 @@ def one(ledger: Ledger, run_id: str, length: int) -> Row[Any] | None:
     long = ("arguments", "error", "result")
     length_of = func.length if ledger.is_sqlite else func.char_length
     columns: _Columns = [column for column in run.c if column.name not in (*long, "traceback")]
-    columns += [_head(run.c[name], length).label(name) for name in long]
+    columns += [head(run.c[name], length).label(name) for name in long]
     columns += [length_of(run.c[name]).label(f"{name}_length") for name in (*long, "traceback")]
     size = length_of(run.c.traceback)
     start = case((size > length, size - length + 1), else_=1)
@@ -164,7 +176,7 @@ def failed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
             run.c.task,
             run.c.status,
             run.c.error_type,
-            _head(run.c.error, _SAID_LENGTH).label("error"),
+            head(run.c.error, SAID_LENGTH).label("error"),
             run.c.not_before_ms.label("place_ms"),
         )
         .where(
@@ -182,7 +194,7 @@ def failed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
     return sorted(rows, key=lambda row: (-row.place_ms, row.id))
 
 
-def _head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
+def head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
     """Its beginning. With its type: in SQLite a column may hold anything."""
     return func.substr(column, 1, length, type_=column.type)
 
@@ -190,7 +202,7 @@ def _head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
 _PROGRESS: _Columns = [
     progress.c.done,
     progress.c.total,
-    _head(progress.c.text, _SAID_LENGTH).label("text"),
+    head(progress.c.text, SAID_LENGTH).label("text"),
 ]
 _DRAWN: _Columns = [
     run.c.id,
@@ -216,8 +228,8 @@ def _line(place: ColumnElement[int]) -> _Columns:
         run.c.requested_by,
         run.c.cancel_requested_ms,
         run.c.error_type,
-        _head(run.c.error, _SAID_LENGTH).label("error"),
-        _head(run.c.result, _SAID_LENGTH).label("result"),
+        head(run.c.error, SAID_LENGTH).label("error"),
+        head(run.c.result, SAID_LENGTH).label("result"),
         *_PROGRESS,
     ]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, literal, select, union_all
+from sqlalchemy import Connection, Row, Select, literal, select, union_all
 
-from fsa_cli.ledger.run_search import FAILED
+from fsa_cli.ledger.nodes import fired
+from fsa_cli.ledger.run_search import FAILED, SAID_LENGTH, head
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import node, node_task, run, task
+from fsa_cli.ledger.tables import run, task
 
 __all__ = ["days", "get", "known", "last_runs", "sample"]
 
 _DAY_MS = 24 * 3600 * 1000
-_SAID_LENGTH = 300
 _UNLIKE_SUCCESS = (*FAILED, "skipped", "cancelled", "discarded")
 
 
@@ -26,19 +26,9 @@ def get(ledger: Ledger, name: str) -> Row[Any] | None:
 
 def known(ledger: Ledger) -> frozenset[str]:
     """The tasks that a live scheduler fires."""
-    statement: Select[Any] = (
-        select(node_task.c.task)
-        .join(node, node.c.id == node_task.c.node)
-        .where(node.c.namespace == ledger.namespace, node.c.role == "scheduler")
-        .distinct()
+    return ledger.read(
+        lambda connection: frozenset(connection.scalars(fired(ledger, ledger.now_ms(connection))))
     )
-
-    def work(connection: Connection) -> frozenset[str]:
-        now_ms = ledger.now_ms(connection)
-        lives = and_(node.c.state.in_(("alive", "draining")), node.c.lease_until_ms >= now_ms)
-        return frozenset(connection.scalars(statement.where(lives)))
-
-    return ledger.read(work)
 
 
 def last_runs(ledger: Ledger) -> dict[str, Row[Any]]:
@@ -61,7 +51,7 @@ def last_runs(ledger: Ledger) -> dict[str, Row[Any]]:
         run.c.started_ms,
         run.c.finished_ms,
         run.c.error_type,
-        func.substr(run.c.error, 1, _SAID_LENGTH, type_=run.c.error.type).label("error"),
+        head(run.c.error, SAID_LENGTH).label("error"),
     ).join(last, last.c.id == run.c.id)
     rows = ledger.read(lambda connection: connection.execute(statement).all())
     return {row.task: row for row in rows}

@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
 from fsa_cli.exceptions import ConfigurationError, FsaError
 from fsa_cli.ledger.records import Due, ExpectedInstant, RegisteredTask
-from fsa_cli.ledger.time import instant_of, ms_of
+from fsa_cli.runs.coming import next_ms
 from fsa_cli.runs.executor import LOCAL
 from fsa_cli.runs.executor_registry import executor_name, queue_name
 from fsa_cli.schedules.schedule import Schedule, parse_schedule
@@ -27,7 +26,6 @@ __all__ = ["Scheduled", "catch_up", "plan", "registered"]
 
 #: Of the instants that are older than its catch-up window a task has one row; so many are counted.
 _COUNTED = 1000
-_REST_OF_MILLISECOND = timedelta(microseconds=999)
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,8 @@ class Scheduled:
         return ExpectedInstant(self.due(instant_ms, namespace), self.task.catch_up, passed)
 
     def next_ms(self, after_ms: int) -> int | None:
-        """The first instant later than *after_ms*; None if there is none.
-
-        A trigger of the user's may have microseconds: two instants of one millisecond are one.
-        """
-        instant = self.schedule.next_after(instant_of(after_ms) + _REST_OF_MILLISECOND)
-        return None if instant is None else ms_of(instant)
+        """The first instant later than *after_ms*; None if there is none."""
+        return next_ms(self.schedule, after_ms)
 
     @cached_property
     def _arguments(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +14,10 @@ from fsa_cli.ledger.time import instant_of, ms_of
 from fsa_cli.schedules.schedule import Schedule, parse_schedule
 from fsa_cli.tasks.registry import registry
 
-__all__ = ["ComingInstants", "schedule_of", "schedules"]
+__all__ = ["ComingInstants", "next_ms", "schedule_of", "schedules"]
 
 _MOST_TASKS = 2000
+_REST_OF_MILLISECOND = timedelta(microseconds=999)
 
 
 def schedule_of(name: str, options: Mapping[str, Any], zone: str | None) -> Schedule | None:
@@ -91,16 +92,20 @@ class ComingInstants:
         last_ms = known.instants_ms[-1] if known.instants_ms else after_ms
         while not known.ended and last_ms <= until_ms and len(known.instants_ms) < limit:
             try:
-                instant = _next(schedule, instant_of(last_ms))
+                coming_ms = next_ms(schedule, last_ms)
             except FsaError:  # two triggers that never meet
-                instant = None
-            if instant is None:
+                coming_ms = None
+            if coming_ms is None:
                 known.ended = True
                 return
-            last_ms = ms_of(instant)
+            last_ms = coming_ms
             known.instants_ms.append(last_ms)
 
 
-def _next(schedule: Schedule, after: datetime) -> datetime | None:
-    # Two instants of one millisecond are one, as for the scheduler.
-    return schedule.next_after(after + timedelta(microseconds=999))
+def next_ms(schedule: Schedule, after_ms: int) -> int | None:
+    """The first instant later than *after_ms*; None if there is none.
+
+    A trigger of the user's may have microseconds: two instants of one millisecond are one.
+    """
+    instant = schedule.next_after(instant_of(after_ms) + _REST_OF_MILLISECOND)
+    return None if instant is None else ms_of(instant)

@@ -18,8 +18,9 @@ from fsa_cli.runs import lanes
 from fsa_cli.runs.coming import ComingInstants, schedules
 from fsa_cli.runs.lanes import Lanes
 from fsa_cli.runs.run_pages import RunLine, run_line
+from fsa_cli.runs.status_view import node_state
 from fsa_cli.tasks.registry import registry
-from fsa_cli.terminal.formatting import format_duration
+from fsa_cli.terminal.formatting import format_duration, format_times
 from fsa_cli.terminal.masking import mask_head
 
 __all__ = [
@@ -212,9 +213,7 @@ def node_lines(
         NodeLine(
             id=row.id,
             role=row.role,
-            state="dead"
-            if row.state in OPEN_STATES and row.lease_until_ms < now_ms
-            else str(row.state),
+            state=node_state(row, now_ms),
             host=row.host,
             pid=row.pid,
             version=row.version,
@@ -241,7 +240,7 @@ def _named(
         if row.paused_ms is not None:
             note = "paused"
         elif row.consecutive_failures:
-            note = f"failed {_times(row.consecutive_failures)}"
+            note = f"failed {format_times(row.consecutive_failures)}"
             failing.add(row.name)
         found[row.name] = (note, dict(options_in(row.options)))
     ordered = sorted(found, key=lambda name: (name not in failing, name not in busy, name))
@@ -285,7 +284,7 @@ def _problems(
         found.append(Problem("no scheduler is alive: fsa scheduler start", "nodes"))
     for each in tasks:
         if each.consecutive_failures and each.paused_ms is None:
-            times = _times(each.consecutive_failures)
+            times = format_times(each.consecutive_failures)
             text = f"{each.name} failed {times} since its last success"
             found.append(Problem(text, "task", each.name))
         elif (
@@ -311,7 +310,3 @@ def _problems(
         if node.state == "dead" and now - node.lease_until < timedelta(hours=1)
     ]
     return found
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"

@@ -14,7 +14,8 @@ from fsa_cli.ledger.queries import Overview
 from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.runs.run_view import error_of
-from fsa_cli.terminal.formatting import format_duration
+from fsa_cli.runs.status_view import node_state
+from fsa_cli.terminal.formatting import format_duration, format_times
 
 __all__ = ["LONG_MS", "Problem", "lives", "problems", "since"]
 
@@ -64,7 +65,7 @@ def problems(glance: Glance, places: Mapping[str, str], *, has_schedule: bool) -
 
 def lives(node: Row[Any], now_ms: int) -> bool:
     """Whether a process holds its lease."""
-    return node.state in OPEN_STATES and bool(node.lease_until_ms >= now_ms)
+    return node_state(node, now_ms) in OPEN_STATES
 
 
 def since(ms: int, now_ms: int) -> str:
@@ -90,7 +91,7 @@ def _processes(glance: Glance, has_schedule: bool) -> Iterator[Problem]:
         )
     for node in seen.nodes:
         ended_ms = seen.now_ms - node.lease_until_ms
-        is_dead = node.state == "dead" or (node.state in OPEN_STATES and ended_ms > 0)
+        is_dead = node_state(node, seen.now_ms) == "dead"
         if is_dead and node.role != "command" and ended_ms <= _DIED_MS:
             yield Problem(
                 node.role,
@@ -105,11 +106,10 @@ def _task(task: Row[Any], seen: Overview, places: Mapping[str, str]) -> Iterator
     if task.consecutive_failures and last is not None and last.status in _BAD:
         number = task.consecutive_failures
         succeeded = task.last_success_ms
-        times = "once" if number == 1 else f"{number} times"
         good = f"last success {since(succeeded, seen.now_ms)}" if succeeded else "never succeeded"
         yield Problem(
             task.name,
-            f"{last.status.replace('_', ' ')} {times}, {good}",
+            f"{last.status.replace('_', ' ')} {format_times(number)}, {good}",
             "  ".join(filter(None, [error_of(last), place])),
             (f"fsa runs show {last.id[:8]}",),
         )

@@ -13,11 +13,11 @@ from sqlalchemy import Row
 from fsa_cli.exceptions import ArgumentError, FsaError
 from fsa_cli.ledger import run_search
 from fsa_cli.ledger.records import RunStatus
-from fsa_cli.ledger.run_search import RunFilter
+from fsa_cli.ledger.run_search import SAID_LENGTH, RunFilter
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import arguments_in
-from fsa_cli.runs.run_view import duration_ms, said
+from fsa_cli.runs.run_view import duration_ms, progress_text, said
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.json_values import dumps
@@ -37,7 +37,6 @@ __all__ = [
     "running_lines",
 ]
 
-_SAID_LENGTH = 300
 _CURSOR = re.compile(r"(-?\d{1,19})\.([\x21-\x7e]{1,36})")
 _LARGEST = 2**63 - 1
 _FRAME = re.compile(
@@ -175,7 +174,7 @@ def run_detail(ledger: Ledger, run_id: str, now: datetime) -> RunDetail | None:
         cut=frozenset(name for name, length in lengths.items() if length > MAX_TEXT_LENGTH),
         timeline=_timeline(row),
         not_before=instant_of(row.not_before_ms) if row.status == "queued" else None,
-        progress=_progress(row),
+        progress=progress_text(row),
         progress_at=None if row.updated_ms is None else instant_of(row.updated_ms),
         commits=row.commits,
         lock_key=row.lock_key,
@@ -201,7 +200,7 @@ def run_line(row: Row[Any], now: datetime) -> RunLine:
         started_at=None if row.started_ms is None else instant_of(row.started_ms),
         finished_at=None if row.finished_ms is None else instant_of(row.finished_ms),
         duration_ms=duration_ms(row, now),
-        said=" ".join(mask_head(text, _SAID_LENGTH).split()),
+        said=" ".join(mask_head(text, SAID_LENGTH).split()),
         queue=row.queue or row.executor,
         requested_by=row.requested_by,
         cancel_requested=row.cancel_requested_ms is not None,
@@ -234,13 +233,6 @@ def cursor_in(text: str | None) -> tuple[int, str] | None:
     if match is None or abs(int(match[1])) > _LARGEST:
         return None
     return int(match[1]), match[2]
-
-
-def _progress(row: Row[Any]) -> str | None:
-    if row.done is None:
-        return None
-    come = f"{row.done} of {row.total}" if row.total is not None else str(row.done)
-    return f"{row.text} {come}".strip()
 
 
 def _timeline(row: Row[Any]) -> list[tuple[str, datetime]]:

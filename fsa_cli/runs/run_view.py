@@ -30,6 +30,7 @@ __all__ = [
     "get_run",
     "instant_or_span",
     "none_found",
+    "progress_text",
     "row",
     "said",
     "since_ms",
@@ -150,7 +151,6 @@ def none_found(name: str | None, statuses: Sequence[str], since: str | None) -> 
 def details(run: Row[Any], now: datetime) -> dict[str, object]:
     """A run in full, without its traceback and without empty fields."""
     duration = duration_ms(run, now)
-    progress = _progress(run)
     facts: dict[str, object] = {
         "run": run.id,
         "task": run.task,
@@ -170,7 +170,7 @@ def details(run: Row[Any], now: datetime) -> dict[str, object]:
         "node": run.node,
         "commits of its own": run.commits or None,
         "cancelled at": _instant(run.cancel_requested_ms),
-        "progress": _spoken(progress) if progress else None,
+        "progress": progress_text(run),
         "result": run.result,
         "error": error_of(run),
     }
@@ -221,9 +221,8 @@ def duration_ms(run: Row[Any], now: datetime | None) -> int | None:
 
 def said(run: Row[Any]) -> str:
     """What there is to say of a run: its progress, its error, or its result."""
-    progress = _progress(run)
-    if run.status == "running" and progress:
-        return _spoken(progress)
+    if run.status == "running" and (progress := progress_text(run)) is not None:
+        return progress
     if run.status == "queued" and run.attempt > 1:
         again = instant_of(run.not_before_ms)
         return f"attempt {run.attempt} at {again:%H:%M:%S}: {error_of(run) or ''}"
@@ -248,10 +247,12 @@ def _progress(run: Row[Any]) -> dict[str, object] | None:
     return {"text": run.text, "done": run.done, "total": run.total}
 
 
-def _spoken(progress: dict[str, object]) -> str:
-    total = progress["total"]
-    come = f"{progress['done']} of {total}" if total is not None else f"{progress['done']}"
-    return f"{progress['text']} {come}".strip()
+def progress_text(run: Row[Any]) -> str | None:
+    """How far a run has come, as a person reads it; None where it says nothing."""
+    if run.done is None:
+        return None
+    come = f"{run.done} of {run.total}" if run.total is not None else f"{run.done}"
+    return f"{run.text} {come}".strip()
 
 
 def _instant(ms: int | None) -> datetime | None:

@@ -20,6 +20,7 @@ __all__ = [
     "document",
     "live_schedulers",
     "node_rows",
+    "node_state",
     "place",
     "task_columns",
     "task_rows",
@@ -55,13 +56,15 @@ def live_schedulers(overview: Overview) -> list[Row[Any]]:
     return [
         each
         for each in overview.nodes
-        if each.role == "scheduler" and _state(each, overview.now_ms) in OPEN_STATES
+        if each.role == "scheduler" and node_state(each, overview.now_ms) in OPEN_STATES
     ]
 
 
 def warnings(overview: Overview) -> Iterator[str]:
     """Warnings of what keeps runs from being executed."""
-    alive = {each.role for each in overview.nodes if _state(each, overview.now_ms) in OPEN_STATES}
+    alive = {
+        each.role for each in overview.nodes if node_state(each, overview.now_ms) in OPEN_STATES
+    }
     ticks = any(each.role == "tick" for each in overview.nodes)
     scheduled = any(each.schedule_hash is not None for each in overview.tasks)
     if scheduled and not ticks and "scheduler" not in alive:
@@ -88,7 +91,7 @@ def document(overview: Overview, where: str, namespace: str) -> dict[str, object
             {
                 "id": each.id,
                 "role": each.role,
-                "state": _state(each, overview.now_ms),
+                "state": node_state(each, overview.now_ms),
                 "host": each.host,
                 "pid": each.pid,
                 "version": each.version,
@@ -110,7 +113,7 @@ def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, objec
     shown = partial(_shown, today=None if dated else instant_of(overview.now_ms).date())
     rows = []
     for each in overview.nodes:
-        state = _state(each, overview.now_ms)
+        state = node_state(each, overview.now_ms)
         if state == "stopped":
             continue
         left = timedelta(milliseconds=each.lease_until_ms - overview.now_ms)
@@ -204,7 +207,7 @@ def _note(each: Row[Any], overview: Overview, shown: Callable[[int], str]) -> st
     return ""
 
 
-def _state(each: Row[Any], now_ms: int) -> str:
+def node_state(each: Row[Any], now_ms: int) -> str:
     """A node whose lease is over is dead, whether or not another one has noticed."""
     return "dead" if each.state in OPEN_STATES and each.lease_until_ms < now_ms else str(each.state)
 

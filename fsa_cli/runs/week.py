@@ -13,7 +13,7 @@ from fsa_cli.ledger import queries
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of, ms_of
 from fsa_cli.ledger.values import options_in
-from fsa_cli.runs.coming import schedules
+from fsa_cli.runs.coming import next_ms, schedules
 from fsa_cli.schedules.schedule import Schedule
 from fsa_cli.tasks.registry import registry
 
@@ -136,11 +136,12 @@ def _count(text: str, schedule: Schedule, start_ms: int, until_ms: int) -> _Coun
     last_ms, number = start_ms - 1, 0
     while number < _MOST_EXACT:
         try:
-            instant = schedule.next_after(instant_of(last_ms) + timedelta(microseconds=999))
+            coming_ms = next_ms(schedule, last_ms)
         except FsaError:
             return counted
-        if instant is None or (last_ms := ms_of(instant)) >= until_ms:
+        if coming_ms is None or coming_ms >= until_ms:
             return counted
+        last_ms = coming_ms
         hour_ms = last_ms - last_ms % _HOUR_MS
         counted.hours[hour_ms] = counted.hours.get(hour_ms, 0) + 1
         number += 1

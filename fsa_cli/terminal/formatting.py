@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-__all__ = ["format_bytes", "format_duration", "format_elapsed"]
+__all__ = ["format_bytes", "format_duration", "format_elapsed", "format_times"]
 
 _LONGEST_MS = timedelta.max // timedelta(milliseconds=1)
 
@@ -44,3 +44,8 @@ def format_bytes(size_bytes: int | None) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def format_times(number: int) -> str:
+    """How often: `once`, `3 times`."""
+    return "once" if number == 1 else f"{number} times"
