@@ -3,13 +3,19 @@
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 
-import pexpect
 import pytest
 
-from support.processes import FSA, Completed, environment, run, write_files
+from support.processes import (
+    FSA,
+    Completed,
+    Forked,
+    OpenTerminal,
+    environment,
+    run,
+    write_files,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -96,41 +102,29 @@ def test_json_is_one_document_in_an_ascii_locale_with_stderr_closed(
         assert "größe" in str(json.loads(done.stdout))
 
 
-def test_a_reader_that_has_gone_ends_it_without_a_word(shop: Path, words: list[str]) -> None:
+def test_a_reader_that_has_gone_ends_it_without_a_word(
+    shop: Path, words: list[str], tmp_path: Path
+) -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run(
-            [FSA, *words, "-q"],
-            cwd=shop,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=write,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        with Path(os.devnull).open() as nothing, (tmp_path / "err").open("w") as err:
+            streams = (nothing.fileno(), write, err.fileno())
+            done = Forked((FSA, *words, "-q"), cwd=shop, env=environment(), streams=streams)
+            done.wait()
     finally:
         os.close(write)
 
     silent = words == ["db", "check"]  # with -q there is nothing to write
-    assert done.returncode == (0 if silent else 141), done.stderr
-    assert done.stderr == ""
+    assert done.returncode == (0 if silent else 141)
+    assert (tmp_path / "err").read_text() == ""
 
 
 def test_a_dumb_terminal_of_twenty_columns_cuts_the_last_column_alone_and_has_no_colors(
-    shop: Path, words: list[str]
+    shop: Path, words: list[str], terminal: OpenTerminal
 ) -> None:
     piped = run(FSA, *words, "-q", cwd=shop)
-    screen = pexpect.spawn(
-        FSA,
-        [*words, "-q"],
-        cwd=str(shop),
-        env=environment({"TERM": "dumb"}),  # type: ignore[arg-type]
-        dimensions=(40, 20),
-        encoding="utf-8",
-        timeout=60,
-    )
+    screen = terminal(FSA, *words, "-q", cwd=shop, env={"TERM": "dumb"}, columns=20)
     shown = screen.read()
     screen.close()
 
@@ -145,18 +139,10 @@ def test_a_dumb_terminal_of_twenty_columns_cuts_the_last_column_alone_and_has_no
         assert all(letters in whole for letters in re.findall(r"\w{4}", kept)), shown
 
 
-def test_a_terminal_has_colors_unless_no_color_is_set(shop: Path) -> None:
+def test_a_terminal_has_colors_unless_no_color_is_set(shop: Path, terminal: OpenTerminal) -> None:
     shown = {}
     for value in (None, "1"):
-        screen = pexpect.spawn(
-            FSA,
-            ["health"],
-            cwd=str(shop),
-            env=environment({"TERM": "xterm-256color", "NO_COLOR": value}),  # type: ignore[arg-type]
-            dimensions=(40, 100),
-            encoding="utf-8",
-            timeout=60,
-        )
+        screen = terminal(FSA, "health", cwd=shop, env={"NO_COLOR": value})
         shown[value] = screen.read()
         screen.close()
 

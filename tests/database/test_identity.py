@@ -67,9 +67,9 @@ def test_urls_of_one_database_are_recognized(one, other) -> None:
     assert same_database(make_url(one), make_url(other))
 
 
-@pytest.mark.parametrize(("one", "other"), [*combinations(DIFFERENT, 2)])
-def test_urls_of_two_databases_are_told_apart(one, other) -> None:
-    assert not same_database(make_url(one), make_url(other))
+def test_urls_of_two_databases_are_told_apart() -> None:
+    for one, other in combinations(DIFFERENT, 2):
+        assert not same_database(make_url(one), make_url(other)), (one, other)
 
 
 def test_libpqs_variables_stand_in_for_what_a_url_leaves_out(monkeypatch) -> None:

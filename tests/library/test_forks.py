@@ -39,6 +39,7 @@ PRELUDE = """
         db.configure(custom_engine=create_async_engine(url))
     else:
         db.configure(url)
+    gc.freeze()  # what is imported is no garbage of a child's
 
     WHO = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT connection_id()"}
 

@@ -1,11 +1,11 @@
 """Whatever an `AsyncSession` or an async engine does outside a sandbox, it does inside: each way is
 taken outside and inside, on every async driver, and inside leaves nothing."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import product
 from typing import Any
 
-import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import bindparam, delete, func, insert, literal, select, text, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -218,29 +218,24 @@ async def gathered(db: Database) -> Any:
     return await db.gather(text_scalars(db), entities(db))
 
 
-@pytest.fixture
-async def filled_store(async_store: Store) -> AsyncIterator[Store]:
-    async_store.backend.execute("INSERT INTO users (name) VALUES ('ann'), ('bob')")
-    async_store.configure()
-    yield async_store
-    await async_store.db.adispose()
-
-
-@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
-@pytest.mark.parametrize("name", WAYS)
-async def test_each_way_works_outside_and_inside(
-    filled_store: Store, name: str, inside: bool
-) -> None:
-    db = filled_store.db
-    function, expected = WAYS[name]
-    async with AsyncExitStack() as stack:
+async def test_each_way_works_outside_and_inside(async_store: Store) -> None:
+    db, backend = async_store.configure(), async_store.backend
+    for (name, (function, expected)), inside in product(WAYS.items(), (False, True)):
+        backend.execute("DELETE FROM users")
+        backend.execute("INSERT INTO users (name) VALUES ('ann'), ('bob')")
+        async with AsyncExitStack() as stack:
+            if inside:
+                await stack.enter_async_context(db.sandbox())
+            await stack.enter_async_context(db())
+            try:
+                found = await function(db)
+            except Exception as exc:
+                exc.add_note(f"{name}, inside: {inside}")
+                raise
+        assert found == expected, (name, inside)
         if inside:
-            await stack.enter_async_context(db.sandbox())
-        await stack.enter_async_context(db())
-        found = await function(db)
-    assert found == expected
-    if inside:
-        assert filled_store.users() == NAMES
+            assert async_store.users() == NAMES, name
+    await db.adispose()
 
 
 async def test_each_way_works_on_an_async_engine_alone(
