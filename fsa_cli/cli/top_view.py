@@ -8,7 +8,7 @@ from datetime import datetime
 from fsa_cli.runs.lanes import Bar, Lanes
 from fsa_cli.runs.overview import Overview
 from fsa_cli.runs.run_pages import RunDetail, RunLine
-from fsa_cli.terminal.formatting import format_elapsed
+from fsa_cli.terminal.formatting import format_elapsed, format_time
 from fsa_cli.terminal.screen import Line
 
 __all__ = ["detail_lines", "overview_lines"]
@@ -88,6 +88,10 @@ def detail_lines(run: RunDetail, now: datetime, first: int, height: int) -> list
     ]
     for label, moment in run.timeline:
         lines.append([(f"  {moment:%Y-%m-%d %H:%M:%S}  {label}", "")])
+    for each in run.attempts:
+        status = each.status.replace("_", " ")
+        told = f"attempt {each.number}  {status}  {each.place}  {each.said}"
+        lines.append([(f"  {each.at:%Y-%m-%d %H:%M:%S}  {told}", "")])
     facts = {
         "asked for by": run.line.requested_by,
         "on": run.line.place,
@@ -162,12 +166,11 @@ def _heading(seen: Overview) -> tuple[str, str]:
 
 
 def _run_line(run: RunLine, now: datetime, *, is_chosen: bool) -> Line:
-    today = run.at.date() == now.date()
     took = "" if run.duration_ms is None else format_elapsed(run.duration_ms)
     around = " reverse" if is_chosen else ""
     return [
         (f"{'>' if is_chosen else ' '} {run.id[:8]}  {run.task[:28]:<28}  ", around.strip()),
         (f"{run.status.replace('_', ' '):<11}", (_STYLES.get(run.status, "") + around).strip()),
-        (f"  {run.at:{'%H:%M:%S' if today else '%m-%d %H:%M'}}  {took:>12}  ", around.strip()),
+        (f"  {format_time(run.at, now):>8}  {took:>12}  ", around.strip()),
         (run.said, around.strip()),
     ]

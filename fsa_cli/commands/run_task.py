@@ -209,6 +209,8 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
             f"attempt {result.attempt} of {retries + 1} {report.brief(result)}; "
             f"the next one in {pause_s:g} s"
         )
+        if record is not None:
+            record.failed(result)
 
     def tell(progress: Progress) -> None:
         bars(progress)

@@ -135,6 +135,7 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs show count_users --json
     """
     from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.attempts import attempts_of
     from fsa_cli.ledger.glance import executing
     from fsa_cli.runs import run_view as views
     from fsa_cli.runs.run_activity import Doing, doing
@@ -145,17 +146,20 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
     with existing(loaded, fsa.settings) as ledger:
         found = views.get_run(ledger, run)
         by = executing(ledger, found.id)
+        earlier = attempts_of(ledger, found.id)
         goes_on = found.status == "running"
         does = doing(ledger, [found], loaded.databases) if goes_on else {}
     now = does.get(found.id, Doing())
     if fsa.output.json:
         document = views.document(found)
+        document["earlier_attempts"] = [views.attempt_document(each) for each in earlier]
         if goes_on:
             document["host"], document["pid"] = (by.host, by.pid) if by else (None, None)
             document["doing"] = asdict(now)
         fsa.output.document(document)
         return
-    facts = views.details(found, datetime.now(UTC))
+    now_at = datetime.now(UTC)
+    facts = views.details(found, now_at)
     if by is not None:
         facts["node"] = f"{by.role} {facts['node']}, {by.host}, pid {by.pid}"
     if goes_on:
@@ -167,6 +171,12 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
     fsa.output.record({name: value for name, value in facts.items() if value != ""})
     if found.traceback:
         fsa.output.line(f"\n{found.traceback}")
+    if earlier:
+        fsa.output.line("")
+        fsa.output.heading("earlier attempts")
+        dated = not fsa.output.console.is_terminal
+        rows = [views.attempt_row(each, now_at, dated=dated) for each in earlier]
+        fsa.output.table(rows, views.ATTEMPT_COLUMNS, spare=["took", "by"])
 
 
 @app.command()
@@ -330,11 +340,9 @@ def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
         fsa.output.document([views.document(each) for each in found])
         return
     now = datetime.now(UTC)
-    rows = [views.row(each, now) for each in found]
-    if not fsa.output.console.is_terminal:
-        fsa.output.table(rows, views.COLUMNS)
-    elif found:
-        fsa.output.table(views.without_today(rows, now), views.COLUMNS)
+    is_seen = fsa.output.console.is_terminal
+    fsa.output.table([views.row(each, now, dated=not is_seen) for each in found], views.COLUMNS)
+    if is_seen and found:
         fsa.output.say(views.foot(found))
 
 

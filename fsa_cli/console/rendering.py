@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from fsa_cli.console.drawing import ROW_HEIGHT, lane_svg
 from fsa_cli.terminal.escaping import escape_terminal
-from fsa_cli.terminal.formatting import format_bytes, format_duration, format_elapsed
+from fsa_cli.terminal.formatting import format_bytes, format_duration, format_elapsed, format_time
 from fsa_cli.terminal.masking import mask
 
 __all__ = ["HEADERS", "asset", "assets_version", "etag_of", "page", "unchanged"]
@@ -111,7 +111,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(lane_svg=lane_svg, row_height=ROW_HEIGHT)
     environment.filters.update(
-        clock=_clock,
+        clock=format_time,
         day=lambda at: at.strftime("%Y-%m-%d"),
         iso=lambda at: at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         elapsed=lambda ms: "" if ms is None else format_elapsed(ms),
@@ -132,11 +132,6 @@ def _shown(value: object) -> object:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return escape_terminal(value)
-
-
-def _clock(at: datetime, now: datetime) -> str:
-    """The time of day; the date too where it is not today."""
-    return at.strftime("%H:%M:%S" if at.date() == now.date() else "%Y-%m-%d %H:%M:%S")
 
 
 def _query(values: dict[str, Any], **changes: Any) -> str:

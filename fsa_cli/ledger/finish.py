@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, select, update
 
+from fsa_cli.ledger.attempts import write_attempts
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.ledger.store import Ledger
@@ -37,6 +38,7 @@ def write_outcomes(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> set[str]:
     unwritten = [each for each in ordered if not each.recorded]
     final = [each for each in unwritten if each.retry_in_ms is None]
     again = [each for each in unwritten if each.retry_in_ms is not None]
+    write_attempts(ledger, again)
     written = 0
     for statement, values in (
         (_finished(ledger.sql, "t.lock_key"), [e for e in final if e.keeps_lock]),

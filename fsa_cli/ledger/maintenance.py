@@ -8,11 +8,13 @@ from typing import Any
 
 from sqlalchemy import Row, Select, and_, delete, or_, select, update
 
+from fsa_cli.ledger.attempts import write_lost_attempt
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import (
     FINAL,
     KEPT_MS,
     activity,
+    attempt,
     key,
     node,
     node_task,
@@ -87,6 +89,7 @@ def prune(ledger: Ledger) -> int:
                 delete(progress).where(progress.c.run.in_(old)),
                 delete(key).where(key.c.run.in_(old)),
                 delete(activity).where(activity.c.run.in_(old)),
+                delete(attempt).where(attempt.c.run.in_(old)),
                 delete(run).where(run.c.id.in_(old)),
             ),
         ),
@@ -172,6 +175,7 @@ def reap(
             status = "succeeded"
         elif _retried(row.options) and row.attempt < _MOST_ATTEMPTS:
             status = "queued"
+            ledger.write(lambda c, it=row: write_lost_attempt(c, ledger.sql, it, now_ms))  # type: ignore[misc]
         else:
             status = "interrupted"
         if _change_running(ledger, row, **_after_crash(status, row.attempt, now_ms)):

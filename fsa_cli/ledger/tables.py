@@ -32,6 +32,7 @@ __all__ = [
     "NAME_LENGTH",
     "QUEUE_LENGTH",
     "activity",
+    "attempt",
     "audit",
     "effect",
     "effects",
@@ -264,6 +265,22 @@ activity = Table(
     Column("place", _LONG, nullable=False),
     Column("sessions", _plain(255), nullable=False),  # numbers, as the task's database knows them
     Column("updated_ms", _BIG, nullable=False),
+)
+
+#: The attempts of a run that others followed; `fsa_run` has the last one.
+attempt = Table(
+    "fsa_attempt",
+    metadata,
+    Column("run", _ID, primary_key=True),
+    Column("claim", _ID, primary_key=True),
+    # A command retries under one claim, and what a task asks for by `Retry` is not counted.
+    Column("number", _INTEGER, primary_key=True, autoincrement=False),
+    Column("status", _plain(20), nullable=False),
+    Column("node", _ID),
+    Column("started_ms", _BIG),
+    Column("finished_ms", _BIG, nullable=False),
+    Column("error_type", _plain(255)),
+    Column("error", _LONG),  # its first line
 )
 
 audit = Table(

@@ -16,6 +16,7 @@ from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.database.connections import driver_message
 from fsa_cli.exceptions import LockHeld
 from fsa_cli.ledger import control, effects, queries
+from fsa_cli.ledger.attempts import write_attempts
 from fsa_cli.ledger.enqueue import insert_running
 from fsa_cli.ledger.fence import Fence
 from fsa_cli.ledger.finish import finish
@@ -109,6 +110,16 @@ class RecordedRun:
             run = replace(run, fence=fence)
         self._run = run
         return run
+
+    def failed(self, result: RunResult) -> None:
+        """Write how an attempt ended that another one follows."""
+        assert self._run is not None
+        end = outcome_of(self._run, self._claimed, result, self._clock.now_ms)
+
+        def refused(error: Exception) -> None:
+            write_attempts(self._ledger, [without_details(end, error)])
+
+        self._outage.guard(lambda: write_attempts(self._ledger, [end]), refused)
 
     def progress(self, progress: Progress) -> None:
         """Note how far the run has come; it is written about once a second."""

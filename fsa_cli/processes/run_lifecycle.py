@@ -220,16 +220,16 @@ class RunLifecycle:
         return bool(applied)
 
     def _interrupted(self, active: ActiveRun) -> RunOutcome:
-        run, now_ms = active.run, self._context.clock.now_ms
-        if run is not None and run.task.on_crash == "retry":
-            return replace(_bare_outcome(active.claim, "failed", now_ms), retry_in_ms=0)
-        return _bare_outcome(
+        run = active.run
+        is_retried = run is not None and run.task.on_crash == "retry"
+        bare = _bare_outcome(
             active.claim,
             "interrupted",
-            now_ms,
+            self._context.clock.now_ms,
             error_type="Interrupted",
             error="its process was stopped before it ended",
         )
+        return replace(bare, retry_in_ms=0) if is_retried else bare
 
 
 def outcome_of(

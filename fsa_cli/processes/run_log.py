@@ -16,7 +16,7 @@ from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner import report
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.tasks.outcomes import Discard, Retry
-from fsa_cli.terminal.formatting import format_duration, format_elapsed
+from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_time
 from fsa_cli.terminal.json_values import dumps, jsonable_within
 from fsa_cli.terminal.output import Output, shown
 from fsa_cli.terminal.user_code import error_message, summarize_error, unwrap_error, user_frame
@@ -184,10 +184,10 @@ class RunLog(NodeListener):
 
 def running_for(run: Run) -> str:
     """The name of a run that goes on, and for how long it does."""
-    since = run.scheduled_at
-    return run.task.name + (
-        f" (since {since:%H:%M:%S}, {format_duration(datetime.now(UTC) - since)})" if since else ""
-    )
+    since, now = run.scheduled_at, datetime.now(UTC)
+    if since is None:
+        return run.task.name
+    return f"{run.task.name} (since {format_time(since, now)}, {format_duration(now - since)})"
 
 
 def _cut(text: str) -> str:

@@ -15,7 +15,7 @@ from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.runs.run_view import error_of
 from fsa_cli.runs.status_view import node_state
-from fsa_cli.terminal.formatting import format_duration, format_times
+from fsa_cli.terminal.formatting import format_duration, format_time, format_times
 
 __all__ = ["LONG_MS", "Problem", "lives", "problems", "since"]
 
@@ -69,9 +69,8 @@ def lives(node: Row[Any], now_ms: int) -> bool:
 
 
 def since(ms: int, now_ms: int) -> str:
-    """An instant of the past: with its date only where it is not today's."""
-    at, now = instant_of(ms), instant_of(now_ms)
-    return at.strftime("%H:%M:%S" if at.date() == now.date() else "%Y-%m-%d %H:%M:%S")
+    """An instant of the past, as `format_time`."""
+    return format_time(instant_of(ms), instant_of(now_ms))
 
 
 def _processes(glance: Glance, has_schedule: bool) -> Iterator[Problem]:

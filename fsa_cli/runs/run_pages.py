@@ -12,12 +12,13 @@ from sqlalchemy import Row
 
 from fsa_cli.exceptions import ArgumentError, FsaError
 from fsa_cli.ledger import run_search
+from fsa_cli.ledger.attempts import attempts_of
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.run_search import SAID_LENGTH, RunFilter
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import arguments_in
-from fsa_cli.runs.run_view import duration_ms, progress_text, said
+from fsa_cli.runs.run_view import duration_ms, error_of, progress_text, said
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.json_values import dumps
@@ -25,6 +26,7 @@ from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head, mask_tail
 from fsa_cli.terminal.user_code import is_user_file, relative_path
 
 __all__ = [
+    "EarlierAttempt",
     "Frame",
     "RunDetail",
     "RunLine",
@@ -95,6 +97,23 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierAttempt:
+    """An attempt that another one followed.
+
+    Attributes:
+        place: The host and the process, or the beginning of the node's id if that is forgotten.
+        said: Its error, in one line.
+    """
+
+    number: int
+    status: str
+    at: datetime
+    duration_ms: int | None
+    place: str
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunDetail:
     """A run in full, its long texts cut where nobody reads on.
 
@@ -104,6 +123,7 @@ class RunDetail:
         cut: Which of the texts are not whole.
         timeline: What happened to it, and when.
         node_state: Of the node that has it, or had it; None if it is forgotten.
+        attempts: Those before its last, the first one first.
     """
 
     line: RunLine
@@ -123,6 +143,7 @@ class RunDetail:
     executor: str
     role: str | None
     node_state: str | None
+    attempts: Sequence[EarlierAttempt]
 
     @property
     def has_ended(self) -> bool:
@@ -181,6 +202,7 @@ def run_detail(ledger: Ledger, run_id: str, now: datetime) -> RunDetail | None:
         executor=row.executor,
         role=row.role,
         node_state=row.node_state,
+        attempts=[_earlier(each) for each in attempts_of(ledger, run_id)],
     )
 
 
@@ -208,6 +230,17 @@ def run_line(row: Row[Any], now: datetime) -> RunLine:
         total=row.total,
         place=place,
         node=row.node,
+    )
+
+
+def _earlier(row: Row[Any]) -> EarlierAttempt:
+    return EarlierAttempt(
+        number=row.number,
+        status=row.status,
+        at=instant_of(row.started_ms or row.finished_ms),
+        duration_ms=duration_ms(row, None),
+        place=f"{row.host}:{row.pid}" if row.host is not None else (row.node or "")[:8],
+        said=" ".join(mask_head(error_of(row) or "", SAID_LENGTH).split()),
     )
 
 

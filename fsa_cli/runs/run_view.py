@@ -17,11 +17,14 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.schedules.durations import duration_s
-from fsa_cli.terminal.formatting import format_elapsed
+from fsa_cli.terminal.formatting import format_elapsed, format_time
 
 __all__ = [
+    "ATTEMPT_COLUMNS",
     "COLUMNS",
     "LAST",
+    "attempt_document",
+    "attempt_row",
     "details",
     "document",
     "duration_ms",
@@ -34,7 +37,6 @@ __all__ = [
     "row",
     "said",
     "since_ms",
-    "without_today",
 ]
 
 #: In place of an id: the latest run.
@@ -47,6 +49,15 @@ COLUMNS = {
     "at": "at (UTC)",
     "took": "took",
     "said": "what it said",
+}
+#: Of the attempts before the last.
+ATTEMPT_COLUMNS = {
+    "attempt": "attempt",
+    "status": "status",
+    "at": "at (UTC)",
+    "took": "took",
+    "by": "by",
+    "error": "error",
 }
 _SHORT = 8
 
@@ -107,24 +118,22 @@ def document(run: Row[Any]) -> dict[str, object]:
     }
 
 
-def row(run: Row[Any], now: datetime) -> dict[str, object]:
-    """A run as a line of a table."""
+def row(run: Row[Any], now: datetime, *, dated: bool = True) -> dict[str, object]:
+    """A run as a line of a table.
+
+    Args:
+        dated: False: today's times stand without their date, as a person reads them.
+    """
     duration = duration_ms(run, now)
     at = instant_of(run.started_ms or run.scheduled_ms)
     return {
         "run": run.id[:_SHORT],
         "task": run.task,
         "status": run.status,
-        "at": at.strftime("%Y-%m-%d %H:%M:%S"),
+        "at": format_time(at, None if dated else now),
         "took": "" if duration is None else format_elapsed(duration),
         "said": " ".join(said(run).split()),
     }
-
-
-def without_today(rows: list[dict[str, object]], now: datetime) -> list[dict[str, object]]:
-    """The rows, with the date only where it is not today's."""
-    today = f"{now:%Y-%m-%d} "
-    return [{**each, "at": str(each["at"]).removeprefix(today)} for each in rows]
 
 
 def foot(runs: Sequence[Row[Any]]) -> str:
@@ -177,6 +186,37 @@ def details(run: Row[Any], now: datetime) -> dict[str, object]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def attempt_row(attempt: Row[Any], now: datetime, *, dated: bool = True) -> dict[str, object]:
+    """An attempt before the last as a line of a table; *dated* is as for `row`."""
+    at = instant_of(attempt.started_ms or attempt.finished_ms)
+    duration = duration_ms(attempt, None)
+    by = attempt.node and attempt.node[:_SHORT]
+    return {
+        "attempt": attempt.number,
+        "status": attempt.status,
+        "at": format_time(at, None if dated else now),
+        "took": "" if duration is None else format_elapsed(duration),
+        "by": f"{attempt.role} {attempt.host}:{attempt.pid}" if attempt.host else by,
+        "error": error_of(attempt),
+    }
+
+
+def attempt_document(attempt: Row[Any]) -> dict[str, object]:
+    """An attempt before the last as JSON."""
+    error = {"type": attempt.error_type, "message": attempt.error}
+    return {
+        "attempt": attempt.number,
+        "status": attempt.status,
+        "started_at": _instant(attempt.started_ms),
+        "finished_at": _instant(attempt.finished_ms),
+        "duration_ms": duration_ms(attempt, None),
+        "node": attempt.node,
+        "host": attempt.host,
+        "pid": attempt.pid,
+        "error": error if attempt.error_type or attempt.error else None,
+    }
+
+
 def since_ms(text: str, now: datetime) -> int:
     """The milliseconds of `--since`: `2h`, or a day or an instant in ISO 8601, in UTC.
 
@@ -225,7 +265,8 @@ def said(run: Row[Any]) -> str:
         return progress
     if run.status == "queued" and run.attempt > 1:
         again = instant_of(run.not_before_ms)
-        return f"attempt {run.attempt} at {again:%H:%M:%S}: {error_of(run) or ''}"
+        failed = instant_of(run.finished_ms or run.not_before_ms)
+        return f"attempt {run.attempt} at {format_time(again, failed)}: {error_of(run) or ''}"
     error = error_of(run)
     if error is not None:
         return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from fsa_cli.ledger.queries import Overview
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
-from fsa_cli.terminal.formatting import format_duration
+from fsa_cli.terminal.formatting import format_duration, format_time
 
 __all__ = [
     "NODE_COLUMNS",
@@ -110,7 +110,7 @@ def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, objec
     Args:
         dated: False: today's times stand without their date, as a person reads them.
     """
-    shown = partial(_shown, today=None if dated else instant_of(overview.now_ms).date())
+    shown = partial(_shown, now=None if dated else instant_of(overview.now_ms))
     rows = []
     for each in overview.nodes:
         state = node_state(each, overview.now_ms)
@@ -134,7 +134,7 @@ def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, objec
 
 def task_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, object]]:
     """The tasks, a line each; *dated* is as for `node_rows`."""
-    shown = partial(_shown, today=None if dated else instant_of(overview.now_ms).date())
+    shown = partial(_shown, now=None if dated else instant_of(overview.now_ms))
     rows = []
     for each in overview.tasks:
         last = overview.last_runs.get(each.name)
@@ -212,8 +212,5 @@ def node_state(each: Row[Any], now_ms: int) -> str:
     return "dead" if each.state in OPEN_STATES and each.lease_until_ms < now_ms else str(each.state)
 
 
-def _shown(ms: int | None, *, today: date | None) -> str:
-    if not ms:
-        return ""
-    at: datetime = instant_of(ms)
-    return at.strftime("%H:%M:%S" if at.date() == today else "%m-%d %H:%M:%S")
+def _shown(ms: int | None, *, now: datetime | None) -> str:
+    return format_time(instant_of(ms), now) if ms else ""

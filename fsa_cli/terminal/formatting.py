@@ -1,10 +1,10 @@
-"""Durations and sizes as a person reads them."""
+"""Times, durations and sizes as a person reads them."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-__all__ = ["format_bytes", "format_duration", "format_elapsed", "format_times"]
+__all__ = ["format_bytes", "format_duration", "format_elapsed", "format_time", "format_times"]
 
 _LONGEST_MS = timedelta.max // timedelta(milliseconds=1)
 
@@ -44,6 +44,17 @@ def format_bytes(size_bytes: int | None) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def format_time(at: datetime, now: datetime | None) -> str:
+    """A time as a person reads it: without the date if that is today's, without this year.
+
+    Args:
+        now: None: with the whole date, as for a program.
+    """
+    if now is None or at.year != now.year:
+        return f"{at:%Y-%m-%d %H:%M:%S}"
+    return f"{at:{'%H:%M:%S' if at.date() == now.date() else '%m-%d %H:%M:%S'}}"
 
 
 def format_times(number: int) -> str:

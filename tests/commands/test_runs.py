@@ -98,7 +98,7 @@ def test_a_run_is_shown_in_full_by_the_beginning_of_its_id(fsa: Run, ran: Shop) 
     assert "error\tLookupError: no such user\n" in shown
     assert shown.rstrip().endswith("LookupError: no such user")
     assert "Traceback (most recent call last):" in shown
-    assert document == run
+    assert document == {**run, "earlier_attempts": []}
 
 
 def test_a_run_that_is_not_there_or_not_the_only_one_is_said(fsa: Run, ran: Shop) -> None:

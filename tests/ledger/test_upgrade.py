@@ -40,6 +40,7 @@ def old(request: pytest.FixtureRequest) -> Iterator[Ledger]:
         *LIKE_BEFORE[request.param],
         "ALTER TABLE fsa_run DROP COLUMN priority",
         "DROP TABLE fsa_key",
+        "DROP TABLE fsa_attempt",
         "DROP TABLE fsa_schema",
     ):
         ledger.write(lambda c, it=statement: c.execute(text(it)))

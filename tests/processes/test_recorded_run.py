@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -123,6 +124,11 @@ def test_a_retried_run_is_one_row_with_the_number_of_its_last_attempt(
     assert recorded.written() == [3]
     rows = recorded.ledger("SELECT status, attempt FROM fsa_run")
     assert [tuple(row) for row in rows] == [("succeeded", 3)]
+    earlier = json.loads(fsa("runs", "show", "third", "--json").stdout)["earlier_attempts"]
+    assert [(each["attempt"], each["status"]) for each in earlier] == [(1, "failed"), (2, "failed")]
+    assert all(each["error"]["message"] and each["pid"] for each in earlier)
+    shown = fsa("runs", "show", "third").stdout
+    assert re.search(r"\nearlier attempts\nattempt\tstatus\t.*\n1\tfailed\t.*\n2\tfailed\t", shown)
 
 
 @pytest.mark.parametrize("name", ["slow", "slow_async"])
