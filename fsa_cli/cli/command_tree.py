@@ -68,11 +68,26 @@ _USUAL = {
     "test": "fsa run-task NAME --dry-run",
     "version": "fsa --version",
 }
-_HELP = "Common options, before or after the command"
+_HELP = "Common options, before or after the command, or as variables"
 _VARIABLE = re.compile(r"(?<! ) *\[env var: (\w+)(?:; )?([^\]]*)\]")
 
 
-class FsaCommand(TyperCommand):
+class _Help:
+    """The help of a command: no more than a screen of 80 columns and 24 lines."""
+
+    def format_usage(self: Any, ctx: Any, formatter: Any) -> None:
+        pieces = [each.strip("{}") for each in self.collect_usage_pieces(ctx)]
+        formatter.write_usage(command_path(ctx), " ".join(pieces))
+
+    def get_short_help_str(self: Any, limit: int = 45) -> str:
+        return _sentence_within(self.help or "", limit)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _make_headings_bold(ctx, formatter)
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+
+
+class FsaCommand(_Help, TyperCommand):
     """A command whose help lists the common options apart from its own."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -85,15 +100,11 @@ class FsaCommand(TyperCommand):
                 fsa.load()  # so that `db` is the app's, and the environment is known
         return super().invoke(ctx)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        _make_headings_bold(ctx, formatter)
-        super().format_help(ctx, formatter)
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _format_options(self, ctx, formatter)
 
 
-class FsaGroup(TyperGroup):
+class FsaGroup(_Help, TyperGroup):
     """A group whose commands are imported when they are called.
 
     `commands` holds stand-ins with a name and a line of help, enough for `--help` and for a
@@ -167,10 +178,6 @@ class FsaGroup(TyperGroup):
         ctx.obj.command = command_path(ctx).partition(" ")[2]
         return super().invoke(ctx)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        _make_headings_bold(ctx, formatter)
-        super().format_help(ctx, formatter)
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
         if ctx.parent is None:
             self.add_own(ctx.obj)
@@ -178,7 +185,7 @@ class FsaGroup(TyperGroup):
         _format_options(self, ctx, formatter)
 
 
-class _StandIn(TyperCommand):
+class _StandIn(_Help, TyperCommand):
     """A command that has not been imported."""
 
     own: UserCommand | None = None
@@ -262,6 +269,17 @@ def _make_headings_bold(ctx: Any, formatter: Any) -> None:
         formatter.write_heading = lambda heading: formatter.write(f"\x1b[1m{heading}:\x1b[0m\n")
 
 
+def _sentence_within(text: str, limit: int) -> str:
+    """The first sentence of a help; the part of it that stands alone, where it is longer."""
+    sentence = f"{' '.join(text.partition(chr(10) * 2)[0].split())} ".partition(". ")[0].rstrip(".")
+    for mark in (";", ":"):
+        if len(sentence) >= limit:
+            sentence = sentence.partition(mark)[0]
+    while len(sentence) >= limit:
+        sentence = sentence.rpartition("," if "," in sentence else " ")[0]
+    return f"{sentence}." if sentence else ""
+
+
 def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
     common = {*fsa.__annotations__, "help", "install_completion", "show_completion"}
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], _HELP: []}
@@ -271,9 +289,11 @@ def _format_options(command: Any, ctx: Any, formatter: Any) -> None:
             continue
         if param.param_type_name == "argument":
             name = record[0].removesuffix(" <list[str]>").removesuffix(" <str>")
-            sections["Arguments"].append((name, record[1]))
+            sections["Arguments"].append((name, record[1].removesuffix("  [required]")))
         else:
             ours = param.name in common and not param.expose_value  # a user's -v is the user's
+            if ours and ctx.parent is None:
+                record = (record[0], record[1].replace("[env var: ", "["))
             sections[_HELP if ours else "Options"].append(record)
     hidden = sections.pop(_HELP) if ctx.parent is not None else []
     if hidden:  # what every option has stands in one line

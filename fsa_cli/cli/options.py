@@ -35,7 +35,7 @@ def confirm_option(command: str) -> Any:
 
 def run_after_option(command: str) -> Any:
     """`--run-after`, of `fsa COMMAND` that enqueues a run."""
-    told = "Not before: 10m from now, or an instant (UTC without a zone)."
+    told = "Not before then: 10m from now, or an instant (UTC)."
     return option(command, "--run-after", help=told, metavar="WHEN")
 
 
@@ -47,7 +47,7 @@ def priority_option(command: str) -> Any:
 
 def unique_option(command: str) -> Any:
     """`--unique`, of `fsa COMMAND` that enqueues a run."""
-    told = "Not while a run of the task with this key waits or runs: print that one's id."
+    told = "Not while one with this key waits or runs: prints its id."
     return option(command, "--unique", help=told, metavar="KEY")
 
 

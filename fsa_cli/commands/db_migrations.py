@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROTECTED_LOCK_TIMEOUT_S = 2.0
 _X = "What `alembic -x` takes, for context.get_x_argument() of an env.py."
 _LOCK_TIMEOUT = (
-    "How long a statement waits for a lock before it lets go and tries again, as 2s; 0: no limit."
+    "How long a statement waits for a lock before it tries again; 0: no limit."
     " [protected environments: 2s]"
 )
 _BASELINE = "Fill it with all that the models need, as if the database were empty."
@@ -150,7 +150,6 @@ def downgrade(
     """Take migrations back, down to REVISION; the last one, if none is named.
 
     \b
-      fsa db downgrade
       fsa db downgrade base --yes
       fsa db downgrade --sql 3f2a:base
 

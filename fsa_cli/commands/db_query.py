@@ -76,11 +76,10 @@ def query(
         if as_csv:
             _write_csv(fsa, columns, first)
         else:
-            fsa.output.table(
-                [dict(zip(columns, _shown(fsa, row), strict=True)) for row in first],
-                {name: name for name in columns},
-                wraps=columns,
-            )
+            found = [dict(zip(columns, _shown(fsa, row), strict=True)) for row in first]
+            fsa.output.table(found, {name: name for name in columns}, wraps=columns)
+            if not found and columns and fsa.output.console.is_terminal:
+                fsa.output.say("no row is like that")
         if limit and next(cells, None) is not None:
             fsa.output.say(f"the first {limit} rows: --limit N shows more, --limit 0 all")
 

@@ -120,7 +120,7 @@ def check(
         raise state.behind()
     fsa.output.say(
         "the database has every table and column of the models"
-        + (", their types, indexes and constraints" if compares else "")
+        + (", with types, keys and indexes" if compares else "")
     )
 
 

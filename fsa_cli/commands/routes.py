@@ -33,4 +33,4 @@ def routes(context: typer.Context) -> None:
         method = ", ".join(shown) or "any"
         rows.append({**asdict(route), "methods": method, "place": route.place})
     columns = {"methods": "method", "path": "path", "name": "name", "place": "endpoint"}
-    fsa.output.table(rows, columns, wraps=("path", "place"))
+    fsa.output.table(rows, columns, spare=["name"])

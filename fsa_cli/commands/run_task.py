@@ -55,14 +55,14 @@ def run_task(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A task, or MODULE:FUNCTION.",
+            help="A task or MODULE:FUNCTION; then its own: fsa run-task NAME -h.",
             show_default=False,
             autocompletion=task_names,
         ),
     ],
     argv: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARGS", help="The task's own: fsa run-task NAME --help."),
+        typer.Argument(metavar="ARGS", help="The task's own arguments.", hidden=True),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -118,7 +118,7 @@ def run_task(
         option(
             "run-task",
             "--enqueue",
-            help="Have a scheduler or worker run it soon; print the run's id.",
+            help="Have a scheduler or worker run it soon; prints its id.",
         ),
     ] = False,
     run_after: Annotated[str | None, run_after_option("run-task")] = None,
@@ -127,12 +127,8 @@ def run_task(
 ) -> None:
     """Run one task now, here, in a session of its own, and commit.
 
-    If there is a ledger of runs, the run is recorded there: fsa runs.
-
     \b
-      fsa run-task count_users
       fsa run-task count_users --no-active --since 2026-01-01 --dry-run
-      fsa run-task count_users --enqueue --run-after 10m --priority 10
       fsa run-task app.jobs:rebuild_index --timeout 60 --retries 3 --json
     """
     fsa = Fsa.of(context)

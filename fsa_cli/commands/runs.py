@@ -80,9 +80,7 @@ def runs(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="NAME", help="A task.", show_default=False, autocompletion=task_names
-        ),
+        typer.Argument(metavar="NAME", help="A task.", hidden=True, autocompletion=task_names),
     ] = None,
     task: Annotated[str | None, _task("runs")] = None,
     status: Annotated[list[Status] | None, _status("runs")] = None,
@@ -97,10 +95,9 @@ def runs(
         bool, option("runs", "--watch", help="Show them again every 2 s, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """What ran: the latest runs first, with status, duration, and error or result.
+    """What ran, of all tasks or of NAME: the latest first, with error or result.
 
     \b
-      fsa runs
       fsa runs count_users --since 2h
       fsa runs --status failed --status timed_out
     """
@@ -191,10 +188,10 @@ def retry(
     unique: Annotated[str | None, _unique("runs retry")] = None,
     confirm: Annotated[str | None, confirm_option("runs retry")] = None,
 ) -> None:
-    """Have a scheduler run it again, with the same arguments; prints the new run's id.
+    """Have a scheduler run it again, with the same arguments; prints the new id.
 
-    With filters in place of an id: all runs that have ended and are like that. It says how many
-    and asks; --yes does not ask. Doing it twice runs them twice.
+    With filters in place of an id: all runs that have ended and are like that. It
+    says how many and asks; --yes does not ask. Doing it twice runs them twice.
 
     \b
       fsa runs retry 3f2a
@@ -242,11 +239,10 @@ def cancel(
     unique: Annotated[str | None, _unique("runs cancel")] = None,
     confirm: Annotated[str | None, confirm_option("runs cancel")] = None,
 ) -> None:
-    """Cancel a run: at once if it is queued; a running one is ended by its process.
+    """Cancel a run: a queued one at once; a running one is asked to end.
 
-    A sync task is not killed: its statement is ended, and `TaskContext.cancelled` becomes true.
-    With filters in place of an id: all runs that have not ended and are like that. It says how
-    many and asks; --yes does not ask.
+    With filters in place of an id: all runs that have not ended and are like that.
+    It says how many and asks; --yes does not ask.
 
     \b
       fsa runs cancel 3f2a
@@ -341,9 +337,12 @@ def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
         return
     now = datetime.now(UTC)
     is_seen = fsa.output.console.is_terminal
-    fsa.output.table([views.row(each, now, dated=not is_seen) for each in found], views.COLUMNS)
+    rows = [views.row(each, now, dated=not is_seen) for each in found]
+    fsa.output.table(rows, views.COLUMNS, spare=["took"])
     if is_seen and found:
-        fsa.output.say(views.foot(found))
+        found_in_all, command = views.foot(found)
+        fits = len(found_in_all) + len(command) + 5 <= fsa.output.console.width
+        fsa.output.say(f"{found_in_all}{'     ' if fits else chr(10)}{command}")
 
 
 def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:

@@ -49,7 +49,7 @@ def trigger(
     \b
       fsa scheduler trigger count_users
       fsa scheduler trigger count_users --no-active --since 2026-01-01 --wait
-      fsa scheduler trigger count_users --run-after 10m --priority 10 --unique nightly
+      fsa scheduler trigger count_users --run-after 10m --priority 10
     """
     from fsa_cli.cli.task_help import task_help
 

@@ -50,7 +50,7 @@ def list_(context: typer.Context) -> None:
         columns = {"task": "task", "schedule": "schedule", "timezone": "zone", "next": "next"}
         columns |= {"in": "in", "then": "then"}
         rows = [_row(each, now, paused.get(each.task.name)) for each in planned]
-        fsa.output.table(rows, columns, spare=("then",))
+        fsa.output.table(rows, columns, spare=("then", "timezone", "schedule"))
 
 
 def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
@@ -180,7 +180,7 @@ def fires(
 
     \b
       fsa scheduler test count_users --at 2026-10-25T03:00Z
-      fsa scheduler test "30 2 * * *" --at 2026-03-29T02:30 --timezone Europe/Berlin
+      fsa scheduler test "30 2 * * *" --at 2026-03-29T02:30
     """
     from fsa_cli.schedules import preview
 

@@ -42,7 +42,7 @@ def shell(
         option(
             "shell",
             "--sandbox/--no-sandbox",
-            help="Roll everything back at the end, commits included.",
+            help="Roll all of it back, commits included.",
             show_default=False,
         ),
     ] = None,
@@ -64,26 +64,17 @@ def shell(
         ),
     ] = False,
 ) -> None:
-    """A session with app, db, session, every model, select, func, text, sql, run, client, tasks.
+    """A session with app, db, session, every model, select, sql, run, client, tasks.
 
     \b
-      fsa shell
       fsa shell --sandbox
       fsa shell -c "print(session.query(User).count())"
       fsa shell --read-only report.py --year 2026
       echo "sql('select * from users')" | fsa shell
 
-    `await` works at the prompt. What is not committed is rolled back at the end.
-    sql("select ...") prints a table, run("task", ...) runs a task, client.get("/")
-    makes a request to the app.
-
-    The prompt is IPython, ptpython or Python, the first that is installed; FSA_SHELL
-    or [tool.fsa] shell choose one. In a [tool.fsa.env.NAME] that is protected the
-    shell is a sandbox, or what its own shell = says ("sandbox", "read-only", "open").
-
-    --read-only holds SQL. It does not hold Python that opens a connection by itself, nor functions
-    of the server's that reach outside (dblink, lo_export, a UDF): for those, a database user who
-    may only read.
+    What is not committed is rolled back at the end. Where the environment is
+    protected the shell is a sandbox. --read-only holds SQL, not Python that opens
+    a connection by itself: fsa docs shell.
     """
     from fsa_cli.database import readonly
     from fsa_cli.database.sql_log import start as start_echo

@@ -136,7 +136,7 @@ def row(run: Row[Any], now: datetime, *, dated: bool = True) -> dict[str, object
     }
 
 
-def foot(runs: Sequence[Row[Any]]) -> str:
+def foot(runs: Sequence[Row[Any]]) -> tuple[str, str]:
     """What a list of runs adds up to, and the command for the one to look at."""
     counted = Counter(each.status for each in runs)
     order = {status: number for number, status in enumerate(RunStatus)}
@@ -145,7 +145,7 @@ def foot(runs: Sequence[Row[Any]]) -> str:
     found = ", ".join(f"{count} {status}" for status, count in each)
     wrong = (RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.INTERRUPTED)
     chosen = next((run for run in runs if run.status in wrong), runs[0])
-    return f"{number}: {found}     fsa runs show {chosen.id[:_SHORT]}"
+    return f"{number}: {found}", f"fsa runs show {chosen.id[:_SHORT]}"
 
 
 def none_found(name: str | None, statuses: Sequence[str], since: str | None) -> str:

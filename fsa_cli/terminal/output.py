@@ -37,7 +37,7 @@ _STATES = {
 #: Columns of spans and counts that are text.
 _RIGHT = frozenset({"took", "in", "age"})
 _GAP = 2
-_LEAST = 10
+_LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,13 @@ class Output:
             return
         width = max(map(len, value), default=0) if _is_terminal(sys.stdout) else 0
         for key, item in value.items():
-            head = key.ljust(width) + "  " if width else key + "\t"
-            self._write(sys.stdout, head + _plain(item))
+            if not width:
+                self._write(sys.stdout, f"{key}\t{_plain(item)}")
+                continue
+            first, *more = self._folded(shown(_plain(item)), width + _GAP)
+            self._put(sys.stdout, f"{key.ljust(width)}  {first}".rstrip())
+            for line in more:
+                self._put(sys.stdout, f"{'':{width}}  {line}")
 
     def say(self, text: str) -> None:
         """Narrate, on stderr."""
@@ -179,7 +184,10 @@ class Output:
     def _console(self, file: TextIO) -> Console:
         from rich.console import Console
 
-        return Console(file=file, no_color=True if self.color is False else None, highlight=False)
+        # Rich keeps bold where NO_COLOR forbids colours; our own lines have neither then.
+        if self._colors(file):
+            return Console(file=file, highlight=False)
+        return Console(file=file, color_system=None, highlight=False)
 
     def _table(
         self,
@@ -205,9 +213,12 @@ class Output:
                 room = self.console.width - sum(widths[each] + _GAP for each in others)
                 if room >= min(_LEAST, widths[last]):
                     break
-            if room < min(_LEAST, widths[last]):  # a name of 190 characters, too many columns
+            is_narrow = room < min(_LEAST, widths[last])
+            if is_narrow and others and room >= -_GAP:  # what gives way goes before a name folds
+                del texts[last]
+            elif is_narrow:  # a name of 190 characters, too many columns
                 wraps, room = [max(others or [last], key=widths.__getitem__)], _LEAST
-            if room < widths[last]:
+            if last in texts and room < widths[last]:
                 texts[last] = [
                     text if cell_len(text) <= room else f"{set_cell_size(text, room - 3)}..."
                     for text in texts[last]
@@ -235,6 +246,13 @@ class Output:
                     cells[key].stylize(_STATES.get(cells[key].plain, ""))
             table.add_row(*cells.values())
         self.console.print(table)
+
+    def _folded(self, text: str, indent: int) -> list[str]:
+        """*text* in lines that a terminal shows after an indent; no word is cut in two."""
+        from textwrap import wrap
+
+        room = max(self.console.width - indent, _LEAST)
+        return wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
 
     def _styled(self, text: str, code: str, stream: TextIO) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colors(stream) else text
