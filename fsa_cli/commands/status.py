@@ -124,6 +124,9 @@ def _counts(seen: Glance) -> Iterator[str]:
     clock = f"clock {clock_s:+.1f} s" if abs(clock_s) >= 1 else ""
     parts = [f"{', '.join(processes) or 'no process'} alive", f"{running} running", queued, clock]
     yield "   ".join(part for part in parts if part)
+    if overview.elsewhere:
+        others = ", ".join(overview.elsewhere)
+        yield f"also alive in this ledger, in namespaces of their own: {others}"
 
 
 def _problem_lines(found: list[Problem]) -> Iterator[str]:

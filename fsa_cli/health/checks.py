@@ -151,3 +151,5 @@ def _scheduler(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Itera
         yield replace(_measured(name, judge), latency_ms=None)
     if paused := of_scheduler.paused(seen[0]):
         yield Check("paused", True, None, paused)
+    if beside := seen[0].elsewhere:
+        yield Check("namespaces", True, None, f"also alive in this ledger: {', '.join(beside)}")

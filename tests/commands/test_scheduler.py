@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from datetime import datetime
@@ -304,6 +305,7 @@ def test_another_release_of_the_app_that_has_another_namespace_is_named(
 
     enqueued = fsa("run-task", "tick", "--enqueue", env=new)
     health = fsa("health", env=new)
+    seen = fsa("status", env=new)
     process = fsa_process("scheduler", "start", env=new)
     process.wait_for("namespace release-2 (also alive there: release-1)")
     assert json.loads(fsa("scheduler", "status", "--json", env=new).stdout)["other_namespaces"] == [
@@ -312,6 +314,10 @@ def test_another_release_of_the_app_that_has_another_namespace_is_named(
     assert old.stop().returncode == 0
     status = fsa("scheduler", "status", env=new)
 
+    row = re.search(r"^namespaces\t.*", health.stdout, re.MULTILINE)
+    assert row is not None
+    assert row[0] == "namespaces\tok\t\talso alive in this ledger: release-1"
+    assert seen.stdout.splitlines()[2].endswith("of their own: release-1")
     named = "no scheduler is alive in the namespace release-2, but in release-1"
     assert named in enqueued.stderr
     assert "no scheduler has run yet in this namespace, but in release-1" in health.stdout
