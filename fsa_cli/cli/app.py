@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
         error = _as_error(exc, fsa)
     except KeyboardInterrupt:
         error = Interrupted("interrupted")
-        if sys.stderr is not None and sys.stderr.isatty() and not fsa.flags.json:
-            sys.stderr.write("\n")  # the terminal has echoed ^C
+    if isinstance(error, Interrupted):
+        fsa.output.leave_line()
     if fsa.flags.json is None and "--json" in argv:  # a wrong argument before it hid it
         fsa.set(json=True)
     fsa.output.error(error)

@@ -120,7 +120,7 @@ def check(
         raise state.behind()
     fsa.output.say(
         "the database has every table and column of the models"
-        + (", with types, keys and indexes" if compares else "")
+        + (", with types and indexes" if compares else "")
     )
 
 

@@ -29,11 +29,11 @@ def doctor(context: typer.Context) -> None:
     else:
         for title, facts in report.sections.items():
             if facts:
-                fsa.output.line(title)
+                fsa.output.heading(title)
                 for name, value in facts.items():
-                    fsa.output.line(f"  {name:<20} {value}")
-        fsa.output.line("problems")
+                    fsa.output.fact(f"  {name:<19}", str(value))
+        fsa.output.heading("problems")
         for problem in report.problems or ["none"]:
-            fsa.output.line(f"  {problem}")
+            fsa.output.fact("", problem)
     if report.problems:
         raise typer.Exit(1)

@@ -157,6 +157,7 @@ def _watch(fsa: Fsa, look: Callable[[], list[Check]]) -> NoReturn:
                 fsa.output.table(rows, {"at": "at", **_COLUMNS}, wraps=("detail",))
             time.sleep(_WATCH_EVERY_S)
     except KeyboardInterrupt:
+        fsa.output.leave_line()
         raise typer.Exit(0 if _well(done) else 1) from None
 
 

@@ -370,4 +370,5 @@ def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:
                 shown |= {each.id: each.status for each in news}
             time.sleep(_WATCH_EVERY_S)
     except KeyboardInterrupt:
+        fsa.output.leave_line()
         raise typer.Exit(0) from None

@@ -287,7 +287,7 @@ class Node(NodeListener):
             service.quiesce()
         if waiting := pool.close():
             self.lifecycle.give_back(waiting)
-        if number is not None and pool.running:
+        if number is not None:
             self.context.events.node_stopping(number.name, pool.running, self._options.grace_s)
         again = self._wait(self._options.grace_s)
         left = tuple(pool.running)

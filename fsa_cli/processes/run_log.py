@@ -110,6 +110,10 @@ class RunLog(NodeListener):
             self.output.say(text)
 
     def node_stopping(self, signal_name: str, running: Sequence[Run], grace_s: float) -> None:
+        if signal_name == "SIGINT" and not self.json:
+            self.output.leave_line()
+        if not running:
+            return
         names = ", ".join(running_for(run) for run in running)
         text = f"{signal_name}: waiting up to {grace_s:g} s for {names}"
         self.say("stopping", text, grace_s=grace_s)

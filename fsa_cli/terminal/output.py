@@ -136,10 +136,17 @@ class Output:
             if not width:
                 self._write(sys.stdout, f"{key}\t{_plain(item)}")
                 continue
-            first, *more = self._folded(shown(_plain(item)), width + _GAP)
-            self._put(sys.stdout, f"{key.ljust(width)}  {first}".rstrip())
-            for line in more:
-                self._put(sys.stdout, f"{'':{width}}  {line}")
+            self.fact(key.ljust(width), _plain(item))
+
+    def fact(self, name: str, text: str) -> None:
+        """Print *text* beside *name*; a terminal shows it folded between words, below itself."""
+        if not _is_terminal(sys.stdout):
+            self.line(f"{name}  {text}")
+            return
+        first, *more = self._folded(shown(text), len(name) + _GAP)
+        self._put(sys.stdout, f"{name}  {first}".rstrip())
+        for line in more:
+            self._put(sys.stdout, f"{'':{len(name)}}  {line}")
 
     def say(self, text: str) -> None:
         """Narrate, on stderr."""
@@ -154,6 +161,11 @@ class Output:
         """Narrate only with `-v`."""
         if self.verbose:
             self.say(text)
+
+    def leave_line(self) -> None:
+        """Begin a new line where a terminal has echoed ^C."""
+        if _is_terminal(sys.stderr) and not self.json:
+            self._put(sys.stderr, "")
 
     def warn(self, text: str) -> None:
         """Warn on stderr, also with `-q` and `--json`."""

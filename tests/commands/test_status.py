@@ -188,3 +188,39 @@ def test_a_run_that_hangs_on_a_lock_says_who_holds_it(
     engine.dispose()
     wait_until(lambda: ("hang", "succeeded") in shop.runs())
     worker.wait_for(f"Z  {run_id[:8]}  hang  succeeded")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "after"),
+    [
+        (["scheduler", "start"], "in ", "stopped: every task that was running has ended"),
+        (["run-task", "sleep"], "asleep", "error: sleep was interrupted and rolled back"),
+        (["runs", "--watch"], "again every", ""),
+        (["runs", "retry", "--status", "failed"], "[y/N] ", "error: interrupted"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_said_after_control_c_has_a_line_of_its_own(
+    words: list[str], shown: str, after: str, fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    small_shop.write(
+        TASKS
+        + """
+@task
+def sleep():
+    print("asleep", flush=True)
+    time.sleep(600)
+"""
+    )
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("run-task", "report").returncode == 1
+    child = terminal("fsa", *words, columns=80)
+    child.expect_exact(shown)
+    if words == ["scheduler", "start"]:
+        child.expect("tidy .*\n")  # its last line
+    child.sendintr()
+    child.expect(pexpect.EOF)
+
+    lines = COLORS.sub("", str(child.before)).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.endswith("^C"))
+    assert [line for line in lines[at + 1 :] if line][:1] == ([after] if after else [])
