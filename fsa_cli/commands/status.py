@@ -65,7 +65,8 @@ def status(context: typer.Context) -> None:
         _write(fsa, line)
     if found:
         fsa.output.heading("\nneeds a look")
-        for line in _problem_lines(found):
+        console = fsa.output.console
+        for line in _problem_lines(found, console.width if console.is_terminal else 0):
             _write(fsa, line)
     if seen is not None and seen.running:
         fsa.output.heading("\nrunning")
@@ -129,11 +130,14 @@ def _counts(seen: Glance) -> Iterator[str]:
         yield f"also alive in this ledger, in namespaces of their own: {others}"
 
 
-def _problem_lines(found: list[Problem]) -> Iterator[str]:
+def _problem_lines(found: list[Problem], columns: int) -> Iterator[str]:
+    """Lines for a terminal of so many columns; 0: for a pipe. No command is cut."""
     width = min(max(len(each.subject) for each in found), 24)
     for each in found:
         yield f"  {each.subject:<{width}}  {each.said}"
-        for line in (" ".join(each.detail.split()), "     ".join(each.commands)):
+        together = "     ".join(each.commands)
+        fits = not columns or len(together) + width + 4 <= columns
+        for line in (" ".join(each.detail.split()), *([together] if fits else each.commands)):
             if line:
                 yield f"  {'':<{width}}  {line}"
 

@@ -15,6 +15,7 @@ from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.health import Check, ping, run
 from fsa_cli.database.connections import driver_message
 from fsa_cli.database.identity import address
+from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import ConfigurationError, FsaError, TaskNotFound
 from fsa_cli.migrations import is_at_head
 from fsa_cli.project.loader import LoadedApp
@@ -92,6 +93,8 @@ def _measured(name: str, work: Callable[[], str], db: Database | None = None) ->
         detail = work()
     except Exception as exc:
         said = exc.message if isinstance(exc, FsaError) else driver_message(exc)
+        if db is not None and (step := next_step(exc)) is not None:
+            said = f"{said}; {step}"
         return Check(name, False, None, f"{address(db.url)}: {said}" if db is not None else said)
     latency_ms = (time.perf_counter() - started) * 1000
     return Check(name, True, round(latency_ms, 2), detail)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database import connections
+from fsa_cli.database.identity import same_database
 from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable
 from fsa_cli.ledger.location import ledger_of
@@ -30,7 +31,7 @@ def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
     """
     ledger = ledger_of(loaded.databases, settings)
     try:
-        with reached(ledger):
+        with reached(ledger, _url_source(loaded, settings, ledger)):
             require(ledger)
             yield ledger
     finally:
@@ -38,8 +39,14 @@ def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
 
 
 def require(ledger: Ledger) -> None:
-    """Raises LedgerUnusable if *ledger* does not exist."""
+    """Raises LedgerUnusable if *ledger* does not exist, or not whole."""
     if not ledger.exists():
+        if lost := ledger.lost_tables():
+            raise LedgerUnusable(
+                f"the ledger has no table {', '.join(lost)}",
+                details=[ledger.where, "dropped, or not yet made by this version of fsa"],
+                hint="fsa scheduler init makes what is missing; rows that are lost are in a backup",
+            )
         raise LedgerUnusable(
             "there is no ledger of runs yet",
             details=[f"looked for at {ledger.where}"],
@@ -48,8 +55,11 @@ def require(ledger: Ledger) -> None:
 
 
 @contextlib.contextmanager
-def reached(ledger: Ledger) -> Iterator[None]:
+def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
     """Translate a database's error inside.
+
+    Args:
+        url_source: Where the URL of its database is from, for the error's text.
 
     Raises:
         DatabaseUnreachable: The ledger's database is away.
@@ -59,6 +69,8 @@ def reached(ledger: Ledger) -> Iterator[None]:
         yield
     except SQLAlchemyError as exc:
         details = [ledger.where, connections.driver_message(exc)]
+        if url_source:
+            details.append(f"its URL is from {url_source}")
         if not connections.is_away(exc):
             raise LedgerUnusable(
                 "the ledger's database refuses",
@@ -70,3 +82,12 @@ def reached(ledger: Ledger) -> Iterator[None]:
             details=details,
             hint=next_step(exc) or "ledger_url in [tool.fsa] puts it elsewhere",
         ) from exc
+
+
+def _url_source(loaded: LoadedApp, settings: Settings, ledger: Ledger) -> str | None:
+    if settings.ledger_url:
+        return settings.sources.get("ledger_url")
+    for name, database in loaded.databases.items():
+        if same_database(database.url, ledger.engine.url):
+            return loaded.url_sources.get(name)
+    return None

@@ -16,6 +16,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql import literal_column
 
 from fsa_cli.database.identity import sqlite_file
+from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import LedgerUnusable
 from fsa_cli.ledger import dialects, tables, upgrade
 from fsa_cli.project.state_dir import make_private_file, make_state_dir
@@ -177,6 +178,14 @@ class Ledger:
             )
         return upgrade.is_whole(found, newest)
 
+    def lost_tables(self) -> list[str]:
+        """The tables that do not exist although others do: dropped, or of a later version."""
+        if self.is_sqlite and not self._file.is_file():
+            return []
+        found = self.read(self._columns)
+        every = [table.name for table in tables.metadata.sorted_tables]
+        return [name for name in every if name not in found] if found else []
+
     def check_keys(self) -> None:
         """Check that the UNIQUE keys exist: they, and nothing else, say who has an instant.
 
@@ -210,7 +219,7 @@ class Ledger:
             raise LedgerUnusable(
                 "the ledger's tables cannot be created",
                 details=[self.where, mask(str(getattr(exc, "orig", exc)).splitlines()[0])],
-                hint="fsa scheduler init --sql prints them for a person who may",
+                hint=next_step(exc) or "fsa scheduler init --sql prints them for a person who may",
             ) from exc
         return self.exists()
 

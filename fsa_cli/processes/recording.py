@@ -49,6 +49,8 @@ def begin(
                 if locks:
                     require(ledger)
                 elif not ledger.exists():
+                    if ledger.lost_tables():
+                        require(ledger)
                     ledger.dispose()
                     return None
                 from fsa_cli.processes.lease import LEASE_S

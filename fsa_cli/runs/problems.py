@@ -59,7 +59,8 @@ def problems(glance: Glance, places: Mapping[str, str], *, has_schedule: bool) -
             yield Problem(
                 run.task,
                 f"runs on a process that is silent: {run.role} {run.host}, pid {run.pid}",
-                commands=(f"fsa runs show {run.id[:8]}",),
+                "the next scheduler or worker that is alive decides it",
+                (f"fsa runs show {run.id[:8]}",),
             )
 
 
@@ -141,10 +142,13 @@ def _waiting(glance: Glance, places: Collection[str]) -> Iterator[Problem]:
     for each in glance.waiting:
         if each.status != RunStatus.QUEUED or seen.now_ms - each.since_ms < LONG_MS:
             continue
+        cure: tuple[str, ...] = ()
         if each.task not in places:
             why = "the app has no such task (renamed?)"
+            cure = (f"fsa runs cancel --task {each.task} --status queued",)
         elif alive.isdisjoint({"scheduler", "worker"}):
             why = "nobody is alive who executes runs"
+            cure = ("fsa worker start",)
         elif (one := running.get(each.task)) is not None:
             why = f"its run {one.id[:8]} goes on"
         else:
@@ -154,7 +158,7 @@ def _waiting(glance: Glance, places: Collection[str]) -> Iterator[Problem]:
             each.task,
             f"{each.number} queued for {_ago(each.since_ms, seen)}: {why}",
             "",
-            (command,),
+            (command, *cure),
         )
 
 

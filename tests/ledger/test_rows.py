@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 
 from fsa_cli.exceptions import ArgumentError, LedgerUnusable
 from fsa_cli.ledger import maintenance, tables
+from fsa_cli.ledger.access import require
 from fsa_cli.ledger.backfill import register_tasks
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.records import Due, RegisteredTask
@@ -95,4 +97,21 @@ def test_the_keys_of_sqlite_are_found(sqlite: Backend) -> None:
     ledger = open_ledger(sqlite.url)
     ledger.create()
     ledger.check_keys()
+    ledger.dispose()
+
+
+def test_a_table_that_was_dropped_is_named_and_is_not_a_ledger_that_never_was(
+    tmp_path: Path,
+) -> None:
+    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    with pytest.raises(LedgerUnusable, match="there is no ledger of runs yet"):
+        require(ledger)
+    ledger.create()
+    require(ledger)
+    ledger.write(lambda connection: connection.exec_driver_sql("DROP TABLE fsa_run"))
+
+    with pytest.raises(LedgerUnusable, match="the ledger has no table fsa_run") as caught:
+        require(ledger)
+
+    assert "fsa scheduler init" in (caught.value.hint or "")
     ledger.dispose()
