@@ -162,7 +162,9 @@ class Completer(ServiceThread):
         (end,) = ends
         assert end.outcome is not None
         plain = without_details(end.outcome, error)
-        if end.outcome == plain or not self._wrote_plain(end, plain):
+        # What is refused may be the next attempt: without one it ends.
+        possible = dict.fromkeys((plain, replace(plain, retry_in_ms=None)))
+        if not any(self._wrote_plain(end, e) for e in possible if e != end.outcome):
             if end.active.unrecorded is None:
                 end.active.unrecorded = mask(driver_message(error))
                 said = f"run {plain.run_id} of {plain.task} cannot be recorded"

@@ -18,6 +18,7 @@ from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.processes.service import ServiceThread
 from fsa_cli.runner.activity import activity_of
+from fsa_cli.runner.outcome import progress_fields
 from fsa_cli.terminal.formatting import format_duration
 
 __all__ = ["Effects", "Maintenance"]
@@ -178,7 +179,7 @@ class Maintenance(ServiceThread):
         for active in self._lifecycle.runs:
             told, active.progress = active.progress, None
             if told is not None:
-                noted[active.claim.run_id] = told.done, told.total, told.text
+                noted[active.claim.run_id] = progress_fields(told)
         if noted:
             write_progress(self._ledger, noted)
         return True

@@ -30,7 +30,7 @@ from fsa_cli.processes.completer import without_details
 from fsa_cli.processes.lease import Lease
 from fsa_cli.processes.outage import Outage
 from fsa_cli.processes.run_lifecycle import outcome_of
-from fsa_cli.runner.outcome import encode_result
+from fsa_cli.runner.outcome import encode_result, progress_fields
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.runs.requester import requester
 from fsa_cli.tasks.context import Progress
@@ -201,8 +201,7 @@ class RecordedRun:
     def _write_progress(self) -> None:
         told, self._progress = self._progress, None
         if told is not None:
-            come = (told.done, told.total, told.text)
-            write_progress(self._ledger, {self.run_id: come})
+            write_progress(self._ledger, {self.run_id: progress_fields(told)})
 
     def _applied(self) -> bool:
         return bool(effects.applied(self._ledger, self._database, [self.run_id]))

@@ -21,7 +21,7 @@ from fsa_cli.project import loader, settings
 from fsa_cli.project.settings import Flags
 from fsa_cli.runner.execute import execute
 from fsa_cli.runner.outcome import encode_result, error_fields
-from fsa_cli.runner.retry import asked_again
+from fsa_cli.runner.retry import asked_again, asked_pause_s
 from fsa_cli.runner.run import Run
 from fsa_cli.tasks.registry import registry
 
@@ -53,7 +53,8 @@ def main() -> None:
             "error_type": kind,
             "error": message,
             "traceback": traceback,
-            "retry_in_s": asked.in_s if (asked := asked_again(result)) is not None else None,
+            "asks_again": (asked := asked_again(result)) is not None,
+            "retry_in_s": None if asked is None else asked_pause_s(asked),
             "at_commit": result.at_commit,
             "recorded": run.fence is not None and run.fence.recorded,
         }

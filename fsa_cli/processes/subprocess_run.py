@@ -96,7 +96,7 @@ class SubprocessRun:
             error = TimedOut(f"{run.task.name} took longer than {run.timeout_s or 0:g} s")
         elif not ended:
             error = RemoteError.of("ProcessDied", "its process has died")
-        elif ended["error_type"] == "Retry" and not ended.get("at_commit"):
+        elif ended.get("asks_again"):
             error = Retry(ended["error"], in_s=ended["retry_in_s"])
         elif ended["error_type"] is not None:
             error = RemoteError.of(ended["error_type"], ended["error"], ended["traceback"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from fsa_cli.terminal.json_values import dumps, jsonable_within
+from fsa_cli.tasks.context import Progress
+from fsa_cli.terminal.json_values import describe, dumps, jsonable_within
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_tail
 from fsa_cli.terminal.user_code import error_message, traceback_text, unwrap_error
 
-__all__ = ["RemoteError", "encode_result", "error_fields"]
+__all__ = ["RemoteError", "encode_result", "error_fields", "progress_fields"]
 
 # `fsa_run.error_type` takes no more.
 _MAX_TYPE_LENGTH = 255
+_MAX_PROGRESS_LENGTH = 1000
+_MOST = 2**63 - 1
 
 
 class RemoteError(Exception):
@@ -37,6 +41,20 @@ def error_fields(error: BaseException | None) -> tuple[str | None, str | None, s
     traceback = leaf.traceback if isinstance(leaf, RemoteError) else traceback_text(error)
     kind = _storable(type(leaf).__name__)[:_MAX_TYPE_LENGTH]
     return kind, _storable(error_message(leaf)), _storable(traceback) if traceback else None
+
+
+def progress_fields(progress: Progress) -> tuple[int, int | None, str]:
+    """What a task says of its progress, as the ledger can keep it: done, total, text."""
+    total = None if progress.total is None else _whole(progress.total)
+    text = progress.text if isinstance(progress.text, str) else describe(progress.text)
+    return _whole(progress.done), total, _storable(text[:_MAX_PROGRESS_LENGTH])
+
+
+def _whole(number: Any) -> int:
+    try:
+        return max(min(int(number), _MOST), -_MOST)
+    except Exception:  # no number at all, or none that is finite
+        return 0
 
 
 def encode_result(value: object) -> str | None:

@@ -15,11 +15,13 @@ from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.outcomes import Retry
 from fsa_cli.terminal.user_code import unwrap_error
 
-__all__ = ["RetryPolicy", "asked_again", "is_conflict", "is_retryable"]
+__all__ = ["RetryPolicy", "asked_again", "asked_pause_s", "is_conflict", "is_retryable"]
 
 # Serialization failures and deadlocks of PostgreSQL; deadlocks and lock time-outs of MySQL's.
 _SQLSTATES = {"40001", "40P01"}
 _MYSQL_ERRORS = {1205, 1213}
+# 100 years: more than BIGINT holds of milliseconds would be refused, and the run never end.
+_LONGEST_S = 100 * 365 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class RetryPolicy:
     def pause_after_s(self, result: RunResult) -> float | None:
         """How long to wait after *result*; None: it is not followed by another attempt."""
         if (asked := asked_again(result)) is not None:
-            return self.pause_s(1) if asked.in_s is None else asked.in_s
+            pause_s = asked_pause_s(asked)
+            return self.pause_s(1) if pause_s is None else pause_s
         if result.attempt <= self.retries and is_retryable(result):
-            return self.pause_s(result.attempt)
+            return min(self.pause_s(result.attempt), _LONGEST_S)
         return None
 
     def execute(
@@ -81,6 +84,14 @@ def asked_again(result: RunResult) -> Retry | None:
         return None
     leaf = unwrap_error(result.error)
     return leaf if isinstance(leaf, Retry) else None
+
+
+def asked_pause_s(asked: Retry) -> float | None:
+    """How long it says to wait, 100 years at most; None: nothing that is a time."""
+    in_s = getattr(asked, "in_s", None)  # a subclass may not call `__init__`, or set anything
+    if not isinstance(in_s, int | float) or not in_s >= 0:
+        return None
+    return float(min(in_s, _LONGEST_S))
 
 
 def is_retryable(result: RunResult) -> bool:

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from fsa_cli.ledger.backfill import register_tasks
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.records import Due, RegisteredTask, RunOutcome
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import task
+from fsa_cli.ledger.tables import run, task
 from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns
 from fsa_cli.processes.completer import Completer
 from fsa_cli.processes.context import NodeContext
@@ -109,6 +109,20 @@ def test_an_error_type_that_is_too_long_is_left_out(
         assert row.error_type == "OutcomeRefused"
         assert "could not keep how it ended" in row.error
         assert any(poison.claim.run_id in each for each in heard.warnings)
+
+
+def test_a_run_whose_next_attempt_the_database_refuses_ends(
+    context: NodeContext, completer: Completer
+) -> None:
+    (active,) = claimed(context, completer, "often")
+    most = update(run).where(run.c.id == active.claim.run_id).values(attempt=2**31 - 1)
+    context.ledger.write(lambda connection: connection.execute(most))
+
+    # SQLite counts on, but knows no such instant.
+    completer.end(active, failed(active, retry_in_ms=2**70 if context.ledger.is_sqlite else 0))
+
+    wait_until(lambda: not len(completer._runs))
+    assert status_of(context.ledger, "often") == "failed"
 
 
 @contextmanager

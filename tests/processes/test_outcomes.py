@@ -35,10 +35,14 @@ def later(context: TaskContext):
     if times("later") < 4:
         raise Retry("the shop is closed", in_s=0.1)
 
-@task(retries=5, isolation="process", on_failure=tell)
+class Closed(Retry):
+    def __init__(self):
+        pass
+
+@task(retries=5, backoff_s=0.01, isolation="process", on_failure=tell)
 def apart():
     if times("apart") < 2:
-        raise Retry(in_s=0)
+        raise Closed
     raise Discard("nothing to pack")
 
 @task(retries=5, backoff_s=0.01, on_failure=tell)
