@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, TextClause, select
+from sqlalchemy import BigInteger, Connection, TextClause, TwoPhaseTransaction, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fsa_cli.ledger.dialects import DialectSQL, joining, typed
@@ -97,7 +97,7 @@ def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> str:
         Its id; that of the run which has its unique key, if another one has.
     """
     if new_run.unique is None:
-        joined = joined or _waking(ledger, new_run)
+        joined = joined or _waking(ledger, new_run, None)
         statement = _inserting(ledger.sql, joined, run.name)
         values = _values(ledger, new_run)
         ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
@@ -133,7 +133,7 @@ def _insert(
     table: str,
 ) -> None:
     """Insert runs: one statement, but that MySQL takes no more than 16 MB in one."""
-    joined = joined or _waking(ledger, new_runs[0])
+    joined = joined or _waking(ledger, new_runs[0], connection)
     if len(new_runs) == 1:
         inserting = _inserting(ledger.sql, joined, table)
         connection.execute(inserting, _values(ledger, new_runs[0])).close()
@@ -147,10 +147,14 @@ def _insert(
         connection.execute(statement, {**given, "rows": rows}).close()
 
 
-def _waking(ledger: Ledger, new_run: NewRun) -> str:
+def _waking(ledger: Ledger, new_run: NewRun, connection: Connection | None) -> str:
     """What wakes the processes that could start the run now."""
     waits = new_run.dispatched or new_run.wait_ms or new_run.at_ms is not None
-    return "" if waits else notifying(ledger)
+    # PostgreSQL prepares no transaction that has notified somebody.
+    is_prepared = connection is not None and isinstance(
+        connection.get_transaction(), TwoPhaseTransaction
+    )
+    return "" if waits or is_prepared else notifying(ledger)
 
 
 def _parts(new_runs: Sequence[NewRun]) -> Iterator[Sequence[NewRun]]:

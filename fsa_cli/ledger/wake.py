@@ -49,8 +49,9 @@ class Listening:
         Raises:
             Exception: The driver's own: the connection is lost.
         """
-        readable, _, _ = select.select([self._connection.fileno()], [], [], within_s)
-        if not readable:
+        poll = select.poll()  # `select` takes no descriptor above 1023, as a web process has
+        poll.register(self._connection.fileno(), select.POLLIN)
+        if not poll.poll(within_s * 1000):
             return False
         if hasattr(self._connection, "pgconn"):  # psycopg
             self._connection.pgconn.consume_input()
@@ -62,6 +63,12 @@ class Listening:
         heard = bool(self._connection.notifies)
         self._connection.notifies.clear()
         return heard
+
+    def forget(self) -> None:
+        """Hear no more. A pooler would keep the session that listens for its other clients."""
+        cursor = self._connection.cursor()
+        cursor.execute("UNLISTEN *")
+        cursor.close()
 
 
 @contextlib.contextmanager

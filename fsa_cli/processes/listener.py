@@ -44,6 +44,7 @@ class Listener(ServiceThread):
         with wake.listening(self._context.ledger) as connection:
             wake.notify(self._context.ledger)
             if not connection.wait(_HEARD_WITHIN_S):
+                connection.forget()
                 return False
             self._heard()  # of what came while nobody listened
             while not self._stopping.is_set():

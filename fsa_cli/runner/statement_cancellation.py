@@ -158,7 +158,9 @@ class Statements:
                 continue
             self.end()
             # The signal may have come just before the statement began.
-            if not select.select([reading], [], [], _AGAIN_S)[0]:
+            poll = select.poll()  # `select` takes no descriptor above 1023
+            poll.register(reading, select.POLLIN)
+            if not poll.poll(_AGAIN_S * 1000):
                 self.end()
 
 

@@ -50,12 +50,16 @@ class PgBouncer:
     sessions: int
 
     def settings(self, name: str) -> set[str]:
-        """The values of a setting in all of the pooler's sessions, each asked by a transaction."""
+        """The values of a setting in all of the pooler's sessions."""
+        return self.answers(f"SHOW {name}")
+
+    def answers(self, sql: str) -> set[str]:
+        """What all of the pooler's sessions answer, each asked by a transaction."""
         found = set()
         clients = [psycopg.connect(_plain(self.url)) for _ in range(self.sessions)]
         try:
             for each in clients:  # each holds one: its transaction stays open
-                found.add(str(each.execute(f"SHOW {name}".encode()).fetchall()[0][0]))
+                found.add(str(each.execute(sql.encode()).fetchall()[0][0]))
         finally:
             for each in clients:
                 each.close()
