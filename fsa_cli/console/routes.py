@@ -75,6 +75,8 @@ def _page(request: Request) -> Response:
     name = request.path_params.get("name", "")
     if name not in _PAGES:
         raise HTTPException(404)
+    if any("\0" in text for pair in request.query_params.multi_items() for text in pair):
+        raise HTTPException(400)  # no text of PostgreSQL's has that character
     return serving.show(request, name, request.state.fsa_access)
 
 
@@ -100,7 +102,7 @@ async def _form(request: Request) -> Form:
     """What a form has sent; it needs no multipart parser.
 
     Raises:
-        HTTPException: It is too large, or something else.
+        HTTPException: It is too large, or something else, or has a NUL.
     """
     from urllib.parse import parse_qsl
 
@@ -120,6 +122,8 @@ async def _form(request: Request) -> Form:
         raise HTTPException(400) from None
     form: dict[str, list[str]] = {}
     for key, value in pairs:
+        if "\0" in key + value:
+            raise HTTPException(400)
         form.setdefault(key, []).append(value)
     return form
 

@@ -14,9 +14,10 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from fsa_cli.ledger.dialects import DialectSQL, typed
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.records import NewRun, RunStatus
+from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import key, run
+from fsa_cli.ledger.values import has_ended
 
 __all__ = ["take_key"]
 
@@ -77,10 +78,7 @@ def _is_kept(
 
 
 def _is_final(row: Any) -> bool:
-    # One that a later version knows has ended, as far as this one can tell, when it says when.
-    if row.status in set(RunStatus):
-        return RunStatus(row.status).is_final and row.finished_ms is not None
-    return row.finished_ms is not None
+    return row.finished_ms is not None and has_ended(row.status, row.finished_ms)
 
 
 @lru_cache

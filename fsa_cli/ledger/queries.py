@@ -12,6 +12,7 @@ from fsa_cli.ledger.nodes import elsewhere, fired, lives
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, key, node, progress, run, task
+from fsa_cli.ledger.values import is_run_id
 
 __all__ = [
     "Overview",
@@ -87,22 +88,26 @@ def holder(ledger: Ledger, lock_key: str) -> Row[Any] | None:
 
 def _whole() -> Select[Any]:
     """Runs, each with its progress and the unique key that it has."""
+    # No join: of a run that two keys name, as somebody else may write it, two rows would come.
+    unique_key = select(func.min(key.c.name)).where(key.c.run == run.c.id).scalar_subquery()
     columns = (run, progress.c.done, progress.c.total, progress.c.text)
-    return (
-        select(*columns, key.c.name.label("unique_key"))
-        .outerjoin(progress, progress.c.run == run.c.id)
-        .outerjoin(key, key.c.run == run.c.id)
+    return select(*columns, unique_key.label("unique_key")).outerjoin(
+        progress, progress.c.run == run.c.id
     )
 
 
 def get(ledger: Ledger, run_id: str) -> Row[Any] | None:
     """The run with this id, with its progress and its unique key."""
+    if not is_run_id(run_id):
+        return None
     statement = _whole().where(run.c.namespace == ledger.namespace, run.c.id == run_id)
     return ledger.read(lambda connection: connection.execute(statement).one_or_none())
 
 
 def find(ledger: Ledger, prefix: str) -> list[Row[Any]]:
     """The runs whose id begins with *prefix*, at most two, each with its progress."""
+    if not is_run_id(prefix):
+        return []
 
     def work(connection: Connection) -> list[Row[Any]]:
         return list(
@@ -151,7 +156,8 @@ def runs(
         if queue is not None:
             statement = statement.where(run.c.queue == queue)
         if unique is not None:
-            statement = statement.where(key.c.namespace == ledger.namespace, key.c.name == unique)
+            with_key = key.c.namespace == ledger.namespace, key.c.name == unique
+            statement = statement.where(run.c.id.in_(select(key.c.run).where(*with_key)))
         if statuses:
             statement = statement.where(run.c.status.in_(statuses))
         if since_ms is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from fsa_cli.exceptions import (
+    ArgumentError,
     FsaError,
     Interrupted,
     TaskFailed,
@@ -20,20 +21,21 @@ from fsa_cli.exceptions import (
 from fsa_cli.ledger import control, nodes, queries
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
-from fsa_cli.ledger.values import arguments_in
+from fsa_cli.ledger.values import arguments_in, has_ended
 from fsa_cli.project.settings import Settings
 from fsa_cli.runner import report
 from fsa_cli.runs.enqueue import Enqueuer
 from fsa_cli.runs.executor import Executor
 from fsa_cli.runs.requester import requester
 from fsa_cli.runs.run_options import RunOptions
-from fsa_cli.runs.run_view import document, get_run
+from fsa_cli.runs.run_view import document, duration_ms, get_run
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.formatting import format_elapsed
 from fsa_cli.terminal.output import Output
+from fsa_cli.terminal.user_code import summarize_error
 
 __all__ = [
     "cancel",
@@ -158,7 +160,15 @@ def _retryable(before: Row[Any]) -> TaskDefinition:
             f"the run {before.id[:8]} was given a secret, which the ledger has not kept",
             hint=f"fsa run-task {task.name} runs it anew",
         )
-    arguments.bind(signature, values)
+    try:
+        arguments.bind(signature, values)
+    except FsaError:
+        raise
+    except Exception as exc:  # a validator of the user's
+        raise ArgumentError(
+            f"{before.task} does not take the arguments of the run {before.id[:8]}: "
+            f"{summarize_error(exc)}"
+        ) from exc
     if before.status not in FINAL:
         raise UsageError(
             f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
@@ -227,7 +237,7 @@ def wait(ledger: Ledger, run_id: str, output: Output) -> None:
         Interrupted: Nobody waits any more; the run goes on.
     """
     try:
-        while (run := get_run(ledger, run_id)).status not in FINAL:
+        while not has_ended((run := get_run(ledger, run_id)).status, run.finished_ms):
             time.sleep(_ASKED_EVERY_S)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -240,7 +250,7 @@ def wait(ledger: Ledger, run_id: str, output: Output) -> None:
     if not output.json:
         if run.result is not None:
             output.line(report.format_result(document(run)["result"]), exact=True)
-        output.say(f"{run.task} succeeded in {format_elapsed(run.finished_ms - run.started_ms)}")
+        output.say(f"{run.task} succeeded in {format_elapsed(duration_ms(run, None) or 0)}")
 
 
 def _ended(run: Row[Any]) -> FsaError:

@@ -44,6 +44,7 @@ from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.enqueue_capture import captured, diversion
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.escaping import escape_record
+from fsa_cli.terminal.formatting import format_bytes
 from fsa_cli.terminal.json_values import jsonable
 
 __all__ = [
@@ -65,6 +66,8 @@ logger.addFilter(escape_record)
 _SENT_SOON_MS = 1000
 # To find out that a broker is away may take seconds: not every request is to wait for that.
 _AWAY_FOR_S = 10.0
+# MySQL's servers take 16 MB in one statement, in which JSON is quoted once more.
+_MOST_ARGUMENTS = 4_000_000
 _PLAIN = RunOptions()
 
 
@@ -149,7 +152,19 @@ def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
     if not isinstance(document, dict):
         raise ArgumentError(f"the arguments of {task.name} cannot be kept as JSON: {values!r}")
     arguments.bind(signature, document)
-    return json.dumps(document, ensure_ascii=False)
+    try:
+        text = json.dumps(document, ensure_ascii=False)
+        length = len(text.encode())
+    except ValueError as exc:  # half a character, a number of thousands of digits
+        said = f"the arguments of {task.name} cannot be kept as JSON: {exc}"
+        raise ArgumentError(said) from exc
+    if length > _MOST_ARGUMENTS:
+        raise ArgumentError(
+            f"the arguments of {task.name} are {format_bytes(length)} as JSON; the ledger keeps at "
+            f"most {format_bytes(_MOST_ARGUMENTS)}",
+            hint="keep the data in a table or a file, and pass its key",
+        )
+    return text
 
 
 class Enqueuer:

@@ -78,18 +78,22 @@ class RunOptions:
         if self.priority is not None:
             check_priority(self.priority, "priority")
         queue = self.queue
-        if queue is not None and not (isinstance(queue, str) and 0 < len(queue) <= _MOST_QUEUE):
+        if queue is not None and not _is_line(queue, _MOST_QUEUE):
             raise _wrong("queue", queue, f"a name of at most {_MOST_QUEUE} characters")
         key = self.unique
-        if key is not None and not (
-            isinstance(key, str) and 0 < len(key) <= KEY_LENGTH and key.isprintable()
-        ):
-            raise _wrong("unique", key, f"a text of 1 to {KEY_LENGTH} characters in one line")
+        # MySQL compares text without the spaces at its end: another run would be meant.
+        if key is not None and not (_is_line(key, KEY_LENGTH) and not key.endswith(" ")):
+            expected = f"a text of 1 to {KEY_LENGTH} characters in one line, no space at its end"
+            raise _wrong("unique", key, expected)
         if self.unique_for is not None:
             if key is None:
                 raise UsageError("unique_for is for how long a key is kept", hint="unique=...")
             if not isinstance(self.unique_for, timedelta) or self.unique_for < timedelta():
                 raise _wrong("unique_for", self.unique_for, "a timedelta, 0 or more")
+
+
+def _is_line(text: object, most: int) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= most and text.isprintable()
 
 
 def check_priority(value: object, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.time import instant_of
+from fsa_cli.ledger.values import value_in
 from fsa_cli.schedules.durations import duration_s
 from fsa_cli.terminal.formatting import format_elapsed, format_time
 
@@ -102,7 +102,7 @@ def document(run: Row[Any]) -> dict[str, object]:
         "started_at": _instant(run.started_ms),
         "finished_at": _instant(run.finished_ms),
         "duration_ms": duration_ms(run, None),
-        "arguments": _value(run.arguments),
+        "arguments": value_in(run.arguments),
         "requested_by": run.requested_by,
         "executor": run.executor,
         "queue": run.queue,
@@ -113,7 +113,7 @@ def document(run: Row[Any]) -> dict[str, object]:
         "commits": run.commits,
         "cancel_requested_at": _instant(run.cancel_requested_ms),
         "progress": _progress(run),
-        "result": _value(run.result),
+        "result": value_in(run.result),
         "error": error if run.error_type or run.error else None,
     }
 
@@ -270,7 +270,7 @@ def said(run: Row[Any]) -> str:
     error = error_of(run)
     if error is not None:
         return error
-    value = _value(run.result)
+    value = value_in(run.result)
     return "" if value is None else value if isinstance(value, str) else str(run.result)
 
 
@@ -298,11 +298,3 @@ def progress_text(run: Row[Any]) -> str | None:
 
 def _instant(ms: int | None) -> datetime | None:
     return None if ms is None else instant_of(ms)
-
-
-def _value(text: str | None) -> Any:
-    """A value that the ledger keeps as JSON; as it is where it is none."""
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError:
-        return text

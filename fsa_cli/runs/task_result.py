@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
+from fsa_cli.ledger.values import has_ended, value_in
 from fsa_cli.tasks.context import Progress
 
 __all__ = ["HeldResult", "TaskError", "TaskResult"]
@@ -137,7 +137,7 @@ class TaskResult(Generic[R_co]):
     @property
     def is_finished(self) -> bool:
         """Whether it has ended for good, however it did."""
-        return isinstance(self.status, RunStatus) and self.status.is_final
+        return self._row is not None and has_ended(self._row.status, self._row.finished_ms)
 
     @property
     def succeeded(self) -> bool:
@@ -155,8 +155,7 @@ class TaskResult(Generic[R_co]):
             raise ValueError(f"the run {self._id[:8]} of {self._task} has not finished")
         if not self.succeeded:
             raise self._failure()
-        text = None if self._row is None else self._row.result
-        return cast(R_co, None if text is None else json.loads(text))
+        return cast(R_co, value_in(None if self._row is None else self._row.result))
 
     def refresh(self) -> None:
         """Read its row again.

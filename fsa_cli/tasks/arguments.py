@@ -19,6 +19,7 @@ from typing import Any
 from fsa_cli.exceptions import ArgumentError, did_you_mean
 from fsa_cli.tasks.conversion import Source, quote, read_value, validate
 from fsa_cli.tasks.signature import Parameter, Signature
+from fsa_cli.terminal.json_values import describe
 
 __all__ = ["bind", "encoded", "parse", "split"]
 
@@ -101,7 +102,9 @@ def bind(signature: Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
         ArgumentError: an unknown name, a missing one, or a value of the wrong type.
     """
     values = {
-        parameter.name: validate(parameter, _decoded(parameter, value), repr(value), parameter.name)
+        parameter.name: validate(
+            parameter, _decoded(parameter, value), describe(value), parameter.name
+        )
         for parameter, value in _named(signature, arguments)
     }
     missing = [p.name for p in signature.parameters if p.required and p.name not in arguments]
@@ -156,7 +159,7 @@ def _by_name(signature: Signature, args_json: str, source: Source) -> dict[str, 
     content = source.content("--args-json", args_json)
     try:
         arguments = json.loads(args_json if content is None else content)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ArgumentError(f"--args-json {quote(args_json)}: not JSON: {exc}") from None
     if not isinstance(arguments, dict):
         raise ArgumentError(

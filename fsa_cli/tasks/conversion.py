@@ -101,7 +101,7 @@ def _read(parameter: Parameter, text: str | bytes) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         shown = _show(parameter, str(text))
         raise ArgumentError(f"{parameter.label} {shown}: not JSON: {exc}") from None
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.secret_names import is_secret_name
 
-__all__ = ["dumps", "jsonable", "jsonable_within"]
+__all__ = ["describe", "dumps", "jsonable", "jsonable_within"]
 
 _MAX_DEPTH = 100
 
@@ -62,9 +62,9 @@ def jsonable(value: object) -> Any:
     from pydantic_core import to_jsonable_python  # every command would pay for it
 
     try:
-        return to_jsonable_python(value, fallback=_repr)
+        return to_jsonable_python(value, fallback=describe)
     except Exception:  # a cycle, or an object that fails when it is looked at
-        return _repr(value)
+        return describe(value)
 
 
 def jsonable_within(value: object, length: int = MAX_TEXT_LENGTH) -> Any:
@@ -106,10 +106,11 @@ def _beginning(value: object, room: int, depth: int) -> tuple[object, int]:
     return (dict(items) if keyed else items), max(room, 0)
 
 
-def _repr(value: object) -> str:
+def describe(value: object) -> str:
+    """`repr(value)`, also where that raises."""
     if isinstance(value, ZoneInfo) and value.key:
         return value.key
     try:
         return repr(value)
-    except Exception:  # an ORM object whose session is closed
+    except Exception:  # an ORM object whose session is closed, a number of 5,000 digits
         return object.__repr__(value)

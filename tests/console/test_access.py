@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import httpx
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
-from fsa_cli.console import ACTIONS
+from fsa_cli.console import ACTIONS, router
 from support.shops import Shop
 
 MAIN = """
@@ -258,3 +260,13 @@ def test_mounting_the_console_loads_no_template_and_no_database() -> None:
     )
 
     assert done.stdout == "[]\n"
+
+
+def test_a_nul_in_an_address_or_a_form_is_the_askers_mistake() -> None:
+    app = FastAPI()
+    app.include_router(router(access=lambda: "operate"))
+    with TestClient(app) as client:
+        form = {"action": "pause", "key": uuid.uuid4().hex, "task": "a\0b"}
+        ours = {"sec-fetch-site": "same-origin", "origin": "http://testserver"}
+        asked = client.post("/act", data=form, headers=ours)
+        assert (client.get("/runs?task=a%00b").status_code, asked.status_code) == (400, 400)

@@ -164,3 +164,20 @@ async def test_a_coroutine_has_all_of_it(ship: Any, ledger: Ledger) -> None:
     await ship.aenqueue_many([{"item": "x"}])
     assert len(runs_of(ledger)) == 5
     await db.adispose()
+
+
+@pytest.mark.parametrize("kind", ["half", "long", "large"])
+def test_arguments_that_no_ledger_keeps_are_refused_by_name(ship: Any, kind: str) -> None:
+    @task
+    def send(body: Any) -> None: ...
+
+    bad = {"half": "\ud800", "long": 10**6000, "large": "x" * 4_000_000}[kind]
+    for call in (lambda: send.enqueue(bad), lambda: send.enqueue_many([{"body": bad}] * 2)):
+        with pytest.raises(ArgumentError, match="the arguments of send "):
+            call()
+
+
+def test_a_key_that_mysql_compares_with_another_one_is_refused(ship: Any) -> None:
+    for options in ({"unique": "tea "}, {"queue": "ma\0il"}):
+        with pytest.raises(UsageError, match="expected a"):
+            ship.using(**options).enqueue("tea")

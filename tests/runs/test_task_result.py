@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
 from fastapi_sqlalchemy import db
 from fsa_cli import results, task
 from fsa_cli.exceptions import TaskFailed, UsageError
-from fsa_cli.ledger import tables
+from fsa_cli.ledger import queries, tables
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.progress import write_progress
 from fsa_cli.ledger.records import ClaimedRun, RunOutcome
 from fsa_cli.ledger.store import Ledger
+from fsa_cli.runner.outcome import progress_fields
 from fsa_cli.runs.enqueue import enqueuer_here
+from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.registry import registry
 from support.backends import Backend
 from support.ledgers import make_node, now_ms
@@ -133,3 +135,72 @@ async def test_events_follow_a_run_to_its_end(ship: Any) -> None:
     assert kinds == [f"event: {each}" for each in ("queued", "running", "running", "succeeded")]
     assert heard[2][1]["progress"] == {"text": "", "done": 3, "total": None}
     assert heard[3][1]["return_value"] == ["tea"]
+
+
+async def test_a_row_that_others_wrote_is_read_to_its_end(ship: Any) -> None:
+    result = await ship.aenqueue("tea")
+    ledger = enqueuer_here().ledger
+
+    async def read_with(**values: Any) -> tuple[Any, dict[str, Any]]:
+        changing = update(tables.run).where(tables.run.c.id == result.id).values(**values)
+        await asyncio.to_thread(ledger.write, lambda connection: connection.execute(changing))
+        (last,) = [each async for each in results.events(result.id)]
+        return await results.aget(result.id), json.loads(last.partition("data: ")[2])
+
+    for text in ("{no JSON", "[" * 100_000):
+        found, told = await read_with(
+            status="succeeded", result=text, started_ms=2**62, finished_ms=-(2**62)
+        )
+        assert (found.return_value, told["return_value"]) == (text, text)
+        assert found.finished_at < found.started_at
+
+    found, told = await read_with(status="archived", finished_ms=5)  # a later version's
+    assert (found.is_finished, told["status"]) == (True, "archived")
+    with pytest.raises(TaskFailed, match="is archived"):
+        await found
+
+
+def test_a_run_that_two_keys_name_is_one_run(ship: Any) -> None:
+    result = ship.using(unique="b").enqueue("tea")
+    ledger = enqueuer_here().ledger
+    row = {"namespace": ledger.namespace, "task": "ship", "name": "a", "run": result.id}
+    ledger.write(lambda connection: connection.execute(insert(tables.key).values(row)))
+
+    assert results.get(result.id).status == "queued"
+    assert [each.unique_key for each in queries.find(ledger, result.id[:8])] == ["a"]
+    for key in ("a", "b"):
+        assert [each.id for each in queries.runs(ledger, unique=key)] == [result.id]
+
+
+@pytest.mark.parametrize("text", ["\0", "\ud800", "\u00e4", 5, None])
+def test_what_no_run_can_have_as_its_id_names_none(ship: Any, text: Any) -> None:
+    ship.enqueue("tea")
+    with pytest.raises(UsageError, match="there is no run"):
+        results.get(text)
+
+
+def test_whatever_a_task_says_of_its_progress_is_kept(ship: Any) -> None:
+    class Silent:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+        __repr__ = __str__
+
+    result = ship.enqueue("tea")
+    ledger = enqueuer_here().ledger
+    said: Any
+    for said, kept in (
+        ((10**30, 2.5, "a\0b\ud800"), (2**63 - 1, 2, "a\\0b\\ud800")),
+        ((float("nan"), "many", None), (0, 0, "None")),
+        (("3", float("inf"), "password=hunter2"), (3, 0, "password=***")),
+        ((-(10**30), None, Silent()), (1 - 2**63, None, "<")),
+        ((1, 1, "x" * 10_000_000), (1, 1, "x" * 1000)),
+    ):
+        done, total, text = said
+        told = progress_fields(Progress(done=done, total=total, text=text))
+        write_progress(ledger, {result.id: told})
+        result.refresh()
+        found = result.progress
+        assert found is not None
+        assert (found.done, found.total) == kept[:2]
+        assert found.text.startswith(kept[2])
