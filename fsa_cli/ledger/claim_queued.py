@@ -33,6 +33,7 @@ _MANY = 4
 _ROUNDS = 4
 # How many looks go by age alone, so that what has a low priority is not left for ever.
 _BY_AGE = 0.1
+_ABOVE, _BELOW = HIGHEST_PRIORITY + 1, LOWEST_PRIORITY - 1
 
 
 def claim_queued(
@@ -374,11 +375,12 @@ def _queued(
         return []
     found: list[Any] = []
     if by_age or len(levels) == 1:
-        found += connection.execute(_looking(ledger.sql, is_filtered, False), given)
+        found += connection.execute(_looking(ledger.sql, is_filtered, ""), given)
         return sorted(found, key=lambda row: (row.not_before_ms, row.scheduled_ms))
     for level in sorted(levels, reverse=True):
         given |= {"priority": level, "number": limit - len(found)}
-        found += connection.execute(_looking(ledger.sql, is_filtered, True), given)
+        sign = ">=" if level == _ABOVE else "<=" if level == _BELOW else "="
+        found += connection.execute(_looking(ledger.sql, is_filtered, sign), given)
         if len(found) == limit:
             break
     return sorted(found, key=lambda row: (-row.priority, row.not_before_ms, row.scheduled_ms))
@@ -386,14 +388,18 @@ def _queued(
 
 @lru_cache
 def _levels(sql: DialectSQL) -> TextualSelect:
-    """The priorities of which a run waits whose time has come. Each is looked up in the index."""
+    """The priorities of which a run waits whose time has come. Each is looked up in the index.
+
+    All that others have written above the highest are one, and all below the lowest.
+    """
     # By ORDER BY and LIMIT: without statistics PostgreSQL reads all rows for a MIN.
     first = (
         "SELECT t.{0} FROM fsa_run t WHERE t.namespace = :namespace AND t.status = 'queued' {1} "
         "ORDER BY t.{0} LIMIT 1"
     )
-    lowest = first.format("priority", "")
-    next_one = first.format("priority", "AND t.priority > level.priority")
+    up_to = f"AND t.priority <= {HIGHEST_PRIORITY}"
+    lowest = first.format("priority", f"AND t.priority >= {LOWEST_PRIORITY} {up_to}")
+    next_one = first.format("priority", f"AND t.priority > level.priority {up_to}")
     oldest = first.format("not_before_ms", "AND t.priority = level.priority")
     levels = f"""
         WITH RECURSIVE level (priority) AS (
@@ -405,13 +411,19 @@ def _levels(sql: DialectSQL) -> TextualSelect:
     if not sql.skips:
         every = " UNION ALL SELECT ".join(map(str, range(LOWEST_PRIORITY, HIGHEST_PRIORITY + 1)))
         levels = f"WITH level (priority) AS (SELECT {every})"
-    return typed(f"{levels} SELECT priority FROM level WHERE ({oldest}) <= {sql.now_ms}").columns(
-        run.c.priority
+    beyond = "".join(
+        f" UNION ALL SELECT x.beyond FROM (SELECT {level} AS beyond) AS x WHERE EXISTS ("
+        "SELECT 1 FROM fsa_run t WHERE t.namespace = :namespace AND t.status = 'queued' "
+        f"AND t.priority {sign} {level})"
+        for sign, level in ((">=", _ABOVE), ("<=", _BELOW))
     )
+    return typed(
+        f"{levels} SELECT priority FROM level WHERE ({oldest}) <= {sql.now_ms} {beyond}"
+    ).columns(run.c.priority)
 
 
 @lru_cache
-def _looking(sql: DialectSQL, is_filtered: bool, has_level: bool) -> TextualSelect:
+def _looking(sql: DialectSQL, is_filtered: bool, sign: str) -> TextualSelect:
     # By `IS TRUE` the tasks are no join and no key of an index: whatever the database believes of
     # the table, it reads the queue in its order until it has found enough.
     filtered = f"AND (t.task IN (SELECT v.task FROM {sql.from_rows({'task': 'text'})})) IS TRUE"
@@ -422,12 +434,12 @@ def _looking(sql: DialectSQL, is_filtered: bool, has_level: bool) -> TextualSele
         FROM fsa_run t
         WHERE t.namespace = :namespace AND t.status = 'queued'
             AND t.not_before_ms <= (SELECT {sql.now_ms}) AND t.executor = :executor
-            {"AND t.priority = :priority" if has_level else ""}
+            {f"AND t.priority {sign} :priority" if sign else ""}
             {sql.readable} {filtered if is_filtered else ""}
         ORDER BY t.not_before_ms
         LIMIT :number
         """,
-        **({"priority": BigInteger} if has_level else {}),
+        **({"priority": BigInteger} if sign else {}),
     ).columns(*_OF_CANDIDATES, run.c.priority, run.c.not_before_ms)  # SQLite's rows hold anything
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import bindparam, event, update
 
 from fsa_cli.ledger import claim_queued as claims
+from fsa_cli.ledger import tables
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.enqueue import write_run, write_runs
 from fsa_cli.ledger.records import NewRun
@@ -84,6 +86,33 @@ def test_four_workers_take_what_is_urgent_first_and_leave_nothing(ledger: Ledger
     assert taken[-1000:].count(50) < 100
 
 
+def test_a_priority_that_others_wrote_beyond_the_bounds_is_claimed_and_costs_no_query_of_its_own(
+    ledger: Ledger,
+) -> None:
+    node = make_node(ledger).id
+    ids = [write_run(ledger, wanted()) for _ in range(500)]
+    beyond = [{"b_id": run_id, "beyond": 101 + n} for n, run_id in enumerate(ids)]
+    beyond[:2] = [{**beyond[0], "beyond": 2**31 - 1}, {**beyond[1], "beyond": -(2**31)}]
+    changing = update(tables.run).where(tables.run.c.id == bindparam("b_id"))
+    changing = changing.values(priority=bindparam("beyond"))
+    ledger.write(lambda connection: connection.execute(changing, beyond))
+
+    sent: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *more: object) -> None:
+        sent.append(statement)
+
+    engine = ledger.engine if ledger.is_sqlite else ledger._single
+    event.listen(engine, "before_cursor_execute", note)
+    assert claim_queued(ledger, node, {"another": None}, most=10).runs == []
+    assert len(sent) < 20
+    event.remove(engine, "before_cursor_execute", note)
+    taken = []
+    while found := claim_queued(ledger, node, LOCKS, most=100).runs:
+        taken += [each.run_id for each in found]
+    assert sorted(taken) == sorted(ids)
+
+
 def test_what_waits_for_its_time_stands_before_nobody(ledger: Ledger) -> None:
     write_runs(ledger, [wanted(100, wait_ms=3_600_000) for _ in range(500)])
     due = write_run(ledger, wanted(-100))
@@ -117,7 +146,7 @@ def test_without_statistics_a_claim_reads_what_it_claims(
                 made = (
                     claims._levels(fresh.sql)
                     if name == "levels"
-                    else claims._looking(fresh.sql, False, not by_age)
+                    else claims._looking(fresh.sql, False, "" if by_age else "=")
                 )
                 compiled = made.compile(dialect=connection.dialect)
                 values = {"namespace": fresh.namespace, "priority": 1, **given}
