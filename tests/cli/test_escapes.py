@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pexpect
 import pytest
 
 from fsa_cli.processes import notifications
-from fsa_cli.terminal.escaping import escape_terminal
+from fsa_cli.terminal.escaping import escape_json_controls, escape_terminal
 from fsa_cli.terminal.output import Output
 from support.backends import Backend
 from support.processes import OpenTerminal, Run, write_files
@@ -128,3 +129,27 @@ def test_what_our_loggers_say_is_escaped(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize("text", ["plain", "Zoë\t1\n2\r\n", "日本 👩\u200d👩", "a\u00ad"])
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert escape_terminal(text) == text
+
+
+def test_a_return_without_a_line_feed_is_escaped_and_one_before_it_is_not() -> None:
+    assert escape_terminal("a\rb\r\n\r\r\nc\r") == "a\\rb\r\n\\r\r\nc\\r"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("character", ["\x1b", "\r", "\u202e", "\U000e0041"])
+def test_what_is_nothing_but_escapes_takes_no_call_for_each(character: str) -> None:
+    """A cell of 20 MB took 40 s."""
+    text = (character + "a") * 1_000_000
+    called: list[int] = []
+
+    def note(*event: object) -> None:
+        called.append(1)
+
+    for escape in (escape_terminal, escape_json_controls):
+        sys.setprofile(note)
+        try:
+            escaped = escape(text)
+        finally:
+            sys.setprofile(None)
+        assert escaped.count("a") >= 1_000_000
+    assert len(called) < 100
