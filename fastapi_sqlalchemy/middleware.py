@@ -224,7 +224,7 @@ class DBSessionMiddleware:
                 await ExceptionHandlers(app, outer_handlers).answer(failure, asgi, receive, send)
             returned = True
         finally:
-            if not request.end_unused():
+            if not request.end_at_once():
                 request.warn_of_idle()
                 if returned and failure is None:
                     self._report_uncommitted(request, started, completed)

@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 import sqlalchemy
 from sqlalchemy import Connection, Dialect
-from sqlalchemy.pool import ConnectionPoolEntry
 
 __all__ = ["close", "open_whole"]
 
@@ -22,10 +21,20 @@ CLOSE_TIMEOUT_S = 1.0
 """How long a connection may take to close before it is only stopped."""
 
 
-def open_whole(
-    dialect: Dialect, record: ConnectionPoolEntry, args: Any, arguments: dict[str, Any]
-) -> None:
-    arguments.setdefault("async_creator_fn", partial(_open, dialect.loaded_dbapi.aiosqlite.connect))
+def open_whole(dialect: Dialect) -> None:
+    """Have the connections of `dialect` opened whole or not at all.
+
+    Not by its event "do_connect": a dialect with an event takes longer for each statement.
+    """
+    if "connect" in vars(dialect):
+        return  # an engine of the user's own, configured again
+    connect = dialect.connect
+
+    def connect_whole(*args: Any, **arguments: Any) -> Any:
+        opening = partial(_open, dialect.loaded_dbapi.aiosqlite.connect)
+        return connect(*args, **{"async_creator_fn": opening, **arguments})
+
+    vars(dialect)["connect"] = connect_whole
 
 
 async def _open(connect: Callable[..., Any], *args: Any, **arguments: Any) -> Any:

@@ -245,7 +245,7 @@ class _LoopEngine:
 def _guard_async(engine: AsyncEngine) -> None:
     fork_safety.guard(engine.sync_engine)
     if engine.dialect.driver == "aiosqlite":
-        event.listen(engine.sync_engine, "do_connect", aiosqlite_connections.open_whole)
+        aiosqlite_connections.open_whole(engine.dialect)
 
 
 def _dispose_all(engines: list[Engine]) -> None:

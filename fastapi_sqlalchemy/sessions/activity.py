@@ -81,12 +81,16 @@ class Activity:
     @property
     def has_written(self) -> bool:
         """Whether it looks as if something was written."""
-        return self.wrote or not all(map(looks_like_read, self.unread))
+        if self.wrote:
+            return True
+        return bool(self.unread) and not all(map(looks_like_read, self.unread))
 
     @property
     def may_have_written(self) -> bool:
         """Whether it cannot be excluded that something was written."""
-        return self.wrote or self.unsure or not all(map(surely_reads, self.unchecked))
+        if self.wrote or self.unsure:
+            return True
+        return bool(self.unchecked) and not all(map(surely_reads, self.unchecked))
 
     @property
     def only_reads(self) -> bool:
@@ -94,11 +98,9 @@ class Activity:
 
         Nothing was written, no row is locked, and nobody is in the middle of a result.
         """
-        return (
-            not self.may_have_written
-            and not any(map(locks_rows, self.unchecked))
-            and all(result() is None for result in self.results)
-        )
+        if self.may_have_written or (self.unchecked and any(map(locks_rows, self.unchecked))):
+            return False
+        return all(result() is None for result in self.results)
 
     def uses(self, pool: object) -> bool:
         """Whether it holds a connection of `pool`."""

@@ -24,15 +24,12 @@ def is_busy(connection: Connection | None) -> bool:
     """
     if connection is None or connection.closed or connection.invalidated:
         return False
-    dbapi_connection: Any = connection.connection.dbapi_connection
-    for holder, name in (
-        (dbapi_connection, "_execute_mutex"),
-        (connection.connection.driver_connection, "lock"),
-    ):
-        locked = getattr(getattr(holder, name, None), "locked", None)
-        if locked is not None and locked():
-            return True
-    return False
+    lent: Any = connection.connection
+    mutex = getattr(lent.dbapi_connection, "_execute_mutex", None)
+    if mutex is not None and mutex.locked():
+        return True
+    lock = getattr(lent.driver_connection, "lock", None)
+    return lock is not None and hasattr(lock, "locked") and bool(lock.locked())
 
 
 def discard(connection: Connection | None) -> None:

@@ -67,12 +67,12 @@ class SessionHandle:
     @property
     def user(self) -> str | None:
         """Who has a statement under way on it at this moment, other than this task or thread."""
-        if self.connection is None:
+        connection, user = self.activity.connection, self.activity.user
+        if connection is None:
             return None
-        user = self.activity.user
         if user is not None and not self._is_mine(user):
             return _describe(user)
-        if is_busy(self.connection):
+        if is_busy(connection):
             return "another task or thread"
         return None
 
@@ -89,7 +89,7 @@ class SessionHandle:
     async def abandon(self, who: object) -> None:
         """End it while its `user` is at it: nothing more is sent, and its place is free soon."""
         _log_still_used(who, self.user or "another task or thread")
-        await wait_shielded(asyncio.create_task(self._abandon()))
+        await wait_shielded(start(self._abandon()))
 
     async def _abandon(self) -> None:
         for connection in self._connections():
@@ -159,19 +159,20 @@ class SessionHandle:
 
         The connection goes back to the pool, and the next statement takes one again.
         """
+        activity = self.activity
         if (
-            self.connection is not None
-            and self.activity.only_reads
+            activity.connection is not None
+            and activity.only_reads
             and not self.pending
             and not self.in_own_block
             and not self.in_sandbox
             and self.user is None
         ):
-            self.activity.user = asyncio.current_task()  # a task of the request's may be at it next
+            activity.user = asyncio.current_task()  # a task of the request's may be at it next
             try:
                 await self._end_transaction(who)
             finally:
-                self.activity.user = None
+                activity.user = None
 
     async def _end_transaction(self, who: object) -> None:
         raise NotImplementedError
@@ -183,8 +184,10 @@ class SessionHandle:
         An open savepoint owns nothing. Never read off `transaction.origin`, which says BEGIN also
         after a finished `begin_nested()`.
         """
-        root = self.session.get_transaction()
         block = self.session._trans_context_manager
+        if block is None:
+            return False
+        root = self.session.get_transaction()
         while block is not None and block is not root:
             block = block._outer_trans_ctx
         return block is not None
@@ -311,10 +314,18 @@ class AsyncSessionHandle(SessionHandle):
         await self._run_unused(lambda: greenlet_spawn(_end_transactions, self.session), who)
 
     async def close(self, who: object) -> None:
-        if self.session.in_transaction() or self._given_up or not self._closes_alike:
+        if self.closes_at_once:
+            self.close_at_once(who)
+        else:
             await self._run_bounded(self.async_session.close, who)
-            return
-        # It only lets its objects go: a greenlet would take longer than that.
+
+    @property
+    def closes_at_once(self) -> bool:
+        """Whether closing it only lets its objects go: a greenlet would take longer than that."""
+        return not self.session.in_transaction() and not self._given_up and self._closes_alike
+
+    def close_at_once(self, who: object) -> None:
+        """As `close`, where it `closes_at_once`."""
         try:
             self.session.close()
         except Exception as exc:
@@ -356,8 +367,10 @@ class AsyncSessionHandle(SessionHandle):
             await self._finish(work, who)
             return
         task = start(self._finish(work, who))
+        # A file that was only read answers: a timer would take longer than all else that waits.
+        is_read_file = connection.dialect.name == "sqlite" and not self.activity.wrote
         try:
-            await wait_shielded(task, ROLLBACK_TIMEOUT_S)
+            await wait_shielded(task, None if is_read_file else ROLLBACK_TIMEOUT_S)
         finally:
             if not task.done():
                 self._given_up = True

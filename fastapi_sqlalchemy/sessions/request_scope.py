@@ -75,7 +75,8 @@ class RequestScope(Scope):
         """Give back the connections of sessions that have only read; their objects stay loaded."""
         self.warn_of_idle()
         for handle in self._handles():
-            await handle.end_reads(self)
+            if handle.activity.connection is not None:
+                await handle.end_reads(self)
 
     def warn_of_idle(self) -> None:
         """Log a warning, once for a route, if it kept a connection for long without using it."""

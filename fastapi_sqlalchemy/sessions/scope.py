@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import weakref
@@ -16,7 +15,7 @@ from ..engines import fork_safety
 from ..exceptions import ConcurrentUseError, MissingSessionError
 from .binding import Binding
 from .handles import AsyncSessionHandle, SessionHandle, SyncSessionHandle
-from .shielding import wait_shielded
+from .shielding import start, wait_shielded
 from .tracking import ENDED
 
 __all__ = ["Scope"]
@@ -154,13 +153,19 @@ class Scope:
             async_handle is not None and async_handle.uncommitted
         )
 
-    def end_unused(self) -> bool:
-        """End it if no session was asked for; else False, and it is still open."""
+    def end_at_once(self) -> bool:
+        """End it if there is nothing to wait for, or to roll back; else False: it is still open."""
         with self._lock:
-            if self._sync_handle is not None or self._async_handle is not None:
+            handle = self._async_handle
+            if self._sync_handle is not None or (
+                handle is not None and (self.ended or handle.pending or not handle.closes_at_once)
+            ):
                 return False
             self._ending = self._ended = True
             self.outer = _still_open(self.outer)
+        if handle is not None:
+            handle.activity.end()
+            handle.close_at_once(self)
         return True
 
     def end(self, *, commit: bool = False) -> None:
@@ -288,7 +293,7 @@ class Scope:
     async def _commit(self, begun: Sequence[SessionHandle]) -> None:
         if len(begun) == 2:
             # One piece of work: a cancellation must not come between the two.
-            await wait_shielded(asyncio.create_task(self._commit_both(*begun)))
+            await wait_shielded(start(self._commit_both(*begun)))
         elif begun:
             await begun[0].commit()
 

@@ -40,6 +40,8 @@ class TrackedSession(Session):
     """
 
     fsa_activity: Activity
+    #: Whether its class has no `flush` of its own.
+    fsa_flushes_alike = False
 
     def connection(self, *args: Any, **kwargs: Any) -> Connection:
         """Its connection; what is executed there, or on the driver's, does not pass by here."""
@@ -61,7 +63,7 @@ class TrackedSession(Session):
         try:
             result = super()._execute_internal(statement, *args, **kwargs)
             activity.executed(statement, result)
-            return self.fsa_result(result)
+            return result if activity.awaitable is None else self.fsa_result(result)
         finally:
             if not is_inner:
                 activity.leave()
@@ -71,10 +73,12 @@ class TrackedSession(Session):
         raise NotImplementedError
 
     def fsa_result(self, result: Any) -> Any:
-        """The result of a statement, as whoever has executed it takes it."""
+        """The result of a statement in a sandbox, as whoever has executed it takes it."""
         return result
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
+        if self.fsa_flushes_alike and not self._flushing and self._is_clean():
+            return  # as it would, and it is asked before each statement
         activity = self.fsa_activity
         is_inner = self.fsa_begin()
         try:
@@ -135,9 +139,20 @@ class _TrackedInTask(TrackedSession):
             raise ConcurrentUseError
         return True
 
+    def _fsa_connect(self, bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        # As above, without the threads: no thread waits for an async pool.
+        if self.fsa_activity.ended:
+            raise MissingSessionError(ENDED)
+        try:
+            return connect(*args, **kwargs)
+        except PoolTimeout:
+            log_holders(bind)
+            raise
+
     def fsa_result(self, result: Any) -> Any:
         awaitable = self.fsa_activity.awaitable
-        return result if awaitable is None else awaitable(result)
+        assert awaitable is not None
+        return awaitable(result)
 
     def commit(self) -> None:
         activity = self.fsa_activity
@@ -156,6 +171,7 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
     """
     base = _TrackedInTask if in_task else _TrackedInThread
     made: type[Session] = type(session_class.__name__, (base, session_class), {})
+    made.fsa_flushes_alike = session_class.flush is Session.flush  # type: ignore[attr-defined]
     event.listen(made, "after_flush", _on_flush)
     event.listen(made, "after_begin", _on_begin)
     event.listen(made, "after_transaction_end", _on_end)

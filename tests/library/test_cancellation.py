@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.types import Message, Receive, Scope, Send
 
 from fastapi_sqlalchemy import Database, MissingSessionError
-from fastapi_sqlalchemy.sessions.shielding import wait_shielded
+from fastapi_sqlalchemy.sessions.shielding import start, wait_shielded
 from support.models import User
 from support.releases import LOSES_CANCELLED_CONNECTIONS, LOSES_THEM
 from support.stores import Store, at_commit
@@ -389,6 +389,51 @@ async def test_work_that_ends_in_the_turn_of_a_cancellation_is_not_waited_for_fo
             with suppress(asyncio.CancelledError):
                 await cancelled_by(Interrupted(wait(work, late), nth))
             assert work.done() or timeout_s is not None
+
+
+async def test_a_task_that_was_cancelled_before_it_waits_is_let_go_once_the_work_is_done() -> None:
+    """Its cancellation is passed on to what it waits for in the very moment that it begins to."""
+    released, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        await released.wait()
+        ended.set()
+
+    async def wait() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await wait_shielded(start(work()))
+
+    waiting = asyncio.create_task(wait())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended.is_set()
+
+
+async def test_work_that_is_cancelled_itself_ends_whoever_waits_for_it() -> None:
+    """As `asyncio.run()` does it with each task when it shuts down."""
+    work = start(asyncio.Event().wait())
+    waiting = asyncio.create_task(wait_shielded(work))
+    await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert work.cancelled()
+    assert waiting.cancelling() == 0
+
+
+async def test_work_that_is_not_done_in_time_goes_on_and_can_be_cancelled() -> None:
+    work = start(asyncio.Event().wait())
+    assert not await wait_shielded(work, 0.0)
+    assert not work.done()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
 
 
 async def test_a_time_limit_around_a_scope_ends_as_a_time_out(async_store: Store) -> None:

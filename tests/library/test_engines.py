@@ -527,6 +527,32 @@ def test_the_async_engine_needs_a_running_loop(db: Database) -> None:
         _ = db.async_engine
 
 
+async def test_a_statement_passes_by_no_event_of_the_librarys_own(
+    backend: Backend, db: Database
+) -> None:
+    """An engine, or a dialect, with any event takes 10 microseconds longer for each statement."""
+    db.configure(db_url=backend.url)
+    async with db():
+        await db.async_session.execute(text("SELECT 1"))
+        db.session.execute(text("SELECT 1"))
+    for engine in (db.engine, db.async_engine.sync_engine):
+        assert not engine._has_events
+        assert not engine.dialect._has_events
+    await db.adispose()
+
+
+async def test_a_custom_async_engine_may_be_configured_again(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/own.db")
+    Database().configure(custom_engine=engine)
+    connect = engine.dialect.connect
+    db = Database()
+    db.configure(custom_engine=engine)
+    assert engine.dialect.connect is connect
+    async with db():
+        assert await db.async_session.scalar(text("SELECT 1")) == 1
+    await engine.dispose()
+
+
 def test_an_engine_is_made_once_however_many_threads_ask(sqlite: Backend, db: Database) -> None:
     db.configure(sqlite.url)
     all_at_once = threading.Barrier(8, timeout=60)
