@@ -1,4 +1,4 @@
-"""What one request costs, beside the same request without this library, and with its peers."""
+"""What CPU time one request costs, beside the same without this library, and with its peers."""
 
 import argparse
 import contextlib
@@ -7,24 +7,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import venv
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from peers import ENVIRONMENTS, peer_python
 
 HERE = Path(__file__).parent
 WORKER = HERE / "worker.py"
 
-PEERS = {
-    "fastapi_sqlalchemy_021": ["fastapi-sqlalchemy==0.2.1", "sqlalchemy[asyncio]<2.1"],
-    "fastapi_async_sqlalchemy": ["fastapi-async-sqlalchemy"],
-    "advanced_alchemy": ["advanced-alchemy"],
-}
-DRIVERS = ["fastapi", "psycopg[binary]", "aiosqlite", "greenlet"]
-
 
 @dataclass
 class Contestant:
-    """One app in one case: a process that answers each line with seconds per request."""
+    """One app in one case: a process that answers each line with seconds of CPU per request."""
 
     name: str
     app: str
@@ -54,6 +48,11 @@ class Contestant:
     def median_us(self) -> float:
         return statistics.median(self.rounds_s) * 1e6
 
+    @property
+    def least_us(self) -> float:
+        """That of the round which other work on the machine disturbed least."""
+        return min(self.rounds_s) * 1e6
+
 
 def measure(
     title: str, contestants: list[Contestant], url: str, options: argparse.Namespace
@@ -69,21 +68,13 @@ def measure(
     for contestant in contestants:
         contestant.stop()
     print(f"\n{title}")
-    baseline = contestants[0].median_us
+    baseline = contestants[0]
     for contestant in contestants:
-        median = contestant.median_us
-        print(f"  {contestant.name:48} {median:8.1f} us   {median / baseline:5.2f} x")
-
-
-def peer_python(app: str, folder: Path) -> str:
-    """The Python of a peer's own virtual environment, made when it is first needed."""
-    home = folder / app
-    python = home / "bin" / "python"
-    if not python.exists():
-        venv.create(home, with_pip=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", *DRIVERS, *PEERS[app]]
-        subprocess.run(install, check=True)
-    return str(python)
+        median, least = contestant.median_us, contestant.least_us
+        print(
+            f"  {contestant.name:44} median {median:7.1f} us  {median / baseline.median_us:5.2f} x"
+            f"   least {least:7.1f} us  {least / baseline.least_us:5.2f} x"
+        )
 
 
 def main() -> None:
@@ -92,7 +83,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600, help="requests in a round")
     parser.add_argument("--postgresql", metavar="URL", help="measure on this database too")
     parser.add_argument("--peers", action="store_true", help="measure the peers too")
-    parser.add_argument("--environments", type=Path, default=HERE / ".environments")
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     options = parser.parse_args()
 
     def peer(name: str, app: str, case: str) -> list[Contestant]:
@@ -105,6 +96,8 @@ def main() -> None:
         databases = {"SQLite": f"sqlite:///{folder}/benchmark.db"}
         if options.postgresql:
             databases["PostgreSQL"] = options.postgresql
+            _, _, rest = options.postgresql.partition("://")
+            databases["PostgreSQL, asyncpg"] = f"postgresql+asyncpg://{rest}"
         measure(
             "No database used",
             [
@@ -112,12 +105,15 @@ def main() -> None:
                 Contestant("this library", "ours", "unused"),
                 *peer("fastapi-sqlalchemy 0.2.1", "fastapi_sqlalchemy_021", "unused"),
                 *peer("fastapi-async-sqlalchemy", "fastapi_async_sqlalchemy", "unused"),
+                *peer("fastapi-sqla", "fastapi_sqla", "unused"),
                 *peer("advanced-alchemy", "advanced_alchemy", "unused"),
             ],
             databases["SQLite"],
             options,
         )
         for database, url in databases.items():
+            if url.startswith("postgresql+asyncpg"):
+                continue
             measure(
                 f"Sync select, {database}",
                 [
@@ -125,11 +121,13 @@ def main() -> None:
                     Contestant("this library", "ours", "sync"),
                     Contestant("this library, commit_on_exit", "ours_committing", "sync"),
                     *peer("fastapi-sqlalchemy 0.2.1", "fastapi_sqlalchemy_021", "sync"),
+                    *peer("fastapi-sqla", "fastapi_sqla", "sync"),
                     *peer("advanced-alchemy", "advanced_alchemy", "sync"),
                 ],
                 url,
                 options,
             )
+        for database, url in databases.items():
             measure(
                 f"Async select, {database}",
                 [
@@ -137,6 +135,7 @@ def main() -> None:
                     Contestant("this library", "ours", "async"),
                     Contestant("this library, commit_on_exit", "ours_committing", "async"),
                     *peer("fastapi-async-sqlalchemy", "fastapi_async_sqlalchemy", "async"),
+                    *peer("fastapi-sqla", "fastapi_sqla", "async"),
                     *peer("advanced-alchemy", "advanced_alchemy", "async"),
                 ],
                 url,

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peers import ENVIRONMENTS, peer_python
+
 HERE = Path(__file__).parent
+PEERS = {
+    "fastapi-async-sqlalchemy": ("async",),
+    "fastapi-sqla": ("sync", "async"),
+    "advanced-alchemy": ("sync", "async"),
+}
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -25,6 +32,7 @@ class Contestant:
     name: str
     app: str
     case: str
+    python: str = sys.executable
     rates: list[float] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
 
@@ -33,7 +41,7 @@ class Contestant:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", self.app, self.case, url, str(self.port)]
+            [self.python, __file__, "--serve", self.app, self.case, url, str(self.port)]
         )
 
     async def round(self, clients: int, duration_s: float) -> None:
@@ -112,6 +120,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration-s", type=float, default=3)
+    parser.add_argument("--peers", action="store_true", help="measure the peers too")
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--postgresql", metavar="URL", dest="url", help="instead of SQLite")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +135,11 @@ def main() -> None:
                 Contestant("this library", "ours", case),
                 Contestant("this library, commit_on_exit", "ours_committing", case),
             ]
+            for peer, served in PEERS.items():
+                if options.peers and case in served:
+                    app = peer.replace("-", "_")
+                    python = peer_python(app, options.environments)
+                    contestants.append(Contestant(peer, app, case, python))
             asyncio.run(measure(f"{case.title()} select", contestants, options))
 
 

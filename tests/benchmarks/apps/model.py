@@ -20,11 +20,13 @@ QUERY = select(BenchmarkUser).where(BenchmarkUser.id == 1)
 
 
 def sync_url(url: str) -> str:
-    return url.replace("postgresql://", "postgresql+psycopg://")
+    return async_url(url).replace("+asyncpg://", "+psycopg://").replace("+aiosqlite://", "://")
 
 
 def async_url(url: str) -> str:
-    return sync_url(url).replace("sqlite://", "sqlite+aiosqlite://")
+    """With psycopg, or asyncpg where the URL says so."""
+    url = url.replace("postgresql://", "postgresql+psycopg://")
+    return url.replace("sqlite://", "sqlite+aiosqlite://")
 
 
 def store(url: str) -> None:

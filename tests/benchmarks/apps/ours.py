@@ -1,6 +1,6 @@
 from typing import Any
 
-from apps.model import QUERY, store, sync_url
+from apps.model import QUERY, async_url, store, sync_url
 from fastapi import FastAPI
 
 from fastapi_sqlalchemy import DBSessionMiddleware, db
@@ -8,7 +8,9 @@ from fastapi_sqlalchemy import DBSessionMiddleware, db
 
 def build(case: str, url: str, **options: Any) -> Any:
     app = FastAPI()
-    app.add_middleware(DBSessionMiddleware, db_url=sync_url(url), **options)
+    app.add_middleware(
+        DBSessionMiddleware, db_url=sync_url(url), async_db_url=async_url(url), **options
+    )
     if case == "unused":
 
         @app.get("/")
