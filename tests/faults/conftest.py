@@ -1,6 +1,6 @@
 """`--faults=long` gives each fault test as many faults as the README's table says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from support import databases
-from support.backends import Backend
+from support.backends import Backend, PostgreSQL
 from support.databases import PostgreSQLServer
 from support.oracle import Verdict, assert_nothing_left, judge
+from support.pgbouncer import UNPREPARED, pgbouncer_of
 from support.postgresql_server import postgresql_server as private_server
 from support.replicas import Replicas, replicas_in
 
@@ -22,6 +23,9 @@ _NOTES: list[tuple[str, str]] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--faults", choices=["short", "long"], default="short", help="how many faults there are"
+    )
+    parser.addoption(
+        "--pooled", action="store_true", help="all replicas on PostgreSQL are behind PgBouncer"
     )
 
 
@@ -67,12 +71,23 @@ Lay = Callable[..., Replicas]
 
 
 @pytest.fixture
-def replicas_on(tmp_path: Path) -> Iterator[Lay]:
-    """`replicas_on(backend, url="")`: an app's directory, and nobody who runs it yet."""
+def replicas_on(
+    tmp_path: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lay]:
+    """`replicas_on(backend, url="")`: an app's directory, and nobody who runs it yet.
+
+    With `--pooled` they reach PostgreSQL through a PgBouncer, unless *url* says how.
+    """
     with ExitStack() as stack:
 
-        def make(backend: Backend, url: str = "") -> Replicas:
-            return stack.enter_context(replicas_in(tmp_path, backend, url))
+        def make(
+            backend: Backend, url: str = "", engine_args: Mapping[str, object] | None = None
+        ) -> Replicas:
+            pooled = request.config.getoption("--pooled", default=False)
+            if pooled and not url and isinstance(backend, PostgreSQL):
+                pooler = stack.enter_context(pgbouncer_of(backend, tmp_path_factory, 40))
+                url, engine_args = pooler.url, UNPREPARED
+            return stack.enter_context(replicas_in(tmp_path, backend, url, engine_args))
 
         yield make
 

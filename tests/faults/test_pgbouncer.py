@@ -1,14 +1,16 @@
 """App and ledger behind PgBouncer in transaction mode."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from support.oracle import Verdict
-from support.pgbouncer import PgBouncer
+from support.pgbouncer import UNPREPARED, PgBouncer
 from support.replicas import Replicas
-
-#: What the manual says to write there.
-UNPREPARED = 'engine_args={"connect_args": {"prepare_threshold": None}}, db_url='
 
 
 def test_of_replicas_behind_a_pooler_that_are_killed_no_instant_is_lost_and_none_runs_twice(
@@ -17,10 +19,8 @@ def test_of_replicas_behind_a_pooler_that_are_killed_no_instant_is_lost_and_none
     replicas_on: Callable[..., Replicas],
     judged: Callable[..., Verdict],
 ) -> None:
-    replicas = replicas_on(pgbouncer.backend, pgbouncer.url)
+    replicas = replicas_on(pgbouncer.backend, pgbouncer.url, UNPREPARED)
     replicas.lay_load()
-    app = replicas.directory / "main.py"
-    app.write_text(app.read_text().replace("db_url=", UNPREPARED, 1))
     replicas.start_all()
     time.sleep(2)
 
@@ -32,3 +32,20 @@ def test_of_replicas_behind_a_pooler_that_are_killed_no_instant_is_lost_and_none
         assert pgbouncer.settings(name) == {"0"}
     verdict = judged(replicas)
     assert verdict.statuses["succeeded"] > verdict.instants * 0.5
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_other_faults_behind_a_pooler() -> None:
+    """The short form of each, once more: all replicas reach PostgreSQL through a PgBouncer."""
+    here = Path(__file__)
+    others = [str(each) for each in here.parent.glob("test_*.py") if each != here]
+    chosen = ("-k", "not mariadb and not sqlite", "-n", "2", "-p", "no:cacheprovider")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--pooled", *chosen, *others],
+        cwd=here.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]

@@ -8,7 +8,8 @@ import getpass
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,12 @@ pool_mode = transaction
 max_client_conn = 500
 default_pool_size = {sessions}
 server_idle_timeout = 2
+server_login_retry = 1
 """
+
+
+#: What the manual says to give an engine behind a pooler.
+UNPREPARED: Mapping[str, object] = {"connect_args": {"prepare_threshold": None}}
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,15 @@ class PgBouncer:
 @pytest.fixture
 def pgbouncer(postgresql: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
     """A fresh database, behind a PgBouncer that lends ten sessions of the server's."""
-    sessions = 10
+    with pgbouncer_of(postgresql, tmp_path_factory) as pooler:
+        yield pooler
+
+
+@contextmanager
+def pgbouncer_of(
+    postgresql: Backend, tmp_path_factory: pytest.TempPathFactory, sessions: int = 10
+) -> Iterator[PgBouncer]:
+    """*postgresql* behind a PgBouncer of its own, while inside."""
     try:
         command = program("pgbouncer")
     except FileNotFoundError as exc:

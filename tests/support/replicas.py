@@ -29,7 +29,9 @@ from fastapi_sqlalchemy import DBSessionMiddleware, db
 from fsa_cli import TaskContext, task
 
 app = FastAPI()
-app.add_middleware(DBSessionMiddleware, db_url=os.environ.get("DB_URL", {url!r}))
+app.add_middleware(
+    DBSessionMiddleware, db_url=os.environ.get("DB_URL", {url!r}), engine_args={engine_args!r}
+)
 EFFECT = text("INSERT INTO effects (run, attempt, task) VALUES (:run, :attempt, :task)")
 STARTS = os.open({starts!r}, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
 
@@ -130,6 +132,7 @@ class Replicas:
     directory: Path
     backend: Backend
     url: str = ""
+    engine_args: Mapping[str, object] | None = None
     lease_s: float = LEASE_S
     environment: Mapping[str, str | None] = field(default_factory=dict)
     queue: str | None = None
@@ -166,7 +169,9 @@ class Replicas:
     def lay(self, source: str, tasks: Sequence[Scheduled], *, name: str = "main") -> None:
         """Write an app with these tasks beside the `HEAD` that notes starts and writes effects."""
         self.tasks = list(tasks)
-        head = dedent(HEAD).format(url=self.url, starts=str(self.starts))
+        head = dedent(HEAD).format(
+            url=self.url, starts=str(self.starts), engine_args=self.engine_args
+        )
         write_files(self.directory, {f"{name}.py": head + dedent(source)})
         self.starts.touch()
 
@@ -425,8 +430,13 @@ def ledger_of(replicas: Replicas) -> Iterator[Ledger]:
 
 
 @contextmanager
-def replicas_in(directory: Path, backend: Backend, url: str = "") -> Iterator[Replicas]:
-    made = Replicas(directory, backend, url)
+def replicas_in(
+    directory: Path,
+    backend: Backend,
+    url: str = "",
+    engine_args: Mapping[str, object] | None = None,
+) -> Iterator[Replicas]:
+    made = Replicas(directory, backend, url, engine_args)
     try:
         made.create_effects()
         yield made
