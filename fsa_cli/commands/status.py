@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.exceptions import FsaError, LedgerUnusable
-from fsa_cli.terminal.formatting import format_duration, format_elapsed
+from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_span
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -202,4 +202,4 @@ def _document(
 
 
 def _span(ms: float) -> str:
-    return format_duration(timedelta(milliseconds=max(ms, 0)))
+    return format_span(ms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from datetime import UTC, timedelta
+from datetime import UTC
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from fsa_cli.console.drawing import ROW_HEIGHT, lane_svg
 from fsa_cli.terminal.escaping import escape_terminal
-from fsa_cli.terminal.formatting import format_bytes, format_duration, format_elapsed, format_time
+from fsa_cli.terminal.formatting import format_bytes, format_elapsed, format_span, format_time
 from fsa_cli.terminal.masking import mask
 
 __all__ = ["HEADERS", "asset", "assets_version", "etag_of", "page", "unchanged"]
@@ -115,7 +115,7 @@ def _environment() -> Environment:
         day=lambda at: at.strftime("%Y-%m-%d"),
         iso=lambda at: at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         elapsed=lambda ms: "" if ms is None else format_elapsed(ms),
-        span=lambda seconds: format_duration(timedelta(seconds=seconds)),
+        span=lambda seconds: format_span(seconds * 1000),
         bytes=format_bytes,
         masked=mask,
         word=lambda status: str(status).replace("handed_off", "dispatched").replace("_", " "),

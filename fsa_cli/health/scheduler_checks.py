@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fsa_cli.exceptions import CheckFailed
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import existing
 from fsa_cli.ledger.queries import Vitals
-from fsa_cli.terminal.formatting import format_duration
+from fsa_cli.terminal.formatting import format_span
 
 if TYPE_CHECKING:
     from fsa_cli.project.loader import LoadedApp
@@ -119,4 +118,4 @@ def paused(seen: Vitals) -> str:
 
 
 def _spoken(ms: int) -> str:
-    return format_duration(timedelta(milliseconds=ms))
+    return format_span(ms)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fsa_cli.database import connections
 from fsa_cli.database.identity import same_database
 from fsa_cli.database.next_step import next_step
-from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable
+from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable, UsageError
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project.settings import Settings
@@ -64,9 +64,13 @@ def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
     Raises:
         DatabaseUnreachable: The ledger's database is away.
         LedgerUnusable: It refuses, as one does that is read-only.
+        UsageError: What is asked for is no text.
     """
     try:
         yield
+    except UnicodeEncodeError as exc:
+        half = str(exc.object)[exc.start : exc.end]
+        raise UsageError(f"a text has {half!r}, which is no character: no UTF-8?") from exc
     except SQLAlchemyError as exc:
         details = [ledger.where, connections.driver_message(exc)]
         if url_source:

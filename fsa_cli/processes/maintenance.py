@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from fsa_cli.ledger import control, maintenance, nodes, queries
 from fsa_cli.ledger.activity import write_activity
@@ -19,7 +18,7 @@ from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.processes.service import ServiceThread
 from fsa_cli.runner.activity import activity_of
 from fsa_cli.runner.outcome import progress_fields
-from fsa_cli.terminal.formatting import format_duration
+from fsa_cli.terminal.formatting import format_span
 
 __all__ = ["Effects", "Maintenance"]
 
@@ -209,7 +208,7 @@ class Maintenance(ServiceThread):
             if each.task in self._told or self._knows(each.task) or late_ms < _UNKNOWN_FOR_MS:
                 continue
             self._told.add(each.task)
-            span = format_duration(timedelta(milliseconds=late_ms))
+            span = format_span(late_ms)
             runs = "1 run" if each.number == 1 else f"{each.number} runs"
             self._context.events.warned(
                 f"{runs} of {each.task} for {span}: this app has no such task (renamed? "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row
@@ -15,7 +14,7 @@ from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.runs.run_view import error_of
 from fsa_cli.runs.status_view import node_state
-from fsa_cli.terminal.formatting import format_duration, format_time, format_times
+from fsa_cli.terminal.formatting import format_span, format_time, format_times
 
 __all__ = ["LONG_MS", "Problem", "lives", "problems", "since"]
 
@@ -163,4 +162,4 @@ def _waiting(glance: Glance, places: Collection[str]) -> Iterator[Problem]:
 
 
 def _ago(ms: int, seen: Overview) -> str:
-    return format_duration(timedelta(milliseconds=max(seen.now_ms - ms, 0)))
+    return format_span(seen.now_ms - ms)

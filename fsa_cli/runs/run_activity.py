@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row
@@ -16,7 +15,7 @@ from fsa_cli.ledger.activity import activities
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runs.run_pages import RunLine
 from fsa_cli.tasks.registry import registry
-from fsa_cli.terminal.formatting import format_duration
+from fsa_cli.terminal.formatting import format_span
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -103,4 +102,4 @@ def _one_line(statement: str) -> str:
 
 
 def _span(seconds: float) -> str:
-    return format_duration(timedelta(seconds=seconds))
+    return format_span(seconds * 1000)

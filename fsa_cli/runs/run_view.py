@@ -224,7 +224,10 @@ def since_ms(text: str, now: datetime) -> int:
         UsageError: It is neither.
     """
     at = instant_or_span(text, "--since")
-    return round((now - at if isinstance(at, timedelta) else at).timestamp() * 1000)
+    try:
+        return round((now - at if isinstance(at, timedelta) else at).timestamp() * 1000)
+    except OverflowError:  # before year 1
+        return 0
 
 
 def instant_or_span(text: str, option: str) -> datetime | timedelta:
@@ -237,11 +240,11 @@ def instant_or_span(text: str, option: str) -> datetime | timedelta:
         seconds = duration_s(text)
     except FsaError:
         seconds = None
-    if seconds is not None:
-        return timedelta(seconds=seconds)
     try:
+        if seconds is not None:
+            return timedelta(seconds=seconds)
         instant = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(
             f'{option} "{text}": expected a time', hint="2h, 30m, 2026-11-22, 2026-11-22T12:00"
         ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from fsa_cli.ledger.queries import Overview
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
-from fsa_cli.terminal.formatting import format_duration, format_time
+from fsa_cli.terminal.formatting import format_span, format_time
 
 __all__ = [
     "NODE_COLUMNS",
@@ -116,8 +116,8 @@ def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, objec
         state = node_state(each, overview.now_ms)
         if state == "stopped":
             continue
-        left = timedelta(milliseconds=each.lease_until_ms - overview.now_ms)
-        ended = f"ended {format_duration(-left)} ago"
+        left_ms = each.lease_until_ms - overview.now_ms
+        ended = f"ended {format_span(-left_ms)} ago"
         rows.append(
             {
                 "node": each.id[:8],
@@ -126,7 +126,7 @@ def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, objec
                 "host": each.host,
                 "pid": each.pid,
                 "since": shown(each.started_ms),
-                "lease": f"{format_duration(left)} left" if left > timedelta() else ended,
+                "lease": f"{format_span(left_ms)} left" if left_ms > 0 else ended,
             }
         )
     return rows

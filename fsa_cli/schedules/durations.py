@@ -15,7 +15,8 @@ _UNITS = {
     **dict.fromkeys(("h", "hour", "hours"), 3600),
     **dict.fromkeys(("d", "day", "days"), 86400),
 }
-_DURATION = re.compile(r"(?:\d+\s*[a-z]+\s*)+", re.IGNORECASE)
+# Of more digits Python makes no number, and no span of time has so many.
+_DURATION = re.compile(r"(?:\d{1,15}\s*[a-z]+\s*)+", re.IGNORECASE)
 _DURATION_PART = re.compile(r"(?<!\d)(\d++)\s*([a-z]+)", re.IGNORECASE)
 
 

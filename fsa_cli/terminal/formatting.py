@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-__all__ = ["format_bytes", "format_duration", "format_elapsed", "format_time", "format_times"]
+__all__ = [
+    "format_bytes",
+    "format_duration",
+    "format_elapsed",
+    "format_span",
+    "format_time",
+    "format_times",
+]
 
-_LONGEST_MS = timedelta.max // timedelta(milliseconds=1)
+_MS = timedelta(milliseconds=1)
+_LONGEST_MS = timedelta.max // _MS
 
 
 def format_duration(span: timedelta) -> str:
     """A span in two units at most: `8 h 17 min`, `4 s`."""
-    seconds = max(round(span.total_seconds()), 0)
+    return format_span(span / _MS)
+
+
+def format_span(span_ms: float) -> str:
+    """As `format_duration`. Between instants of rows, which may be any numbers, there may be more
+    milliseconds than a `timedelta` can hold."""
+    seconds = max(round(span_ms / 1000), 0)
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
     parts = []
     for size, unit in units:
@@ -31,7 +45,7 @@ def format_elapsed(duration_ms: float) -> str:
         return f"{duration_ms:.0f} ms"
     if duration_ms < 60_000:
         return f"{duration_ms / 1000:.1f} s"
-    return format_duration(timedelta(milliseconds=duration_ms))
+    return format_span(duration_ms)
 
 
 def format_bytes(size_bytes: int | None) -> str:

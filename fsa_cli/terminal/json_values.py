@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -30,6 +31,8 @@ def _encode(value: object) -> Any:
     match value:
         case int() if not isinstance(value, bool) and value.bit_length() > _LONGEST_BITS:
             return hex(value)  # Python refuses to write so many decimal digits
+        case float() if not math.isfinite(value):
+            return str(value)
         case None | bool() | int() | float():
             return value
         case Enum():

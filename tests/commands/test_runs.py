@@ -83,7 +83,11 @@ def test_runs_are_chosen_by_task_status_and_time(fsa: Run, ran: Shop) -> None:
     assert tasks("--status", "succeeded", "--status", "missed") == ["ship"]
     assert tasks("--since", "1h") == ["fail", "ship"]
     assert tasks("--since", "2030-01-01T00:00:00Z") == []
-    for words in (["--since", "soon"], ["--status", "odd"], ["--limit", "0"]):
+    assert tasks("--since", "90000000h") == ["fail", "ship"]
+    for words in (
+        *(["--since", given] for given in ("soon", "99999999999h", "9" * 5000 + "h")),
+        *(["--status", "odd"], ["--limit", "0"], ["--queue", "\udcff"]),
+    ):
         assert fsa("runs", *words).returncode == 2, words
 
 

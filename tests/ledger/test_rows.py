@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from fsa_cli.exceptions import ArgumentError, LedgerUnusable
-from fsa_cli.ledger import maintenance, tables
+from fsa_cli.exceptions import ArgumentError, CheckFailed, LedgerUnusable
+from fsa_cli.health import scheduler_checks
+from fsa_cli.ledger import glance, maintenance, queries, tables
 from fsa_cli.ledger.access import require
 from fsa_cli.ledger.backfill import register_tasks
 from fsa_cli.ledger.claim_due import claim_due
@@ -17,8 +18,10 @@ from fsa_cli.ledger.records import Due, RegisteredTask
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import arguments_in, options_in
+from fsa_cli.runs import status_view
+from fsa_cli.runs.problems import problems
 from support.backends import Backend
-from support.ledgers import end_lease, make_node, now_ms, open_ledger, runs_of
+from support.ledgers import end_lease, enqueue, make_node, now_ms, open_ledger, runs_of
 
 MALFORMED = ["", "{", "[1, 2]", "null", "7", '"text"', "NaN", "[" * 100_000, "9" * 5000, "\x00"]
 
@@ -42,6 +45,27 @@ def test_options_that_are_no_json_object_are_none(text: str) -> None:
 def test_an_instant_out_of_range_is_the_nearest_that_there_is(ms: int) -> None:
     edge = (datetime.max if ms > 0 else datetime.min).replace(tzinfo=UTC)
     assert instant_of(ms) == edge
+
+
+@pytest.mark.parametrize("ms", [2**63 - 1, -(2**63)])
+def test_times_out_of_range_are_shown_and_end_no_report(ledger: Ledger, ms: int) -> None:
+    node = make_node(ledger)
+    run_id = enqueue(ledger, "report")
+    for table, id_column, values in (
+        (tables.run, tables.run.c.id == run_id, {"not_before_ms": ms, "queued_ms": ms}),
+        (tables.node, tables.node.c.id == node.id, {"lease_until_ms": ms, "started_ms": ms}),
+    ):
+        changing = update(table).where(id_column).values(**values)
+        ledger.write(lambda connection, it=changing: connection.execute(it))  # type: ignore[misc]
+
+    seen = glance.glance(ledger)
+    if ms > 0:
+        (shown,) = status_view.node_rows(seen.overview)
+        assert str(shown["lease"]).startswith("1067")
+        return
+    assert [each for each in problems(seen, {}, has_schedule=False) if "1067" in each.said]
+    with pytest.raises(CheckFailed, match="the oldest for 1067"):
+        scheduler_checks.queue(queries.vitals(ledger), {"report"})
 
 
 def test_a_dead_nodes_run_is_decided_whatever_its_tasks_options_are(ledger: Ledger) -> None:

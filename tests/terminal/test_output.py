@@ -54,6 +54,7 @@ def test_json_says_instants_in_utc_and_the_rest_as_text() -> None:
         Path("/x"),
         Color.RED,
         {1: {2}},
+        [float("nan"), float("-inf")],
     ]
 
     assert json.loads(dumps(value)) == [
@@ -64,6 +65,7 @@ def test_json_says_instants_in_utc_and_the_rest_as_text() -> None:
         "/x",
         "red",
         {"1": [2]},
+        ["nan", "-inf"],
     ]
 
 
