@@ -62,7 +62,9 @@ def test_the_story_of_a_minute_is_true_line_by_line(tmp_path: Path) -> None:
     assert '"tea"' in shown
     assert "1\ntable\tinserted\tupdated\tdeleted\norders\t0\t1\t0\n" in shown
     assert "a dry run: all of it was rolled back" in said
-    runs = shown.partition("what it said\n")[2].splitlines()
+    rest = shown.partition("what it said\n")[2].splitlines()
+    runs = [line for line in rest if "\t" in line]
+    assert any("main:app  sqlite shop.db" in line for line in rest)
     assert {run.split("\t")[2] for run in runs} <= {"succeeded", "running"}
     assert [run.split("\t")[5] for run in runs].count("1") == 1
 
