@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.requests import Request
 
+from fsa_cli.console import serving
 from fsa_cli.console.access import ACTIONS, Access, is_from_here
 from fsa_cli.console.routes import router
 from fsa_cli.exceptions import UsageError
@@ -43,6 +44,7 @@ def host(port: int, *, read_only: bool, introduce: Callable[[str], None]) -> Non
 
     app.include_router(router(access=here))
     with _listening(port) as listener:
+        threading.Thread(target=serving.prepare, name="prepare", daemon=True).start()
         config = uvicorn.Config(
             app,
             log_level="warning",

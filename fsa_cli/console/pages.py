@@ -25,7 +25,7 @@ from fsa_cli.schedules.words import in_words
 __all__ = ["NAVIGATION", "PAGES", "Asked", "NotThere", "Page", "filter_of"]
 
 _RUNS = 50
-_MOST_LANES = 40
+_MOST_LANES = 30
 _ALL_LANES = 500
 _AUDIT = 100
 _MS = re.compile(r"\d{1,15}")
@@ -164,12 +164,15 @@ def _tasks(asked: Asked) -> dict[str, Any]:
 
 def _task(asked: Asked) -> dict[str, Any]:
     source, name = asked.source, asked.query.get("name", "")
-    task = task_pages.task_detail(source.ledger, name, source.coming, asked.now_ms, asked.zone)
+    task = task_pages.task_detail(
+        source.ledger, name, source.coming, source.days, asked.now_ms, asked.zone
+    )
     if task is None:
         raise NotThere("there is no such task")
     return {
         "task": task,
         "words": in_words(task.line.schedule) if task.line.schedule else None,
+        "is_unfinished": task.calendar.is_unfinished,
         "latest": run_pages.run_page(source.ledger, RunFilter(name), None, 10, asked.now).runs,
     }
 
@@ -181,7 +184,7 @@ def _coming(asked: Asked) -> dict[str, Any]:
 
 
 def _queues(asked: Asked) -> dict[str, Any]:
-    return {"queues": overview.queue_lines(asked.source.ledger)}
+    return {"queues": overview.queue_lines(asked.source.ledger, asked.now_ms)}
 
 
 def _nodes(asked: Asked) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.formatting import format_bytes, format_elapsed, format_span, format_time
 from fsa_cli.terminal.masking import mask
 
-__all__ = ["HEADERS", "asset", "assets_version", "etag_of", "page", "unchanged"]
+__all__ = ["HEADERS", "asset", "assets_version", "etag_of", "page", "prepare", "unchanged"]
 
 _HERE = Path(__file__).parent
 _SMALLEST = 1024
@@ -48,6 +48,12 @@ def page(request: Request, template: str, context: dict[str, Any], status: int =
     """The page of a template, compressed if the browser takes it."""
     text = _environment().get_template(template).render(context, assets=assets_version())
     return _response(request, text.encode("utf-8", "backslashreplace"), "text/html", status)
+
+
+def prepare() -> None:
+    """Compile the templates."""
+    for name in _environment().list_templates():
+        _environment().get_template(name)
 
 
 def unchanged(request: Request, etag: str) -> Response | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -19,7 +21,7 @@ from fsa_cli.exceptions import DatabaseUnreachable, FsaError, LedgerUnusable
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.time import instant_of
 
-__all__ = ["Form", "act", "show"]
+__all__ = ["Form", "act", "prepare", "show"]
 
 Form = Mapping[str, list[str]]
 
@@ -28,7 +30,7 @@ def show(request: Request, name: str, access: Access) -> Response:
     """The page of that name; 304 if the browser has it as it is."""
     try:
         source = source_here()
-        with reached(source.ledger):
+        with reached(source.ledger), source.ledger.keeping_a_connection():
             if not source.is_there():
                 return _message(
                     request,
@@ -62,6 +64,18 @@ def act(request: Request, form: Form, access: Access) -> Response:
     return RedirectResponse(
         location, 303, headers={**rendering.HEADERS, "Cache-Control": "no-store"}
     )
+
+
+def prepare() -> None:
+    """Load what a first page needs and make one, which takes half a second: nobody is to wait."""
+    rendering.prepare()
+    with contextlib.suppress(FsaError, NotThere):  # who asks for a page is told
+        source = source_here()
+        with reached(source.ledger), source.ledger.keeping_a_connection():
+            if source.is_there():
+                now_ms = source.fingerprint().now_ms
+                for name in ("", "runs", "tasks", "task"):
+                    PAGES[name].context(Asked(source, QueryParams(), now_ms))
 
 
 def _shown(request: Request, source: Source, name: str, access: Access) -> Response:

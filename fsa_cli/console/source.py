@@ -14,6 +14,7 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.project import environments
 from fsa_cli.project.environments import Environment
 from fsa_cli.project.settings import Settings
+from fsa_cli.runs.calendar import DayCounts
 from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.runs.enqueue import enqueuer_here
 from fsa_cli.runs.process_databases import databases_here, process_key
@@ -37,6 +38,7 @@ class Source:
     environment: Environment
     coming: ComingInstants = field(default_factory=ComingInstants)
     week: WeekCounts = field(default_factory=WeekCounts)
+    days: DayCounts = field(default_factory=DayCounts)
     _is_there: bool = False
 
     def is_there(self) -> bool:

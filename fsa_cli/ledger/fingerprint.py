@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import FromClause, Select, case, func, literal, literal_column, select
+from sqlalchemy import FromClause, Select, bindparam, case, func, literal, literal_column, select
 from sqlalchemy.sql import ColumnElement
 
 from fsa_cli.ledger.records import OPEN_STATES
@@ -36,8 +37,16 @@ def fingerprint(ledger: Ledger) -> Fingerprint:
     What no index serves it leaves out: a run that ends is seen by what it leaves, the runs that
     are open, and by what it changes, its task's counters.
     """
-    namespace = ledger.namespace
-    now_ms: ColumnElement[int] = literal_column(ledger.sql.now_ms)
+    statement = _statement(ledger.sql.now_ms)
+    given = {"of_namespace": ledger.namespace}
+    row = ledger.read(lambda connection: connection.execute(statement, given).one())
+    return Fingerprint(int(row[0]), " ".join(str(value or 0) for value in row[1:]))
+
+
+@lru_cache
+def _statement(clock: str) -> Select[Any]:
+    namespace: ColumnElement[str] = bindparam("of_namespace", type_=run.c.namespace.type)
+    now_ms: ColumnElement[int] = literal_column(clock)
     runs = _opened(namespace, ("running",)).subquery("runs")
     waiting = _opened(namespace, ("queued", "handed_off")).subquery("waiting")
     last = select(func.max(run.c.scheduled_ms)).where(run.c.namespace == namespace)
@@ -82,11 +91,9 @@ def fingerprint(ledger: Ledger) -> Fingerprint:
     source: FromClause = runs
     for each in (waiting, tasks, nodes, advanced, does):  # of each there is one row
         source = source.join(each, each.c.one == runs.c.one)
-    statement = select(
+    return select(
         now_ms, last.scalar_subquery(), acted.scalar_subquery(), *source.columns.values()
     ).select_from(source)
-    row = ledger.read(lambda connection: connection.execute(statement).one())
-    return Fingerprint(int(row[0]), " ".join(str(value or 0) for value in row[1:]))
 
 
 def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -94,7 +101,7 @@ def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.sum(func.coalesce(column, 0) % _PRIME)
 
 
-def _opened(namespace: str, statuses: tuple[str, ...]) -> Select[Any]:
+def _opened(namespace: ColumnElement[str], statuses: tuple[str, ...]) -> Select[Any]:
     some = (
         select(
             run.c.started_ms,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, union_all
 
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node, progress, run
@@ -15,10 +15,10 @@ __all__ = [
     "FAILED",
     "SAID_LENGTH",
     "RunFilter",
+    "drawn",
     "failed",
     "head",
     "one",
-    "recent",
     "running",
     "search",
     "waiting",
@@ -107,14 +107,55 @@ def one(ledger: Ledger, run_id: str, length: int) -> Row[Any] | None:
     return ledger.read(lambda connection: connection.execute(statement).one_or_none())
 
 
-def recent(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
-    """What a drawing needs of the latest runs since then, the newest first."""
-    statement: Select[Any] = (
-        select(*_DRAWN)
-        .where(run.c.namespace == ledger.namespace, run.c.scheduled_ms >= since_ms)
+def drawn(
+    ledger: Ledger,
+    since_ms: int,
+    *,
+    cell_ms: int,
+    least_ms: int,
+    names: Collection[str] | None,
+    limit: int,
+) -> Sequence[Row[Any]]:
+    """What a drawing needs of the latest runs since then, without those that go on.
+
+    Runs of one task and status whose instants are in one cell are one row, with their number and
+    the beginning of the cell. A run that took long or was late is a row of its own.
+
+    Args:
+        cell_ms: The length of a cell.
+        least_ms: Longer or later than that is a row of its own.
+        names: Of these tasks; None: of all.
+        limit: So many runs are read, the latest.
+    """
+    begun: ColumnElement[int] = func.coalesce(run.c.started_ms, run.c.scheduled_ms)
+    ended = func.coalesce(run.c.finished_ms, begun)
+    some: Select[Any] = (
+        select(
+            *_DRAWN,
+            (run.c.scheduled_ms - run.c.scheduled_ms % cell_ms).label("cell_ms"),
+            case((ended - run.c.scheduled_ms > least_ms, run.c.id), else_="").label("apart"),
+        )
+        .where(
+            run.c.namespace == ledger.namespace,
+            run.c.scheduled_ms >= since_ms,
+            run.c.status != "running",
+        )
         .order_by(run.c.scheduled_ms.desc())
         .limit(limit)
     )
+    if names is not None:
+        some = some.where(run.c.task.in_(sorted(names)))
+    each = some.subquery().c
+    statement: Select[Any] = select(
+        each.task,
+        each.status,
+        func.count().label("number"),
+        each.cell_ms,
+        func.min(each.id).label("id"),
+        func.min(each.scheduled_ms).label("scheduled_ms"),
+        func.min(each.started_ms).label("started_ms"),
+        func.min(each.finished_ms).label("finished_ms"),
+    ).group_by(each.task, each.status, each.cell_ms, each.apart)
     return ledger.read(lambda connection: connection.execute(statement).all())
 
 
@@ -131,54 +172,48 @@ def running(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:
     return ledger.read(lambda connection: connection.execute(statement).all())
 
 
-def waiting(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:
+def waiting(ledger: Ledger, now_ms: int, limit: int) -> Sequence[Row[Any]]:
     """What waits, by executor, queue and status: how many, how many of them for a later time, and
     since when the oldest. Of each status the *limit* that are due first are counted."""
-
-    def work(connection: Connection) -> Sequence[Row[Any]]:
-        now_ms = ledger.now_ms(connection)
-        parts = []
-        for status in ("queued", "handed_off"):
-            some = (
-                select(
-                    run.c.executor,
-                    run.c.queue,
-                    run.c.status,
-                    run.c.queued_ms,
-                    run.c.not_before_ms,
-                )
-                .where(run.c.namespace == ledger.namespace, run.c.status == status)
-                .order_by(run.c.not_before_ms)
-                .limit(limit)
-                .subquery()
+    parts = []
+    for status in ("queued", "handed_off"):
+        some = (
+            select(
+                run.c.executor,
+                run.c.queue,
+                run.c.status,
+                run.c.queued_ms,
+                run.c.not_before_ms,
             )
-            later = case((some.c.not_before_ms > now_ms, 1 if status == "queued" else 0), else_=0)
-            parts.append(
-                select(
-                    some.c.executor,
-                    some.c.queue,
-                    some.c.status,
-                    func.count().label("number"),
-                    func.sum(later).label("later"),
-                    func.min(some.c.queued_ms).label("oldest_ms"),
-                ).group_by(some.c.executor, some.c.queue, some.c.status)
-            )
-        return connection.execute(union_all(*parts)).all()
-
-    return ledger.read(work)
-
-
-def failed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
-    """The latest runs that did not end well since then, at most *limit* of each status."""
-    statements: list[Select[Any]] = [
-        select(
-            run.c.id,
-            run.c.task,
-            run.c.status,
-            run.c.error_type,
-            head(run.c.error, SAID_LENGTH).label("error"),
-            run.c.not_before_ms.label("place_ms"),
+            .where(run.c.namespace == ledger.namespace, run.c.status == status)
+            .order_by(run.c.not_before_ms)
+            .limit(limit)
+            .subquery()
         )
+        later = case((some.c.not_before_ms > now_ms, 1 if status == "queued" else 0), else_=0)
+        parts.append(
+            select(
+                some.c.executor,
+                some.c.queue,
+                some.c.status,
+                func.count().label("number"),
+                func.sum(later).label("later"),
+                func.min(some.c.queued_ms).label("oldest_ms"),
+            ).group_by(some.c.executor, some.c.queue, some.c.status)
+        )
+    return ledger.read(lambda connection: connection.execute(union_all(*parts)).all())
+
+
+def failed(ledger: Ledger, since_ms: int, limit: int, groups: int) -> Sequence[Row[Any]]:
+    """What did not end well since then, by task, status and error: the number, `of_status` that of
+    all of this status, and of the latest its id, `place_ms` and error.
+
+    Args:
+        limit: So many runs of each status are read, the latest.
+        groups: At most so many, the latest.
+    """
+    latest = [
+        select(run.c.task, run.c.status, run.c.error_type, run.c.not_before_ms)
         .where(
             run.c.namespace == ledger.namespace,
             run.c.status == status,
@@ -186,12 +221,45 @@ def failed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
         )
         .order_by(run.c.not_before_ms.desc())
         .limit(limit)
+        .subquery()
         for status in FAILED
     ]
-    rows = ledger.read(
-        lambda connection: [row for each in statements for row in connection.execute(each)]
+    some = union_all(*(select(each) for each in latest)).subquery().c
+    number = func.count()
+    alike = (
+        select(
+            some.task,
+            some.status,
+            some.error_type,
+            number.label("number"),
+            func.sum(number).over(partition_by=some.status).label("of_status"),
+            func.max(some.not_before_ms).label("place_ms"),
+        )
+        .group_by(some.task, some.status, some.error_type)
+        .order_by(func.max(some.not_before_ms).desc(), some.task)
+        .limit(groups)
+        .subquery()
+        .c
     )
-    return sorted(rows, key=lambda row: (-row.place_ms, row.id))
+    statement: Select[Any] = (
+        select(*alike, run.c.id, head(run.c.error, SAID_LENGTH).label("error"))
+        .join(
+            run,
+            and_(
+                run.c.namespace == ledger.namespace,
+                run.c.status == alike.status,
+                run.c.not_before_ms == alike.place_ms,
+                run.c.task == alike.task,
+                func.coalesce(run.c.error_type, "") == func.coalesce(alike.error_type, ""),
+            ),
+        )
+        .order_by(alike.place_ms.desc(), alike.task, run.c.id)
+    )
+    rows = ledger.read(lambda connection: connection.execute(statement).all())
+    # Of several runs of one millisecond the first.
+    return list({(row.task, row.status, row.error_type): row for row in reversed(rows)}.values())[
+        ::-1
+    ]
 
 
 def head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, literal, select, union_all
+from sqlalchemy import ColumnElement, Row, Select, func, select
 
 from fsa_cli.ledger.nodes import fired
-from fsa_cli.ledger.run_search import FAILED, SAID_LENGTH, head
+from fsa_cli.ledger.run_search import SAID_LENGTH, head
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run, task
 
-__all__ = ["days", "get", "known", "last_runs", "sample"]
+__all__ = ["days", "first_ms", "get", "known", "last_runs", "nth_before", "sample"]
 
 _DAY_MS = 24 * 3600 * 1000
-_UNLIKE_SUCCESS = (*FAILED, "skipped", "cancelled", "discarded")
 
 
 def get(ledger: Ledger, name: str) -> Row[Any] | None:
@@ -24,11 +23,9 @@ def get(ledger: Ledger, name: str) -> Row[Any] | None:
     return ledger.read(lambda connection: connection.execute(statement).one_or_none())
 
 
-def known(ledger: Ledger) -> frozenset[str]:
+def known(ledger: Ledger, now_ms: int) -> frozenset[str]:
     """The tasks that a live scheduler fires."""
-    return ledger.read(
-        lambda connection: frozenset(connection.scalars(fired(ledger, ledger.now_ms(connection))))
-    )
+    return ledger.read(lambda connection: frozenset(connection.scalars(fired(ledger, now_ms))))
 
 
 def last_runs(ledger: Ledger) -> dict[str, Row[Any]]:
@@ -76,57 +73,52 @@ def sample(ledger: Ledger, name: str, limit: int) -> Sequence[Row[Any]]:
 
 
 def days(
-    ledger: Ledger, name: str, starts_ms: Sequence[int], limit: int
+    ledger: Ledger, name: str, from_ms: int, before_ms: int | None
 ) -> dict[int, dict[str, int]]:
-    """Of each day: how often its runs ended in each way but well, and one run where all did.
+    """How many runs of a task are in which status, by the beginning of the day of UTC in ms.
 
     Args:
-        starts_ms: The beginnings of the days, in order.
-        limit: So many runs of each status are read, the latest; days before have `unread`.
+        from_ms, before_ms: Their instants are in [from_ms, before_ms); None: whatever comes.
     """
-    found: dict[int, dict[str, int]] = {start_ms: {} for start_ms in starts_ms}
-    of_task = run.c.namespace == ledger.namespace, run.c.task == name
-    first_ms = starts_ms[0]
-    others = [
-        # The time it was due last, which the index of statuses has, is never before its instant.
-        select(run.c.scheduled_ms, run.c.not_before_ms)
-        .where(*of_task, run.c.status == status, run.c.not_before_ms >= first_ms)
-        .order_by(run.c.not_before_ms.desc())
-        .limit(limit)
-        for status in _UNLIKE_SUCCESS
-    ]
-    probes = union_all(
-        *(
-            select(
-                literal(start_ms).label("day_ms"),
-                select(run.c.status)
-                .where(
-                    *of_task,
-                    run.c.scheduled_ms >= start_ms,
-                    run.c.scheduled_ms < start_ms + _DAY_MS,
-                )
-                .limit(1)
-                .scalar_subquery()
-                .label("status"),
-            )
-            for start_ms in starts_ms
-        )
+    day_ms = run.c.scheduled_ms - run.c.scheduled_ms % _DAY_MS
+    # In a subquery: the parameter of a second modulo may be another one, for all that is known.
+    some = select(day_ms.label("day_ms"), run.c.status).where(
+        *_of(ledger, name), run.c.scheduled_ms >= from_ms
     )
-
-    def work(connection: Connection) -> None:
-        for row in connection.execute(probes):
-            if row.status is not None and row.status not in _UNLIKE_SUCCESS:
-                found[row.day_ms][row.status] = 1
-        for status, statement in zip(_UNLIKE_SUCCESS, others, strict=True):
-            rows = connection.execute(statement).all()
-            for row in rows:
-                day_ms = row.scheduled_ms - (row.scheduled_ms - first_ms) % _DAY_MS
-                if day_ms in found:
-                    found[day_ms][status] = found[day_ms].get(status, 0) + 1
-            if len(rows) == limit:
-                for day_ms in found:
-                    if day_ms < rows[-1].not_before_ms:
-                        found[day_ms]["unread"] = 1
-
-    ledger.read(work)
+    if before_ms is not None:
+        some = some.where(run.c.scheduled_ms < before_ms)
+    each = some.subquery().c
+    statement: Select[Any] = select(each.day_ms, each.status, func.count()).group_by(
+        each.day_ms, each.status
+    )
+    rows = ledger.read(lambda connection: connection.execute(statement).all())
+    found: dict[int, dict[str, int]] = {}
+    for begin_ms, status, number in rows:
+        found.setdefault(begin_ms, {})[status] = number
     return found
+
+
+def nth_before(ledger: Ledger, name: str, before_ms: int, number: int) -> int | None:
+    """The instant of the run that is the *number*-th before that; None: there are not so many."""
+    statement = (
+        select(run.c.scheduled_ms)
+        .where(*_of(ledger, name), run.c.scheduled_ms < before_ms)
+        .order_by(run.c.scheduled_ms.desc())
+        .offset(number - 1)
+        .limit(1)
+    )
+    found: int | None = ledger.read(lambda connection: connection.scalar(statement))
+    return found
+
+
+def first_ms(ledger: Ledger, name: str, since_ms: int) -> int | None:
+    """The instant of a task's first run since then."""
+    statement = select(func.min(run.c.scheduled_ms)).where(
+        *_of(ledger, name), run.c.scheduled_ms >= since_ms
+    )
+    found: int | None = ledger.read(lambda connection: connection.scalar(statement))
+    return found
+
+
+def _of(ledger: Ledger, name: str) -> tuple[ColumnElement[bool], ...]:
+    return run.c.namespace == ledger.namespace, run.c.task == name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.schedules.schedule import Schedule
 from fsa_cli.terminal.formatting import format_elapsed
 
-__all__ = ["SPANS", "Bar", "Lane", "Lanes", "draw"]
+__all__ = ["MOST_RUNS", "SPANS", "Bar", "Lane", "Lanes", "Scale", "draw"]
 
 #: How far the lanes reach on each side of now, by the name in an address.
 SPANS: Mapping[str, timedelta] = {
@@ -25,9 +25,9 @@ SPANS: Mapping[str, timedelta] = {
     "24h": timedelta(hours=24),
 }
 #: So many runs are drawn, the latest: to read a day of a busy ledger takes too long.
-MOST_RUNS = 2000
+MOST_RUNS = 5000
 _LEAST_WIDTH = 0.28
-_MOST_CELLS, _LEAST_CELLS, _ALL_CELLS = 240, 40, 4000
+_MOST_CELLS, _LEAST_CELLS, _ALL_CELLS = 240, 40, 1200
 _MOST_COMING = 40
 _WORST = (
     "failed",
@@ -39,6 +39,7 @@ _WORST = (
     "cancelled",
     "discarded",
 )
+_ORDER = {status: place for place, status in enumerate(reversed(_WORST), 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,115 +92,120 @@ class Lanes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
+class Scale:
+    """From an instant to its place in a lane, in percent."""
+
+    span: str
     start_ms: int
     now_ms: int
     end_ms: int
+
+    @classmethod
+    def around(cls, now_ms: int, span: str) -> Scale:
+        reach_ms = SPANS[span] // timedelta(milliseconds=1)
+        return cls(span, now_ms - reach_ms, now_ms, now_ms + reach_ms)
 
     def at(self, ms: int) -> float:
         place = 100 * (ms - self.start_ms) / (self.end_ms - self.start_ms)
         return round(min(max(place, 0.0), 100.0), 2)
 
+    @property
+    def least_ms(self) -> int:
+        """What is shorter is as long as that, so that it is seen."""
+        return int((self.end_ms - self.start_ms) * _LEAST_WIDTH / 100)
+
+    def cell_ms(self, lanes: int) -> int:
+        """Short runs that begin within that are one bar: nobody could tell them apart."""
+        cells = min(max(_ALL_CELLS // max(lanes, 1), _LEAST_CELLS), _MOST_CELLS)
+        return (self.end_ms - self.start_ms) // cells
+
 
 def draw(
-    tasks: Iterable[tuple[str, str]],
-    recent: Sequence[Row[Any]],
+    tasks: Sequence[tuple[str, str]],
+    drawn: Sequence[Row[Any]],
     running: Sequence[Row[Any]],
     schedules: Mapping[str, Schedule],
     coming: ComingInstants,
+    scale: Scale,
     *,
-    now_ms: int,
-    span: str,
-    most: int,
-    paused: Iterable[str] = (),
+    hidden: int = 0,
+    paused: Collection[str] = (),
 ) -> Lanes:
     """The lanes of *tasks*, in their order.
 
     Args:
         tasks: The name of each, and a note for its line.
-        recent: The runs of `run_search.recent`, at most `MOST_RUNS`, the newest first.
+        drawn: The rows of `run_search.drawn`, of at most `MOST_RUNS` runs.
         running: Those that go on, whenever they began.
-        most: So many lanes are drawn.
+        hidden: How many other tasks there are.
         paused: Tasks of which nothing is to come.
     """
-    reach_ms = SPANS[span] // timedelta(milliseconds=1)
-    scale = _Scale(now_ms - reach_ms, now_ms, now_ms + reach_ms)
-    by_task: dict[str, dict[str, Row[Any]]] = defaultdict(dict)
-    for row in (*recent, *running):
-        by_task[row.task][row.id] = row
-    wanted = list(tasks)
-    stopped = set(paused)
+    past: dict[str, list[Bar]] = defaultdict(list)
+    for row in running:
+        begun_ms = row.started_ms or row.scheduled_ms
+        start = scale.at(begun_ms)
+        width = round(max(scale.at(scale.now_ms) - start, _LEAST_WIDTH), 2)
+        label = f"running {_clock(begun_ms)}"
+        past[row.task].append(Bar("running", start, width, label, run_id=row.id))
+    several: dict[tuple[str, int, int], Bar] = {}
+    cell_ms = scale.cell_ms(len(tasks))
+    for row in drawn:
+        task, status, number, begin_ms = row.task, row.status, row.number, row.cell_ms
+        if number == 1:
+            bar = _bar(row, scale)
+        else:  # the same in each lane
+            key = status, number, begin_ms
+            bar = several.get(key) or several.setdefault(key, _bars(*key, cell_ms, scale))
+        if bar.start < 100 and bar.start + bar.width > 0:
+            past[task].append(bar)
     lanes = []
-    cells = min(max(_ALL_CELLS // max(min(len(wanted), most), 1), _LEAST_CELLS), _MOST_CELLS)
-    for name, note in wanted[:most]:
-        past = _past(by_task.get(name, {}).values(), scale, cells)
-        schedule = None if name in stopped else schedules.get(name)
+    for name, note in tasks:
+        # What is worst is drawn last, and so above the others.
+        bars = sorted(past.get(name, ()), key=_place)
+        schedule = None if name in paused else schedules.get(name)
         future = _future(name, schedule, coming, scale) if schedule is not None else []
-        lanes.append(Lane(name, note, [*past, *future], _summary(past, future)))
+        lanes.append(Lane(name, note, [*bars, *future], _summary(bars, future)))
+    is_cut = sum(row.number for row in drawn) >= MOST_RUNS
     return Lanes(
-        span=span,
+        span=scale.span,
         start=instant_of(scale.start_ms),
-        now=instant_of(now_ms),
+        now=instant_of(scale.now_ms),
         end=instant_of(scale.end_ms),
         ticks=_ticks(scale),
         lanes=lanes,
-        hidden=max(len(wanted) - most, 0),
-        read_from=instant_of(recent[-1].scheduled_ms) if len(recent) >= MOST_RUNS else None,
+        hidden=hidden,
+        read_from=instant_of(min(row.scheduled_ms for row in drawn)) if is_cut else None,
     )
 
 
-def _past(rows: Iterable[Row[Any]], scale: _Scale, cells: int) -> list[Bar]:
-    """The bars of what was. Short runs of one status in one cell of the lane are one bar."""
-    drawn: dict[tuple[str, int], list[Row[Any]]] = defaultdict(list)
-    bars = []
-    for row in rows:
-        begun_ms = ended_ms = row.started_ms or row.scheduled_ms
-        if row.status == "running":
-            ended_ms = scale.now_ms
-        elif row.started_ms is not None:  # what never started has no length
-            ended_ms = row.finished_ms or begun_ms
-        start, end = scale.at(begun_ms), scale.at(ended_ms)
-        if ended_ms < scale.start_ms or begun_ms > scale.end_ms:
-            continue
-        if end - start > _LEAST_WIDTH:
-            bars.append(_bar(row, start, end - start))
-        else:
-            drawn[row.status, int(start * cells / 100)].append(row)
-    for (status, _), same in drawn.items():
-        first = min(same, key=lambda row: int(row.scheduled_ms))
-        start = scale.at(first.started_ms or first.scheduled_ms)
-        least = _LEAST_WIDTH if first.started_ms is not None else 2 * _LEAST_WIDTH
-        width = round(min(least, 100 - start), 2)
-        if len(same) == 1:
-            bars.append(_bar(first, start, width))
-            continue
-        last_ms = max(row.scheduled_ms for row in same)
-        until = scale.at(max(row.started_ms or row.scheduled_ms for row in same))
-        bars.append(
-            Bar(
-                status,
-                start,
-                round(max(until - start, width), 2),
-                f"{len(same)} {status.replace('_', ' ')} from {_clock(first.scheduled_ms)}",
-                since_ms=first.scheduled_ms,
-                until_ms=last_ms,
-            )
-        )
-    # What is worst is drawn last, and so above the others.
-    order = {status: place for place, status in enumerate(reversed(_WORST), 1)}
-    return sorted(bars, key=lambda bar: (order.get(bar.status, 0), bar.start))
+def _place(bar: Bar) -> tuple[int, float]:
+    return _ORDER.get(bar.status, 0), bar.start
 
 
-def _bar(row: Row[Any], start: float, width: float) -> Bar:
-    begun_ms = row.started_ms or row.scheduled_ms
-    took = ""
-    if row.finished_ms is not None and row.started_ms is not None:
-        took = f", took {format_elapsed(max(row.finished_ms - row.started_ms, 0))}"
-    label = f"{row.status.replace('_', ' ')} {_clock(begun_ms)}{took}"
-    return Bar(row.status, start, round(width, 2), label, run_id=row.id)
+def _bar(row: Row[Any], scale: Scale) -> Bar:
+    _, status, _, _, run_id, scheduled_ms, started_ms, finished_ms = tuple(row)
+    begun_ms = scheduled_ms if started_ms is None else started_ms
+    start = scale.at(begun_ms)
+    width, took = 2 * _LEAST_WIDTH, ""  # what never started has no length
+    if started_ms is not None:
+        width = _LEAST_WIDTH
+        if finished_ms is not None:
+            width = scale.at(finished_ms) - start
+            if width > 0 or scale.start_ms <= finished_ms:
+                width = max(width, _LEAST_WIDTH)
+            took = f", took {format_elapsed(max(finished_ms - started_ms, 0))}"
+    label = f"{status.replace('_', ' ')} {_clock(begun_ms)}{took}"
+    return Bar(status, start, round(min(width, 100 - start), 2), label, run_id)
 
 
-def _future(name: str, schedule: Schedule, coming: ComingInstants, scale: _Scale) -> list[Bar]:
+def _bars(status: str, number: int, begin_ms: int, cell_ms: int, scale: Scale) -> Bar:
+    start, end = scale.at(begin_ms), scale.at(begin_ms + cell_ms)
+    width = round(max(end - start - _LEAST_WIDTH / 2, min(_LEAST_WIDTH, 100 - start)), 2)
+    label = f"{number} {status.replace('_', ' ')} from {_clock(begin_ms)}"
+    return Bar(status, start, width, label, None, begin_ms, begin_ms + cell_ms - 1)
+
+
+def _future(name: str, schedule: Schedule, coming: ComingInstants, scale: Scale) -> list[Bar]:
     instants = coming.of(name, schedule, scale.now_ms, scale.end_ms, _MOST_COMING)
     if not instants:
         return []
@@ -226,7 +232,7 @@ def _summary(past: Sequence[Bar], future: Sequence[Bar]) -> str:
 _STEPS = tuple(timedelta(minutes=m) for m in (5, 15, 30, 60, 120, 240, 480, 720))
 
 
-def _ticks(scale: _Scale) -> list[tuple[float, str]]:
+def _ticks(scale: Scale) -> list[tuple[float, str]]:
     span_ms = scale.end_ms - scale.start_ms
     step_ms = next(
         (s for each in _STEPS if span_ms / (s := each // timedelta(milliseconds=1)) <= 8),
@@ -240,4 +246,5 @@ def _ticks(scale: _Scale) -> list[tuple[float, str]]:
 
 
 def _clock(ms: int) -> str:
-    return instant_of(ms).strftime("%H:%M:%S")
+    second = ms // 1000 % 86_400
+    return f"{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}"

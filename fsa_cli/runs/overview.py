@@ -16,7 +16,7 @@ from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
 from fsa_cli.runs import lanes
 from fsa_cli.runs.coming import ComingInstants, schedules
-from fsa_cli.runs.lanes import Lanes
+from fsa_cli.runs.lanes import Lanes, Scale
 from fsa_cli.runs.run_pages import RunLine, run_line
 from fsa_cli.runs.status_view import node_state
 from fsa_cli.tasks.registry import registry
@@ -137,7 +137,7 @@ def overview(
     *,
     zone: str | None,
     span: str = "1h",
-    most_lanes: int = 40,
+    most_lanes: int = 30,
 ) -> Overview:
     """The ledger at a moment.
 
@@ -146,44 +146,51 @@ def overview(
         zone: The zone of schedules that name none.
         span: Of `lanes.SPANS`.
     """
-    now = instant_of(now_ms)
-    reach_ms = lanes.SPANS[span] // timedelta(milliseconds=1)
+    scale = Scale.around(now_ms, span)
     tasks = queries.tasks(ledger)
     running_rows = run_search.running(ledger, _RUNNING + 1)
-    recent = run_search.recent(ledger, now_ms - reach_ms, lanes.MOST_RUNS)
-    failures = _failures(run_search.failed(ledger, now_ms - _DAY_MS, _FAILED))
-    waiting = queue_lines(ledger)
-    listed = node_lines(ledger, now_ms, running_rows)
     # Where not all have a lane, those that do something have one.
-    busy = {row.task for row in (*recent, *running_rows)} if len(tasks) > most_lanes else set()
-    named = _named(tasks, busy)
-    paused = {each.name for each in tasks if each.paused_ms is not None}
+    going = {row.task for row in running_rows}
+    busy = going | {row.name for row in tasks if (row.last_success_ms or 0) >= scale.start_ms}
+    named = _named(tasks, busy if len(tasks) > most_lanes else set())
+    shown = named[:most_lanes]
+    names = {name for name, _, _ in shown}
+    drawn = run_search.drawn(
+        ledger,
+        scale.start_ms,
+        cell_ms=scale.cell_ms(len(shown)),
+        least_ms=scale.least_ms,
+        names=names if len(shown) < len(named) else None,
+        limit=lanes.MOST_RUNS,
+    )
+    waiting = queue_lines(ledger, now_ms)
+    listed = node_lines(ledger, now_ms, running_rows)
+    now = instant_of(now_ms)
     return Overview(
         now=now,
-        problems=_problems(tasks, waiting, listed, task_history.known(ledger), now),
+        problems=_problems(tasks, waiting, listed, task_history.known(ledger, now_ms), now),
         lanes=lanes.draw(
-            [(name, note) for name, note, _ in named],
-            recent,
-            running_rows,
-            schedules([(name, options) for name, _, options in named], zone),
+            [(name, note) for name, note, _ in shown],
+            drawn,
+            [row for row in running_rows if row.task in names],
+            schedules([(name, options) for name, _, options in shown], zone),
             coming,
-            now_ms=now_ms,
-            span=span,
-            most=most_lanes,
-            paused=paused,
+            scale,
+            hidden=len(named) - len(shown),
+            paused={each.name for each in tasks if each.paused_ms is not None},
         ),
         running=[run_line(row, now) for row in running_rows[:_RUNNING]],
         running_more=len(running_rows) > _RUNNING,
         waiting=waiting,
-        failures=failures[:_GROUPS],
+        failures=_failures(run_search.failed(ledger, now_ms - _DAY_MS, _FAILED, _GROUPS)),
         nodes=listed,
         tasks=len(named),
     )
 
 
-def queue_lines(ledger: Ledger) -> list[QueueLine]:
+def queue_lines(ledger: Ledger, now_ms: int) -> list[QueueLine]:
     """What waits, by queue; the one with the oldest run first."""
-    rows = run_search.waiting(ledger, _WAITING)
+    rows = run_search.waiting(ledger, now_ms, _WAITING)
     counted: dict[str, int] = {}
     for row in rows:
         counted[row.status] = counted.get(row.status, 0) + int(row.number)
@@ -248,24 +255,18 @@ def _named(
 
 
 def _failures(rows: Sequence[Row[Any]]) -> list[Failures]:
-    """The rows by what went wrong, the latest first."""
-    grouped: dict[tuple[str, str, str | None], list[Row[Any]]] = {}
-    counted: dict[str, int] = {}
-    for row in rows:
-        grouped.setdefault((row.task, row.status, row.error_type), []).append(row)
-        counted[row.status] = counted.get(row.status, 0) + 1
     return [
         Failures(
-            task=task,
-            status=status,
-            error_type=error_type,
-            error=" ".join(mask_head(same[0].error or "", _ERROR_LENGTH).split()),
-            number=len(same),
-            more=counted[status] >= _FAILED,
-            last_id=same[0].id,
-            last_at=instant_of(same[0].place_ms),
+            task=row.task,
+            status=row.status,
+            error_type=row.error_type,
+            error=" ".join(mask_head(row.error or "", _ERROR_LENGTH).split()),
+            number=row.number,
+            more=row.of_status >= _FAILED,
+            last_id=row.id,
+            last_at=instant_of(row.place_ms),
         )
-        for (task, status, error_type), same in grouped.items()
+        for row in rows
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row
@@ -13,9 +13,9 @@ from fsa_cli.exceptions import FsaError
 from fsa_cli.ledger import queries, task_history
 from fsa_cli.ledger.run_search import FAILED
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import KEPT_MS
-from fsa_cli.ledger.time import instant_of, ms_of
+from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
+from fsa_cli.runs.calendar import Calendar, DayCounts
 from fsa_cli.runs.coming import ComingInstants, schedule_of
 from fsa_cli.schedules.preview import FireTime, upcoming_fire_times
 from fsa_cli.schedules.schedule import Schedule
@@ -24,14 +24,11 @@ from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import Parameter, signature_of
 
-__all__ = ["Day", "Durations", "TaskDetail", "TaskLine", "task_detail", "task_lines"]
+__all__ = ["Durations", "TaskDetail", "TaskLine", "task_detail", "task_lines"]
 
 _SAMPLE = 500
-_DAY = timedelta(days=1)
-_MOST_A_DAY = 2000
 _FAR = timedelta(days=366)
 _NEXT = 5
-_WORST = (*FAILED, "cancelled", "discarded", "skipped", "unread")
 _BINS = 24
 
 
@@ -62,15 +59,6 @@ class TaskLine:
     is_here: bool
     is_known: bool
     problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Day:
-    """A day of the calendar: its worst status, and how many runs ended in each way but well."""
-
-    day: date
-    worst: str | None
-    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +96,6 @@ class TaskDetail:
         parameters: None: they cannot be read, or are not here.
         options: What the ledger knows of its policies.
         coming: Its next instants, with the changes of clocks.
-        days: Of each day for which runs are kept, the oldest first.
     """
 
     line: TaskLine
@@ -118,7 +105,7 @@ class TaskDetail:
     parameters: Sequence[Parameter] | None
     options: Mapping[str, Any]
     coming: Sequence[FireTime]
-    days: Sequence[Day]
+    calendar: Calendar
     durations: Durations
 
 
@@ -127,7 +114,7 @@ def task_lines(
 ) -> list[TaskLine]:
     """The tasks that this process or the ledger knows; those that fail first, then by name."""
     rows = {row.name: row for row in queries.tasks(ledger)}
-    known, last = task_history.known(ledger), task_history.last_runs(ledger)
+    known, last = task_history.known(ledger, now_ms), task_history.last_runs(ledger)
     names = {*rows, *(task.name for task in registry)}
     lines = [
         _line(name, rows.get(name), last.get(name), name in known, coming, now_ms, zone)
@@ -137,7 +124,12 @@ def task_lines(
 
 
 def task_detail(
-    ledger: Ledger, name: str, coming: ComingInstants, now_ms: int, zone: str | None
+    ledger: Ledger,
+    name: str,
+    coming: ComingInstants,
+    counts: DayCounts,
+    now_ms: int,
+    zone: str | None,
 ) -> TaskDetail | None:
     """One task in full; None if this process does not know it, and it has never run."""
     row, definition = task_history.get(ledger, name), registry.get(name)
@@ -148,7 +140,7 @@ def task_detail(
         name,
         row,
         sample[0] if sample else None,
-        name in task_history.known(ledger),
+        name in task_history.known(ledger, now_ms),
         coming,
         now_ms,
         zone,
@@ -169,7 +161,7 @@ def task_detail(
         parameters=parameters,
         options=options,
         coming=_coming(name, schedule, now_ms),
-        days=_days(ledger, name, now_ms),
+        calendar=counts.calendar(ledger, name, now_ms),
         durations=_durations(sample),
     )
 
@@ -225,25 +217,6 @@ def _coming(name: str, schedule: Schedule | None, now_ms: int) -> Sequence[FireT
         return upcoming_fire_times([(name, schedule)], instant_of(now_ms), _NEXT)
     except FsaError:
         return ()
-
-
-def _days(ledger: Ledger, name: str, now_ms: int) -> list[Day]:
-    """The days for which runs are kept, in UTC."""
-    today = instant_of(now_ms).replace(hour=0, minute=0, second=0, microsecond=0)
-    kept = timedelta(milliseconds=KEPT_MS) // _DAY
-    starts = [today - _DAY * back for back in range(kept, -1, -1)]
-    found = task_history.days(ledger, name, [ms_of(each) for each in starts], _MOST_A_DAY)
-    days = []
-    for start_ms, counts in found.items():
-        worst = next((status for status in _WORST if status in counts), None)
-        days.append(
-            Day(
-                day=datetime.fromtimestamp(start_ms / 1000, UTC).date(),
-                worst=worst or next(iter(counts), None),
-                counts={name: number for name, number in counts.items() if name in _WORST[:-1]},
-            )
-        )
-    return days
 
 
 def _durations(rows: Sequence[Row[Any]]) -> Durations:

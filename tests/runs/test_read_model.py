@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from typing import Any
 
+import pytest
 from sqlalchemy import event, insert, update
 
 from fsa_cli.ledger import audit, control, run_search, tables
@@ -13,6 +15,8 @@ from fsa_cli.ledger.fingerprint import fingerprint
 from fsa_cli.ledger.run_search import RunFilter
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
+from fsa_cli.runs import lanes
+from fsa_cli.runs.calendar import DayCounts
 from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.runs.overview import overview
 from fsa_cli.runs.run_pages import run_detail, run_page
@@ -214,15 +218,15 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
         "mail failed 3 times since its last success",
         "1 wait in slow, the oldest",
     ]
-    lanes = {lane.task: lane for lane in seen.lanes.lanes}
-    assert next(iter(lanes)) == "mail"
-    drawn = [bar.status for bar in lanes["tea"].bars]
+    by_task = {lane.task: lane for lane in seen.lanes.lanes}
+    assert next(iter(by_task)) == "mail"
+    drawn = [bar.status for bar in by_task["tea"].bars]
     assert sorted(drawn) == [*["coming"] * 4, "missed", *["queued"] * 2, "running", "succeeded"]
-    assert not any(bar.status == "coming" for bar in lanes["old"].bars)
-    running = next(bar for bar in lanes["tea"].bars if bar.status == "running")
+    assert not any(bar.status == "coming" for bar in by_task["old"].bars)
+    running = next(bar for bar in by_task["tea"].bars if bar.status == "running")
     assert (running.start, running.start + running.width) == (0, 50)
-    assert all(0 <= bar.start <= bar.start + bar.width <= 100.01 for bar in lanes["tea"].bars)
-    assert lanes["mail"].summary.startswith("5 failed")
+    assert all(0 <= bar.start <= bar.start + bar.width <= 100.01 for bar in by_task["tea"].bars)
+    assert by_task["mail"].summary.startswith("5 failed")
     assert [(each.task, each.number, each.error_type) for each in seen.failures] == [
         ("mail", 5, "KeyError"),
         ("tea", 1, None),
@@ -236,13 +240,14 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
     assert lines["mail"].last_status == "failed"
     assert lines["old"].next_at is None
     assert (lines["tea"].is_known, lines["lost"].is_known) == (True, False)
-    detail = task_detail(ledger, "tea", ComingInstants(), now, None)
+    detail = task_detail(ledger, "tea", ComingInstants(), DayCounts(), now, None)
     assert detail is not None
-    assert {day.worst for day in detail.days} <= {None, "missed", "running", "succeeded", "queued"}
-    assert sum(day.counts.get("missed", 0) for day in detail.days) == 1
+    days = detail.calendar.days
+    assert {day.worst for day in days} <= {None, "missed", "running", "succeeded", "queued"}
+    assert sum(day.counts.get("missed", 0) for day in days) == 1
     assert detail.durations.p50_ms == 50
     assert len(detail.coming) == 5
-    assert task_detail(ledger, "none", ComingInstants(), now, None) is None
+    assert task_detail(ledger, "none", ComingInstants(), DayCounts(), now, None) is None
 
     counts = WeekCounts()
     while (coming := week(ledger, counts, now, None)).left:  # it counts for a little at a time
@@ -253,3 +258,69 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
         7 * 25 + 1,
     )
     assert run_search.one(ledger, "none", 10) is None
+
+
+def test_a_calendar_counts_every_run_a_few_at_a_look(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsa_cli.runs.calendar._AT_ONCE", 7)
+    now = now_ms(ledger)
+    day_ms = 24 * HOUR_MS
+    today_ms = now - now % day_ms
+    old = [
+        # Several of one instant: what is counted at a look may end between them.
+        row(
+            ledger,
+            "tea",
+            today_ms - (40 + n // 3) * day_ms + HOUR_MS,
+            ("succeeded", "failed")[n % 2],
+        )
+        for n in range(20)
+    ]
+    write(ledger, *old, row(ledger, "tea", now, "succeeded"), row(ledger, "mail", now, "failed"))
+    counts = DayCounts()
+    looks = [counts.calendar(ledger, "tea", now)]
+    while looks[-1].is_unfinished:
+        looks.append(counts.calendar(ledger, "tea", now))
+
+    assert len(looks) > 2
+    assert {day.worst for day in looks[0].days} >= {"unread"}
+    seen = {day.day: day for day in looks[-1].days if day.worst is not None}
+    expected: dict[Any, Counter[str]] = {}
+    for each in old:
+        day = instant_of(each["scheduled_ms"]).date()
+        expected.setdefault(day, Counter())[each["status"]] += 1
+    expected[instant_of(now).date()] = Counter({"succeeded": 1})
+    assert {day: dict(each.counts) for day, each in seen.items()} == expected
+    assert {seen[day].worst for day in expected} == {"failed", "succeeded"}
+    assert looks[-1].since == instant_of(min(each["scheduled_ms"] for each in old))
+    assert looks[-1].days[0].day.weekday() == 0
+    write(ledger, row(ledger, "tea", now + 1, "failed"))
+    assert counts.calendar(ledger, "tea", now).days[-1].worst == "failed"
+
+
+def test_short_runs_of_one_cell_are_one_bar_and_every_other_has_its_own(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    cell_ms = lanes.Scale.around(now, "1h").cell_ms(1)
+    begin = now - now % cell_ms - 10 * cell_ms
+    add_task(ledger, "tea", "@yearly")
+    write(
+        ledger,
+        *(row(ledger, "tea", begin + n * 1000, "succeeded") for n in range(3)),
+        row(ledger, "tea", begin + 3000, "succeeded", finished_ms=begin + 600_000),
+        row(ledger, "tea", begin + 4000, "failed"),
+        row(ledger, "tea", begin + 5000, "skipped"),
+    )
+
+    (lane,) = overview(ledger, ComingInstants(), now, zone=None).lanes.lanes
+    drawn = [(bar.status, bar.run_id is None, bar.label.split()[0]) for bar in lane.bars]
+    assert sorted(drawn) == [
+        ("failed", False, "failed"),
+        ("skipped", False, "skipped"),
+        ("succeeded", False, "succeeded"),
+        ("succeeded", True, "3"),
+    ]
+    several = next(bar for bar in lane.bars if bar.run_id is None)
+    wanted = RunFilter("tea", ("succeeded",), several.since_ms, several.until_ms)
+    assert len(seen_in_pages(ledger, wanted, instant_of(now))) == 4  # the long one too
+    assert lane.summary == "1 failed, 1 skipped, 4 succeeded"
