@@ -251,6 +251,20 @@ def test_an_env_file_steers_no_program(fsa: Run, write_app, tmp_path: Path) -> N
     assert "theirs" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LESSOPEN",  # psql's pager runs it
+        "KRB5_CONFIG",  # libpq's Kerberos loads the plugins that it names
+        "MARIADB_PLUGIN_DIR",
+        "LIBMYSQL_ENABLE_CLEARTEXT_PLUGIN",  # the client sends its password as it is
+        "COVERAGE_PROCESS_START",  # each Python that is started loads it
+    ],
+)
+def test_what_libraries_and_clients_load_is_no_matter_of_an_env_file(name: str) -> None:
+    assert dotenv.steers(name)
+
+
 def test_a_table_outside_of_the_repository_is_not_read_and_that_is_said(tmp_path: Path) -> None:
     place = tmp_path / "repository" / "app"
     place.mkdir(parents=True)
