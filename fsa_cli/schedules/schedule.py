@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -137,6 +137,23 @@ class Triggered:
                 again = self.trigger.get_next_fire_time(None, begin)
                 if again is not None and again > instant:
                     yield again.astimezone(UTC)
+            if (skipped := self._in_skipped_midnight(begin)) is not None and skipped > instant:
+                yield skipped
+
+    def _in_skipped_midnight(self, begin: datetime) -> datetime | None:
+        """What falls into the hour after midnight where the clocks skip it (Havana, Cairo, Beirut):
+        by the clocks before the change, as in a skipped hour of the day; CronTrigger passes over
+        that whole day."""
+        there = begin.astimezone(UTC).astimezone(self.timezone)
+        gap = there.replace(tzinfo=None) - begin.replace(tzinfo=None)
+        if not gap:
+            return None
+        before = copy.copy(self.trigger)
+        before.timezone = timezone(begin.utcoffset() or timedelta())
+        found: datetime | None = before.get_next_fire_time(None, begin.astimezone(before.timezone))
+        if found is None or found >= begin.astimezone(UTC) + gap:
+            return None
+        return found.astimezone(UTC)
 
 
 def _midnight(day: date, zone: tzinfo) -> datetime:

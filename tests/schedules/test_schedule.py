@@ -241,7 +241,13 @@ def test_a_day_of_change_is_found_as_fast_as_another(text: str) -> None:
     assert best_s(utc("2026-10-24 22:00")) < max(10 * best_s(utc("2026-10-20 22:00")), 0.001)
 
 
-@pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, LORD_HOWE, pytz.timezone(BERLIN)], ids=str)
+#: Their spring change skips midnight.
+SKIP_MIDNIGHT = ["America/Havana", "Africa/Cairo", "Asia/Beirut", pytz.timezone("America/Havana")]
+
+
+@pytest.mark.parametrize(
+    "zone", [BERLIN, NEW_YORK, LORD_HOWE, pytz.timezone(BERLIN), *SKIP_MIDNIGHT], ids=str
+)
 @pytest.mark.parametrize("hour", [0, 1, 3, 12, 23])
 def test_a_cron_trigger_loses_no_day_around_a_change(zone: Any, hour: int) -> None:
     """https://github.com/agronholm/apscheduler/issues/606"""
@@ -252,6 +258,14 @@ def test_a_cron_trigger_loses_no_day_around_a_change(zone: Any, hour: int) -> No
     days = sorted({each.astimezone(schedule.timezone).date() for each in found})
     assert len(days) >= 363
     assert days == [days[0] + timedelta(days=n) for n in range(len(days))]
+
+
+def test_a_cron_trigger_in_a_skipped_midnight_comes_as_late_as_in_another_skipped_hour() -> None:
+    havana = parse_schedule(CronTrigger(hour=0, minute=30, timezone="America/Havana"))
+    start = utc("2026-03-07 12:00")
+    for hours in range(17):
+        assert havana.next_after(start + timedelta(hours=hours)) == utc("2026-03-08 05:30")
+    assert havana.next_after(utc("2026-03-08 05:30")) == utc("2026-03-09 04:30")
 
 
 def test_a_cron_trigger_is_the_same_from_wherever_it_is_asked() -> None:
