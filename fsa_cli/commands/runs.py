@@ -33,6 +33,7 @@ _ID_OR_FILTERS = typer.Argument(
 # Of one statement's answer; who has more does it again.
 _MOST = 10_000
 _OPEN = ("queued", "handed_off", "running")
+_BROKEN_OFF = ("interrupted", "timed_out")
 
 
 class Status(Enum):
@@ -132,6 +133,7 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
       fsa runs show count_users --json
     """
     from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.activity import activities
     from fsa_cli.ledger.attempts import attempts_of
     from fsa_cli.ledger.glance import executing
     from fsa_cli.runs import run_view as views
@@ -146,6 +148,7 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         earlier = attempts_of(ledger, found.id)
         goes_on = found.status == "running"
         does = doing(ledger, [found], loaded.databases) if goes_on else {}
+        was = activities(ledger, [found.id]) if found.status in _BROKEN_OFF else {}
     now = does.get(found.id, Doing())
     if fsa.output.json:
         document = views.document(found)
@@ -165,6 +168,8 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         facts |= {"in": now.place, "sends": now.sends, "waits for": now.waits_for}
         facts["time limit"] = f"{limit:g} s" if limit is not None else "none"
         facts["end it"] = f"fsa runs cancel {found.id[:8]}"
+    elif found.id in was:
+        facts["was in"] = was[found.id].place
     fsa.output.record({name: value for name, value in facts.items() if value != ""})
     if found.traceback:
         fsa.output.line(f"\n{found.traceback}")

@@ -12,9 +12,11 @@ from fsa_cli.ledger.glance import Glance
 from fsa_cli.ledger.queries import Overview
 from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.time import instant_of
+from fsa_cli.runs.run_pages import own_frames
 from fsa_cli.runs.run_view import error_of
 from fsa_cli.runs.status_view import node_state
 from fsa_cli.terminal.formatting import format_span, format_time, format_times
+from fsa_cli.terminal.masking import mask_tail
 
 __all__ = ["LONG_MS", "Problem", "lives", "problems", "since"]
 
@@ -109,15 +111,15 @@ def _task(task: Row[Any], seen: Overview, places: Mapping[str, str]) -> Iterator
         yield Problem(
             task.name,
             f"{last.status.replace('_', ' ')} {format_times(number)}, {good}",
-            "  ".join(filter(None, [error_of(last), place])),
-            (f"fsa runs show {last.id[:8]}",),
+            ": ".join(filter(None, [_place_of(last) or place, error_of(last)])),
+            (f"fsa runs show {last.id[:8]}", *_again(last)),
         )
     elif last is not None and last.status == RunStatus.INTERRUPTED:
         yield Problem(
             task.name,
             f"interrupted {since(last.finished_ms or last.scheduled_ms, seen.now_ms)}",
             error_of(last) or "",
-            (f"fsa runs show {last.id[:8]}", f"fsa runs retry {last.id[:8]}"),
+            (f"fsa runs show {last.id[:8]}", *_again(last)),
         )
     if task.paused_ms is not None:
         by = f" by {task.paused_by}" if task.paused_by else ""
@@ -132,6 +134,16 @@ def _task(task: Row[Any], seen: Overview, places: Mapping[str, str]) -> Iterator
             f"missed {missed} since its last success",
             commands=(f"fsa runs {task.name} --status missed",),
         )
+
+
+def _place_of(run: Row[Any]) -> str | None:
+    """The user's line that raised."""
+    frames = own_frames(mask_tail(run.traceback or ""))
+    return frames[0].place if frames else None
+
+
+def _again(run: Row[Any]) -> tuple[str, ...]:
+    return (f"fsa runs retry {run.id[:8]}",) if run.status == RunStatus.INTERRUPTED else ()
 
 
 def _waiting(glance: Glance, places: Collection[str]) -> Iterator[Problem]:

@@ -33,6 +33,7 @@ __all__ = [
     "RunPage",
     "arguments_shown",
     "cursor_in",
+    "own_frames",
     "run_detail",
     "run_line",
     "run_page",
@@ -190,7 +191,7 @@ def run_detail(ledger: Ledger, run_id: str, now: datetime) -> RunDetail | None:
         error_type=row.error_type,
         error=None if row.error is None else mask_head(row.error),
         traceback=traceback,
-        own_frames=_own_frames(traceback or ""),
+        own_frames=own_frames(traceback or ""),
         result=None if row.result is None else mask_head(row.result),
         cut=frozenset(name for name, length in lengths.items() if length > MAX_TEXT_LENGTH),
         timeline=_timeline(row),
@@ -280,7 +281,8 @@ def _timeline(row: Row[Any]) -> list[tuple[str, datetime]]:
     return [(label, instant_of(ms)) for label, ms in known if ms is not None]
 
 
-def _own_frames(traceback: str) -> list[Frame]:
+def own_frames(traceback: str) -> list[Frame]:
+    """The lines of a traceback that are the user's, the innermost first."""
     found = [
         Frame(f"{relative_path(file)}:{line}", function, (source or "").strip())
         for file, line, function, source in _FRAME.findall(traceback)

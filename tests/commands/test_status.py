@@ -81,7 +81,10 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     lines = COLORS.sub("", str(child.before)).splitlines()
     assert max(map(len, lines)) <= 80
     assert [line for line in lines if line in ("needs a look", "next")] == ["needs a look", "next"]
-    assert any("LookupError: no such user" in line for line in lines)
+    place = re.search(r"main\.py:(\d+): LookupError: no such user", "\n".join(lines))
+    assert place is not None
+    source = (small_shop.directory / "main.py").read_text().splitlines()
+    assert "raise LookupError" in source[int(place[1]) - 1]  # where it failed, not where it begins
 
 
 def test_names_and_times_do_not_fold_at_eighty_columns(
