@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _NEXT = 5
+_SHOWN = 160
 
 
 @app.command()
@@ -71,8 +72,10 @@ def status(context: typer.Context) -> None:
     if seen is not None and seen.running:
         fsa.output.heading("\nrunning")
         for run in seen.running:
-            for line in _running_lines(run, seen.overview.now_ms, does.get(run.id)):
-                _write(fsa, line)
+            head, *more = _running_lines(run, seen.overview.now_ms, does.get(run.id))
+            _write(fsa, head)
+            for line in more:
+                fsa.output.fact(" " * 10, line)
     if coming:
         fsa.output.heading("\nnext")
         width = max(len(str(each["task"])) for each in coming)
@@ -154,7 +157,9 @@ def _running_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[s
     waits = f"waits for {does.waits_for}" if does.waits_for else does.sends
     for line in (f"in {does.place}" if does.place else "", waits):
         if line:
-            yield f"            {line}"
+            yield line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
+    if does.waits_for:
+        yield f"fsa runs show {run.id[:8]}     fsa runs cancel {run.id[:8]}"
 
 
 def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:

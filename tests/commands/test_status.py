@@ -190,7 +190,9 @@ def test_a_run_that_hangs_on_a_lock_says_who_holds_it(
         assert f"waits for\ta lock of session {number}, idle in transaction for" in shown
         assert f"end it\tfsa runs cancel {run_id[:8]}" in shown
         assert "time limit\t60 s" in shown
-        assert f"waits for a lock of session {number}, idle" in fsa("status").stdout
+        seen = fsa("status").stdout
+        assert f"waits for a lock of session {number}, idle" in seen
+        assert f"fsa runs cancel {run_id[:8]}" in seen
     engine.dispose()
     wait_until(lambda: ("hang", "succeeded") in shop.runs())
     worker.wait_for(f"Z  {run_id[:8]}  hang  succeeded")
