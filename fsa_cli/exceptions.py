@@ -68,6 +68,12 @@ class TaskFailed(FsaError):
     page = "trouble"
 
 
+class LifespanFailed(FsaError):
+    """The app's lifespan, which `[tool.fsa] lifespan` has run around tasks, raised."""
+
+    page = "tasks"
+
+
 class Fenced(FsaError):
     """The run is no longer this process's: it was declared dead, or cancelled."""
 

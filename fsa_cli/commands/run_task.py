@@ -18,6 +18,7 @@ from fsa_cli.database.connections import autocommits
 from fsa_cli.exceptions import Interrupted, Terminated, UsageError
 from fsa_cli.runner import report
 from fsa_cli.runner.execute import execute
+from fsa_cli.runner.lifespan import RunAsync
 from fsa_cli.runner.retry import RetryPolicy
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.tasks.context import Progress
@@ -158,13 +159,19 @@ def run_task(
     if later := sorted(call.options.keys() & ENQUEUES.keys()):
         raise UsageError(f"{later[0]} is about a run elsewhere", hint="with --enqueue")
     bars = ProgressBars(fsa.output)
-    result, changes = _run(fsa, call, bars)
-    if fsa.output.json:
-        fsa.output.document(report.document(result, bars.seen, changes))
-    if not result.succeeded:
-        raise report.failure_of(result, call.loaded)
-    if not fsa.output.json:
-        _tell(fsa, result, changes)
+    from fsa_cli.runner import lifespan
+
+    app, enabled = call.loaded.app, fsa.settings.lifespan
+    with lifespan.around(app, enabled, fsa.output.warn) as run_async:
+        result, changes = _run(fsa, call, bars, run_async)
+        if changes is not None and enabled:
+            changes.kept.append("what the app's lifespan did")
+        if fsa.output.json:
+            fsa.output.document(report.document(result, bars.seen, changes))
+        if not result.succeeded:
+            raise report.failure_of(result, call.loaded)
+        if not fsa.output.json:
+            _tell(fsa, result, changes)
 
 
 def _enqueue(fsa: Fsa, call: Call) -> None:
@@ -180,7 +187,9 @@ def _enqueue(fsa: Fsa, call: Call) -> None:
     enqueue(fsa, call)
 
 
-def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | None]:
+def _run(
+    fsa: Fsa, call: Call, bars: ProgressBars, run_async: RunAsync
+) -> tuple[RunResult, DryRun | None]:
     task = call.task
     timeout_s = call.number("--timeout")
     retries = int(call.number("--retries", whole=True) or 0)
@@ -221,6 +230,7 @@ def _run(fsa: Fsa, call: Call, bars: ProgressBars) -> tuple[RunResult, DryRun | 
         timeout_s=timeout_s,
         dry_run="--dry-run" in call.options,
         report=tell,
+        run_async=run_async,
     )
     redirected = prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
     policy = RetryPolicy(retries, 1.0 if backoff_s is None else backoff_s)

@@ -92,7 +92,12 @@ def shell(
     if echo:
         start_echo(fsa.output)
     with Shell(
-        loaded, fsa.settings.database, mode=mode, environment=environment, output=fsa.output
+        loaded,
+        fsa.settings.database,
+        mode=mode,
+        environment=environment,
+        output=fsa.output,
+        lifespan=fsa.settings.lifespan,
     ) as opened:
         try:
             if program:

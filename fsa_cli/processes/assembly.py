@@ -165,7 +165,7 @@ class ProcessBuilder:
         if role == "scheduler":
             intake += self._woken(context, local)
         parts = self._parts(context, lifecycle, maintenance, claimers, intake, join)
-        return Node(replace(parts, timer=timer), NodeOptions(grace_s=grace_s, pulse=pulse))
+        return Node(replace(parts, timer=timer), self._options(grace_s, pulse))
 
     def worker(
         self,
@@ -194,7 +194,7 @@ class ProcessBuilder:
             claimers.append(local)
             intake += [local, *self._woken(context, local)]
         parts = self._worker_parts(context, lifecycle, claimers, intake)
-        return Node(parts, NodeOptions(grace_s=grace_s, pulse=pulse))
+        return Node(parts, self._options(grace_s, pulse))
 
     def embedded(self, *, concurrency: int, grace_s: float) -> tuple[Node, MessageClaimer]:
         """The node inside a broker's worker that a team starts itself, and what takes messages."""
@@ -203,7 +203,7 @@ class ProcessBuilder:
         claimers.append(BrokerDispatcher(context, self._brokers()))
         messages = MessageClaimer(context, lifecycle, self.run_factory.locks)
         parts = self._worker_parts(context, lifecycle, claimers, [*claimers, messages])
-        return Node(parts, NodeOptions(grace_s=grace_s)), messages
+        return Node(parts, self._options(grace_s)), messages
 
     def _woken(self, context: NodeContext, local: LocalDispatcher) -> list[Service]:
         """What wakes *local* when a run is asked for; where nothing can, it polls often."""
@@ -211,6 +211,10 @@ class ProcessBuilder:
             return [Listener(context, local.poll, local.poll_often)]
         local.poll_often()
         return []
+
+    def _options(self, grace_s: float, pulse: Callable[[], None] = lambda: None) -> NodeOptions:
+        app = self.loaded.app if self.settings.lifespan else None
+        return NodeOptions(grace_s=grace_s, pulse=pulse, lifespan_of=app)
 
     # -- the parts -----------------------------------------------------------------------------
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from fsa_cli.runner.lifespan import is_inside
 
 if TYPE_CHECKING:
     from fsa_cli.processes.assembly import ProcessBuilder
@@ -37,6 +40,9 @@ async def scheduling(
     Raises:
         FsaError: As `fsa scheduler start` would end with: a setting is wrong, the ledger is away.
     """
+    if is_inside():  # of `fsa run-task`, or of a scheduler, which is one already
+        yield
+        return
     builder, node = await asyncio.to_thread(_started, concurrency, grace_s, only, tags)
     try:
         yield
@@ -53,7 +59,7 @@ def _started(
     from fsa_cli.tasks.registry import registry
     from fsa_cli.terminal.output import Output
 
-    chosen = settings.read()
+    chosen = replace(settings.read(), lifespan=False)  # it is running: the caller is in it
     loaded = loader.load(chosen)
     builder = ProcessBuilder.of(loaded, chosen, Output(), registry, only=only, tags=tags)
     try:

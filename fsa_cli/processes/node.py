@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from fsa_cli.exceptions import DatabaseUnreachable, SchedulerStuck
+from fsa_cli.exceptions import DatabaseUnreachable, LifespanFailed, SchedulerStuck, Terminated
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.claimer import Claimer
 from fsa_cli.processes.context import NodeContext
@@ -28,6 +29,9 @@ from fsa_cli.processes.service import Service
 from fsa_cli.processes.timer import Timer
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.runner.signal_handlers import handling
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 __all__ = ["Node", "NodeOptions", "NodeParts", "Unfinished"]
 
@@ -61,10 +65,12 @@ class NodeOptions:
     Attributes:
         grace_s: How long running tasks may go on after SIGTERM or SIGINT.
         pulse: Called every few seconds while all is well.
+        lifespan_of: The app whose lifespan runs around all tasks; None: no lifespan runs.
     """
 
     grace_s: float
     pulse: Callable[[], None] = lambda: None
+    lifespan_of: Starlette | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,7 @@ class Node(NodeListener):
             reaping: Decide the runs of dead nodes first: it may have ended before it would come to
                 that, and their locks would keep what is due waiting for ever.
         """
+        self._start_lifespan()
         self._parts.join()
         self._started.append(self.context.lease)
         if reaping:
@@ -236,6 +243,18 @@ class Node(NodeListener):
         for service in self._services:
             service.start()
             self._started.append(service)
+
+    def _start_lifespan(self) -> None:
+        if self._options.lifespan_of is None:
+            return
+        starting = self.lifecycle.pool.start_lifespan(self._options.lifespan_of)
+        while not starting.done():
+            with contextlib.suppress(TimeoutError):
+                starting.exception(_LOOK_S)
+            with contextlib.suppress(queue.Empty):
+                if (number := self._inbox.get_nowait()) is not None:
+                    raise Terminated(f"stopped by {number.name} while the app's lifespan began")
+        starting.result()
 
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         if self._stopping:
@@ -279,7 +298,11 @@ class Node(NodeListener):
         self._skewed = abs(skew_s) > _SKEW_S
 
     def drain(self, number: signal.Signals | None) -> Unfinished | None:
-        """Take no more, wait for what runs, record it, and stop the services."""
+        """Take no more, wait for what runs, record it, and stop the services.
+
+        Raises:
+            LifespanFailed: The end of the app's lifespan has raised.
+        """
         self._stopping = True
         pool = self.lifecycle.pool
         self.lifecycle.drain()
@@ -295,10 +318,16 @@ class Node(NodeListener):
             pool.cancel()
             self._wait(_CANCEL_NOW_S if again else _CANCEL_S)
             self.lifecycle.mark_interrupted()
-        else:
-            pool.stop()
+        failure: LifespanFailed | None = None
+        if not pool.running:
+            try:
+                pool.stop(self._options.grace_s)
+            except LifespanFailed as exc:
+                failure = exc
         for service in reversed(self._started):
             service.stop()
+        if failure is not None:
+            raise failure
         return Unfinished(again or number or signal.SIGTERM, left) if left else None
 
     def _wait(self, seconds: float) -> signal.Signals | None:

@@ -10,12 +10,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
+from fsa_cli.exceptions import LifespanFailed
 from fsa_cli.processes.active_runs import ActiveRun
 from fsa_cli.runner.execute import execute, execute_async, failed_result
+from fsa_cli.runner.lifespan import Lifespan
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.terminal.escaping import escape_record
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 __all__ = ["RunPool"]
 
@@ -118,9 +124,20 @@ class RunPool:
         else:
             run.statements.end_of_thread()
 
-    def stop(self) -> None:
-        """End the event loop, with what the app's async engine holds open on it."""
-        self._loop.stop()
+    def start_lifespan(self, app: Starlette) -> Future[None]:
+        """Start *app*'s lifespan on the loop of the async runs.
+
+        The future raises `LifespanFailed`.
+        """
+        return self._loop.start_lifespan(app)
+
+    def stop(self, within_s: float | None = None) -> None:
+        """End the lifespan, and the event loop with what the app's async engine holds open on it.
+
+        Raises:
+            LifespanFailed: The lifespan has raised, or did not end within *within_s*.
+        """
+        self._loop.stop(within_s)
 
     def _fill(self) -> None:
         while (active := self._next()) is not None:
@@ -224,18 +241,30 @@ class _LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Event | None = None
         self._ready = threading.Event()
+        self._lifespan: Lifespan | None = None
         self._tasks: dict[ActiveRun, asyncio.Task[None]] = {}
 
     def start_run(
         self, active: ActiveRun, execute: Executed, done: Callable[[ActiveRun], None]
     ) -> None:
+        self._begin().call_soon_threadsafe(self._spawn, active, execute, done)
+
+    def _begin(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="fsa loop", daemon=True)
                 self._thread.start()
         self._ready.wait()
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._spawn, active, execute, done)
+        return self._loop
+
+    def start_lifespan(self, app: Starlette) -> Future[None]:
+        async def start() -> None:
+            lifespan = Lifespan(app)
+            await lifespan.start()
+            self._lifespan = lifespan
+
+        return asyncio.run_coroutine_threadsafe(start(), self._begin())
 
     def cancel(self, active: ActiveRun) -> None:
         def cancel() -> None:
@@ -245,8 +274,17 @@ class _LoopThread:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(cancel)
 
-    def stop(self) -> None:
-        if self._thread is not None and self._loop is not None and self._closing is not None:
+    def stop(self, within_s: float | None) -> None:
+        if self._thread is None or self._loop is None or self._closing is None:
+            return
+        lifespan, self._lifespan = self._lifespan, None
+        try:
+            if lifespan is not None:
+                ending = asyncio.run_coroutine_threadsafe(lifespan.stop(), self._loop)
+                ending.result(within_s)
+        except TimeoutError:
+            raise LifespanFailed(f"the app's lifespan did not end within {within_s:g} s") from None
+        finally:
             self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join()
 

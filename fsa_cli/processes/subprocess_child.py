@@ -18,7 +18,8 @@ from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.processes.run_factory import RunFactory
 from fsa_cli.project import loader, settings
-from fsa_cli.project.settings import Flags
+from fsa_cli.project.settings import Flags, Settings
+from fsa_cli.runner import lifespan
 from fsa_cli.runner.execute import execute
 from fsa_cli.runner.outcome import encode_result, error_fields
 from fsa_cli.runner.retry import asked_again, asked_pause_s
@@ -34,10 +35,12 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     ended: dict[str, Any] = {"error_type": None, "status": "failed"}
     try:
-        run = _build_run(claimed)
+        told = settings.read(Flags())
+        run = _build_run(claimed, told)
         answers.write("began\n")
         answers.flush()
-        result = execute(run)
+        with lifespan.around(run.app, told.lifespan) as run_async:  # type: ignore[arg-type]
+            result = execute(replace(run, run_async=run_async))
     except FsaError as exc:
         ended |= {"error_type": type(exc).__name__, "error": exc.message, "traceback": None}
     except KeyboardInterrupt:
@@ -69,8 +72,7 @@ def _sent(value: object) -> Any:
     return None if encoded is None else json.loads(encoded)
 
 
-def _build_run(claimed: ClaimedRun) -> Run:
-    told = settings.read(Flags())
+def _build_run(claimed: ClaimedRun, told: Settings) -> Run:
     loaded = loader.load(told)
     run = RunFactory(loaded, told, ledger_of(loaded.databases, told), registry)(claimed)
     return replace(run, isolated=None)

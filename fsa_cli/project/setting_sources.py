@@ -28,13 +28,22 @@ KEYS: Mapping[str, type] = {
     "celery_app": str,
     "ledger_url": str,
     "lease_s": float,
+    "lifespan": bool,
     "timezone": str,
     "shell": str,
     "health": dict,
     "env": dict,
 }
 
-_NAMES = {str: "a string", list: "a list of strings", float: "a number", dict: "a table"}
+_NAMES = {
+    str: "a string",
+    list: "a list of strings",
+    float: "a number",
+    dict: "a table",
+    bool: "true or false",
+}
+_YES = ("1", "true", "t", "yes", "y", "on")
+_NO = ("0", "false", "f", "no", "n", "off")
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,7 @@ class SettingSources:
             return "--no-env-file"
         if self.flags.env_file is None:
             value = self.environ.get("FSA_NO_ENV_FILE", "").lower()
-            return "FSA_NO_ENV_FILE" if value in ("1", "true", "t", "yes", "y", "on") else None
+            return "FSA_NO_ENV_FILE" if value in _YES else None
         return None
 
     def _table(self) -> dict[str, Any]:
@@ -152,7 +161,7 @@ class SettingSources:
                 fits = isinstance(value, str) or (
                     fits and all(isinstance(item, str) for item in value)
                 )
-            if isinstance(value, bool) or not fits:
+            if isinstance(value, bool) is not (kind is bool) or not fits:
                 raise ConfigurationError(
                     f"[tool.fsa] {key} must be {_expected(key)}, not {value!r}",
                     details=[f"in {where}"],
@@ -207,6 +216,15 @@ class SettingSources:
             return None if value is None else float(value)
         except ValueError:
             raise ConfigurationError(f"{source} must be a number, not {value!r}") from None
+
+    def flag(self, name: str) -> bool:
+        value, source = self._find(name)
+        self.sources[name] = source
+        if isinstance(value, str):
+            if value.lower() not in (*_YES, *_NO):
+                raise ConfigurationError(f"{source} must be true or false, not {value!r}")
+            return value.lower() in _YES
+        return bool(value)
 
     def path(self, name: str) -> Path | None:
         value, source = self._find(name)

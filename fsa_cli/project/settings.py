@@ -48,6 +48,8 @@ class Settings:
     """`module:attr` of a Celery app of the user's own."""
     ledger_url: str | None = field(repr=False)
     lease_s: float | None
+    lifespan: bool
+    """Whether the app's lifespan runs around tasks and shells."""
     timezone: str | None
     shell: str | None
     health: Mapping[str, Any]
@@ -97,6 +99,7 @@ def read(
         celery_app=reader.text("celery_app"),
         ledger_url=reader.text("ledger_url"),
         lease_s=reader.number("lease_s"),
+        lifespan=reader.flag("lifespan"),
         timezone=reader.text("timezone"),
         shell=reader.text("shell"),
         health=reader.table.get("health", {}),

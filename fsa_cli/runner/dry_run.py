@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import threading
@@ -114,7 +113,8 @@ def execute_dry_run(run: Run, databases: Mapping[str, Database]) -> tuple[RunRes
         if run.task.is_async:
             with _at_once():
                 try:
-                    return asyncio.run(inside())
+                    result: RunResult = run.run_async(inside())
+                    return result
                 except SystemExit as exc:  # of a child coroutine: it ends the loop
                     return failed_result(run, exc)
         with contextlib.ExitStack() as stack:

@@ -91,7 +91,8 @@ def _execute(run: Run) -> RunResult:
     attempt = _Attempt(run)
     if run.task.is_async:
         try:
-            return asyncio.run(_execute_async(attempt))
+            result: RunResult = run.run_async(_execute_async(attempt))
+            return result
         except (SystemExit, asyncio.CancelledError) as exc:
             # A child coroutine that raises SystemExit ends the loop, which cancels the run.
             return attempt.failed(exc)
@@ -130,7 +131,7 @@ def _await_returned(attempt: _Attempt, awaitable: Awaitable[Any]) -> Any:
             return await _in_async_scope(attempt, _resolve(attempt, awaitable))
 
     try:
-        return asyncio.run(finish())
+        return attempt.run.run_async(finish())
     except KeyboardInterrupt as exc:
         attempt.interrupted_itself = not _is_signalled(exc)
         raise

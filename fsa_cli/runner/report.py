@@ -26,9 +26,7 @@ from fsa_cli.terminal.user_code import (
 if TYPE_CHECKING:
     from fsa_cli.runner.dry_run import DryRun
 
-_OF_LIFESPAN = (
-    "no lifespan of the app runs around a task: make in the task what it would put into app.state"
-)
+_OF_LIFESPAN = "no lifespan of the app runs around a task, unless [tool.fsa] has lifespan = true"
 
 __all__ = ["brief", "document", "failure_of", "format_result"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -55,6 +56,8 @@ class Run:
         stop: Set from outside, it makes the context's `cancelled` true.
         report: Called with the task's progress.
         fence: Refuses commits once the run is no longer this process's.
+        run_async: Runs the coroutine of `execute`: on the loop of the app's lifespan, if there is
+            one.
         isolated: Executes it elsewhere, in place of `execute`.
         statements: The statements that the run waits for, so that another thread can end them.
     """
@@ -72,6 +75,7 @@ class Run:
     report: Callable[[Progress], None] | None = None
     fence: Fence | None = None
     statements: Statements = field(default_factory=Statements)
+    run_async: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
     isolated: Callable[[Run], RunResult] | None = None
 
 

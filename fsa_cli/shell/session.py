@@ -23,6 +23,7 @@ from fsa_cli.database.connections import check_savepoints
 from fsa_cli.database.models import counted, mapped_classes, model_names
 from fsa_cli.project.environments import Environment, ShellMode
 from fsa_cli.project.loader import LoadedApp
+from fsa_cli.runner.lifespan import Lifespan
 from fsa_cli.terminal.output import Output
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Shell:
             databases refuse to write.
         environment: Named at the prompt.
         output: For `sql()`.
+        lifespan: Whether the app's lifespan runs, on the shell's loop, inside a sandbox.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Shell:
         mode: ShellMode = "open",
         environment: Environment | None = None,
         output: Output | None = None,
+        lifespan: bool = False,
     ) -> None:
         self.loaded = loaded
         self.db = loaded.database(database)
@@ -66,6 +69,7 @@ class Shell:
         self.names: dict[str, Any] = {}
         self.notes: list[str] = []
         self.banner = ""
+        self._lifespan = lifespan
         self._runner = asyncio.Runner()
         self._context: Context = copy_context()
         self._scopes = contextlib.AsyncExitStack()
@@ -158,6 +162,10 @@ class Shell:
             check_savepoints(databases)
             for database in databases:
                 await self._scopes.enter_async_context(database.sandbox())
+        if self._lifespan:
+            lifespan = Lifespan(self.loaded.app)
+            await lifespan.start()
+            self._scopes.push_async_callback(lifespan.stop)
         for database in databases:
             await self._scopes.enter_async_context(database())
 
