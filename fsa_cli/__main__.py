@@ -23,6 +23,7 @@ def main() -> NoReturn:
         sys.exit(heartbeat.live())
     import gc
 
+    gc.disable()  # until a command begins: imports make next to no garbage
     from fsa_cli.cli import app as typer_side
 
     code = typer_side.main(argv)

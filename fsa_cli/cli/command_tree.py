@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from collections.abc import Mapping
 from functools import wraps
@@ -176,6 +177,8 @@ class FsaGroup(_Help, TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         ctx.obj.command = command_path(ctx).partition(" ")[2]
+        gc.freeze()  # what is imported stays
+        gc.enable()
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

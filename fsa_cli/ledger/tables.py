@@ -110,14 +110,23 @@ def _text(length: int) -> TypeEngine[str]:
     return _plain(length).with_variant(binary, "mysql", "mariadb")
 
 
-def _only_on(dialects: tuple[str, ...], index: Index) -> Index:
-    index.info["dialects"] = dialects
-    return index.ddl_if(callable_=lambda *_, dialect, **__: dialect.name in dialects)
+def _only_on(dialects: tuple[str, ...], index: Index, where: str | None = None) -> Index:
+    index.info.update(dialects=dialects, where=where)
+    return index.ddl_if(callable_=lambda *_, dialect, **__: _is_on(index, dialect))
+
+
+def _is_on(index: Index, dialect: Dialect) -> bool:
+    if dialect.name not in index.info.get("dialects", (dialect.name,)):
+        return False
+    if where := index.info.get("where"):
+        # Given where it is declared it would import the dialects of all databases.
+        index.dialect_options[dialect.name]["where"] = literal_column(where)
+    return True
 
 
 def indexes_of(table: Table, dialect: Dialect) -> list[Index]:
     """The indexes of *table* on *dialect*, by name."""
-    there = [e for e in table.indexes if dialect.name in e.info.get("dialects", (dialect.name,))]
+    there = [each for each in table.indexes if _is_on(each, dialect)]
     return sorted(there, key=lambda each: str(each.name))
 
 
@@ -222,11 +231,8 @@ run = Table(
     # A partial one does not make every change of a status dearer; MySQL and MariaDB have none.
     _only_on(
         ("postgresql", "sqlite"),
-        Index(
-            *("fsa_run_priority", "namespace", "priority", "not_before_ms"),
-            postgresql_where=literal_column("status = 'queued'"),
-            sqlite_where=literal_column("status = 'queued'"),
-        ),
+        Index("fsa_run_priority", "namespace", "priority", "not_before_ms"),
+        where="status = 'queued'",
     ),
     _only_on(
         ("mysql", "mariadb"),

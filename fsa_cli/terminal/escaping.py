@@ -8,9 +8,11 @@ programs know. Everything else stays as it is.
 from __future__ import annotations
 
 import json
-import logging
 import re
-import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
 
 __all__ = ["escape_json_controls", "escape_record", "escape_terminal"]
 
@@ -46,6 +48,8 @@ def escape_json_controls(text: str) -> str:
 
 def escape_record(record: logging.LogRecord) -> bool:
     """A filter for a logger: what its records say is shown escaped, by whatever handler."""
+    import traceback
+
     message = record.getMessage()
     if (escaped := escape_terminal(message)) != message:
         record.msg, record.args = escaped, ()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.secret_names import is_secret_name
@@ -111,8 +111,9 @@ def _beginning(value: object, room: int, depth: int) -> tuple[object, int]:
 
 def describe(value: object) -> str:
     """`repr(value)`, also where that raises."""
-    if isinstance(value, ZoneInfo) and value.key:
-        return value.key
+    zoneinfo = sys.modules.get("zoneinfo")  # what is not imported has no values
+    if zoneinfo is not None and isinstance(value, zoneinfo.ZoneInfo) and value.key:
+        return str(value.key)
     try:
         return repr(value)
     except Exception:  # an ORM object whose session is closed, a number of 5,000 digits

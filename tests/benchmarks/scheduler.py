@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, inspect, make_url, text
 
 FSA = str(Path(sysconfig.get_path("scripts"), "fsa"))
 APPS = Path(__file__).parent / "apps"
-TABLES = ("written", "bare", "apscheduler_jobs", "fsa_run", "fsa_task", "fsa_node")
-MORE = ("fsa_node_task", "fsa_progress", "fsa_effect")
+TABLES = ("written", "bare", "apscheduler_jobs")
 
 
 @contextmanager
@@ -36,7 +35,8 @@ def database(url: str | None) -> Iterator[str]:
                 connection.execute("PRAGMA journal_mode = WAL")
         engine = create_engine(url)
         with engine.begin() as connection:
-            for table in (*TABLES, *MORE):
+            ours = [name for name in inspect(engine).get_table_names() if name.startswith("fsa_")]
+            for table in (*TABLES, *ours):
                 connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
             connection.execute(text("CREATE TABLE written (n INTEGER)"))
             connection.execute(text("CREATE TABLE bare (n INTEGER)"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 from collections.abc import Callable
@@ -552,10 +553,22 @@ def test_run_task_loads_no_scheduler(fresh_fsa: Run, small: Path) -> None:
         main.write(
             "\n@task\ndef loaded() -> list:\n"
             "    heavy = {'apscheduler', 'alembic', 'IPython', 'rich'}\n"
-            "    return sorted(heavy & set(sys.modules))\n"
+            "    others = {'sqlalchemy.dialects.postgresql', 'sqlalchemy.dialects.mysql'}\n"
+            "    return sorted((heavy | others) & set(sys.modules))\n"
         )
 
     assert fresh_fsa("run-task", "loaded").stdout == "[]\n"
+
+
+def test_a_task_has_its_garbage_collected_as_python_does(fresh_fsa: Run, small: Path) -> None:
+    with (small / "main.py").open("a") as main:
+        main.write(
+            "\n@task\ndef collects() -> list:\n"
+            "    import gc\n"
+            "    return [gc.isenabled(), *gc.get_threshold()]\n"
+        )
+
+    assert json.loads(fresh_fsa("run-task", "collects").stdout) == [True, *gc.get_threshold()]
 
 
 def test_a_killed_task_leaves_nothing_behind(
