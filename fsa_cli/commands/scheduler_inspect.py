@@ -209,20 +209,22 @@ def status(context: typer.Context) -> None:
       fsa scheduler status
       fsa scheduler status --json
     """
-    from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.glance import glance
     from fsa_cli.runs import status_view as views
+    from fsa_cli.runs.problems import problems
 
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:
-        seen = queries.overview(ledger)
+        seen = glance(ledger, full=True)
         where, namespace = ledger.where, ledger.namespace
     if fsa.output.json:
         fsa.output.document(views.document(seen, where, namespace))
         return
     fsa.output.say(views.place(where, namespace, seen.elsewhere))
-    for warning in views.warnings(seen):
-        fsa.output.warn(warning)
+    for problem in problems(seen):
+        if not problem.is_task:
+            fsa.output.warn(f"{problem.text}: {', '.join(problem.commands)}")
     every = not fsa.output.console.is_terminal
     if nodes := views.node_rows(seen, dated=every):
         fsa.output.table(nodes, views.NODE_COLUMNS)

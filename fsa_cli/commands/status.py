@@ -43,7 +43,6 @@ def status(context: typer.Context) -> None:
     from fsa_cli.ledger.glance import glance
     from fsa_cli.runs.problems import Problem, problems
     from fsa_cli.runs.run_activity import doing
-    from fsa_cli.tasks.registry import registry
 
     fsa = Fsa.of(context)
     loaded = fsa.load()
@@ -51,11 +50,9 @@ def status(context: typer.Context) -> None:
     does: dict[str, Doing] = {}
     try:
         with existing(loaded, fsa.settings) as ledger:
-            seen = glance(ledger)
+            seen = glance(ledger, full=True)
             does = doing(ledger, seen.running, loaded.databases)
-        has_schedule = any(task.schedule is not None for task in registry)
-        places = {task.name: task.place for task in registry}
-        found = list(problems(seen, places, has_schedule=has_schedule))
+        found = problems(seen)
     except LedgerUnusable as exc:
         found = [Problem("ledger", exc.message, "; ".join(exc.details), (exc.hint or "",))]
     coming = _coming(fsa, seen)
@@ -72,7 +69,7 @@ def status(context: typer.Context) -> None:
     if seen is not None and seen.running:
         fsa.output.heading("\nrunning")
         for run in seen.running:
-            head, *more = _running_lines(run, seen.overview.now_ms, does.get(run.id))
+            head, *more = _running_lines(run, seen.now_ms, does.get(run.id))
             _write(fsa, head)
             for line in more:
                 fsa.output.fact(" " * 10, line)
@@ -113,23 +110,22 @@ def _schema(fsa: Fsa) -> str:
 def _counts(seen: Glance) -> Iterator[str]:
     from fsa_cli.runs.problems import lives
 
-    overview = seen.overview
-    alive = Counter(each.role for each in overview.nodes if lives(each, overview.now_ms))
+    alive = Counter(each.role for each in seen.nodes if lives(each, seen.now_ms))
     processes = [
         f"{number} {role}{'s' if number > 1 else ''}" for role, number in sorted(alive.items())
     ]
-    running = sum(each.get("running", 0) for each in overview.open_runs.values())
-    waiting = sum(each.number for each in seen.waiting)
-    oldest = min((each.since_ms for each in seen.waiting), default=None)
+    running = sum(each.get("running", 0) for each in seen.open_runs.values())
+    waiting = sum(each.due for each in seen.waiting)
+    oldest = min((each.due_ms for each in seen.waiting if each.due), default=None)
     queued = f"{waiting} queued"
     if oldest is not None:
-        queued += f", the oldest for {_span(overview.now_ms - oldest)}"
-    clock_s = time.time() - overview.now_ms / 1000
+        queued += f", the oldest for {_span(seen.now_ms - oldest)}"
+    clock_s = time.time() - seen.now_ms / 1000
     clock = f"clock {clock_s:+.1f} s" if abs(clock_s) >= 1 else ""
     parts = [f"{', '.join(processes) or 'no process'} alive", f"{running} running", queued, clock]
     yield "   ".join(part for part in parts if part)
-    if overview.elsewhere:
-        others = ", ".join(overview.elsewhere)
+    if seen.elsewhere:
+        others = ", ".join(seen.elsewhere)
         yield f"also alive in this ledger, in namespaces of their own: {others}"
 
 
@@ -168,9 +164,7 @@ def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
     from fsa_cli.schedules.schedule import upcoming
     from fsa_cli.tasks.registry import registry
 
-    paused = (
-        {each.name for each in seen.overview.tasks if each.paused_ms is not None} if seen else set()
-    )
+    paused = {each.name for each in seen.tasks if each.paused_ms is not None} if seen else set()
     now = datetime.now(UTC)
     rows = []
     for each in plan(registry, fsa.settings.timezone):
@@ -188,18 +182,20 @@ def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
 def _document(
     fsa: Fsa, seen: Glance | None, found: list[Problem], coming: list[dict[str, object]]
 ) -> dict[str, object]:
-    from fsa_cli.runs import run_view, status_view
+    from fsa_cli.ledger.time import instant_of
+    from fsa_cli.runs import status_view
+    from fsa_cli.runs.run_pages import run_line
 
     loaded, settings = fsa.load(), fsa.settings
     document: dict[str, object] = {"namespace": settings.namespace, "app": loaded.target}
     if seen is not None:
-        document |= status_view.document(seen.overview, "", settings.namespace)
-        document["running"] = [
-            {**run_view.document(run), "host": run.host, "pid": run.pid} for run in seen.running
-        ]
+        document |= status_view.document(seen, "", settings.namespace)
+        now = instant_of(seen.now_ms)
+        document["running"] = [asdict(run_line(run, now)) for run in seen.running]
         document["waiting"] = [
-            {"task": each.task, "status": each.status, "number": each.number}
+            {"task": each.task, "status": each.status, "number": each.due}
             for each in seen.waiting
+            if each.due
         ]
     document["problems"] = [asdict(each) for each in found]
     document["next"] = coming

@@ -1,75 +1,175 @@
-"""One look at the ledger: what is alive, what runs, and what waits for how long."""
+"""One look at the ledger, whoever asks: what is alive, what runs, what waits, what has failed.
+
+`fsa status`, `fsa scheduler status`, `fsa top` and the console show what they are about from this.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, Select, case, func, select, union_all
 
-from fsa_cli.ledger import queries
-from fsa_cli.ledger.queries import Overview
+from fsa_cli.ledger import nodes, queries, run_search, task_history
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import node, progress, run
+from fsa_cli.ledger.tables import FINAL, node, run
 
-__all__ = ["Glance", "executing", "glance"]
+__all__ = ["MOST_COUNTED", "MOST_RUNNING", "Glance", "Waiting", "executing", "glance", "waiting"]
 
-_SHOWN = 20
+#: So many of the runs that go on are listed.
+MOST_RUNNING = 50
+#: Of what waits, so many of each status are counted, those that are due first.
+MOST_COUNTED = 10_000
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The runs of one task that wait alike.
+
+    Attributes:
+        number: How many, and `later` how many of them for a time that has not come.
+        more: Whether there are more of their status than were counted.
+        oldest_ms: Since when the first of them waits.
+        due_ms: When the time of the first of them came, or comes.
+    """
+
+    task: str
+    executor: str
+    queue: str | None
+    status: str
+    number: int
+    later: int
+    more: bool
+    oldest_ms: int
+    due_ms: int
+
+    @property
+    def due(self) -> int:
+        return self.number - self.later
 
 
 @dataclass(frozen=True)
 class Glance:
-    """The ledger at one look.
+    """The ledger at one moment: its rows, as they are.
 
     Attributes:
-        running: The runs that go on, the oldest first, each with its progress and with the host,
-            pid, role and lease_until_ms of its node.
-        waiting: As returned by `queries.waiting_runs`.
+        nodes: Those that live, and those that have gone since yesterday.
+        tasks: By name.
+        last_runs: The last run of each task that has ended, at least where something went wrong.
+        missed: How many instants of each task were missed since its last success.
+        known: The tasks that a live scheduler fires.
+        elsewhere: Other namespaces of the ledger whose schedulers or workers live.
+        running: The runs that go on, the longest first, with their progress and the host, pid, role
+            and lease_until_ms of their nodes: at most `MOST_RUNNING`, and one more if there is one.
+        waiting: What waits, the oldest first.
+        open_runs: Of each task and open status the number, where the look is a full one.
     """
 
-    overview: Overview
+    now_ms: int
+    nodes: Sequence[Row[Any]]
+    tasks: Sequence[Row[Any]]
+    last_runs: Mapping[str, Row[Any]]
+    missed: Mapping[str, int]
+    known: frozenset[str]
+    elsewhere: tuple[str, ...]
     running: Sequence[Row[Any]]
-    waiting: Sequence[Row[Any]]
+    waiting: Sequence[Waiting]
+    open_runs: Mapping[str, Mapping[str, int]]
 
 
-def glance(ledger: Ledger) -> Glance:
-    """One look at the ledger."""
-    seen = queries.overview(ledger)
-    waiting = queries.waiting_runs(ledger)
-    mine = run.c.namespace == ledger.namespace
-    running = (
-        _with_node()
-        .where(mine, run.c.status == RunStatus.RUNNING)
-        .order_by(run.c.started_ms, run.c.id)
-        .limit(_SHOWN)
-    )
+def glance(ledger: Ledger, *, full: bool = False) -> Glance:
+    """One look at the ledger: a few bounded statements, however many tasks there are.
+
+    Args:
+        full: Whether it has `open_runs`, which counts all that waits, and the last run of every
+            task.
+    """
 
     def work(connection: Connection) -> Glance:
-        return Glance(seen, connection.execute(running).all(), waiting)
+        now_ms = ledger.now_ms(connection)
+        last = task_history.latest(ledger, FINAL, wrong=not full)
+        running = run_search.going_on(ledger, MOST_RUNNING + 1)
+        return Glance(
+            now_ms=now_ms,
+            nodes=connection.execute(nodes.listed(ledger, now_ms)).all(),
+            tasks=connection.execute(queries.all_tasks(ledger)).all(),
+            last_runs={row.task: row for row in connection.execute(last)},
+            missed=queries.missed(connection, ledger.namespace),
+            known=frozenset(connection.scalars(nodes.fired(ledger, now_ms))),
+            elsewhere=nodes.elsewhere(connection, ledger, now_ms),
+            running=connection.execute(running).all(),
+            waiting=_waiting(connection, ledger, now_ms),
+            open_runs=queries.open_runs(connection, ledger.namespace) if full else {},
+        )
 
     return ledger.read(work)
 
 
+def waiting(ledger: Ledger, now_ms: int) -> Sequence[Waiting]:
+    """As `Glance.waiting`."""
+    return ledger.read(lambda connection: _waiting(connection, ledger, now_ms))
+
+
 def executing(ledger: Ledger, run_id: str) -> Row[Any] | None:
     """The node that a run is or was executed by: host, pid, role; None where it is not known."""
-    statement = _with_node().where(run.c.id == run_id, node.c.id.is_not(None))
+    statement: Select[Any] = (
+        select(node.c.host, node.c.pid, node.c.role)
+        .join(run, run.c.node == node.c.id)
+        .where(run.c.id == run_id)
+    )
     return ledger.read(lambda connection: connection.execute(statement).one_or_none())
 
 
-def _with_node() -> Any:
-    return (
-        select(
-            run,
-            progress.c.done,
-            progress.c.total,
-            progress.c.text,
-            node.c.host,
-            node.c.pid,
-            node.c.role,
-            node.c.lease_until_ms,
+def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Waiting]:
+    parts = []
+    for status in (RunStatus.QUEUED, RunStatus.DISPATCHED):
+        some = (
+            select(
+                run.c.task,
+                run.c.executor,
+                run.c.queue,
+                run.c.status,
+                run.c.queued_ms,
+                run.c.not_before_ms,
+            )
+            .where(run.c.namespace == ledger.namespace, run.c.status == status)
+            .order_by(run.c.not_before_ms)
+            .limit(MOST_COUNTED)
+            .subquery()
+            .c
         )
-        .outerjoin(progress, progress.c.run == run.c.id)
-        .outerjoin(node, node.c.id == run.c.node)
-    )
+        # What is dispatched waits for a worker alone.
+        is_later = case((some.not_before_ms > now_ms, 1), else_=0)
+        parts.append(
+            select(
+                some.task,
+                some.executor,
+                some.queue,
+                some.status,
+                func.count().label("number"),
+                (func.sum(is_later) if status == RunStatus.QUEUED else func.min(0)).label("later"),
+                func.min(some.queued_ms).label("oldest_ms"),
+                func.min(some.not_before_ms).label("due_ms"),
+            ).group_by(some.task, some.executor, some.queue, some.status)
+        )
+    rows = connection.execute(union_all(*parts)).all()
+    counted: dict[str, int] = {}
+    for row in rows:
+        counted[row.status] = counted.get(row.status, 0) + row.number
+    found = [
+        Waiting(
+            row.task,
+            row.executor,
+            row.queue,
+            row.status,
+            int(row.number),
+            int(row.later or 0),
+            counted[row.status] >= MOST_COUNTED,
+            int(row.oldest_ms),
+            int(row.due_ms),
+        )
+        for row in rows
+    ]
+    return sorted(found, key=lambda each: (each.due_ms, each.task))

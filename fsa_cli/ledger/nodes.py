@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     Select,
     and_,
     case,
@@ -44,6 +43,8 @@ __all__ = [
 ]
 
 _NAMED = 5
+_LISTED = 50
+_DAY_MS = 24 * 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -184,15 +185,15 @@ def alive(ledger: Ledger, role: str | None = None) -> list[str]:
     return ledger.read(work)
 
 
-def listed(ledger: Ledger, since_ms: int, limit: int) -> Sequence[Row[Any]]:
-    """The nodes whose lease has held since then, the latest first."""
-    statement = (
+def listed(ledger: Ledger, now_ms: int) -> Select[Any]:
+    """The nodes that live, and those that have gone since yesterday: at most 50, the living ones
+    first, then the latest."""
+    return (
         select(node)
-        .where(node.c.namespace == ledger.namespace, node.c.lease_until_ms >= since_ms)
-        .order_by(node.c.lease_until_ms.desc(), node.c.id)
-        .limit(limit)
+        .where(node.c.namespace == ledger.namespace, node.c.lease_until_ms >= now_ms - _DAY_MS)
+        .order_by(case((lives(ledger, now_ms), 0), else_=1), node.c.started_ms.desc(), node.c.id)
+        .limit(_LISTED)
     )
-    return ledger.read(lambda connection: connection.execute(statement).all())
 
 
 def namespaces_beside(ledger: Ledger) -> tuple[str, ...]:

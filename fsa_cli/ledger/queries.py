@@ -6,47 +6,31 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, exists, func, select
+from sqlalchemy import Connection, Row, Select, and_, exists, func, select
 
-from fsa_cli.ledger.nodes import elsewhere, fired, lives
+from fsa_cli.ledger.nodes import elsewhere, lives
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import FINAL, key, node, progress, run, task
+from fsa_cli.ledger.tables import key, node, progress, run, task
 from fsa_cli.ledger.values import is_run_id
 
 __all__ = [
-    "Overview",
     "Vitals",
+    "all_tasks",
     "find",
     "get",
     "holder",
-    "overview",
+    "missed",
+    "open_runs",
     "runs",
     "tasks",
     "vitals",
     "waiting_runs",
 ]
 
-_DAY_MS = 24 * 3600 * 1000
 _NODES = 50
+_MISSED = 300
 _OPEN = ("queued", "running", "handed_off")
-
-
-@dataclass(frozen=True)
-class Overview:
-    """The ledger at a glance: its rows, as they are."""
-
-    now_ms: int
-    nodes: Sequence[Row[Any]]
-    tasks: Sequence[Row[Any]]
-    open_runs: Mapping[str, Mapping[str, int]]
-    last_runs: Mapping[str, Row[Any]]
-    missed: Mapping[str, int]
-    """How many instants of each task were missed since its last success."""
-    known: frozenset[str]
-    """The tasks that a live scheduler fires."""
-    elsewhere: tuple[str, ...]
-    """Other namespaces of the ledger whose schedulers or workers live."""
 
 
 @dataclass(frozen=True)
@@ -169,56 +153,25 @@ def runs(
 
 def tasks(ledger: Ledger) -> list[Row[Any]]:
     """The tasks that it knows, by name."""
-    statement = select(task).where(task.c.namespace == ledger.namespace).order_by(task.c.name)
-    return ledger.read(lambda connection: list(connection.execute(statement)))
+    return ledger.read(lambda connection: list(connection.execute(all_tasks(ledger))))
 
 
-def overview(ledger: Ledger) -> Overview:
-    """The nodes, the tasks, and the state of each."""
-    mine = run.c.namespace == ledger.namespace
+def all_tasks(ledger: Ledger) -> Select[Any]:
+    """The rows of `tasks`."""
+    return select(task).where(task.c.namespace == ledger.namespace).order_by(task.c.name)
 
-    def work(connection: Connection) -> Overview:
-        open_runs: dict[str, dict[str, int]] = {}
-        for row in connection.execute(
-            select(run.c.task, run.c.status, func.count().label("number"))
-            .where(mine, run.c.status.in_(_OPEN))
-            .group_by(run.c.task, run.c.status)
-        ):
-            open_runs.setdefault(row.task, {})[row.status] = row.number
-        tasks = connection.execute(
-            select(task).where(task.c.namespace == ledger.namespace).order_by(task.c.name)
-        ).all()
-        last_runs = {}
-        for each in tasks:
-            last = connection.execute(
-                select(run)
-                .where(mine, run.c.task == each.name, run.c.status.in_(FINAL))
-                .order_by(run.c.scheduled_ms.desc())
-                .limit(1)
-            ).one_or_none()
-            if last is not None:
-                last_runs[each.name] = last
-        now_ms = ledger.now_ms(connection)
-        return Overview(
-            now_ms=now_ms,
-            nodes=connection.execute(
-                select(node)
-                .where(
-                    node.c.namespace == ledger.namespace,
-                    node.c.lease_until_ms >= now_ms - _DAY_MS,
-                )
-                .order_by(case((lives(ledger, now_ms), 0), else_=1), node.c.started_ms.desc())
-                .limit(_NODES)
-            ).all(),
-            tasks=tasks,
-            open_runs=open_runs,
-            last_runs=last_runs,
-            missed=_missed(connection, ledger.namespace),
-            known=frozenset(connection.scalars(fired(ledger, now_ms))),
-            elsewhere=elsewhere(connection, ledger, now_ms),
-        )
 
-    return ledger.read(work)
+def open_runs(connection: Connection, namespace: str) -> dict[str, dict[str, int]]:
+    """How many runs of each task are in which status that is not final."""
+    found: dict[str, dict[str, int]] = {}
+    statement = (
+        select(run.c.task, run.c.status, func.count().label("number"))
+        .where(run.c.namespace == namespace, run.c.status.in_(_OPEN))
+        .group_by(run.c.task, run.c.status)
+    )
+    for row in connection.execute(statement):
+        found.setdefault(row.task, {})[row.status] = row.number
+    return found
 
 
 def vitals(ledger: Ledger) -> Vitals:
@@ -242,7 +195,7 @@ def vitals(ledger: Ledger) -> Vitals:
         ).all()
         failures = {row.name: row.consecutive_failures for row in rows if row.paused_ms is None}
         paused = {row.name: row.paused_by for row in rows if row.paused_ms is not None}
-        missed = _missed(connection, ledger.namespace)
+        of_missed = missed(connection, ledger.namespace)
         now_ms = ledger.now_ms(connection)
         a_worker_lives = exists().where(lives(ledger, now_ms), node.c.role == "worker")
         executing = select(func.count()).where(
@@ -257,7 +210,7 @@ def vitals(ledger: Ledger) -> Vitals:
             now_ms=now_ms,
             nodes=connection.execute(keepers).all(),
             failures=failures,
-            missed={name: number for name, number in missed.items() if name in failures},
+            missed={name: number for name, number in of_missed.items() if name in failures},
             stranded_ms=connection.scalar(stranded),
             elsewhere=elsewhere(connection, ledger, now_ms),
             waiting=_waiting(connection, ledger, now_ms),
@@ -293,16 +246,21 @@ def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Ro
     return connection.execute(statement).all()
 
 
-def _missed(connection: Connection, namespace: str) -> dict[str, int]:
-    """How many instants of each task were missed since its last success."""
+def missed(connection: Connection, namespace: str) -> dict[str, int]:
+    """How many instants of each task were missed since its last success; of all the latest 300
+    are counted."""
+    some = (
+        select(run.c.task, run.c.scheduled_ms)
+        .where(run.c.namespace == namespace, run.c.status == "missed")
+        .order_by(run.c.not_before_ms.desc())
+        .limit(_MISSED)
+        .subquery()
+        .c
+    )
     rows = connection.execute(
-        select(run.c.task, func.count().label("number"))
-        .join(task, and_(task.c.namespace == run.c.namespace, task.c.name == run.c.task))
-        .where(
-            run.c.namespace == namespace,
-            run.c.status == "missed",
-            run.c.scheduled_ms > func.coalesce(task.c.last_success_ms, 0),
-        )
-        .group_by(run.c.task)
+        select(some.task, func.count().label("number"))
+        .join(task, and_(task.c.namespace == namespace, task.c.name == some.task))
+        .where(some.scheduled_ms > func.coalesce(task.c.last_success_ms, 0))
+        .group_by(some.task)
     )
     return {row.task: row.number for row in rows}

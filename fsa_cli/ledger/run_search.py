@@ -17,11 +17,12 @@ __all__ = [
     "RunFilter",
     "drawn",
     "failed",
+    "going_on",
     "head",
     "one",
     "running",
     "search",
-    "waiting",
+    "tail",
 ]
 
 #: The ends of runs that somebody has to look at.
@@ -84,14 +85,10 @@ def one(ledger: Ledger, run_id: str, length: int) -> Row[Any] | None:
     columns: _Columns = [column for column in run.c if column.name not in (*long, "traceback")]
     columns += [head(run.c[name], length).label(name) for name in long]
     columns += [length_of(run.c[name]).label(f"{name}_length") for name in (*long, "traceback")]
-    size = length_of(run.c.traceback)
-    start = case((size > length, size - length + 1), else_=1)
     statement: Select[Any] = (
         select(
             *columns,
-            func.substr(run.c.traceback, start, length, type_=run.c.traceback.type).label(
-                "traceback"
-            ),
+            tail(ledger, run.c.traceback, length).label("traceback"),
             *_PROGRESS,
             progress.c.updated_ms,
             node.c.host,
@@ -160,48 +157,21 @@ def drawn(
 
 
 def running(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:
+    """The rows of `going_on`."""
+    return ledger.read(lambda connection: connection.execute(going_on(ledger, limit)).all())
+
+
+def going_on(ledger: Ledger, limit: int) -> Select[Any]:
     """The runs that go on, the longest first, each with its progress and its node."""
-    statement: Select[Any] = (
-        select(*_line(run.c.scheduled_ms), node.c.host, node.c.pid)
+    of_node = node.c.host, node.c.pid, node.c.role, node.c.lease_until_ms
+    return (
+        select(*_line(run.c.scheduled_ms), *of_node)
         .outerjoin(progress, progress.c.run == run.c.id)
         .outerjoin(node, node.c.id == run.c.node)
         .where(run.c.namespace == ledger.namespace, run.c.status == "running")
-        .order_by(run.c.not_before_ms)
+        .order_by(run.c.not_before_ms, run.c.id)
         .limit(limit)
     )
-    return ledger.read(lambda connection: connection.execute(statement).all())
-
-
-def waiting(ledger: Ledger, now_ms: int, limit: int) -> Sequence[Row[Any]]:
-    """What waits, by executor, queue and status: how many, how many of them for a later time, and
-    since when the oldest. Of each status the *limit* that are due first are counted."""
-    parts = []
-    for status in ("queued", "handed_off"):
-        some = (
-            select(
-                run.c.executor,
-                run.c.queue,
-                run.c.status,
-                run.c.queued_ms,
-                run.c.not_before_ms,
-            )
-            .where(run.c.namespace == ledger.namespace, run.c.status == status)
-            .order_by(run.c.not_before_ms)
-            .limit(limit)
-            .subquery()
-        )
-        later = case((some.c.not_before_ms > now_ms, 1 if status == "queued" else 0), else_=0)
-        parts.append(
-            select(
-                some.c.executor,
-                some.c.queue,
-                some.c.status,
-                func.count().label("number"),
-                func.sum(later).label("later"),
-                func.min(some.c.queued_ms).label("oldest_ms"),
-            ).group_by(some.c.executor, some.c.queue, some.c.status)
-        )
-    return ledger.read(lambda connection: connection.execute(union_all(*parts)).all())
 
 
 def failed(ledger: Ledger, since_ms: int, limit: int, groups: int) -> Sequence[Row[Any]]:
@@ -265,6 +235,13 @@ def failed(ledger: Ledger, since_ms: int, limit: int, groups: int) -> Sequence[R
 def head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
     """Its beginning. With its type: in SQLite a column may hold anything."""
     return func.substr(column, 1, length, type_=column.type)
+
+
+def tail(ledger: Ledger, column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
+    """Its end, as `head` its beginning."""
+    size = func.length(column) if ledger.is_sqlite else func.char_length(column)
+    start = case((size > length, size - length + 1), else_=1)
+    return func.substr(column, start, length, type_=column.type)
 
 
 _PROGRESS: _Columns = [

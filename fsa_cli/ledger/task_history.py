@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, func, or_, select
 
 from fsa_cli.ledger.nodes import fired
-from fsa_cli.ledger.run_search import SAID_LENGTH, head
+from fsa_cli.ledger.records import RunStatus
+from fsa_cli.ledger.run_search import SAID_LENGTH, head, tail
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run, task
 
-__all__ = ["days", "first_ms", "get", "known", "last_runs", "nth_before", "sample"]
+__all__ = ["days", "first_ms", "get", "known", "last_runs", "latest", "nth_before", "sample"]
 
+_INTERRUPTED = 100
+# Of a traceback, in which the line that raised is the last.
+_FRAMES_LENGTH = 4000
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -29,18 +33,43 @@ def known(ledger: Ledger, now_ms: int) -> frozenset[str]:
 
 
 def last_runs(ledger: Ledger) -> dict[str, Row[Any]]:
-    """The latest run of each task that the ledger knows: one statement, a probe for each."""
-    latest = run.alias("latest")
+    """The latest run of each task that the ledger knows."""
+    rows = ledger.read(lambda connection: connection.execute(latest(ledger)).all())
+    return {row.task: row for row in rows}
+
+
+def latest(ledger: Ledger, statuses: Sequence[str] = (), *, wrong: bool = False) -> Select[Any]:
+    """The latest run of each task: one statement, a probe for each.
+
+    Args:
+        statuses: Of these; none of them: whatever it is.
+        wrong: Only of tasks that have failed since their last success, or whose run was interrupted
+            of late.
+    """
+    other = run.alias("latest")
     last_id = (
-        select(latest.c.id)
-        .where(latest.c.namespace == task.c.namespace, latest.c.task == task.c.name)
-        .order_by(latest.c.scheduled_ms.desc())
+        select(other.c.id)
+        .where(other.c.namespace == task.c.namespace, other.c.task == task.c.name)
+        .order_by(other.c.scheduled_ms.desc())
         .limit(1)
         .correlate(task)
-        .scalar_subquery()
     )
-    last = select(last_id.label("id")).where(task.c.namespace == ledger.namespace).subquery()
-    statement: Select[Any] = select(
+    if statuses:
+        last_id = last_id.where(other.c.status.in_(statuses))
+    ids = select(last_id.scalar_subquery().label("id")).where(task.c.namespace == ledger.namespace)
+    if wrong:
+        interrupted = (
+            select(run.c.task)
+            .where(run.c.namespace == ledger.namespace, run.c.status == RunStatus.INTERRUPTED)
+            .order_by(run.c.not_before_ms.desc())
+            .limit(_INTERRUPTED)
+            .subquery()
+        )
+        ids = ids.where(
+            or_(task.c.consecutive_failures > 0, task.c.name.in_(select(interrupted.c.task)))
+        )
+    last = ids.subquery()
+    return select(
         run.c.id,
         run.c.task,
         run.c.status,
@@ -49,9 +78,8 @@ def last_runs(ledger: Ledger) -> dict[str, Row[Any]]:
         run.c.finished_ms,
         run.c.error_type,
         head(run.c.error, SAID_LENGTH).label("error"),
+        tail(ledger, run.c.traceback, _FRAMES_LENGTH).label("traceback"),
     ).join(last, last.c.id == run.c.id)
-    rows = ledger.read(lambda connection: connection.execute(statement).all())
-    return {row.task: row for row in rows}
 
 
 def sample(ledger: Ledger, name: str, limit: int) -> Sequence[Row[Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row
 
-from fsa_cli.ledger import nodes, queries, run_search, task_history
+from fsa_cli.ledger import nodes, run_search
+from fsa_cli.ledger.glance import MOST_RUNNING, Waiting, glance, waiting
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
@@ -17,17 +18,17 @@ from fsa_cli.ledger.values import options_in
 from fsa_cli.runs import lanes
 from fsa_cli.runs.coming import ComingInstants, schedules
 from fsa_cli.runs.lanes import Lanes, Scale
+from fsa_cli.runs.problems import Problem, problems
 from fsa_cli.runs.run_pages import RunLine, run_line
 from fsa_cli.runs.status_view import node_state
 from fsa_cli.tasks.registry import registry
-from fsa_cli.terminal.formatting import format_duration, format_times
+from fsa_cli.terminal.formatting import format_times
 from fsa_cli.terminal.masking import mask_head
 
 __all__ = [
     "Failures",
     "NodeLine",
     "Overview",
-    "Problem",
     "QueueLine",
     "node_lines",
     "overview",
@@ -35,27 +36,9 @@ __all__ = [
 ]
 
 _DAY_MS = 24 * 3600 * 1000
-_RUNNING = 50
 _FAILED = 500
 _GROUPS = 20
-_WAITING = 10_000
-_NODES = 50
-_LATE_S = 120
 _ERROR_LENGTH = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that a person has to look at: in words, and where it is shown.
-
-    Attributes:
-        page: `task`, `runs`, `queues`, `nodes`.
-        about: The task's name; empty: all of them.
-    """
-
-    text: str
-    page: str
-    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +130,8 @@ def overview(
         span: Of `lanes.SPANS`.
     """
     scale = Scale.around(now_ms, span)
-    tasks = queries.tasks(ledger)
-    running_rows = run_search.running(ledger, _RUNNING + 1)
+    at_glance = glance(ledger)
+    tasks, running_rows = at_glance.tasks, at_glance.running
     # Where not all have a lane, those that do something have one.
     going = {row.task for row in running_rows}
     busy = going | {row.name for row in tasks if (row.last_success_ms or 0) >= scale.start_ms}
@@ -163,12 +146,10 @@ def overview(
         names=names if len(shown) < len(named) else None,
         limit=lanes.MOST_RUNS,
     )
-    waiting = queue_lines(ledger, now_ms)
-    listed = node_lines(ledger, now_ms, running_rows)
     now = instant_of(now_ms)
     return Overview(
         now=now,
-        problems=_problems(tasks, waiting, listed, task_history.known(ledger, now_ms), now),
+        problems=problems(at_glance),
         lanes=lanes.draw(
             [(name, note) for name, note, _ in shown],
             drawn,
@@ -179,40 +160,49 @@ def overview(
             hidden=len(named) - len(shown),
             paused={each.name for each in tasks if each.paused_ms is not None},
         ),
-        running=[run_line(row, now) for row in running_rows[:_RUNNING]],
-        running_more=len(running_rows) > _RUNNING,
-        waiting=waiting,
+        running=[run_line(row, now) for row in running_rows[:MOST_RUNNING]],
+        running_more=len(running_rows) > MOST_RUNNING,
+        waiting=_queue_lines(at_glance.waiting),
         failures=_failures(run_search.failed(ledger, now_ms - _DAY_MS, _FAILED, _GROUPS)),
-        nodes=listed,
+        nodes=_node_lines(at_glance.nodes, now_ms, running_rows),
         tasks=len(named),
     )
 
 
 def queue_lines(ledger: Ledger, now_ms: int) -> list[QueueLine]:
     """What waits, by queue; the one with the oldest run first."""
-    rows = run_search.waiting(ledger, now_ms, _WAITING)
-    counted: dict[str, int] = {}
+    return _queue_lines(waiting(ledger, now_ms))
+
+
+def node_lines(ledger: Ledger, now_ms: int) -> list[NodeLine]:
+    """The nodes that live, and those that have gone since yesterday."""
+    rows = run_search.running(ledger, MOST_RUNNING)
+    listed = ledger.read(lambda connection: connection.execute(nodes.listed(ledger, now_ms)).all())
+    return _node_lines(listed, now_ms, rows)
+
+
+def _queue_lines(rows: Sequence[Waiting]) -> list[QueueLine]:
+    grouped: dict[tuple[str, str, str], list[Waiting]] = {}
     for row in rows:
-        counted[row.status] = counted.get(row.status, 0) + int(row.number)
+        grouped.setdefault((row.queue or row.executor, row.executor, row.status), []).append(row)
     lines = [
         QueueLine(
-            name=row.queue or row.executor,
-            executor=row.executor,
-            status=row.status,
-            number=int(row.number),
-            more=counted[row.status] >= _WAITING,
-            later=int(row.later or 0),
-            oldest=instant_of(row.oldest_ms),
+            name=name,
+            executor=executor,
+            status=status,
+            number=sum(row.number for row in same),
+            more=same[0].more,
+            later=sum(row.later for row in same),
+            oldest=instant_of(min(row.oldest_ms for row in same)),
         )
-        for row in rows
+        for (name, executor, status), same in grouped.items()
     ]
     return sorted(lines, key=lambda line: line.oldest)
 
 
-def node_lines(
-    ledger: Ledger, now_ms: int, running_rows: Sequence[Row[Any]] = ()
+def _node_lines(
+    rows: Sequence[Row[Any]], now_ms: int, running_rows: Sequence[Row[Any]]
 ) -> list[NodeLine]:
-    """The nodes that live, and those that have gone since yesterday."""
     has: dict[str, int] = {}
     for row in running_rows:
         has[row.node] = has.get(row.node, 0) + 1
@@ -228,7 +218,7 @@ def node_lines(
             lease_until=instant_of(row.lease_until_ms),
             running=has.get(row.id, 0),
         )
-        for row in nodes.listed(ledger, now_ms - _DAY_MS, _NODES)
+        for row in rows
     ]
 
 
@@ -268,46 +258,3 @@ def _failures(rows: Sequence[Row[Any]]) -> list[Failures]:
         )
         for row in rows
     ]
-
-
-def _problems(
-    tasks: Sequence[Row[Any]],
-    waiting: Sequence[QueueLine],
-    listed: Sequence[NodeLine],
-    known: frozenset[str],
-    now: datetime,
-) -> list[Problem]:
-    found = []
-    roles = {node.role for node in listed if node.lives}
-    scheduled = [each for each in tasks if each.schedule_hash is not None]
-    ticks = any(node.role == "tick" for node in listed)
-    if scheduled and not ticks and "scheduler" not in roles:
-        found.append(Problem("no scheduler is alive: fsa scheduler start", "nodes"))
-    for each in tasks:
-        if each.consecutive_failures and each.paused_ms is None:
-            times = format_times(each.consecutive_failures)
-            text = f"{each.name} failed {times} since its last success"
-            found.append(Problem(text, "task", each.name))
-        elif (
-            each.schedule_hash is not None
-            and "scheduler" in roles
-            and each.name not in known
-            and each.paused_ms is None
-        ):
-            found.append(Problem(f"{each.name}: no live scheduler knows it", "task", each.name))
-    for line in waiting:
-        late = now - line.oldest
-        if line.number > line.later and late > timedelta(seconds=_LATE_S):
-            found.append(
-                Problem(
-                    f"{line.number - line.later} wait in {line.name}, the oldest for "
-                    f"{format_duration(late)}",
-                    "queues",
-                )
-            )
-    found += [
-        Problem(f"{node.role} {node.host}:{node.pid} died", "nodes")
-        for node in listed
-        if node.state == "dead" and now - node.lease_until < timedelta(hours=1)
-    ]
-    return found

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row
 
-from fsa_cli.ledger.glance import Glance
-from fsa_cli.ledger.queries import Overview
+from fsa_cli.ledger.glance import Glance, Waiting
 from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.time import instant_of
+from fsa_cli.project import loader
 from fsa_cli.runs.run_pages import own_frames
 from fsa_cli.runs.run_view import error_of
 from fsa_cli.runs.status_view import node_state
+from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_span, format_time, format_times
-from fsa_cli.terminal.masking import mask_tail
+from fsa_cli.terminal.masking import mask_head, mask_tail
 
 __all__ = ["LONG_MS", "Problem", "lives", "problems", "since"]
 
@@ -35,34 +37,40 @@ class Problem:
         said: What is wrong.
         detail: What was said about it: an error, a place.
         commands: What shows more, or is the cure.
+        is_task: Whether the subject is a task.
     """
 
     subject: str
     said: str
     detail: str = ""
     commands: tuple[str, ...] = ()
+    is_task: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{self.subject}: {self.said}"
 
 
-def problems(glance: Glance, places: Mapping[str, str], *, has_schedule: bool) -> Iterator[Problem]:
-    """What needs a look.
-
-    Args:
-        places: The tasks of the app as it is here, and where each was written.
-        has_schedule: Whether one of them has a schedule.
-    """
-    seen = glance.overview
-    yield from _processes(glance, has_schedule)
+def problems(seen: Glance) -> list[Problem]:
+    """What needs a look: the one answer of `fsa status`, `fsa top` and the console."""
+    # A web process may have imported a part of the tasks; `fsa` has loaded the app with all.
+    places = {task.name: task.place for task in registry} if loader.current() else None
+    found = [*_processes(seen, places)]
     for task in seen.tasks:
-        yield from _task(task, seen, places)
-    yield from _waiting(glance, places)
-    for run in glance.running:
-        if run.lease_until_ms is not None and run.lease_until_ms < seen.now_ms:
-            yield Problem(
-                run.task,
-                f"runs on a process that is silent: {run.role} {run.host}, pid {run.pid}",
-                "the next scheduler or worker that is alive decides it",
-                (f"fsa runs show {run.id[:8]}",),
-            )
+        found += _task(task, seen, places)
+    found += _waiting(seen, places)
+    found += [
+        Problem(
+            run.task,
+            f"runs on a process that is silent: {run.role} {run.host}, pid {run.pid}",
+            "the next scheduler or worker that is alive decides it",
+            (f"fsa runs show {run.id[:8]}",),
+            is_task=True,
+        )
+        for run in seen.running
+        if run.lease_until_ms is not None and run.lease_until_ms < seen.now_ms
+    ]
+    return found
 
 
 def lives(node: Row[Any], now_ms: int) -> bool:
@@ -75,19 +83,22 @@ def since(ms: int, now_ms: int) -> str:
     return format_time(instant_of(ms), instant_of(now_ms))
 
 
-def _processes(glance: Glance, has_schedule: bool) -> Iterator[Problem]:
-    seen = glance.overview
-    alive = {each.role for each in seen.nodes if lives(each, seen.now_ms)}
+def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Problem]:
+    alive = _alive(seen)
     ticks = any(each.role == "tick" for each in seen.nodes)
     beside = f"; alive in this ledger: {', '.join(seen.elsewhere)}" if seen.elsewhere else ""
+    if places is not None:
+        has_schedule = any(task.schedule is not None for task in registry)
+    else:
+        has_schedule = any(task.schedule_hash is not None for task in seen.tasks)
     if has_schedule and not ticks and "scheduler" not in alive:
         yield Problem("scheduler", f"none is alive{beside}", commands=("fsa scheduler start",))
-    dispatched = [each for each in glance.waiting if each.status == RunStatus.DISPATCHED]
+    dispatched = [each for each in seen.waiting if each.status == RunStatus.DISPATCHED]
     if dispatched and "worker" not in alive:
         number = sum(each.number for each in dispatched)
         yield Problem(
             "worker",
-            f"none is alive, and {number} dispatched for {_ago(dispatched[0].since_ms, seen)}",
+            f"none is alive, and {number} dispatched for {_ago(dispatched[0].due_ms, seen)}",
             commands=("fsa worker start",),
         )
     for node in seen.nodes:
@@ -101,39 +112,41 @@ def _processes(glance: Glance, has_schedule: bool) -> Iterator[Problem]:
             )
 
 
-def _task(task: Row[Any], seen: Overview, places: Mapping[str, str]) -> Iterator[Problem]:
+def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Iterator[Problem]:
+    problem = partial(Problem, task.name, is_task=True)
     last = seen.last_runs.get(task.name)
-    place = places.get(task.name, "")
     if task.consecutive_failures and last is not None and last.status in _BAD:
         number = task.consecutive_failures
         succeeded = task.last_success_ms
         good = f"last success {since(succeeded, seen.now_ms)}" if succeeded else "never succeeded"
-        yield Problem(
-            task.name,
+        yield problem(
             f"{last.status.replace('_', ' ')} {format_times(number)}, {good}",
-            ": ".join(filter(None, [_place_of(last) or place, error_of(last)])),
+            ": ".join(
+                filter(None, [_place_of(last) or (places or {}).get(task.name, ""), _error(last)])
+            ),
             (f"fsa runs show {last.id[:8]}", *_again(last)),
         )
     elif last is not None and last.status == RunStatus.INTERRUPTED:
-        yield Problem(
-            task.name,
+        yield problem(
             f"interrupted {since(last.finished_ms or last.scheduled_ms, seen.now_ms)}",
-            error_of(last) or "",
+            _error(last),
             (f"fsa runs show {last.id[:8]}", *_again(last)),
         )
     if task.paused_ms is not None:
         by = f" by {task.paused_by}" if task.paused_by else ""
-        yield Problem(
-            task.name,
+        yield problem(
             f"paused {since(task.paused_ms, seen.now_ms)}{by}",
             commands=(f"fsa scheduler resume {task.name}",),
         )
-    elif missed := seen.missed.get(task.name):
-        yield Problem(
-            task.name,
+        return
+    if missed := seen.missed.get(task.name):
+        yield problem(
             f"missed {missed} since its last success",
             commands=(f"fsa runs {task.name} --status missed",),
         )
+    is_wanted = task.schedule_hash is not None and (places is None or task.name in places)
+    if is_wanted and task.name not in seen.known and "scheduler" in _alive(seen):
+        yield problem("no live scheduler knows it", commands=("fsa scheduler status",))
 
 
 def _place_of(run: Row[Any]) -> str | None:
@@ -146,32 +159,42 @@ def _again(run: Row[Any]) -> tuple[str, ...]:
     return (f"fsa runs retry {run.id[:8]}",) if run.status == RunStatus.INTERRUPTED else ()
 
 
-def _waiting(glance: Glance, places: Collection[str]) -> Iterator[Problem]:
-    seen = glance.overview
-    alive = {each.role for each in glance.overview.nodes if lives(each, seen.now_ms)}
-    running = {each.task: each for each in glance.running}
-    for each in glance.waiting:
-        if each.status != RunStatus.QUEUED or seen.now_ms - each.since_ms < LONG_MS:
-            continue
+def _waiting(seen: Glance, places: Collection[str] | None) -> Iterator[Problem]:
+    alive = _alive(seen)
+    running = {each.task: each for each in seen.running}
+    late: dict[str, list[Waiting]] = {}
+    for each in seen.waiting:
+        is_late = each.due and seen.now_ms - each.due_ms >= LONG_MS
+        if each.status == RunStatus.QUEUED and is_late:
+            late.setdefault(each.task, []).append(each)
+    for name, same in late.items():
         cure: tuple[str, ...] = ()
-        if each.task not in places:
+        if places is not None and name not in places:
             why = "the app has no such task (renamed?)"
-            cure = (f"fsa runs cancel --task {each.task} --status queued",)
+            cure = (f"fsa runs cancel --task {name} --status queued",)
         elif alive.isdisjoint({"scheduler", "worker"}):
             why = "nobody is alive who executes runs"
             cure = ("fsa worker start",)
-        elif (one := running.get(each.task)) is not None:
+        elif (one := running.get(name)) is not None:
             why = f"its run {one.id[:8]} goes on"
         else:
             why = "other runs go on, or no live process knows it"
-        command = f"fsa runs {each.task} --status queued"
+        number = f"{sum(each.due for each in same)}{'+' if same[0].more else ''}"
         yield Problem(
-            each.task,
-            f"{each.number} queued for {_ago(each.since_ms, seen)}: {why}",
-            "",
-            (command, *cure),
+            name,
+            f"{number} queued for {_ago(same[0].due_ms, seen)}: {why}",
+            commands=(f"fsa runs {name} --status queued", *cure),
+            is_task=True,
         )
 
 
-def _ago(ms: int, seen: Overview) -> str:
+def _alive(seen: Glance) -> set[str]:
+    return {each.role for each in seen.nodes if lives(each, seen.now_ms)}
+
+
+def _error(last: Row[Any]) -> str:
+    return mask_head(error_of(last) or "")
+
+
+def _ago(ms: int, seen: Glance) -> str:
     return format_span(seen.now_ms - ms)

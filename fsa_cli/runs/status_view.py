@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Row
 
-from fsa_cli.ledger.queries import Overview
+from fsa_cli.ledger.glance import Glance
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
@@ -24,7 +24,6 @@ __all__ = [
     "place",
     "task_columns",
     "task_rows",
-    "warnings",
 ]
 
 NODE_COLUMNS = {
@@ -51,7 +50,7 @@ _TASK_COLUMNS = {
 _ALWAYS = {"task", "state", "last", "status", "success"}
 
 
-def live_schedulers(overview: Overview) -> list[Row[Any]]:
+def live_schedulers(overview: Glance) -> list[Row[Any]]:
     """The nodes that keep the schedule now."""
     return [
         each
@@ -60,27 +59,13 @@ def live_schedulers(overview: Overview) -> list[Row[Any]]:
     ]
 
 
-def warnings(overview: Overview) -> Iterator[str]:
-    """Warnings of what keeps runs from being executed."""
-    alive = {
-        each.role for each in overview.nodes if node_state(each, overview.now_ms) in OPEN_STATES
-    }
-    ticks = any(each.role == "tick" for each in overview.nodes)
-    scheduled = any(each.schedule_hash is not None for each in overview.tasks)
-    if scheduled and not ticks and "scheduler" not in alive:
-        yield "no scheduler is alive: fsa scheduler start"
-    waiting = sum(opened.get("handed_off", 0) for opened in overview.open_runs.values())
-    if waiting and "worker" not in alive:
-        yield f"no worker is alive, and {waiting} dispatched: fsa worker start"
-
-
 def place(where: str, namespace: str, elsewhere: Sequence[str]) -> str:
     """The ledger and the namespace, and which others live in it: perhaps another one was meant."""
     others = f" (also alive there: {', '.join(elsewhere)})" if elsewhere else ""
     return f"ledger: {where}, namespace {namespace}{others}"
 
 
-def document(overview: Overview, where: str, namespace: str) -> dict[str, object]:
+def document(overview: Glance, where: str, namespace: str) -> dict[str, object]:
     """All of it as JSON."""
     return {
         "at": instant_of(overview.now_ms),
@@ -104,7 +89,7 @@ def document(overview: Overview, where: str, namespace: str) -> dict[str, object
     }
 
 
-def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, object]]:
+def node_rows(overview: Glance, *, dated: bool = True) -> list[dict[str, object]]:
     """The nodes that live or have died, without those that have stopped.
 
     Args:
@@ -132,7 +117,7 @@ def node_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, objec
     return rows
 
 
-def task_rows(overview: Overview, *, dated: bool = True) -> list[dict[str, object]]:
+def task_rows(overview: Glance, *, dated: bool = True) -> list[dict[str, object]]:
     """The tasks, a line each; *dated* is as for `node_rows`."""
     shown = partial(_shown, now=None if dated else instant_of(overview.now_ms))
     rows = []
@@ -169,7 +154,7 @@ def task_columns(rows: Sequence[Mapping[str, object]], *, every: bool) -> dict[s
     }
 
 
-def _task(each: Row[Any], overview: Overview) -> dict[str, object]:
+def _task(each: Row[Any], overview: Glance) -> dict[str, object]:
     last = overview.last_runs.get(each.name)
     opened = overview.open_runs.get(each.name, {})
     options = options_in(each.options)
@@ -197,7 +182,7 @@ def _task(each: Row[Any], overview: Overview) -> dict[str, object]:
     }
 
 
-def _note(each: Row[Any], overview: Overview, shown: Callable[[int], str]) -> str:
+def _note(each: Row[Any], overview: Glance, shown: Callable[[int], str]) -> str:
     if each.paused_ms is not None:
         by = f" by {each.paused_by}" if each.paused_by else ""
         return f"since {shown(each.paused_ms)}{by}"

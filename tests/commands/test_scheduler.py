@@ -274,7 +274,7 @@ def test_status_shows_nodes_and_how_each_task_fares(
     plain = fsa("scheduler", "status")
     assert f"\tscheduler\talive\t{node['host']}\t{process.pid}\t" in plain.stdout
     process.kill()
-    assert "no scheduler is alive" not in plain.stderr
+    assert "none is alive" not in plain.stderr
 
 
 def test_status_says_which_task_no_live_scheduler_knows(
@@ -283,7 +283,7 @@ def test_status_says_which_task_no_live_scheduler_knows(
     process = fsa_process("scheduler", "start", env=STATE)
     wait_until(small.written)
     assert process.stop().returncode == 0
-    assert "no scheduler is alive" in fsa("scheduler", "status").stderr
+    assert "scheduler: none is alive: fsa scheduler start" in fsa("scheduler", "status").stderr
     small.write("@task(schedule='every 1s')\ndef other(): ...\n")
     process = fsa_process("scheduler", "start", env=STATE)
     wait_until(lambda: ("other", "succeeded") in small.runs())

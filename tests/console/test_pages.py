@@ -80,7 +80,7 @@ def check_now(viewer: Viewer, here: str) -> None:
     page.locator("#l-fails rect.s-failed").first.wait_for(state="attached")
     assert page.locator("#l-tick rect.s-coming").count() > 0
     assert page.locator(".now").count() == 1
-    page.get_by_role("link", name="fails failed").wait_for()
+    page.get_by_role("link", name="fails: failed").wait_for()
     assert re.search(r"\d+ succeeded", page.locator("#n-tick .sr").text_content() or "")
     assert page.locator("#failed").inner_text().count("ValueError") == 1
     assert page.evaluate("window.stays") == 1
@@ -181,7 +181,7 @@ def check_death(viewer: Viewer, here: str, scheduler) -> None:
     page.locator(".s-alive").wait_for()
     page.goto(here)
     scheduler.stop()
-    page.get_by_text("no scheduler is alive").wait_for()
+    page.get_by_text("scheduler: none is alive").wait_for()
     with page.expect_response(lambda response: response.status == 304):
         pass  # where nothing changes, nothing is sent
 

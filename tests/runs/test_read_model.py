@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections import Counter
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -196,6 +198,8 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
     assert (empty.running, empty.waiting, empty.failures, empty.nodes) == ([], [], [], [])
 
     make_node(ledger, "tea", "mail")
+    dead = make_node(ledger, lease_ms=-3000)
+    going = row(ledger, "tea", now - 5 * HOUR_MS, "running", node=dead.id)
     add_task(ledger, "tea", "every 15m")
     add_task(ledger, "mail", "0 3 * * *", consecutive_failures=3)
     add_task(ledger, "old", "every 5m", paused_ms=now, paused_by="ann")
@@ -204,7 +208,7 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
         ledger,
         row(ledger, "tea", now - 600_000, "succeeded"),
         row(ledger, "tea", now - 300_000, "missed"),
-        row(ledger, "tea", now - 5 * HOUR_MS, "running"),
+        going,
         *(
             row(ledger, "mail", now - n * 1000, "failed", error_type="KeyError", error=HOSTILE)
             for n in range(5)
@@ -213,11 +217,18 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
         row(ledger, "tea", now + 60_000, "queued"),
     )
     seen = overview(ledger, ComingInstants(), now, zone=None)
-    assert [problem.text.split(" for ")[0] for problem in seen.problems] == [
+    said = [re.sub(r" (\d\d:){2}\d\d| 3 min| \d+ s\b", " T", each.text) for each in seen.problems]
+    assert [each.partition(", pid")[0].replace(gethostname(), "here") for each in said] == [
+        "scheduler: one has died T ago: here",
         "lost: no live scheduler knows it",
-        "mail failed 3 times since its last success",
-        "1 wait in slow, the oldest",
+        "mail: failed 3 times, never succeeded",
+        "old: paused T by ann",
+        "tea: missed 1 since its last success",
+        f"tea: 1 queued for T: its run {going['id'][:8]} goes on",
+        "tea: runs on a process that is silent: scheduler here",
     ]
+    (mail,) = [each for each in seen.problems if each.subject == "mail"]
+    assert mail.detail == f"KeyError: {HOSTILE}"
     by_task = {lane.task: lane for lane in seen.lanes.lanes}
     assert next(iter(by_task)) == "mail"
     drawn = [bar.status for bar in by_task["tea"].bars]
