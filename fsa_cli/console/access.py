@@ -16,8 +16,14 @@ __all__ = ["ACTIONS", "Access", "access_of", "is_from_here", "is_same_origin"]
 ACTIONS = ("run", "retry", "cancel", "pause", "resume")
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-# What a proxy adds; of several any one is enough.
-_OF_PROXIES = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via", b"cf-", b"true-client-ip")
+# What proxies and content delivery networks add: any one is enough. No browser sends a header of
+# its own whose name begins with x-.
+_OF_PROXIES = (
+    *(b"x-", b"forwarded", b"via", b"client-ip", b"true-client-ip", b"traceparent", b"cdn-loop"),
+    *(b"cf-", b"fly-", b"fastly-", b"incap-", b"akamai-", b"ali-", b"proxy-"),
+)
+# Of the name in a header that somebody has sent.
+_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -49,25 +55,38 @@ def access_of(given: Any) -> Access | None:
     Raises:
         TypeError: It is something else: nobody is let in by a mistake.
     """
-    if given is None or isinstance(given, Access):
-        return given
+    if given is None:
+        return None
+    if isinstance(given, Access):
+        return Access(_actions(given.actions), _name(given.name))
     if isinstance(given, tuple):
-        if len(given) != 2 or not (given[1] is None or isinstance(given[1], str)):
-            raise TypeError(f"console: access gave {given!r}, expected (what, the person's name)")
+        if len(given) != 2:
+            raise TypeError("console: access gave a tuple that is no (what, the person's name)")
         found = access_of(given[0])
-        return None if found is None else Access(found.actions, given[1] or found.name)
-    if given == "view":
-        return Access()
-    if given == "operate":
-        return Access(frozenset(ACTIONS))
-    if isinstance(given, Collection) and not isinstance(given, str | bytes | Mapping):
+        return None if found is None else Access(found.actions, _name(given[1]) or found.name)
+    return Access(_actions(given))
+
+
+def _actions(given: Any) -> frozenset[str]:
+    if isinstance(given, str):
+        named = {"view": (), "operate": ACTIONS}.get(given)
+        if named is not None:
+            return frozenset(named)
+    elif isinstance(given, Collection) and not isinstance(given, bytes | Mapping):
         actions = frozenset(given)
         if actions <= frozenset(ACTIONS):
-            return Access(actions)
+            return actions
     raise TypeError(
-        f"console: access gave {given!r}, expected None, 'view', 'operate' or some of"
-        f" {', '.join(ACTIONS)}"
+        f"console: access gave {str(given)[:200]!r}, expected None, 'view', 'operate', some of "
+        f"{', '.join(ACTIONS)}, or a pair of one of these and the person's name"
     )
+
+
+def _name(given: Any) -> str | None:
+    """The name as the audit can keep it: no database has a NUL in a text."""
+    if not (given is None or isinstance(given, str)):
+        raise TypeError(f"console: access gave {str(given)[:200]!r} for the person's name")
+    return given and given.replace("\0", "")[:_NAME_LENGTH]
 
 
 def is_from_here(request: Request) -> bool:

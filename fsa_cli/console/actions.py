@@ -46,6 +46,8 @@ V = TypeVar("V")
 #: So many runs are retried or cancelled by one form.
 MOST_AT_ONCE = 200
 
+# As long as the audit's column for it.
+_LONGEST_NAME = 255
 _KEY = re.compile(r"[0-9a-f]{32}")
 # The command of `fsa` that does the same: an environment may prohibit it.
 _COMMANDS = {
@@ -71,7 +73,15 @@ class _Request:
     person: str
 
     def text(self, name: str) -> str:
-        return self.form.get(name, [""])[0]
+        """A field that names something.
+
+        Raises:
+            UsageError: Nothing is called so.
+        """
+        found = self.form.get(name, [""])[0]
+        if len(found) > _LONGEST_NAME or "\0" in found:
+            raise UsageError(f"there is no such {name}: {mask(found[:20])}...")
+        return found
 
 
 @dataclass(frozen=True)

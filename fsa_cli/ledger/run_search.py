@@ -152,6 +152,7 @@ def drawn(
         func.min(each.scheduled_ms).label("scheduled_ms"),
         func.min(each.started_ms).label("started_ms"),
         func.min(each.finished_ms).label("finished_ms"),
+        func.max(each.scheduled_ms).label("last_ms"),
     ).group_by(each.task, each.status, each.cell_ms, each.apart)
     return ledger.read(lambda connection: connection.execute(statement).all())
 

@@ -153,9 +153,13 @@ def draw(
         task, status, number, begin_ms = row.task, row.status, row.number, row.cell_ms
         if number == 1:
             bar = _bar(row, scale)
+        elif status != "succeeded":  # not drawn over what ended well beside it
+            bar = _bars(status, number, row.scheduled_ms, row.last_ms, scale)
         else:  # the same in each lane
             key = status, number, begin_ms
-            bar = several.get(key) or several.setdefault(key, _bars(*key, cell_ms, scale))
+            bar = several.get(key) or several.setdefault(
+                key, _bars(*key, begin_ms + cell_ms - 1, scale)
+            )
         if bar.start < 100 and bar.start + bar.width > 0:
             past[task].append(bar)
     lanes = []
@@ -183,7 +187,7 @@ def _place(bar: Bar) -> tuple[int, float]:
 
 
 def _bar(row: Row[Any], scale: Scale) -> Bar:
-    _, status, _, _, run_id, scheduled_ms, started_ms, finished_ms = tuple(row)
+    _, status, _, _, run_id, scheduled_ms, started_ms, finished_ms, _ = tuple(row)
     begun_ms = scheduled_ms if started_ms is None else started_ms
     start = scale.at(begun_ms)
     width, took = 2 * _LEAST_WIDTH, ""  # what never started has no length
@@ -198,11 +202,11 @@ def _bar(row: Row[Any], scale: Scale) -> Bar:
     return Bar(status, start, round(min(width, 100 - start), 2), label, run_id)
 
 
-def _bars(status: str, number: int, begin_ms: int, cell_ms: int, scale: Scale) -> Bar:
-    start, end = scale.at(begin_ms), scale.at(begin_ms + cell_ms)
+def _bars(status: str, number: int, first_ms: int, last_ms: int, scale: Scale) -> Bar:
+    start, end = scale.at(first_ms), scale.at(last_ms)
     width = round(max(end - start - _LEAST_WIDTH / 2, min(_LEAST_WIDTH, 100 - start)), 2)
-    label = f"{number} {status.replace('_', ' ')} from {_clock(begin_ms)}"
-    return Bar(status, start, width, label, None, begin_ms, begin_ms + cell_ms - 1)
+    label = f"{number} {status.replace('_', ' ')} from {_clock(first_ms)}"
+    return Bar(status, start, width, label, None, first_ms, last_ms)
 
 
 def _future(name: str, schedule: Schedule, coming: ComingInstants, scale: Scale) -> list[Bar]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["databases_here", "process_key"]
 
+# The process that has a ledger and no database: to look for a middleware each time takes 100 ms.
+_without_database: int | None = None
+
 
 def databases_here() -> tuple[Mapping[str, Database], Settings]:
     """The databases by name, and the settings.
@@ -37,6 +40,8 @@ def databases_here() -> tuple[Mapping[str, Database], Settings]:
             "there is no ledger: db is not configured in this process",
             hint="db.configure(...), or FSA_LEDGER_URL",
         )
+    global _without_database
+    _without_database = os.getpid() if url is None else None
     return ({"default": db} if url is not None else {}), chosen
 
 
@@ -49,6 +54,8 @@ def process_key() -> tuple[object, ...]:
 def _url() -> URL | None:
     from fastapi_sqlalchemy import db
 
+    if _without_database == os.getpid() and not db.is_configured:
+        return None
     try:
         return db.url
     except DBSessionError:  # several apps disagree

@@ -133,7 +133,7 @@ def _hour(pairs: list[tuple[str, int]], hour_ms: int) -> Hour:
 
 def _count(text: str, schedule: Schedule, start_ms: int, until_ms: int) -> _Counted:
     counted = _Counted(text, until_ms)
-    last_ms, number = start_ms - 1, 0
+    last_ms, number, first_ms = start_ms - 1, 0, start_ms
     while number < _MOST_EXACT:
         try:
             coming_ms = next_ms(schedule, last_ms)
@@ -142,10 +142,11 @@ def _count(text: str, schedule: Schedule, start_ms: int, until_ms: int) -> _Coun
         if coming_ms is None or coming_ms >= until_ms:
             return counted
         last_ms = coming_ms
+        first_ms = first_ms if number else coming_ms
         hour_ms = last_ms - last_ms % _HOUR_MS
         counted.hours[hour_ms] = counted.hours.get(hour_ms, 0) + 1
         number += 1
         if number == _FIRST and last_ms - start_ms < _FIRST_MS:
             break
-    counted.per_hour = max(round(number * _HOUR_MS / max(last_ms - start_ms, 1)), 1)
+    counted.per_hour = max(round((number - 1) * _HOUR_MS / max(last_ms - first_ms, 1)), 1)
     return counted

@@ -28,9 +28,16 @@ MAIN = """
         "operate": ("operate", "ann <b>"),
         "pauses": ({"pause", "resume"}, "bob"),
         "wrong": "everything",
+        "false": False,
+        "text": console.Access("run"),
+        "unknown": {"fly"},
+        "pair": ("operate", 5),
+        "long": ("operate", "ann\\0" + "n" * 1_000_000),
     }
 
     async def who(request: Request):
+        if request.headers.get("x-role") == "raises":
+            raise KeyError("no such role")
         return ROLES.get(request.headers.get("x-role"))
 
     app.include_router(console.router(access=who), prefix="/ops")
@@ -98,6 +105,10 @@ def check_looking(client: httpx.Client) -> None:
     for page in PAGES:
         assert client.get(f"/ops/{page}").status_code == 403
         assert client.get(f"/ops/{page}", headers={"x-role": "none"}).status_code == 403
+    for role in ("wrong", "false", "text", "unknown", "pair", "raises"):
+        # A connection of its own: the server closes it after an error.
+        answer = httpx.get(f"{client.base_url}/ops/", headers={"x-role": role}, timeout=30)
+        assert answer.status_code == 500, role  # nobody is let in by a mistake
     looking = {"x-role": "look"}
     empty = client.get("/ops/", headers=looking)
     assert (empty.status_code, "no ledger of runs yet" in empty.text) == (200, True)
@@ -152,10 +163,28 @@ def check_acting(client: httpx.Client, shop: Shop, base_url: str) -> None:
     secret = sent(form("run", task="login", **{"arg.user": "a", "arg.password": "hunter2"}))
     assert (secret.status_code, "hunter2" in secret.text) == (400, False)
 
+    for fields in (
+        form("cancel", run="x" * 100_000),
+        form("retry", run="%\0"),
+        form("pause", task="x" * 100_000),
+    ):
+        assert (sent(fields).status_code, fields["action"]) == (400, fields["action"])
+    again = form("pause", task="count")
+    for method in ("GET", "PUT", "PATCH", "DELETE"):
+        answer = client.request(
+            method, "/ops/act", headers={**ours, "x-http-method-override": "POST"}
+        )
+        assert answer.status_code in (404, 405)
+    assert (
+        client.get("/ops/act", params={**again, "_method": "POST"}, headers=ours).status_code == 404
+    )
+    assert shop.ledger("SELECT paused_ms FROM fsa_task WHERE paused_ms IS NOT NULL") == []
+
     paused = sent(form("pause", task="count"), **{"x-role": "pauses"})
     assert paused.headers["location"] == "task?name=count"
     assert shop.ledger("SELECT paused_by FROM fsa_task WHERE name = 'count'") == [("bob",)]
-    assert sent(form("resume", task="count")).status_code == 303
+    assert sent(form("resume", task="count"), **{"x-role": "long"}).status_code == 303
+    assert shop.ledger("SELECT length(person) FROM fsa_audit WHERE action = 'resume'") == [(200,)]
     assert sent(form("retry", run=run["key"])).status_code == 400  # it has not ended
     everything = form("cancel", all="1", status="queued", task="count")
     assert sent(everything).status_code == 303
@@ -168,7 +197,7 @@ def check_acting(client: httpx.Client, shop: Shop, base_url: str) -> None:
     assert kept[:3] == [
         ("ann <b>", "run", "count", f"enqueued {run['key']}"),
         ("bob", "pause", "count", "paused"),
-        ("ann <b>", "resume", "count", "resumed"),
+        (f"ann{'n' * 197}", "resume", "count", "resumed"),
     ]
     assert [row[3] for row in kept[4:]] == ["1 of 1 runs", f"enqueued {again['key']}"]
     page = client.get("/ops/audit", headers=ours)
@@ -241,6 +270,10 @@ def check_this_machine_alone(client: httpx.Client) -> None:
         "x-forwarded-for": "127.0.0.1",
         "x-forwarded-proto": "https",
         "x-real-ip": "127.0.0.1",
+        "x-client-ip": "127.0.0.1",
+        "x-original-forwarded-for": "127.0.0.1",
+        "x-amzn-trace-id": "Root=1",
+        "fastly-client-ip": "127.0.0.1",
         "via": "1.1 proxy",
         "host": "evil.example",
     }.items():

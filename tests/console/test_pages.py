@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from support.browser import Chromium, Viewer
+from support.browser import Chromium, Viewer, address_of
 from support.processes import Start
 from support.shops import Shop
 from support.waiting import wait_until
@@ -39,13 +39,6 @@ MAIN = r"""
     def login(user: str, *, api_token: str = "") -> str:
         return user
 """
-
-
-def address_of(process) -> str:
-    process.wait_for("the console is at")
-    match = re.search(r"the console is at (\S+),", process.stderr)
-    assert match
-    return match[1]
 
 
 def test_what_runs_is_seen_at_once_and_can_be_acted_on(

@@ -4,7 +4,9 @@ Where there is none (Debian's package `chromium`, or a path in `FSA_TEST_CHROMIU
 skipped; with `chromium` named in `FSA_TEST_REQUIRE`, it fails.
 """
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +16,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from support import databases
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import Browser, CDPSession, Page, Route
+
+    from support.processes import Process
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = (
@@ -67,6 +72,51 @@ class Viewer:
             route.abort()
 
 
+class Window:
+    """A window that Playwright does not know: to those that it does, it says that they are seen."""
+
+    def __init__(self, session: "CDPSession", target: str) -> None:
+        self._session = session
+        self._target = target
+        self._answers: dict[int, dict[str, Any]] = {}
+        session.on("Target.receivedMessageFromTarget", self._received)
+        self._id = session.send("Target.attachToTarget", {"targetId": target})["sessionId"]
+
+    def go(self, url: str) -> None:
+        self._ask("Page.addScriptToEvaluateOnNewDocument", source=_FASTER)
+        self._ask("Page.navigate", url=url)
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of JavaScript in its page."""
+        found = self._ask(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        return found["result"].get("value")
+
+    def show(self, state: str) -> None:
+        """`minimized`, or `normal` again; its page is told."""
+        window = self._session.send("Browser.getWindowForTarget", {"targetId": self._target})
+        bounds = {"windowId": window["windowId"], "bounds": {"windowState": state}}
+        self._session.send("Browser.setWindowBounds", bounds)
+
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        number = len(self._answers) + 1
+        message = json.dumps({"id": number, "method": method, "params": parameters})
+        self._session.send(
+            "Target.sendMessageToTarget", {"sessionId": self._id, "message": message}
+        )
+        return wait_until(lambda: self._answer(number), f"the answer to {method}")
+
+    def _answer(self, number: int) -> dict[str, Any] | None:
+        self._session.send("Target.getTargets")  # events come while something is asked
+        return self._answers.get(number)
+
+    def _received(self, event: dict[str, Any]) -> None:
+        message = json.loads(event["message"])
+        if "id" in message:
+            self._answers[message["id"]] = message["result"]
+
+
 class Chromium:
     """The browser; each viewer has a profile of its own."""
 
@@ -94,6 +144,30 @@ class Chromium:
             raise
         finally:
             context.close()
+
+    @contextmanager
+    def window(self, url: str) -> Iterator[Window]:
+        """A window of its own, which may be minimized."""
+        session = self._browser.new_browser_cdp_session()
+        context = session.send("Target.createBrowserContext")["browserContextId"]
+        target = session.send(
+            "Target.createTarget",
+            {"url": "about:blank", "browserContextId": context, "newWindow": True},
+        )
+        try:
+            window = Window(session, target["targetId"])
+            window.go(url)
+            yield window
+        finally:
+            session.send("Target.disposeBrowserContext", {"browserContextId": context})
+
+
+def address_of(console: "Process") -> str:
+    """Where `fsa console` is, once it is there."""
+    console.wait_for("the console is at")
+    match = re.search(r"the console is at (\S+),", console.stderr)
+    assert match
+    return match[1]
 
 
 def _program() -> str | None:
