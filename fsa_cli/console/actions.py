@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Row
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.console.access import Access
@@ -46,6 +46,8 @@ V = TypeVar("V")
 #: So many runs are retried or cancelled by one form.
 MOST_AT_ONCE = 200
 
+# Where they are rare, so many times a few thousand runs are looked through.
+_LOOKS = 50
 # As long as the audit's column for it.
 _LONGEST_NAME = 255
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -278,7 +280,7 @@ def _of_filter(
     shown = {name: value for name, value in {**fields, "status": list(statuses)}.items() if value}
 
     def work() -> str:
-        rows = run_search.search(request.source.ledger, wanted, None, MOST_AT_ONCE)
+        rows = _latest(request.source, wanted)
         done, refused = 0, []
         for row in rows:
             # The same for the same form: what is sent twice is done once.
@@ -292,6 +294,16 @@ def _of_filter(
         return mask(f"{said}; {'; '.join(refused[:5])}" if refused else said)
 
     return _Plan(f"runs {json.dumps(shown)}"[:200], "", _address("audit"), work, destroys=True)
+
+
+def _latest(source: Source, wanted: run_search.RunFilter) -> list[Row[Any]]:
+    rows, end = run_search.search(source.ledger, wanted, None, MOST_AT_ONCE)
+    for _ in range(_LOOKS):
+        if end is None or len(rows) >= MOST_AT_ONCE:
+            break
+        more, end = run_search.search(source.ledger, wanted, end, MOST_AT_ONCE - len(rows))
+        rows += more
+    return rows
 
 
 def _pause(request: _Request) -> _Plan:

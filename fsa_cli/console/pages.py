@@ -14,6 +14,7 @@ from fsa_cli.console import database_page
 from fsa_cli.console.source import Source
 from fsa_cli.exceptions import UsageError
 from fsa_cli.ledger import audit
+from fsa_cli.ledger.fingerprint import Fingerprint
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.run_search import RunFilter
 from fsa_cli.ledger.time import instant_of
@@ -54,7 +55,11 @@ class Asked:
 
     source: Source
     query: QueryParams
-    now_ms: int
+    found: Fingerprint
+
+    @property
+    def now_ms(self) -> int:
+        return self.found.now_ms
 
     @property
     def now(self) -> datetime:
@@ -81,8 +86,7 @@ class Page:
         """The page with the step of the lanes that it draws: a pixel or two."""
         if self.template != "now.html":
             return self
-        reach_ms = int(lanes.SPANS[_span(query)].total_seconds() * 1000)
-        return replace(self, step_ms=max(reach_ms // 120, 2000))
+        return replace(self, step_ms=_step_ms(_span(query)))
 
 
 def filter_of(query: Mapping[str, str], statuses: list[str], now: datetime) -> RunFilter:
@@ -115,16 +119,14 @@ def _span(query: QueryParams) -> str:
     return span if span in lanes.SPANS else "1h"
 
 
+def _step_ms(span: str) -> int:
+    return max(int(lanes.SPANS[span].total_seconds() * 1000) // 120, 2000)
+
+
 def _now(asked: Asked) -> dict[str, Any]:
     span, every = _span(asked.query), asked.query.get("lanes") == "all"
-    seen = overview.overview(
-        asked.source.ledger,
-        asked.source.coming,
-        asked.now_ms,
-        zone=asked.zone,
-        span=span,
-        most_lanes=_ALL_LANES if every else _MOST_LANES,
-    )
+    most_lanes = _ALL_LANES if every else _MOST_LANES
+    seen = asked.source.look(asked.found, _step_ms(span), span, most_lanes)
     return {"seen": seen, "spans": list(lanes.SPANS), "every": every}
 
 

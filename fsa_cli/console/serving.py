@@ -73,9 +73,9 @@ def prepare() -> None:
         source = source_here()
         with reached(source.ledger), source.ledger.keeping_a_connection():
             if source.is_there():
-                now_ms = source.fingerprint().now_ms
+                found = source.fingerprint()
                 for name in ("", "runs", "tasks", "task"):
-                    PAGES[name].context(Asked(source, QueryParams(), now_ms))
+                    PAGES[name].context(Asked(source, QueryParams(), found))
 
 
 def _shown(request: Request, source: Source, name: str, access: Access) -> Response:
@@ -92,7 +92,7 @@ def _shown(request: Request, source: Source, name: str, access: Access) -> Respo
     unchanged = rendering.unchanged(request, etag)
     if unchanged is not None:
         return unchanged
-    asked = Asked(source, request.query_params, found.now_ms)
+    asked = Asked(source, request.query_params, found)
     try:
         context = page.context(asked)
     except NotThere as exc:

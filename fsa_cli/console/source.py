@@ -17,6 +17,7 @@ from fsa_cli.project.settings import Settings
 from fsa_cli.runs.calendar import DayCounts
 from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.runs.enqueue import enqueuer_here
+from fsa_cli.runs.overview import Overview, overview
 from fsa_cli.runs.process_databases import databases_here, process_key
 from fsa_cli.runs.week import WeekCounts
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "source_here"]
 
+_MOST_LOOKS = 4
 _lock = threading.Lock()
 
 
@@ -40,6 +42,7 @@ class Source:
     week: WeekCounts = field(default_factory=WeekCounts)
     days: DayCounts = field(default_factory=DayCounts)
     _is_there: bool = False
+    _looks: dict[tuple[object, ...], Overview] = field(default_factory=dict)
 
     def is_there(self) -> bool:
         """Whether the ledger's tables exist; asked until they do.
@@ -59,6 +62,24 @@ class Source:
                 _ = database.engine
                 found[name] = database
         return found
+
+    def look(self, of: Fingerprint, step_ms: int, span: str, most_lanes: int) -> Overview:
+        """The overview; one for all viewers who look while nothing changes."""
+        key = of.text, of.now_ms // step_ms, span, most_lanes
+        seen = self._looks.get(key)
+        if seen is None:
+            seen = overview(
+                self.ledger,
+                self.coming,
+                of.now_ms,
+                zone=self.settings.timezone,
+                span=span,
+                most_lanes=most_lanes,
+            )
+            if len(self._looks) >= _MOST_LOOKS:
+                self._looks.clear()
+            self._looks[key] = seen
+        return seen
 
     def fingerprint(self) -> Fingerprint:
         """Whether anything has changed: one statement."""

@@ -6,7 +6,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    case,
+    func,
+    or_,
+    select,
+    union_all,
+)
 
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node, progress, run
@@ -14,6 +25,7 @@ from fsa_cli.ledger.tables import node, progress, run
 __all__ = [
     "FAILED",
     "SAID_LENGTH",
+    "Place",
     "RunFilter",
     "drawn",
     "failed",
@@ -31,6 +43,10 @@ FAILED = ("failed", "timed_out", "interrupted", "missed")
 #: Of an error, a result, or a progress in a list.
 SAID_LENGTH = 300
 
+#: The place of a run in a list: `place_ms`, and its id.
+Place = tuple[int, str]
+# PostgreSQL takes 3 to 6 microseconds for each.
+_SCANNED = 3000
 _Columns = list[ColumnElement[Any]]
 
 
@@ -54,27 +70,54 @@ class RunFilter:
 
 
 def search(
-    ledger: Ledger, wanted: RunFilter, after: tuple[int, str] | None, limit: int
-) -> list[Row[Any]]:
-    """The latest runs that match, the newest first, each with its `place_ms` in that order.
+    ledger: Ledger, wanted: RunFilter, after: Place | None, limit: int
+) -> tuple[list[Row[Any]], Place | None]:
+    """The latest runs that match, the newest first, each with its `place_ms` in that order; and the
+    place up to which was looked, None: to the end.
 
     By status they are in the order of the index of statuses: an index of all runs by status would
-    be written at each claim, and to look for a rare status in a list of all reads it whole.
+    be written at each claim, and to look for a rare status in a list of all reads it whole. What no
+    index serves is looked for in a few thousand runs at a time.
 
     Args:
         after: `place_ms` and the id of the last run that was seen; None: from the newest.
     """
-    if not wanted.statuses:
-        statement = _page(ledger, wanted, run.c.scheduled_ms, after, limit)
-        return ledger.read(lambda connection: list(connection.execute(statement)))
-    statements = [
-        _page(ledger, wanted, run.c.not_before_ms, after, limit).where(run.c.status == status)
-        for status in dict.fromkeys(wanted.statuses)
-    ]
-    rows = ledger.read(
-        lambda connection: [row for each in statements for row in connection.execute(each)]
-    )
-    return sorted(rows, key=lambda row: (-row.place_ms, row.id))[:limit]
+    if wanted.statuses:
+        searches = [
+            (run.c.not_before_ms, [run.c.status == status])
+            for status in dict.fromkeys(wanted.statuses)
+        ]
+    else:
+        searches = [(run.c.scheduled_ms, [])]
+    is_rare = wanted.error_type is not None or wanted.queue is not None
+    is_rare = is_rare or (wanted.task is not None and bool(wanted.statuses))
+
+    def work(connection: Connection) -> tuple[list[Row[Any]], list[Place]]:
+        rows: list[Row[Any]] = []
+        ends = []
+        for place, conditions in searches:
+            indexed = [*conditions, *_indexed(ledger, wanted, place, after, in_order=not is_rare)]
+            if not is_rare:
+                rows += connection.execute(_page(indexed, wanted, place, limit)).all()
+                continue
+            last = select(place, run.c.id).where(*indexed).order_by(place.desc(), run.c.id)
+            end = connection.execute(last.offset(_SCANNED - 1).limit(1)).one_or_none()
+            if end is not None:
+                ends.append((end[0], end[1]))
+                indexed += [place >= end[0], or_(place > end[0], run.c.id <= end[1])]
+            rows += connection.execute(_page(indexed, wanted, place, limit)).all()
+        return rows, ends
+
+    rows, ends = ledger.read(work)
+    end = min(ends, key=_order, default=None)
+    found = sorted(rows, key=lambda row: _order((row.place_ms, row.id)))
+    if end is not None:
+        found = [row for row in found if _order((row.place_ms, row.id)) <= _order(end)]
+    return found[:limit], end
+
+
+def _order(place: Place) -> Place:
+    return -place[0], place[1]
 
 
 def one(ledger: Ledger, run_id: str, length: int) -> Row[Any] | None:
@@ -280,27 +323,42 @@ def _line(place: ColumnElement[int]) -> _Columns:
     ]
 
 
-def _page(
+def _indexed(
     ledger: Ledger,
     wanted: RunFilter,
     place: ColumnElement[int],
-    after: tuple[int, str] | None,
-    limit: int,
-) -> Select[Any]:
+    after: Place | None,
+    *,
+    in_order: bool,
+) -> list[ColumnElement[bool]]:
+    """The conditions that an index serves.
+
+    Args:
+        in_order: Whether that of a task is one of them.
+    """
     conditions = [run.c.namespace == ledger.namespace]
-    if wanted.task is not None:
+    if wanted.task is not None and (in_order or not wanted.statuses):
         conditions.append(run.c.task == wanted.task)
     if wanted.since_ms is not None:
         conditions.append(place >= wanted.since_ms)
     if wanted.until_ms is not None:
         conditions.append(place <= wanted.until_ms)
+    if after is not None:
+        place_ms, last = after
+        conditions += [place <= place_ms, or_(place < place_ms, run.c.id > last)]
+    return conditions
+
+
+def _page(
+    indexed: list[ColumnElement[bool]], wanted: RunFilter, place: ColumnElement[int], limit: int
+) -> Select[Any]:
+    conditions = [*indexed]
+    if wanted.task is not None:
+        conditions.append(run.c.task == wanted.task)
     if wanted.error_type is not None:
         conditions.append(run.c.error_type == wanted.error_type)
     if wanted.queue is not None:
         conditions.append(func.coalesce(run.c.queue, run.c.executor) == wanted.queue)
-    if after is not None:
-        place_ms, last = after
-        conditions += [place <= place_ms, or_(place < place_ms, run.c.id > last)]
     return (
         select(*_line(place))
         .outerjoin(progress, progress.c.run == run.c.id)

@@ -82,7 +82,8 @@ class RunLine:
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """Some runs of a list; `after` is where the next ones begin, None at the end."""
+    """Some runs of a list; `after` is where the next ones begin, None at the end. Where they are
+    rare a page may have few of them, or none, and there may be more."""
 
     runs: Sequence[RunLine]
     after: str | None
@@ -162,11 +163,12 @@ def run_page(
     Args:
         after: `RunPage.after` of the page before; None: from the newest.
     """
-    rows = run_search.search(ledger, wanted, cursor_in(after), limit + 1)
-    last = rows[limit - 1] if len(rows) > limit else None
+    rows, end = run_search.search(ledger, wanted, cursor_in(after), limit + 1)
+    if len(rows) > limit:
+        end = rows[limit - 1].place_ms, rows[limit - 1].id
     return RunPage(
         [run_line(row, now) for row in rows[:limit]],
-        f"{last.place_ms}.{last.id}" if last is not None else None,
+        f"{end[0]}.{end[1]}" if end is not None else None,
     )
 
 

@@ -88,7 +88,11 @@ def seen_in_pages(ledger: Ledger, wanted: RunFilter, now: Any) -> list[str]:
             return found
 
 
-def test_pages_hold_every_run_once_and_never_a_large_text(ledger: Ledger) -> None:
+@pytest.mark.parametrize("scanned", [3000, 4])
+def test_pages_hold_every_run_once_and_never_a_large_text(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, scanned: int
+) -> None:
+    monkeypatch.setattr(run_search, "_SCANNED", scanned)
     now = now_ms(ledger)
     long = "x" * 2_000_000
     rows = [
@@ -121,6 +125,12 @@ def test_pages_hold_every_run_once_and_never_a_large_text(ledger: Ledger) -> Non
         n for n in newest_first if n in failed
     ]
     assert len(seen_in_pages(ledger, RunFilter("task1"), instant_of(now))) == 13
+    rare = RunFilter("task1", statuses=("failed", "missed"))
+    assert seen_in_pages(ledger, rare, instant_of(now)) == [
+        each["id"]
+        for each in sorted(rows, key=lambda r: (-r["scheduled_ms"], r["id"]))
+        if each["task"] == "task1"
+    ]
     assert seen_in_pages(ledger, RunFilter(error_type="ValueError"), instant_of(now)) == [
         rows[-1]["id"]
     ]
