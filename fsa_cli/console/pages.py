@@ -120,7 +120,9 @@ def _span(query: QueryParams) -> str:
 
 
 def _step_ms(span: str) -> int:
-    return max(int(lanes.SPANS[span].total_seconds() * 1000) // 120, 2000)
+    """A pixel or some; no shorter than that ten statements for a viewer of it are one every two
+    seconds."""
+    return max(int(lanes.SPANS[span].total_seconds() * 1000) // 120, 20_000)
 
 
 def _now(asked: Asked) -> dict[str, Any]:

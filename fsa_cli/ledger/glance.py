@@ -22,6 +22,7 @@ __all__ = ["MOST_COUNTED", "MOST_RUNNING", "Glance", "Waiting", "executing", "gl
 MOST_RUNNING = 50
 #: Of what waits, so many of each status are counted, those that are due first.
 MOST_COUNTED = 10_000
+_MOST_GROUPS = 500
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,17 @@ class Glance:
     open_runs: Mapping[str, Mapping[str, int]]
 
 
-def glance(ledger: Ledger, *, full: bool = False) -> Glance:
+def glance(ledger: Ledger, at_ms: int | None = None, *, full: bool = False) -> Glance:
     """One look at the ledger: a few bounded statements, however many tasks there are.
 
     Args:
+        at_ms: The database's clock, if it was asked for already.
         full: Whether it has `open_runs`, which counts all that waits, and the last run of every
             task.
     """
 
     def work(connection: Connection) -> Glance:
-        now_ms = ledger.now_ms(connection)
+        now_ms = ledger.now_ms(connection) if at_ms is None else at_ms
         last = task_history.latest(ledger, FINAL, wrong=not full)
         running = run_search.going_on(ledger, MOST_RUNNING + 1)
         return Glance(
@@ -154,7 +156,9 @@ def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Wa
                 func.min(some.not_before_ms).label("due_ms"),
             ).group_by(some.task, some.executor, some.queue, some.status)
         )
-    rows = connection.execute(union_all(*parts)).all()
+    # The oldest of each status first: there may be as many queues as runs.
+    statement = union_all(*parts).order_by("due_ms").limit(_MOST_GROUPS)
+    rows = connection.execute(statement).all()
     counted: dict[str, int] = {}
     for row in rows:
         counted[row.status] = counted.get(row.status, 0) + row.number
@@ -166,7 +170,7 @@ def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Wa
             row.status,
             int(row.number),
             int(row.later or 0),
-            counted[row.status] >= MOST_COUNTED,
+            counted[row.status] >= MOST_COUNTED or len(rows) >= _MOST_GROUPS,
             int(row.oldest_ms),
             int(row.due_ms),
         )

@@ -21,7 +21,7 @@ _YEAR = timedelta(days=371)  # 53 weeks
 _LEAST = timedelta(days=34)
 _WORST = (*FAILED, "cancelled", "discarded", "skipped")
 # Runs that are counted at one look. PostgreSQL takes 3 to 6 microseconds for each.
-_AT_ONCE = 2000
+_AT_ONCE = 1200
 # What is younger is counted at each look.
 _SETTLED_MS = 600_000
 _KEPT_S = 3600.0

@@ -130,7 +130,7 @@ def overview(
         span: Of `lanes.SPANS`.
     """
     scale = Scale.around(now_ms, span)
-    at_glance = glance(ledger)
+    at_glance = glance(ledger, now_ms)
     tasks, running_rows = at_glance.tasks, at_glance.running
     # Where not all have a lane, those that do something have one.
     going = {row.task for row in running_rows}
