@@ -28,13 +28,14 @@ from .sessions.scope import Scope
 try:
     from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 except ImportError:
-    _session_class: type[AsyncSession] = AsyncSession
+    DefaultAsyncSession: type[AsyncSession] = AsyncSession
 else:
-    _session_class = SQLModelSession
+    DefaultAsyncSession = SQLModelSession
 
 __all__ = [
     "DBSessionMeta",
     "DBSessionType",
+    "DefaultAsyncSession",
     "MissingSessionError",
     "SQLAlchemyMiddleware",
     "SessionNotInitialisedError",
@@ -289,7 +290,7 @@ def _middleware_for(database: Database) -> type[DBSessionMiddleware]:
         """`DBSessionMiddleware` with that package's defaults."""
 
         defaults = {  # noqa: RUF012
-            "async_session_args": {"class_": _session_class},
+            "async_session_args": {"class_": DefaultAsyncSession},
             "rollback_from_status": None,
         }
 

@@ -30,6 +30,7 @@ async def proxy(async_store: Store) -> AsyncIterator[compat.DBSession]:
 def test_its_db_speaks_for_the_global_one() -> None:
     assert compat.db.database is fastapi_sqlalchemy.db
     assert type(compat.db) is compat.DBSessionMeta is compat.DBSessionType
+    assert compat.DefaultAsyncSession is SQLModelSession
 
 
 def test_a_middleware_serves_as_it_did_there(sqlite_store: Store) -> None:
