@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def wait_until(
-    condition: Callable[[], T], what: str = "the condition", *, within_s: float = DEADLINE_S
+    condition: Callable[[], T | None], what: str = "the condition", *, within_s: float = DEADLINE_S
 ) -> T:
     """The first true value of *condition*, asked every 20 ms; AssertionError after *within_s*."""
     deadline = time.monotonic() + within_s
