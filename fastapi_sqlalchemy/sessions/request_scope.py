@@ -1,4 +1,8 @@
-"""The scope of a request or a WebSocket: a scope that knows its route."""
+"""The scope of a request or a WebSocket: a scope that knows its route, for warnings.
+
+`middleware.DBSessionMiddleware` decides when it ends and whether it commits; `Scope.settle` and the
+session's `SessionHandle` do it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The SQL and the connection settings in which PostgreSQL, MySQL, MariaDB and SQLite differ."""
+"""The SQL and the connection settings of the ledger in which PostgreSQL, MySQL, MariaDB and SQLite
+differ. What differs in the database of an app is in `fsa_cli.database.dialects`.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +67,7 @@ class DialectSQL:
     Attributes:
         now_ms: The database's clock, as it is at this moment and not at the transaction's begin.
         rows: The FROM item of the JSON array in `:rows`.
+        cell: The SELECT item of one column of such a row, with `{name}`, `{kind}` or `{long}`.
         update: An UPDATE of many rows, from the JSON array in `:rows`; None: row by row.
         ignore: The clause with which an INSERT leaves an existing row alone.
         returns: Whether an INSERT can return the rows that it inserts.

@@ -300,6 +300,9 @@ class Node(NodeListener):
     def drain(self, number: signal.Signals | None) -> Unfinished | None:
         """Take no more, wait for what runs, record it, and stop the services.
 
+        Twice from the last service to the first: `quiesce` before what runs is waited for, `stop`
+        after it.
+
         Raises:
             LifespanFailed: The end of the app's lifespan has raised.
         """

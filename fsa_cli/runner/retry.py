@@ -1,4 +1,8 @@
-"""Execute a run again that did not succeed, as often as asked for."""
+"""Whether, when and how often a run that failed is executed again: `RetryPolicy`.
+
+What becomes of a run whose process has died or stops (`on_crash`) is decided by
+`processes.run_lifecycle` and, for the dead, by `ledger.maintenance`.
+"""
 
 from __future__ import annotations
 
