@@ -281,6 +281,7 @@ class TaskDecorator(Protocol):
         executor: str | None = None,
         queue: str | None = None,
         priority: int = 0,
+        keep: timedelta | str | None = None,
         tags: Sequence[str] = (),
     ) -> TaskDecorator: ...
 

@@ -19,7 +19,13 @@ from fsa_cli.terminal.masking import mask
 app = typer.Typer()
 
 _PLACES = {"directory": "the current directory", "project": "the nearest pyproject.toml"}
-_UNSET = {"executor": "local", "lease_s": 20, "timezone": "UTC", "app": "its usual places"}
+_UNSET = {
+    "executor": "local",
+    "lease_s": 20,
+    "keep_failed": "as keep",
+    "timezone": "UTC",
+    "app": "its usual places",
+}
 _ELSEWHERE = {*_PLACES, "app_base", "database_urls", "sources", "variables", "warnings"}
 
 

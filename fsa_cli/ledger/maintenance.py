@@ -1,4 +1,4 @@
-"""Runs whose process has died or lost them, and rows that are old enough to delete."""
+"""Runs whose process has died or lost them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, or_, select, update
+from sqlalchemy import Row, and_, or_, select, update
 
 from fsa_cli.ledger.attempts import write_lost_attempt
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import (
-    FINAL,
-    KEPT_MS,
-    activity,
-    attempt,
-    key,
-    node,
-    node_task,
-    progress,
-    run,
-    task,
-)
+from fsa_cli.ledger.tables import FINAL, node, run, task
 from fsa_cli.ledger.values import options_in
 
-__all__ = ["Died", "free_left_locks", "left_running", "prune", "reap", "reconcile"]
+__all__ = ["Died", "free_left_locks", "left_running", "reap", "reconcile"]
 
 
-_PRUNED = 1000
+_AT_ONCE = 1000
 # A run that kills its process each time must not do so for ever.
 _MOST_ATTEMPTS = 20
 
@@ -60,54 +49,6 @@ def _change_running(ledger: Ledger, row: Any, **values: Any) -> int:
         .values(**values)
     )
     return ledger.at_once(lambda connection: connection.execute(statement).rowcount)
-
-
-def prune(ledger: Ledger) -> int:
-    """Delete some of the runs that ended more than 30 days ago; how many."""
-    before_ms = ledger.read(ledger.now_ms) - KEPT_MS
-    old = _ids(
-        ledger,
-        select(run.c.id).where(
-            run.c.namespace == ledger.namespace,
-            run.c.scheduled_ms < before_ms,
-            run.c.status.in_(FINAL),
-        ),
-    )
-    gone = _ids(
-        ledger,
-        select(node.c.id).where(
-            node.c.namespace == ledger.namespace,
-            node.c.state.in_(("stopped", "dead")),
-            node.c.lease_until_ms < before_ms,
-        ),
-    )
-    # What refers to a row goes first: a process that ends in between leaves the row to the next.
-    for ids, statements in (
-        (
-            old,
-            (
-                delete(progress).where(progress.c.run.in_(old)),
-                delete(key).where(key.c.run.in_(old)),
-                delete(activity).where(activity.c.run.in_(old)),
-                delete(attempt).where(attempt.c.run.in_(old)),
-                delete(run).where(run.c.id.in_(old)),
-            ),
-        ),
-        (
-            gone,
-            (
-                delete(node_task).where(node_task.c.node.in_(gone)),
-                delete(node).where(node.c.id.in_(gone)),
-            ),
-        ),
-    ):
-        for statement in statements if ids else ():
-            ledger.at_once(lambda connection, it=statement: connection.execute(it))  # type: ignore[misc]
-    return len(old)
-
-
-def _ids(ledger: Ledger, statement: Select[tuple[str]]) -> list[str]:
-    return ledger.read(lambda connection: list(connection.scalars(statement.limit(_PRUNED))))
 
 
 @dataclass(frozen=True)
@@ -230,13 +171,13 @@ def free_left_locks(ledger: Ledger) -> None:
 def _left_rows(ledger: Ledger, ids: Sequence[str]) -> Sequence[Row[Any]]:
     """Those of the runs *ids* whose nodes are dead by now, or have stopped."""
     found: list[Row[Any]] = []
-    for start in range(0, len(ids), _PRUNED):
+    for start in range(0, len(ids), _AT_ONCE):
         statement = (
             select(run.c.id, run.c.claim, run.c.node, run.c.attempt, task.c.options)
             .outerjoin(node, node.c.id == run.c.node)
             .outerjoin(task, and_(task.c.namespace == run.c.namespace, task.c.name == run.c.task))
             .where(
-                run.c.id.in_(ids[start : start + _PRUNED]),
+                run.c.id.in_(ids[start : start + _AT_ONCE]),
                 run.c.status == "running",
                 or_(node.c.id.is_(None), node.c.state.in_(("dead", "stopped"))),
             )

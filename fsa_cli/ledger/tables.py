@@ -55,7 +55,7 @@ _ID_LENGTH = 36
 #: The states in which a run has ended for good.
 FINAL = tuple(status for status in RunStatus if status.is_final)
 
-#: For how long after its instant a run is kept.
+#: For how long a run is kept where nothing else is said.
 KEPT_MS = 30 * 24 * 3600 * 1000
 
 metadata = MetaData()

@@ -13,6 +13,7 @@ from fsa_cli.exceptions import UsageError
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.backfill import backfill, register_tasks
 from fsa_cli.ledger.location import ledger_of
+from fsa_cli.ledger.pruning import Pruning
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.wake import can_listen
 from fsa_cli.processes.broker_dispatcher import BrokerDispatcher
@@ -292,9 +293,8 @@ class ProcessBuilder:
             return context.clock.now_ms if timer is None else timer.fired_until_ms
 
         effects = Effects(self.run_factory.applied, self.run_factory.prune)
-        return Maintenance(
-            context, lifecycle, claimers, effects, fired_until_ms, self.known.__contains__
-        )
+        knows, pruning = self.known.__contains__, Pruning.of(self.settings)
+        return Maintenance(context, lifecycle, claimers, effects, fired_until_ms, knows, pruning)
 
     def _brokers(self) -> Mapping[str, tuple[Executor, Mapping[str, str | None]]]:
         locks = self.run_factory.locks

@@ -11,6 +11,7 @@ from fsa_cli.ledger import control, maintenance, nodes, queries
 from fsa_cli.ledger.activity import write_activity
 from fsa_cli.ledger.backfill import backfill
 from fsa_cli.ledger.progress import write_progress
+from fsa_cli.ledger.pruning import Pruning
 from fsa_cli.processes.claimer import Claimer
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle
@@ -56,6 +57,7 @@ class Maintenance(ServiceThread):
         parts: The claimers of this node.
         fired_until_ms: Every instant up to then was fired by this process.
         knows: Whether the app has a task of that name.
+        pruning: How long ended runs are kept.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Maintenance(ServiceThread):
         effects: Effects,
         fired_until_ms: Callable[[], int],
         knows: Callable[[str], bool],
+        pruning: Pruning,
     ) -> None:
         super().__init__("maintenance")
         self._context = context
@@ -76,6 +79,7 @@ class Maintenance(ServiceThread):
         self._effects = effects
         self._fired_until_ms = fired_until_ms
         self._knows = knows
+        self._pruning = pruning
         self._told: set[str] = set()
         self._look_at_s = time.monotonic() + _RECONCILED_EVERY_S
         self._lock = threading.Lock()
@@ -230,7 +234,7 @@ class Maintenance(ServiceThread):
             write_activity(self._ledger, told)
 
     def _prune_runs(self) -> int:
-        pruned = maintenance.prune(self._ledger)
+        pruned = self._pruning.prune(self._ledger)
         if not pruned:
             self._effects.prune()
         return pruned

@@ -14,6 +14,7 @@ from fsa_cli.ledger.records import Due, ExpectedInstant, RegisteredTask
 from fsa_cli.runs.coming import next_ms
 from fsa_cli.runs.executor import LOCAL
 from fsa_cli.runs.executor_registry import executor_name, queue_name
+from fsa_cli.schedules.durations import kept_ms
 from fsa_cli.schedules.schedule import Schedule, parse_schedule
 from fsa_cli.schedules.timezones import zone_name
 from fsa_cli.tasks import arguments
@@ -135,6 +136,8 @@ def _registered(task: TaskDefinition, scheduled: Scheduled | None) -> Registered
         "timeout_s": task.timeout_s,
         "tags": sorted(task.tags),
     }
+    if task.keep is not None:
+        options["keep_ms"] = kept_ms(task.keep)
     if scheduled is None:
         return RegisteredTask(task.name, json.dumps(options))
     options["schedule"] = scheduled.schedule.text

@@ -11,6 +11,7 @@ from typing import Any
 
 from fsa_cli.exceptions import ConfigurationError, did_you_mean
 from fsa_cli.project import dotenv
+from fsa_cli.schedules.durations import kept_ms
 
 __all__ = ["KEYS", "Flags", "SettingSources"]
 
@@ -29,6 +30,8 @@ KEYS: Mapping[str, type] = {
     "ledger_url": str,
     "lease_s": float,
     "lifespan": bool,
+    "keep": str,
+    "keep_failed": str,
     "timezone": str,
     "shell": str,
     "health": dict,
@@ -225,6 +228,16 @@ class SettingSources:
                 raise ConfigurationError(f"{source} must be true or false, not {value!r}")
             return value.lower() in _YES
         return bool(value)
+
+    def kept(self, name: str) -> str | None:
+        """For how long something is kept, as `schedules.durations.kept_ms` reads it."""
+        value = self.text(name)
+        if value is not None and kept_ms(value) is None:
+            raise ConfigurationError(
+                f"{self.sources[name]} must be a duration of a minute or more, not {value!r}",
+                hint=f'{name} = "30d": s, m, h or d',
+            )
+        return value
 
     def path(self, name: str) -> Path | None:
         value, source = self._find(name)

@@ -50,6 +50,10 @@ class Settings:
     lease_s: float | None
     lifespan: bool
     """Whether the app's lifespan runs around tasks and shells."""
+    keep: str
+    """For how long ended runs are kept: `30d`."""
+    keep_failed: str | None
+    """The same for those that need a look; None is as `keep`."""
     timezone: str | None
     shell: str | None
     health: Mapping[str, Any]
@@ -100,6 +104,8 @@ def read(
         ledger_url=reader.text("ledger_url"),
         lease_s=reader.number("lease_s"),
         lifespan=reader.flag("lifespan"),
+        keep=reader.kept("keep") or "30d",
+        keep_failed=reader.kept("keep_failed"),
         timezone=reader.text("timezone"),
         shell=reader.text("shell"),
         health=reader.table.get("health", {}),

@@ -6,11 +6,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fsa_cli.exceptions import TaskDefinitionError
+from fsa_cli.schedules.durations import kept_ms
 from fsa_cli.tasks import callables
 
 __all__ = ["CatchUp", "Isolation", "OnCrash", "Overlap", "TaskDefinition", "check_definition"]
@@ -72,6 +74,8 @@ class TaskDefinition:
         queue: The broker's queue; None is "fsa.NAMESPACE".
         priority: -100 to 100: of the runs that wait the highest goes first. Where one is asked for,
             `using(priority=...)` goes before it.
+        keep: For how long its ended runs are kept, whatever their status: "7d", or a timedelta;
+            None is the settings'.
         tags: Words to choose tasks by.
     """
 
@@ -101,6 +105,7 @@ class TaskDefinition:
     executor: str | None = None
     queue: str | None = None
     priority: int = 0
+    keep: timedelta | str | None = None
     tags: frozenset[str] = frozenset()
 
     @cached_property
@@ -195,6 +200,8 @@ def check_definition(task: TaskDefinition) -> None:
         value = getattr(task, option)
         if value is not None and not (isinstance(value, str) and 0 < len(value) <= 50):
             raise wrong(f"has {option}={value!r}", "a name of at most 50 characters")
+    if task.keep is not None and kept_ms(task.keep) is None:
+        raise wrong(f"has keep={task.keep!r}", '"7d", "12h" or a timedelta, a minute or more')
     if task.ping is not None and not task.ping.startswith(("http://", "https://")):
         raise wrong(f"has ping={task.ping!r}", "a URL: https://hc-ping.com/...")
     for hook in task.on_failure:

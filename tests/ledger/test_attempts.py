@@ -11,6 +11,7 @@ from fsa_cli.ledger.attempts import attempts_of, write_attempts
 from fsa_cli.ledger.backfill import register_tasks
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.finish import finish
+from fsa_cli.ledger.pruning import Pruning
 from fsa_cli.ledger.records import ClaimedRun, RegisteredTask, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
@@ -87,9 +88,10 @@ def test_old_attempts_go_with_their_runs(ledger: Ledger) -> None:
     finish(ledger, [outcome(claim(ledger, node.id), "failed")])
     assert len(attempts_of(ledger, run_id)) == 1
 
-    old = update(tables.run).where(tables.run.c.id == run_id).values(scheduled_ms=1)
+    old = update(tables.run).where(tables.run.c.id == run_id)
+    old = old.values(scheduled_ms=1, not_before_ms=1, finished_ms=1)
     ledger.write(lambda connection: connection.execute(old))
-    assert maintenance.prune(ledger) == 1
+    assert Pruning().prune(ledger) == 1
 
     left = select(tables.attempt).where(tables.attempt.c.run == run_id)
     assert ledger.read(lambda connection: connection.execute(left).all()) == []

@@ -11,7 +11,7 @@ from fsa_cli.ledger import tables
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.enqueue import insert_run, write_run
 from fsa_cli.ledger.finish import finish
-from fsa_cli.ledger.maintenance import prune
+from fsa_cli.ledger.pruning import Pruning
 from fsa_cli.ledger.records import NewRun, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from support.ledgers import make_node, now_ms, open_ledger, runs_of
@@ -115,12 +115,14 @@ def test_a_run_has_its_key_until_its_end_and_for_as_long_as_was_asked(ledger: Le
 
 def test_a_key_goes_with_the_run_that_is_pruned(ledger: Ledger) -> None:
     first = write_run(ledger, wanted(kept_ms=10**13))
-    old = {"status": "succeeded", "scheduled_ms": 1, "finished_ms": 1}
+    old = {"status": "succeeded", "not_before_ms": 1, "finished_ms": 1}
     ledger.write(
         lambda c: c.execute(update(tables.run).where(tables.run.c.id == first).values(**old))
     )
 
-    assert prune(ledger) == 1
+    assert Pruning().prune(ledger) == 0  # it has its key until then
+    ledger.write(lambda c: c.execute(update(tables.key).values(kept_ms=5)))
+    assert Pruning().prune(ledger) == 1
     keys = select(tables.key.c.run).where(tables.key.c.namespace == ledger.namespace)
     assert ledger.read(lambda c: list(c.scalars(keys))) == []
 

@@ -305,3 +305,15 @@ def test_a_table_of_another_user_above_is_not_read(
     assert settings.app is None
     assert "belongs to another user" in settings.warnings[0]
     assert read(Flags(), directory=strange, environ={}).app == "evil:app"
+
+
+def test_how_long_runs_are_kept_is_a_duration(tmp_path: Path) -> None:
+    def found(**environ: str) -> tuple[str, str | None]:
+        settings = read(directory=tmp_path, environ=environ)
+        return settings.keep, settings.keep_failed
+
+    assert found() == ("30d", None)
+    assert found(FSA_KEEP="36h", FSA_KEEP_FAILED="90d") == ("36h", "90d")
+    for wrong in ("30", "-1d", "5s", "for ever", "3 weeks"):
+        with pytest.raises(ConfigurationError, match=f"FSA_KEEP must be .* not '{wrong}'"):
+            found(FSA_KEEP=wrong)
