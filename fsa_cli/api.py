@@ -283,6 +283,7 @@ class TaskDecorator(Protocol):
         priority: int = 0,
         keep: timedelta | str | None = None,
         tags: Sequence[str] = (),
+        aliases: Sequence[str] = (),
     ) -> TaskDecorator: ...
 
 
@@ -293,6 +294,7 @@ def _task(
     name: str | None = None,
     args: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
+    aliases: Sequence[str] = (),
     on_failure: Callable[[Any], object] | Sequence[Callable[[Any], object]] = (),
     retry_on: type[BaseException] | Sequence[type[BaseException]] | None = None,
     **options: Any,
@@ -305,7 +307,7 @@ def _task(
     Raises:
         TaskDefinitionError: (a TypeError) a name that cannot be used, a generator function, a bad
             time-out, a classmethod, a bound method.
-        DuplicateTask: another function has that name already.
+        DuplicateTask: another function has that name, or one of the aliases, already.
     """
 
     if unknown := options.keys() - TaskDefinition.__dataclass_fields__.keys():
@@ -322,6 +324,7 @@ def _task(
             function=function,
             args=dict(args or {}),
             tags=frozenset([tags] if isinstance(tags, str) else tags),
+            aliases=(aliases,) if isinstance(aliases, str) else tuple(aliases),
             on_failure=(on_failure,) if callable(on_failure) else tuple(on_failure),
             retry_on=_classes(retry_on),
             **options,

@@ -102,6 +102,8 @@ def read(
             )
         raise
     task = get_task(name)
+    if name in task.aliases:
+        fsa.output.say(f"{name} is {task.name} now")
     signature = signature_of(task.function)
     _refuse_ambiguous(name, early, signature.options())
     ours, theirs = arguments.split(signature, argv, {**_FLAGS, **own})

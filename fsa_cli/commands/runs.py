@@ -319,11 +319,12 @@ def _filters(
     from fsa_cli.runs import run_view as views
     from fsa_cli.tasks.registry import registry
 
-    names = None if name is None else {name}
-    if name is not None and not queries.runs(ledger, names=[name], limit=1):
+    task = None if name is None else registry.get(name)
+    names = None if name is None else {name, *(task.names if task is not None else ())}
+    if name is not None and not queries.runs(ledger, names=names, limit=1):
         control.known([name], [each.name for each in queries.tasks(ledger)])
     if tag is not None:
-        tagged = {each.name for each in registry if tag in each.tags}
+        tagged = {name for each in registry if tag in each.tags for name in each.names}
         names = tagged if names is None else names & tagged
     return {
         "names": names,

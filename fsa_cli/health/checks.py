@@ -144,7 +144,7 @@ def _scheduler(loaded: LoadedApp, settings: Settings, timeout_s: float) -> Itera
         yield reached
     if not seen:
         return
-    known = {task.name for task in registry}
+    known = {name for task in registry for name in task.names}
     judged: Mapping[str, Callable[[], str]] = {
         "tasks": lambda: of_scheduler.tasks(seen[0], names),
         "queue": lambda: of_scheduler.queue(seen[0], known),

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, TextClause, select
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows, insert_rows, typed
-from fsa_cli.ledger.instants import instants_with_row
+from fsa_cli.ledger.instants import with_row
 from fsa_cli.ledger.records import SCHEDULED, ExpectedInstant, RegisteredTask, RunStatus
 from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # Of bound parameters; SQLite takes 32,766 in all, MySQL a packet of 16 MB.
 _BATCH = 1000
+# A task that was renamed goes on with these.
+_CARRIED = (task.c.paused_ms, task.c.paused_by, task.c.consecutive_failures)
 # No replica raises a watermark further beyond the database's now.
 _AHEAD_MS = 24 * 3600 * 1000
 
@@ -107,31 +109,43 @@ def _execute_rows(
 
 def _register(ledger: Ledger, known: Sequence[RegisteredTask]) -> dict[str, int]:
     statement = select(
-        task.c.name, task.c.options, task.c.schedule_hash, task.c.watermark_ms
+        task.c.name, task.c.options, task.c.schedule_hash, task.c.watermark_ms, *_CARRIED
     ).where(task.c.namespace == ledger.namespace)
     rows, now_ms = ledger.read(
         lambda connection: (connection.execute(statement).all(), ledger.now_ms(connection))
     )
     there = {row.name: row for row in rows}
+    limit_ms = now_ms + _AHEAD_MS
     added: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
     watermarks = {}
     for each in known:
         row = there.get(each.name)
         is_new = row is None or row.schedule_hash != each.schedule_hash
-        if row is not None and not is_new and 0 <= row.watermark_ms <= now_ms + _AHEAD_MS:
+        # A row that says what cannot be would keep the task from ever being run.
+        if row is not None and not is_new and 0 <= row.watermark_ms <= limit_ms:
             watermarks[each.name] = row.watermark_ms
-        else:  # a row that says what cannot be would keep the task from ever being run
+        else:
             watermarks[each.name] = now_ms
         if row is None:
+            before = next((there[name] for name in each.before if name in there), None)
+            if (
+                before is not None
+                and each.schedule_hash is not None
+                and before.schedule_hash == each.before[before.name]
+                and 0 <= before.watermark_ms <= limit_ms
+            ):
+                watermarks[each.name] = before.watermark_ms
             added.append(
                 {
                     "namespace": ledger.namespace,
                     "name": each.name,
                     "options": each.options,
                     "schedule_hash": each.schedule_hash,
-                    "watermark_ms": now_ms,
-                    "consecutive_failures": 0,
+                    "watermark_ms": watermarks[each.name],
+                    "consecutive_failures": 0 if before is None else before.consecutive_failures,
+                    "paused_ms": None if before is None else before.paused_ms,
+                    "paused_by": None if before is None else before.paused_by,
                 }
             )
         elif is_new or row.options != each.options:
@@ -162,13 +176,15 @@ _TASK = {
     "schedule_hash": "text",
     "watermark_ms": "bigint",
     "consecutive_failures": "bigint",
+    "paused_ms": "bigint",
+    "paused_by": "text",
 }
 
 
 def _without_row(
     ledger: Ledger, connection: Connection, *, expected: Sequence[ExpectedInstant]
 ) -> list[ExpectedInstant]:
-    known = instants_with_row(ledger, connection, [each.due.key for each in expected])
+    known = with_row(ledger, connection, [each.due for each in expected])
     return [each for each in expected if each.due.key not in known]
 
 
@@ -232,9 +248,10 @@ def _covered(
     mine = next((row for row in nodes if row.id == node_id), None)
     if mine is not None and mine.covered_from_ms <= first and last <= mine.lease_until_ms:
         return {each.due.key for each in missing}
-    by_task: dict[str, list[int]] = defaultdict(list)
+    by_task: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for each in missing:
-        by_task[each.due.task].append(each.due.scheduled_ms)
+        for name in (each.due.task, *each.due.before):
+            by_task[name].append(each.due.key)
     covered: set[tuple[str, int]] = set()
     for names in _parts(sorted(by_task)):
         knew = connection.execute(
@@ -245,7 +262,7 @@ def _covered(
         leases = {row.id: (row.covered_from_ms, row.lease_until_ms) for row in nodes}
         for row in knew:
             since, until = leases[row.node]
-            covered |= {(row.task, at) for at in by_task[row.task] if since <= at <= until}
+            covered |= {key for key in by_task[row.task] if since <= key[1] <= until}
     return covered
 
 

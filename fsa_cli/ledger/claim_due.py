@@ -16,7 +16,7 @@ from sqlalchemy import Connection, TextClause, select
 from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger.dialects import DialectSQL, is_lock_wait, joining, typed
-from fsa_cli.ledger.instants import instants_with_row
+from fsa_cli.ledger.instants import instants_with_row, with_row
 from fsa_cli.ledger.records import (
     EARLY_MS,
     SCHEDULED,
@@ -53,6 +53,13 @@ def claim_due(
         dispatch: Given for a broker: the runs become `handed_off` instead of `running`. SQL that is
             part of the statement, as `Executor.joined`; may be empty.
     """
+    outcome = ClaimResult()
+    if renamed := [each for each in due if each.before]:
+        known = ledger.read(lambda connection: with_row(ledger, connection, renamed))
+        outcome.others = [each for each in due if each.key in known]
+        due = [each for each in due if each.key not in known]
+        if not due:
+            return outcome
     # In one order for all replicas: in several they deadlock.
     ordered = sorted(due, key=lambda each: (each.lock_key or "", each.task, each.scheduled_ms))
     ids = {uuid.uuid4().hex: each for each in ordered}
@@ -74,7 +81,6 @@ def claim_due(
         inserted = connection.execute(statement, given)
         return set(inserted.scalars()) if inserted.returns_rows else set()
 
-    outcome = ClaimResult()
     try:
         inserted = ledger.at_once(insert, waits=False)
     except DBAPIError as exc:
@@ -82,7 +88,7 @@ def claim_due(
             raise
         # The row of one of them is in a transaction that does not end: the others do not wait.
         if len(ordered) == 1:
-            outcome.left = ordered
+            outcome.left += ordered
             return outcome
         for each in ordered:
             outcome.add(
@@ -93,7 +99,7 @@ def claim_due(
         return outcome
     if len(inserted) < len(ids):
         rest = {run_id: each for run_id, each in ids.items() if run_id not in inserted}
-        outcome = _contested(ledger, rest, given)
+        outcome.add(_contested(ledger, rest, given))
     outcome.mine += [_claimed(run_id, token, ids[run_id]) for run_id in ids if run_id in inserted]
     return outcome
 

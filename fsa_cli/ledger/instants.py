@@ -9,10 +9,10 @@ from functools import lru_cache
 from sqlalchemy import Connection, TextClause
 
 from fsa_cli.ledger.dialects import DialectSQL, typed
-from fsa_cli.ledger.records import SCHEDULED
+from fsa_cli.ledger.records import SCHEDULED, Due
 from fsa_cli.ledger.store import Ledger
 
-__all__ = ["instants_with_row"]
+__all__ = ["instants_with_row", "with_row"]
 
 
 def instants_with_row(
@@ -23,6 +23,15 @@ def instants_with_row(
     given = {"namespace": ledger.namespace, "rows": asked}
     rows = connection.execute(_looking(ledger.sql), given)
     return {(row.task, row.scheduled_ms) for row in rows}
+
+
+def with_row(ledger: Ledger, connection: Connection, due: Collection[Due]) -> set[tuple[str, int]]:
+    """Which of these instants have a row, be it under a name that the task had before."""
+    found = instants_with_row(ledger, connection, [each.key for each in due])
+    before = {(name, each.scheduled_ms): each.key for each in due for name in each.before}
+    if before:
+        found |= {before[each] for each in instants_with_row(ledger, connection, before)}
+    return found
 
 
 @lru_cache

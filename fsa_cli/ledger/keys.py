@@ -36,7 +36,7 @@ def take_key(ledger: Ledger, connection: Connection, new_run: NewRun, *, is_own:
     names = ledger.qualified(key.name), ledger.qualified(run.name)
     given = {
         "namespace": ledger.namespace,
-        "task": new_run.task,
+        "task": new_run.key_task or new_run.task,
         "name": new_run.unique,
         "run": new_run.run_id,
         "kept_ms": new_run.kept_ms,

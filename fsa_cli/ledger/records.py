@@ -7,6 +7,7 @@ is written back.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -97,6 +98,7 @@ class Due:
     Attributes:
         lock_key: Only one run at a time may hold it; None: runs may overlap.
         waits: Whether the run is queued while the lock is held; otherwise it is skipped.
+        before: The names that the task had before. An instant that has a row under one is done.
     """
 
     task: str
@@ -106,6 +108,7 @@ class Due:
     arguments: str = "{}"
     executor: str = "local"
     queue: str | None = None
+    before: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -127,6 +130,7 @@ class NewRun:
         at_ms: When it may start; None: `wait_ms` from now, by the database's clock.
         priority: -100 to 100; of those that wait the highest goes first.
         unique: A key that no other run of the task has while this one waits or runs.
+        key_task: The name by which the key goes; None: the task's.
         kept_ms: For how long after its end it keeps the key.
     """
 
@@ -142,6 +146,7 @@ class NewRun:
     priority: int = 0
     unique: str | None = None
     kept_ms: int | None = None
+    key_task: str | None = None
 
     @classmethod
     def of(cls, task: str, arguments: str, **more: Any) -> NewRun:
@@ -251,11 +256,13 @@ class RegisteredTask:
     Attributes:
         options: Its policies, as JSON.
         schedule_hash: Of its name and schedule; None where it has none.
+        before: The names that it had before, each with the hash of its schedule under it.
     """
 
     name: str
     options: str
     schedule_hash: str | None = None
+    before: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class ProcessBuilder:
         run_factory.databases()
         width = max((len(each.task.name) for each in planned), default=0)
         log = RunLog(output, loaded, width, json)
-        known = frozenset(task.name for task in registry)
+        known = frozenset(name for task in registry for name in task.names)
         return cls(tasks, planned, ledger, executors, run_factory, log, loaded, settings, known)
 
     def open(self) -> None:
@@ -272,7 +272,7 @@ class ProcessBuilder:
         source = RunSource(
             build=self.run_factory,
             applied=self.run_factory.applied,
-            late_ms={each.task.name: _late_ms(each) for each in self.planned},
+            late_ms={name: _late_ms(each) for each in self.planned for name in each.task.names},
         )
         lifecycle = RunLifecycle(
             context,
@@ -299,7 +299,7 @@ class ProcessBuilder:
     def _brokers(self) -> Mapping[str, tuple[Executor, Mapping[str, str | None]]]:
         locks = self.run_factory.locks
         return {
-            name: (broker, {task.name: locks[task.name] for task in tasks})
+            name: (broker, {each: locks[each] for task in tasks for each in task.names})
             for name, (broker, tasks) in self.executors.brokers(self.tasks).items()
         }
 

@@ -148,7 +148,8 @@ class RecordedRun:
 
     def _begin(self, run: Run, name: str, locks: bool) -> ClaimedRun:
         namespace = self._ledger.namespace
-        lock = lock_of(run.task, namespace) or f"{namespace}/{name}"
+        own = run.task.oldest_name if run.task.aliases else name
+        lock = lock_of(run.task, namespace) or f"{namespace}/{own}"
         claimed = insert_running(
             self._ledger,
             self._lease.id,

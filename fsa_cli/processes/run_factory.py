@@ -46,8 +46,9 @@ class RunFactory:
         self._loaded = loaded
         self._settings = settings
         self._ledger = ledger
-        self._tasks = {task.name: task for task in tasks}
-        self._planned = {scheduled.task.name: scheduled for scheduled in planned}
+        # Under the names before too: of those runs may still wait.
+        self._tasks = {name: task for task in tasks for name in task.names}
+        self._planned = {name: scheduled for scheduled in planned for name in scheduled.task.names}
         self.trusted: Callable[[], bool] = lambda: False
         """Whether this process's lease holds."""
         self._elsewhere = [
@@ -58,7 +59,7 @@ class RunFactory:
 
     @property
     def locks(self) -> Mapping[str, str | None]:
-        """Each task, and the lock of its runs."""
+        """Each name of a task, and the lock of its runs."""
         return {name: lock_of(task, self._ledger.namespace) for name, task in self._tasks.items()}
 
     def __call__(self, claimed: ClaimedRun) -> Run:

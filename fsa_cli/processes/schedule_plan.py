@@ -41,8 +41,11 @@ class Scheduled:
     @cached_property
     def schedule_hash(self) -> str:
         """Of its name and schedule: the same on every replica that has the same of both."""
-        zone = zone_name(self.schedule.timezone)
-        return _hash([self.task.name, self.schedule.text, zone])
+        return self.hash_of(self.task.name)
+
+    def hash_of(self, name: str) -> str:
+        """The hash where *name* is the task's: that which it had before it was renamed."""
+        return _hash([name, self.schedule.text, zone_name(self.schedule.timezone)])
 
     @cached_property
     def jitter_ms(self) -> int:
@@ -70,6 +73,7 @@ class Scheduled:
             self._arguments,
             self.executor,
             self.task.queue if self.executor == LOCAL else queue_name(self.task, namespace),
+            self.task.aliases,
         )
 
     def expected(self, instant_ms: int, namespace: str, passed: int = 0) -> ExpectedInstant:
@@ -139,10 +143,11 @@ def _registered(task: TaskDefinition, scheduled: Scheduled | None) -> Registered
     if task.keep is not None:
         options["keep_ms"] = kept_ms(task.keep)
     if scheduled is None:
-        return RegisteredTask(task.name, json.dumps(options))
+        return RegisteredTask(task.name, json.dumps(options), before=dict.fromkeys(task.aliases))
     options["schedule"] = scheduled.schedule.text
     options["timezone"] = zone_name(scheduled.schedule.timezone)
-    return RegisteredTask(task.name, json.dumps(options), scheduled.schedule_hash)
+    before = {name: scheduled.hash_of(name) for name in task.aliases}
+    return RegisteredTask(task.name, json.dumps(options), scheduled.schedule_hash, before)
 
 
 def _hash(parts: list[str]) -> str:

@@ -216,17 +216,20 @@ def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
 def known(names: Sequence[str], recorded: Collection[str]) -> list[str]:
     """*names*, each of a task that is registered here, or known to the ledger.
 
+    One that a registered task had before is that task's name now.
+
     Raises:
         TaskNotFound: With a did-you-mean.
     """
-    there = {*recorded, *(task.name for task in registry)}
+    there = {*recorded, *(name for task in registry for name in task.names)}
     for name in names:
         if name not in there:
             raise TaskNotFound(
                 f"there is no task {name!r}",
                 hint=did_you_mean(name, there) or "fsa tasks lists them",
             )
-    return list(names)
+    tasks = {name: registry.get(name) for name in names}
+    return [name if task is None else task.name for name, task in tasks.items()]
 
 
 def wait(ledger: Ledger, run_id: str, output: Output) -> None:

@@ -251,6 +251,7 @@ class Enqueuer:
                 priority=priority,
                 unique=options.unique,
                 kept_ms=options.kept_ms,
+                key_task=task.oldest_name,
             )
             for text in texts
         ]

@@ -77,6 +77,7 @@ class TaskDefinition:
         keep: For how long its ended runs are kept, whatever their status: "7d", or a timedelta;
             None is the settings'.
         tags: Words to choose tasks by.
+        aliases: The names that it had before, the oldest last: what waits under them is its own.
     """
 
     name: str
@@ -107,6 +108,7 @@ class TaskDefinition:
     priority: int = 0
     keep: timedelta | str | None = None
     tags: frozenset[str] = frozenset()
+    aliases: tuple[str, ...] = ()
 
     @cached_property
     def is_async(self) -> bool:
@@ -126,6 +128,16 @@ class TaskDefinition:
             return False  # said where it is run
         # Its loop must be there before it is called: an AsyncSession works on one only.
         return "async_session" in injected
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, and those that it had before."""
+        return (self.name, *self.aliases)
+
+    @property
+    def oldest_name(self) -> str:
+        """The name that its lock and its unique keys go by: a version before shares them."""
+        return self.names[-1]
 
     @property
     def description(self) -> str:
@@ -172,6 +184,11 @@ def check_definition(task: TaskDefinition) -> None:
             "cannot have this name",
             "letters, digits, _, - and ., beginning with a letter, at most 190",
         )
+    for alias in task.aliases:
+        if not (isinstance(alias, str) and _NAME.fullmatch(alias)):
+            raise wrong(f"has the alias {alias!r}", "a name that it had before")
+    if len(set(task.names)) < len(task.names):
+        raise wrong("has a name twice", "aliases are the names that it had before")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise wrong("is a generator function: calling it runs nothing", "return instead of yield")
     if task.timeout_s is not None and not task.timeout_s > 0:

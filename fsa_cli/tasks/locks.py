@@ -17,4 +17,4 @@ def lock_of(task: TaskDefinition, namespace: str) -> str | None:
         return None
     if task.group is not None:
         return f"{namespace[:NAMESPACE_LENGTH]}/@{task.group}"
-    return None if task.overlap == "allow" else f"{namespace[:NAMESPACE_LENGTH]}/{task.name}"
+    return None if task.overlap == "allow" else f"{namespace[:NAMESPACE_LENGTH]}/{task.oldest_name}"

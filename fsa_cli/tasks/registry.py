@@ -25,7 +25,7 @@ class Registry:
         again; the new one takes the old one's place.
 
         Raises:
-            DuplicateTask: another function has that name already.
+            DuplicateTask: another function has that name, or one of the aliases, already.
         """
         execution = _module_execution(task)
         known = self._tasks.get(task.name)
@@ -37,11 +37,24 @@ class Registry:
                 f"two tasks are named {task.name!r}: {known.place} and {task.place}",
                 hint='give one of them another name: @task(name="...")',
             )
+        others = [each for each in self._tasks.values() if each.name != task.name]
+        for name in task.names:
+            other = next((each for each in others if name in each.names), None)
+            if other is not None:
+                raise DuplicateTask(
+                    f"the name {name!r} is of two tasks, for one as an alias: "
+                    f"{other.name} ({other.place}) and {task.name} ({task.place})",
+                    hint="aliases are names that no task has any more",
+                )
         self._tasks[task.name] = task
         self._executions[task.name] = execution
 
     def get(self, name: str) -> TaskDefinition | None:
-        return self._tasks.get(name)
+        """The task of that name, or that had it before."""
+        task = self._tasks.get(name)
+        if task is None:
+            task = next((each for each in self if name in each.aliases), None)
+        return task
 
     def clear(self) -> None:
         """Forget every task; for tests."""
@@ -49,7 +62,7 @@ class Registry:
         self._executions.clear()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tasks
+        return any(name in each.names for each in self)
 
     def __iter__(self) -> Iterator[TaskDefinition]:
         return iter(tuple(self._tasks.values()))
