@@ -97,7 +97,8 @@ class RunOptions(TypedDict, total=False):
         priority: -100 to 100; of those that wait the highest goes first. None is the task's.
         queue: The broker's queue.
         unique: A key. While a run of the task with this key waits or runs, no other one is
-            enqueued, and the result is that of the run which is there.
+            enqueued, and the result is that of the run which is there. For `enqueue_many` a
+            function that returns the key of each, given its arguments by name.
         unique_for: For how long after its end the run keeps the key.
     """
 
@@ -105,7 +106,7 @@ class RunOptions(TypedDict, total=False):
     run_after: datetime | timedelta | None
     priority: int | None
     queue: str | None
-    unique: str | None
+    unique: str | Callable[[Mapping[str, Any]], str] | None
     unique_for: timedelta | None
 
 

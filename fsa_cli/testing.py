@@ -146,7 +146,7 @@ class EnqueuedRuns(Sequence[EnqueuedRun]):
         self, task: TaskDefinition, texts: list[str], options: RunOptions
     ) -> list[TaskResult[Any]]:
         """Keep runs that are asked for, in place of the ledger."""
-        if options.unique is not None and (holder := self._holder(task, options.unique)):
+        if isinstance(options.unique, str) and (holder := self._holder(task, options.unique)):
             return [holder.result]
         kept = [
             EnqueuedRun(task, _values(task, text), options, HeldResult(uuid.uuid4().hex, task.name))

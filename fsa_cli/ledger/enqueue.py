@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, Connection, TextClause, TwoPhaseTransaction, 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fsa_cli.ledger.dialects import DialectSQL, joining, typed
-from fsa_cli.ledger.keys import take_key
+from fsa_cli.ledger.keys import take_keys
 from fsa_cli.ledger.offload import off_the_loop
 from fsa_cli.ledger.reach import probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, NewRun, RunStatus
@@ -63,7 +63,7 @@ def insert_run(
 def insert_runs_of(
     ledger: Ledger, connection: Connection, new_runs: Sequence[NewRun], joined: str = ""
 ) -> list[Inserted]:
-    """As `insert_run`, for any number of runs that differ in nothing but id and arguments."""
+    """As `insert_run`, for any number of runs that differ in id, arguments and key only."""
     first = new_runs[0]
     nothing = [Inserted("not", each.run_id) for each in new_runs]
     if not ledger.is_located:
@@ -75,16 +75,15 @@ def insert_runs_of(
         joined = ""
     how: Literal["alone", "with its message"] = "with its message" if joined else "alone"
     try:
-        if first.unique is not None:
-            run_id = take_key(ledger, connection, first, is_own=False)
-            if run_id != first.run_id:
-                return [Inserted("with its message", run_id)]
-        _insert(ledger, connection, new_runs, joined, ledger.qualified(run.name))
+        run_ids = _ids(ledger, connection, new_runs, is_own=False)
+        own = _own(new_runs, run_ids)
+        if own:
+            _insert(ledger, connection, own, joined, ledger.qualified(run.name))
     except DBAPIError as exc:
         if reach is not None or not refused(exc):
             raise
         return nothing
-    return [Inserted(how, each.run_id) for each in new_runs]
+    return [Inserted(how, run_id) for run_id in run_ids]
 
 
 def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> str:
@@ -102,27 +101,37 @@ def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> str:
         values = _values(ledger, new_run)
         ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
         return new_run.run_id
+    (run_id,) = write_runs(ledger, [new_run], joined)
+    return run_id
 
-    def work(connection: Connection) -> str:
-        run_id = take_key(ledger, connection, new_run, is_own=True)
-        there = select(run.c.id).where(run.c.id == run_id)
-        # Of a COMMIT whose outcome was unknown the run is there already.
-        if run_id == new_run.run_id and connection.scalar(there) is None:
-            _insert(ledger, connection, [new_run], joined, run.name)
-        return run_id
+
+def write_runs(ledger: Ledger, new_runs: Sequence[NewRun], joined: str = "") -> list[str]:
+    """As `write_run`, for any number of runs that differ in id, arguments and key only."""
+
+    def work(connection: Connection) -> list[str]:
+        run_ids = _ids(ledger, connection, new_runs, is_own=True)
+        if own := _own(new_runs, run_ids):
+            # Of a COMMIT whose outcome was unknown they are there already.
+            there = select(run.c.id).where(run.c.id == own[0].run_id)
+            if connection.scalar(there) is None:
+                _insert(ledger, connection, own, joined, run.name)
+        return run_ids
 
     return ledger.write(work)
 
 
-def write_runs(ledger: Ledger, new_runs: Sequence[NewRun], joined: str = "") -> None:
-    """As `write_run`, for any number of runs that differ in nothing but id and arguments."""
+def _ids(
+    ledger: Ledger, connection: Connection, new_runs: Sequence[NewRun], *, is_own: bool
+) -> list[str]:
+    """The id of each of *new_runs*, or of the run that has its unique key."""
+    if new_runs[0].unique is None:
+        return [each.run_id for each in new_runs]
+    return take_keys(ledger, connection, new_runs, is_own=is_own)
 
-    def work(connection: Connection) -> None:
-        there = select(run.c.id).where(run.c.id == new_runs[0].run_id)
-        if connection.scalar(there) is None:
-            _insert(ledger, connection, new_runs, joined, run.name)
 
-    ledger.write(work)
+def _own(new_runs: Sequence[NewRun], run_ids: Sequence[str]) -> list[NewRun]:
+    """Those of *new_runs* that are to be inserted."""
+    return [each for each, run_id in zip(new_runs, run_ids, strict=True) if each.run_id == run_id]
 
 
 def _insert(

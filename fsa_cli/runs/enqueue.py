@@ -37,7 +37,7 @@ from fsa_cli.runs.executor import Executor, Message
 from fsa_cli.runs.executor_registry import ExecutorRegistry, queue_name
 from fsa_cli.runs.process_databases import databases_here, process_key
 from fsa_cli.runs.requester import requester
-from fsa_cli.runs.run_options import RunOptions
+from fsa_cli.runs.run_options import RunOptions, check_unique
 from fsa_cli.runs.task_result import HeldResult, TaskResult
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
@@ -88,10 +88,10 @@ def enqueue(
             hint=f"await {task.name}.using(session=session).aenqueue(...)",
         )
     session = _session(task, options.session)
-    texts = _texts(task, calls, options)
-    if (held := _held_back(task, texts, options)) is not None:
+    texts, keys = _texts(task, calls, options), _keys(task, calls, options)
+    if (held := _held_back(task, texts, options, keys)) is not None:
         return held
-    return enqueuer_here().enqueue(task, texts, options, session) if texts else []
+    return enqueuer_here().enqueue(task, texts, options, session, keys=keys) if texts else []
 
 
 async def aenqueue(
@@ -101,37 +101,50 @@ async def aenqueue(
     session = options.session
     if not isinstance(session, AsyncSession):
         session = _session(task, session)
-    texts = _texts(task, calls, options)
-    if (held := _held_back(task, texts, options)) is not None:
+    texts, keys = _texts(task, calls, options), _keys(task, calls, options)
+    if (held := _held_back(task, texts, options, keys)) is not None:
         return held
     if not texts:
         return []
     here = await asyncio.to_thread(enqueuer_here)
     if session is None:
-        return await asyncio.to_thread(here.enqueue, task, texts, options)
+        return await asyncio.to_thread(here.enqueue, task, texts, options, keys=keys)
     await asyncio.to_thread(here.prepare, here.executors.of(task))
     if isinstance(session, AsyncSession):
-        return await session.run_sync(lambda sync: here.enqueue(task, texts, options, sync))
-    return here.enqueue(task, texts, options, session)
+        return await session.run_sync(
+            lambda sync: here.enqueue(task, texts, options, sync, keys=keys)
+        )
+    return here.enqueue(task, texts, options, session, keys=keys)
 
 
 def _held_back(
-    task: TaskDefinition, texts: list[str], options: RunOptions
+    task: TaskDefinition, texts: list[str], options: RunOptions, keys: list[str] | None
 ) -> list[TaskResult[Any]] | None:
     """The results of runs that a dry run or a test keeps; None: they are to be enqueued."""
     if captured(task.name, len(texts)):
         return [HeldResult(uuid.uuid4().hex, task.name) for _ in texts]
     keep = diversion()
-    return None if keep is None else keep(task, texts, options)
+    if keep is None or keys is None:
+        return None if keep is None else keep(task, texts, options)
+    pairs = zip(texts, keys, strict=True)
+    return [one for text, key in pairs for one in keep(task, [text], replace(options, unique=key))]
 
 
 def _texts(task: TaskDefinition, calls: Sequence[Call], options: RunOptions) -> list[str]:
-    if options.unique is not None and len(calls) > 1:
+    if isinstance(options.unique, str) and len(calls) > 1:
         raise UsageError(
             f"{len(calls)} runs of {task.name} are to have one unique key",
-            hint="enqueue them one by one, each with a key of its own",
+            hint='a function of the arguments: unique=lambda call: f"order:{call[...]}"',
         )
     return [arguments_of(task, arguments_by_name(task, *each)) for each in calls]
+
+
+def _keys(task: TaskDefinition, calls: Sequence[Call], options: RunOptions) -> list[str] | None:
+    """The unique key of each call where a function gives it; None: that of the options."""
+    key_of = options.unique
+    if key_of is None or isinstance(key_of, str):
+        return None
+    return [check_unique(key_of(arguments_by_name(task, *each))) for each in calls]
 
 
 def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
@@ -184,6 +197,7 @@ class Enqueuer:
         options: RunOptions = _PLAIN,
         session: Session | None = None,
         *,
+        keys: Sequence[str] | None = None,
         run_id: str | None = None,
         by: str | None = None,
     ) -> list[TaskResult[Any]]:
@@ -192,6 +206,7 @@ class Enqueuer:
         Args:
             texts: The arguments, as `arguments_of` returns them.
             session: The runs are part of its transaction.
+            keys: The unique key of each; None: that of the options.
             run_id: The id of the first; None: a new one.
             by: Who asks; None: the user of this process.
 
@@ -202,6 +217,9 @@ class Enqueuer:
         executor = self.executors.of(task)
         self.prepare(executor)
         new_runs = self._new_runs(task, texts, options, executor, by or requester())
+        if keys is not None:
+            pairs = zip(new_runs, keys, strict=True)
+            new_runs = [replace(each, unique=unique) for each, unique in pairs]
         if run_id is not None:
             new_runs[0] = replace(new_runs[0], run_id=run_id)
         results: list[TaskResult[Any]] = [
@@ -218,8 +236,8 @@ class Enqueuer:
         how = inserted[0].how
         if how == "not":
             after_commit(session, lambda: self._write(new_runs, results, executor))
-        elif how == "alone" and new_runs[0].dispatched:
-            after_commit(session, lambda: self._publish(new_runs, executor))
+        elif how == "alone" and (own := _own(new_runs, [each.run_id for each in inserted])):
+            after_commit(session, lambda: self._publish(own, executor))
         for result, each in zip(results, inserted, strict=True):
             result.is_of(each.run_id)
         return results
@@ -249,7 +267,7 @@ class Enqueuer:
                 at_ms=options.at_ms,
                 wait_ms=options.wait_ms,
                 priority=priority,
-                unique=options.unique,
+                unique=options.unique if isinstance(options.unique, str) else None,
                 kept_ms=options.kept_ms,
                 key_task=task.oldest_name,
             )
@@ -276,12 +294,13 @@ class Enqueuer:
         joined = executor.joined if first.dispatched else ""
         with reached(self.ledger):
             if len(new_runs) > 1:
-                write_runs(self.ledger, new_runs, joined)
-            elif (run_id := write_run(self.ledger, first, joined)) != first.run_id:
-                results[0].is_of(run_id)
-                return
-        if first.dispatched and not joined:
-            self._publish(new_runs, executor)
+                run_ids = write_runs(self.ledger, new_runs, joined)
+            else:
+                run_ids = [write_run(self.ledger, first, joined)]
+        for result, run_id in zip(results, run_ids, strict=True):
+            result.is_of(run_id)
+        if not joined and (own := _own(new_runs, run_ids)):
+            self._publish(own, executor)
 
     def _publish(self, new_runs: Sequence[NewRun], executor: Executor) -> None:
         """Send their messages; if that fails, the ledger's redelivery sends them later."""
@@ -302,6 +321,12 @@ class Enqueuer:
         except BrokerUnreachable:
             self._away_until_s[executor.name] = time.monotonic() + _AWAY_FOR_S
             raise
+
+
+def _own(new_runs: Sequence[NewRun], run_ids: Sequence[str]) -> list[NewRun]:
+    """Those that are to be published: another one may have the key of a run."""
+    pairs = zip(new_runs, run_ids, strict=True)
+    return [each for each, run_id in pairs if each.dispatched and each.run_id == run_id]
 
 
 def _message(new_run: NewRun) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from fsa_cli.exceptions import UsageError, did_you_mean
 from fsa_cli.ledger.records import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from fsa_cli.ledger.tables import KEY_LENGTH
 
-__all__ = ["RunOptions", "check_priority"]
+__all__ = ["RunOptions", "check_priority", "check_unique"]
 
 _MOST_QUEUE = 50
 
@@ -25,7 +25,8 @@ class RunOptions:
         run_after: When it may start: an instant, or how long from now by the database's clock.
         priority: None is the task's.
         queue: The broker's queue; None is the task's.
-        unique: A key: while a run of the task with this key waits or runs, that one is meant.
+        unique: A key: while a run of the task with this key waits or runs, that one is meant. Or a
+            function that returns it, given the arguments by name.
         unique_for: For how long after its end a run keeps the key.
     """
 
@@ -33,7 +34,7 @@ class RunOptions:
     run_after: datetime | timedelta | None = None
     priority: int | None = None
     queue: str | None = None
-    unique: str | None = None
+    unique: str | Callable[[Mapping[str, Any]], str] | None = None
     unique_for: timedelta | None = None
 
     @classmethod
@@ -81,10 +82,8 @@ class RunOptions:
         if queue is not None and not _is_line(queue, _MOST_QUEUE):
             raise _wrong("queue", queue, f"a name of at most {_MOST_QUEUE} characters")
         key = self.unique
-        # MySQL compares text without the spaces at its end: another run would be meant.
-        if key is not None and not (_is_line(key, KEY_LENGTH) and not key.endswith(" ")):
-            expected = f"a text of 1 to {KEY_LENGTH} characters in one line, no space at its end"
-            raise _wrong("unique", key, expected)
+        if key is not None and not callable(key):
+            check_unique(key)
         if self.unique_for is not None:
             if key is None:
                 raise UsageError("unique_for is for how long a key is kept", hint="unique=...")
@@ -94,6 +93,15 @@ class RunOptions:
 
 def _is_line(text: object, most: int) -> bool:
     return isinstance(text, str) and 0 < len(text) <= most and text.isprintable()
+
+
+def check_unique(key: object) -> str:
+    """*key*; raises UsageError if it is none."""
+    # MySQL compares text without the spaces at its end: another run would be meant.
+    if isinstance(key, str) and _is_line(key, KEY_LENGTH) and not key.endswith(" "):
+        return key
+    expected = f"a text of 1 to {KEY_LENGTH} characters in one line, no space at its end"
+    raise _wrong("unique", key, expected)
 
 
 def check_priority(value: object, name: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from fsa_cli.ledger import tables
 from fsa_cli.ledger.claim_queued import claim_queued
-from fsa_cli.ledger.enqueue import insert_run, write_run
+from fsa_cli.ledger.enqueue import insert_run, write_run, write_runs
 from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.pruning import Pruning
 from fsa_cli.ledger.records import NewRun, RunOutcome
@@ -143,3 +143,53 @@ def test_what_a_transaction_of_the_app_sees_may_be_older_than_the_end_of_the_run
         connection.rollback()
     assert [row.id for row in runs_of(ledger)] == [first]
     assert write_run(ledger, wanted()) not in (first, second)
+
+
+def test_many_keys_are_taken_at_once_and_each_decides_for_itself(ledger: Ledger) -> None:
+    ended, waits = write_run(ledger, wanted("a", kept_ms=1)), wanted("b")
+    end(ledger)
+    write_run(ledger, waits)
+    asked = [wanted(name) for name in ("d", "a", "c", "b", "d")]
+    sent: list[str] = []
+
+    def note(*given: Any) -> None:
+        if "fsa_key" in given[2] and given[2].startswith("INSERT"):
+            sent.append(given[2])
+
+    for engine in (ledger.engine, ledger._single):
+        event.listen(engine, "before_cursor_execute", note)
+    got = write_runs(ledger, asked)
+
+    assert got == [asked[0].run_id, asked[1].run_id, asked[2].run_id, waits.run_id, asked[0].run_id]
+    assert len(sent) <= 2  # the second for the key of a run that has ended
+    there = {row.id for row in runs_of(ledger)}
+    assert there == {ended, waits.run_id, *(each.run_id for each in asked[:3])}
+
+
+def ask_for_many(url: str, namespace: str, turn: int, told: Any) -> None:
+    """Ask for many keys in an order of its own."""
+    ledger = open_ledger(url, namespace)
+    names = [f"order:{n}" for n in range(200)]
+    asked = [wanted(name) for name in (names if turn % 2 else names[::-1])]
+    told.put(dict(zip((each.unique for each in asked), write_runs(ledger, asked), strict=True)))
+    ledger.dispose()
+
+
+def test_many_keys_of_several_processes_have_one_run_each(ledger: Ledger) -> None:
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+    url = ledger.engine.url.render_as_string(hide_password=False)
+    ledger.dispose()
+    asking = [
+        context.Process(target=ask_for_many, args=(url, ledger.namespace, n, told))
+        for n in range(4)
+    ]
+    for each in asking:
+        each.start()
+    got = [told.get() for _ in asking]
+    for each in asking:
+        each.join()
+
+    assert [each.exitcode for each in asking] == [0] * 4
+    assert got[0] == got[1] == got[2] == got[3]
+    assert {row.id for row in runs_of(ledger)} == set(got[0].values())

@@ -117,6 +117,16 @@ def test_a_unique_run_is_there_once_and_gone_with_its_transaction(
     with pytest.raises(UsageError, match="2 runs of ship are to have one unique key"):
         ship.using(unique="many").enqueue_many([{"item": "a"}, {"item": "b"}])
 
+    each = ship.using(unique=lambda call: f"item:{call['item']}")
+    with db():
+        asking = each.using(session=db.session)
+        first = asking.enqueue_many({"item": item} for item in "abca")
+        db.session.commit()
+    assert first[0] == first[3] == each.enqueue("a")
+    assert len({result.id for result in first}) == 3
+    with pytest.raises(UsageError, match="unique=17: expected a text"):
+        ship.using(unique=lambda _: 17).enqueue("a")
+
 
 def test_many_runs_are_one_statement(ship: Any, ledger: Ledger) -> None:
     from fsa_cli.runs.enqueue import enqueuer_here
