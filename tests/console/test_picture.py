@@ -77,5 +77,5 @@ def test_the_picture_shows_what_has_really_run(
         page.set_viewport_size({"width": 1180, "height": 738})
         page.goto(f"{address_of(console)}?span=15m")
         page.locator("#l-count_orders rect.s-missed").first.wait_for(state="attached")
-        page.locator("#running tbody tr").nth(1).wait_for()
+        page.locator("#running tbody tr").nth(1).wait_for(timeout=120_000)
         page.screenshot(path=Path(PICTURE))
