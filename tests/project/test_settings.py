@@ -205,7 +205,8 @@ def test_a_list_may_be_a_list_or_words_between_commas(tmp_path) -> None:
 
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_every_key_refuses_a_value_of_the_wrong_type(tmp_path, key) -> None:
-    (tmp_path / "pyproject.toml").write_text(f"[tool.fsa]\n{key} = true\n")
+    wrong = "3" if KEYS[key] is bool else "true"
+    (tmp_path / "pyproject.toml").write_text(f"[tool.fsa]\n{key} = {wrong}\n")
 
     with pytest.raises(ConfigurationError, match=rf"\[tool\.fsa\] {key} must be"):
         read(directory=tmp_path, environ={})
