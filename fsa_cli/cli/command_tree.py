@@ -274,13 +274,14 @@ def _make_headings_bold(ctx: Any, formatter: Any) -> None:
 
 def _sentence_within(text: str, limit: int) -> str:
     """The first sentence of a help; the part of it that stands alone, where it is longer."""
-    sentence = f"{' '.join(text.partition(chr(10) * 2)[0].split())} ".partition(". ")[0].rstrip(".")
+    first = " ".join(text.partition("\n\n")[0].split())
+    sentence = f"{first} ".partition(". ")[0].rstrip(". ")
     for mark in (";", ":"):
         if len(sentence) >= limit:
             sentence = sentence.partition(mark)[0]
     while len(sentence) >= limit:
         sentence = sentence.rpartition("," if "," in sentence else " ")[0]
-    return f"{sentence}." if sentence else ""
+    return sentence if first == sentence else f"{sentence}."
 
 
 def _format_options(command: Any, ctx: Any, formatter: Any) -> None:

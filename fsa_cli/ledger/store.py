@@ -216,10 +216,13 @@ class Ledger:
         try:
             self._create()
         except SQLAlchemyError as exc:
+            step = next_step(exc)
+            if step is None or "GRANT" in step:
+                step = "fsa scheduler init --sql prints them for a person who may"
             raise LedgerUnusable(
                 "the ledger's tables cannot be created",
                 details=[self.where, mask(str(getattr(exc, "orig", exc)).splitlines()[0])],
-                hint=next_step(exc) or "fsa scheduler init --sql prints them for a person who may",
+                hint=step,
             ) from exc
         return self.exists()
 

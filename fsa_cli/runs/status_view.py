@@ -89,19 +89,19 @@ def document(overview: Glance, where: str, namespace: str) -> dict[str, object]:
     }
 
 
-def node_rows(overview: Glance, *, dated: bool = True) -> list[dict[str, object]]:
+def node_rows(seen: Glance, *, dated: bool = True) -> list[dict[str, object]]:
     """The nodes that live or have died, without those that have stopped.
 
     Args:
         dated: False: today's times stand without their date, as a person reads them.
     """
-    shown = partial(_shown, now=None if dated else instant_of(overview.now_ms))
+    shown = partial(_shown, now=None if dated else instant_of(seen.now_ms))
     rows = []
-    for each in overview.nodes:
-        state = node_state(each, overview.now_ms)
+    for each in seen.nodes:
+        state = node_state(each, seen.now_ms)
         if state == "stopped":
             continue
-        left_ms = each.lease_until_ms - overview.now_ms
+        left_ms = each.lease_until_ms - seen.now_ms
         ended = f"ended {format_span(-left_ms)} ago"
         rows.append(
             {

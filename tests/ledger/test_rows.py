@@ -60,10 +60,10 @@ def test_times_out_of_range_are_shown_and_end_no_report(ledger: Ledger, ms: int)
 
     seen = glance.glance(ledger)
     if ms > 0:
-        (shown,) = status_view.node_rows(seen.overview)
+        (shown,) = status_view.node_rows(seen)
         assert str(shown["lease"]).startswith("1067")
         return
-    assert [each for each in problems(seen, {}, has_schedule=False) if "1067" in each.said]
+    assert [each for each in problems(seen) if "1067" in each.said]
     with pytest.raises(CheckFailed, match="the oldest for 1067"):
         scheduler_checks.queue(queries.vitals(ledger), {"report"})
 

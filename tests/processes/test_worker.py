@@ -218,7 +218,7 @@ def test_a_queue_is_served_by_those_who_name_it(
     clerk.send(signal.SIGTERM)
     assert clerk.wait().returncode == 0, clerk.stderr
     status = fsa("scheduler", "status")
-    assert "no worker is alive, and 1 dispatched: fsa worker start" in status.stderr
+    assert "worker: none is alive, and 1 dispatched" in status.stderr
 
 
 @pytest.mark.parametrize("name", ["procrastinate", "celery"])
