@@ -106,9 +106,12 @@ def workers(seen: Vitals) -> str:
     Raises:
         CheckFailed: No worker takes the runs that were dispatched to a broker.
     """
-    waits_ms = 0 if seen.stranded_ms is None else seen.now_ms - seen.stranded_ms
-    if waits_ms > _STRANDED_MS:
-        raise CheckFailed(f"no worker takes runs, for {_spoken(waits_ms)}: fsa worker start")
+    for each in seen.unserved:
+        waits_ms = seen.now_ms - each.since_ms
+        if each.executor != "local" and waits_ms > _STRANDED_MS:
+            of = f" of the queue {each.queue}" if each.queue else ""
+            said = f"no worker takes runs{of}, for {_spoken(waits_ms)}"
+            raise CheckFailed(f"{said}: {each.cure}")
     return f"{seen.executing} alive"
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, Select, case, func, select, union_all
 
 from fsa_cli.ledger import nodes, queries, run_search, task_history
 from fsa_cli.ledger.records import RunStatus
+from fsa_cli.ledger.serving import Serving, serving
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, node, run
 
@@ -65,6 +66,7 @@ class Glance:
         running: The runs that go on, the longest first, with their progress and the host, pid, role
             and lease_until_ms of their nodes: at most `MOST_RUNNING`, and one more if there is one.
         waiting: What waits, the oldest first.
+        serving: Who executes runs, of which queues.
         open_runs: Of each task and open status the number, where the look is a full one.
     """
 
@@ -77,6 +79,7 @@ class Glance:
     elsewhere: tuple[str, ...]
     running: Sequence[Row[Any]]
     waiting: Sequence[Waiting]
+    serving: Serving
     open_runs: Mapping[str, Mapping[str, int]]
 
 
@@ -103,6 +106,7 @@ def glance(ledger: Ledger, at_ms: int | None = None, *, full: bool = False) -> G
             elsewhere=nodes.elsewhere(connection, ledger, now_ms),
             running=connection.execute(running).all(),
             waiting=_waiting(connection, ledger, now_ms),
+            serving=serving(connection, ledger, now_ms),
             open_runs=queries.open_runs(connection, ledger.namespace) if full else {},
         )
 

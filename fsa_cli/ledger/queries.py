@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, exists, func, select
+from sqlalchemy import Connection, Row, Select, and_, func, select
 
 from fsa_cli.ledger.nodes import elsewhere, lives
 from fsa_cli.ledger.records import OPEN_STATES
+from fsa_cli.ledger.serving import Unserved, unserved
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import key, node, progress, run, task
 from fsa_cli.ledger.values import is_run_id
@@ -41,8 +42,7 @@ class Vitals:
         nodes: Those that keep it, the longest lease first: role, lease_until_ms, is_open.
         failures: Each task that is not paused, and how often it has failed since its last success.
         missed: How many instants of each of these were missed since then.
-        stranded_ms: When the oldest run was dispatched that no live worker has claimed; None if
-            there is none, or a worker lives.
+        unserved: What waits for nobody: no process that lives serves its queue.
         elsewhere: Other namespaces of the ledger whose schedulers or workers live.
         waiting: As returned by `waiting_runs`.
         executing: How many processes live that execute runs.
@@ -53,7 +53,7 @@ class Vitals:
     nodes: Sequence[Row[Any]]
     failures: Mapping[str, int]
     missed: Mapping[str, int]
-    stranded_ms: int | None
+    unserved: Sequence[Unserved]
     elsewhere: tuple[str, ...]
     waiting: Sequence[Row[Any]]
     executing: int
@@ -197,21 +197,15 @@ def vitals(ledger: Ledger) -> Vitals:
         paused = {row.name: row.paused_by for row in rows if row.paused_ms is not None}
         of_missed = missed(connection, ledger.namespace)
         now_ms = ledger.now_ms(connection)
-        a_worker_lives = exists().where(lives(ledger, now_ms), node.c.role == "worker")
         executing = select(func.count()).where(
             lives(ledger, now_ms), node.c.role.in_(("scheduler", "worker"))
-        )
-        stranded = select(func.min(run.c.queued_ms)).where(
-            run.c.namespace == ledger.namespace,
-            run.c.status == "handed_off",
-            ~a_worker_lives,
         )
         return Vitals(
             now_ms=now_ms,
             nodes=connection.execute(keepers).all(),
             failures=failures,
             missed={name: number for name, number in of_missed.items() if name in failures},
-            stranded_ms=connection.scalar(stranded),
+            unserved=unserved(connection, ledger, now_ms),
             elsewhere=elsewhere(connection, ledger, now_ms),
             waiting=_waiting(connection, ledger, now_ms),
             executing=connection.scalar(executing) or 0,

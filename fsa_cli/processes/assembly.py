@@ -14,6 +14,7 @@ from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.backfill import backfill, register_tasks
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.pruning import Pruning
+from fsa_cli.ledger.serving import service
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.wake import can_listen
 from fsa_cli.processes.broker_dispatcher import BrokerDispatcher
@@ -182,7 +183,8 @@ class ProcessBuilder:
         It fires no schedule; it reaps dead nodes and records as the scheduler does. Of a broker the
         messages are taken, of an executor without one the ledger's queue.
         """
-        context = self._context("worker")
+        served = [service(executor.name, queue) for queue in queues or [""]]
+        context = self._context("worker", served)
         lifecycle, claimers = self._lifecycle(context, concurrency)
         claimers.append(BrokerDispatcher(context, self._brokers()))
         intake: list[Service] = [*claimers]
@@ -252,14 +254,15 @@ class ProcessBuilder:
             context, lifecycle, maintenance, claimers, intake, counts, notifications, join
         )
 
-    def _context(self, role: str) -> NodeContext:
+    def _context(self, role: str, served: Collection[str] = ()) -> NodeContext:
         context = NodeContext.of(
             self.ledger,
             NodeEvents(self.log),
             role=role,
             lease_s=self.settings.lease_s or LEASE_S,
             # A tick stands for no instant: it is gone before the next one comes.
-            tasks={e.task.name: e.schedule_hash for e in self.planned if role == "scheduler"},
+            tasks={e.task.name: e.schedule_hash for e in self.planned if role == "scheduler"}
+            | dict.fromkeys(served, ""),
         )
         self.run_factory.trusted = lambda: context.lease.trusted
         return context

@@ -37,7 +37,7 @@ class NodeContext:
         """The context of a node that has not joined yet.
 
         Args:
-            tasks: The hash of each schedule that it fires.
+            tasks: The hash of each schedule that it fires, and the services of a worker.
         """
         clock, outage = Clock(), Outage(events.warned, ledger.where)
 

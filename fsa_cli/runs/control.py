@@ -18,14 +18,13 @@ from fsa_cli.exceptions import (
     UsageError,
     did_you_mean,
 )
-from fsa_cli.ledger import control, nodes, queries
+from fsa_cli.ledger import control, queries
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.values import arguments_in, has_ended
 from fsa_cli.project.settings import Settings
 from fsa_cli.runner import report
 from fsa_cli.runs.enqueue import Enqueuer
-from fsa_cli.runs.executor import Executor
 from fsa_cli.runs.requester import requester
 from fsa_cli.runs.run_options import RunOptions
 from fsa_cli.runs.run_view import document, duration_ms, get_run
@@ -89,7 +88,8 @@ def trigger(
     try:
         given = options or RunOptions()
         (result,) = enqueuer.enqueue(task, [values], given, run_id=run_id, by=by)
-        _warn_if_alone(ledger, enqueuer.executors.of(task), warn)
+        if said := enqueuer.unserved(task, given):
+            warn(said)
         return result.id
     finally:
         enqueuer.executors.close()
@@ -143,8 +143,9 @@ def retry_many(
     try:
         for task, texts in by_task.values():
             new += [result.id for result in enqueuer.enqueue(task, texts)]
-        if by_task:
-            _warn_if_alone(ledger, enqueuer.executors.of(task), warn)
+        said = (enqueuer.unserved(task) for task, _ in by_task.values())
+        for text in dict.fromkeys(one for one in said if one):
+            warn(text)
     finally:
         enqueuer.executors.close()
     return new
@@ -265,17 +266,3 @@ def _ended(run: Row[Any]) -> FsaError:
         f"{word}{f': {said}' if said else ''}",
         hint=f"fsa runs show {run.id[:8]}",
     )
-
-
-def _warn_if_alone(ledger: Ledger, executor: Executor, warn: Callable[[str], None]) -> None:
-    if nodes.alive(ledger, "worker"):
-        return
-    others = ", ".join(nodes.namespaces_beside(ledger))
-    here = f" in the namespace {ledger.namespace}, but in {others}" if others else ""
-    if executor.carries:
-        warn(f"no worker is alive{here}: it waits for fsa worker start")
-    elif not nodes.alive(ledger, "scheduler"):
-        warn(
-            f"no scheduler is alive{here}, and no worker: it waits for fsa scheduler start, "
-            "fsa scheduler tick or fsa worker start"
-        )

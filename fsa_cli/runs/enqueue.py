@@ -39,6 +39,7 @@ from fsa_cli.runs.process_databases import databases_here, process_key
 from fsa_cli.runs.requester import requester
 from fsa_cli.runs.run_options import RunOptions, check_unique
 from fsa_cli.runs.task_result import HeldResult, TaskResult
+from fsa_cli.runs.unserved import UnservedQueues, unserved_queue
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.enqueue_capture import captured, diversion
@@ -181,13 +182,18 @@ def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
 
 
 class Enqueuer:
-    """Writes runs into a ledger, and sends their messages to brokers."""
+    """Writes runs into a ledger, and sends their messages to brokers.
 
-    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+    Args:
+        tells: Whether the log says, once for each queue, that nobody serves it.
+    """
+
+    def __init__(self, ledger: Ledger, settings: Settings, *, tells: bool = False) -> None:
         self.ledger = ledger
         self.executors = ExecutorRegistry(ledger, settings)
         self._ready: set[str] = set()
         self._away_until_s: dict[str, float] = {}
+        self._unserved = UnservedQueues(ledger, logger.warning) if tells else None
         self._lock = threading.Lock()
 
     def enqueue(
@@ -216,6 +222,8 @@ class Enqueuer:
         """
         executor = self.executors.of(task)
         self.prepare(executor)
+        if self._unserved is not None:
+            self._unserved.look(executor, self._queue(task, options, executor))
         new_runs = self._new_runs(task, texts, options, executor, by or requester())
         if keys is not None:
             pairs = zip(new_runs, keys, strict=True)
@@ -250,12 +258,10 @@ class Enqueuer:
         executor: Executor,
         by: str | None,
     ) -> list[NewRun]:
-        queue = options.queue or task.queue
+        queue = self._queue(task, options, executor)
         priority = task.priority if options.priority is None else options.priority
         # A broker delivers in its own order and at once: what has to wait does so in the ledger.
         waits = options.run_after is not None or priority < 0
-        if executor.carries and queue is None:
-            queue = queue_name(task, self.ledger.namespace)
         return [
             NewRun.of(
                 task.name,
@@ -273,6 +279,17 @@ class Enqueuer:
             )
             for text in texts
         ]
+
+    def _queue(self, task: TaskDefinition, options: RunOptions, executor: Executor) -> str | None:
+        queue = options.queue or task.queue
+        if executor.carries and queue is None:
+            return queue_name(task, self.ledger.namespace)
+        return queue
+
+    def unserved(self, task: TaskDefinition, options: RunOptions = _PLAIN) -> str | None:
+        """What to say where nobody serves the queue of such a run; None: somebody does."""
+        executor = self.executors.of(task)
+        return unserved_queue(self.ledger, executor, self._queue(task, options, executor))
 
     def prepare(self, executor: Executor) -> None:
         """Check, once, that the ledger and what *executor* needs exist; raises as `enqueue`."""
@@ -387,5 +404,5 @@ def enqueuer_here() -> Enqueuer:
     with _lock:
         if key not in _enqueuers:
             databases, chosen = databases_here()
-            _enqueuers[key] = Enqueuer(ledger_of(databases, chosen), chosen)
+            _enqueuers[key] = Enqueuer(ledger_of(databases, chosen), chosen, tells=True)
         return _enqueuers[key]

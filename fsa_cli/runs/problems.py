@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,6 +101,8 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
             f"none is alive, and {number} dispatched for {_ago(dispatched[0].due_ms, seen)}",
             commands=("fsa worker start",),
         )
+    elif dispatched:
+        yield from _unserved(seen, dispatched)
     for node in seen.nodes:
         ended_ms = seen.now_ms - node.lease_until_ms
         is_dead = node_state(node, seen.now_ms) == "dead"
@@ -110,6 +112,21 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
                 f"one has died {_ago(node.lease_until_ms, seen)} ago: {node.host}, pid {node.pid}",
                 commands=("fsa scheduler status",),
             )
+
+
+def _unserved(seen: Glance, dispatched: Sequence[Waiting]) -> Iterator[Problem]:
+    by_queue: dict[tuple[str, str | None], list[Waiting]] = {}
+    for each in dispatched:
+        if not seen.serving.has(each.executor, each.queue):
+            by_queue.setdefault((each.executor, each.queue), []).append(each)
+    for (executor, queue), same in by_queue.items():
+        number = sum(each.number for each in same)
+        yield Problem(
+            "worker",
+            f"none serves the queue {queue} of {executor}, and {number} dispatched for "
+            f"{_ago(same[0].due_ms, seen)}",
+            commands=(f"fsa worker start --queue {queue}",),
+        )
 
 
 def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Iterator[Problem]:

@@ -420,7 +420,9 @@ def test_health_reports_that_no_worker_takes_dispatched_runs(
     postgresql.execute(long_ago)
     workers = checks(fsa)["workers"]
     assert workers["ok"] is False
-    assert workers["detail"].startswith("no worker takes runs, for 2 min")
+    assert workers["detail"].startswith("no worker takes runs of the queue fsa.")
+    assert ", for 2 min" in workers["detail"]
+    assert ": fsa worker start --queue fsa." in workers["detail"]
 
     worker = fsa_process("worker", "start", env={**carried, "FSA_STATE_DIR": "worker"})
     wait_until(lambda: checks(fsa)["workers"]["ok"])

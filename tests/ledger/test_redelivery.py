@@ -14,13 +14,16 @@ from fsa_cli.ledger import control, nodes, queries, redelivery, tables
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_dispatched, claim_queued, requeue_dispatched
 from fsa_cli.ledger.enqueue import insert_run, write_run
+from fsa_cli.ledger.glance import glance
 from fsa_cli.ledger.records import SENT_AGAIN_MS, Due, NewRun
+from fsa_cli.ledger.serving import service
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
 from fsa_cli.runs.executor_registry import queue_name
+from fsa_cli.runs.problems import problems
 from fsa_cli.tasks.definition import TaskDefinition
 from support.backends import Backend
-from support.ledgers import LEASE_MS, make_node, now_ms, open_ledger, runs_of
+from support.ledgers import LEASE_MS, end_lease, enqueue, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
 ENGINE = "engine"
@@ -429,11 +432,41 @@ def test_a_message_is_part_of_a_sessions_transaction_where_its_names_mean_the_sa
 
 
 def test_dispatched_runs_are_stranded_while_no_worker_lives(ledger: Ledger) -> None:
-    assert queries.vitals(ledger).stranded_ms is None
+    def waits() -> list[tuple[str, str | None, int]]:
+        found = queries.vitals(ledger).unserved
+        return [(each.executor, each.queue, each.since_ms) for each in found]
+
+    assert waits() == []
 
     write_run(ledger, wanted())
     (row,) = runs_of(ledger)
-    assert queries.vitals(ledger).stranded_ms == row.queued_ms
+    assert waits() == [(row.executor, row.queue, row.queued_ms)]
 
-    nodes.register(ledger, "worker", LEASE_MS)
-    assert queries.vitals(ledger).stranded_ms is None
+    other = {service(row.executor, "other"): "", service("local"): ""}
+    nodes.register(ledger, "worker", LEASE_MS, other)
+    nodes.register(ledger, "scheduler", LEASE_MS)
+    assert len(waits()) == 1
+    (problem,) = [each for each in problems(glance(ledger)) if each.subject == "worker"]
+    assert problem.said.startswith(f"none serves the queue {row.queue} of {row.executor}, and 1 ")
+    assert problem.commands == (f"fsa worker start --queue {row.queue}",)
+
+    mine = nodes.register(ledger, "worker", LEASE_MS, {service(row.executor, row.queue): ""})
+    assert waits() == []
+
+    end_lease(ledger, mine.id)
+    assert len(waits()) == 1
+    nodes.register(ledger, "worker", LEASE_MS)  # of the version before: it has not said what
+    assert waits() == []
+
+
+def test_what_waits_in_the_ledger_is_served_by_schedulers_and_its_own_workers(
+    ledger: Ledger,
+) -> None:
+    enqueue(ledger, "ship")
+    nodes.register(ledger, "worker", LEASE_MS, {service("celery", "mail"): ""})
+    (waits,) = queries.vitals(ledger).unserved
+    assert (waits.executor, waits.status, waits.number) == ("local", "queued", 1)
+    assert waits.cure == "fsa worker start"
+
+    nodes.register(ledger, "worker", LEASE_MS, {service("local", "any"): ""})
+    assert not queries.vitals(ledger).unserved

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from fastapi_sqlalchemy import db
 from fsa_cli import Task, task
@@ -73,6 +73,25 @@ def test_a_run_is_queued_with_its_arguments_by_name(ship: Any, runs: Runs) -> No
     assert (row.id, row.task, row.kind, row.status) == (run_id, "ship", "manual", "queued")
     assert json.loads(row.arguments) == {"item": "coffee", "count": 7, "since": "2026-01-02"}
     assert (row.executor, row.attempt, row.not_before_ms) == ("local", 1, row.queued_ms)
+
+
+def test_a_queue_that_nobody_serves_is_said_once_and_asked_for_rarely(
+    ship: Any, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fsa_cli.runs.enqueue import enqueuer_here
+
+    ship.enqueue("tea")
+    said = [each.getMessage() for each in caplog.records if each.name == "fsa.enqueue"]
+    assert len(said) == 1
+    assert said[0].startswith("no scheduler is alive, and no worker: it waits for ")
+    sent: list[str] = []
+    own = enqueuer_here().ledger
+    for engine in (own.engine, own._single):
+        event.listen(engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
+    ship.enqueue("coffee")
+    assert not [each for each in sent if "fsa_node" in each]
+    assert len([each for each in caplog.records if each.name == "fsa.enqueue"]) == 1
+    assert len(runs()) == 2
 
 
 async def test_a_run_is_queued_from_a_coroutine(ship: Any, runs: Runs) -> None:
@@ -287,7 +306,8 @@ def test_only_the_first_request_waits_for_a_broker_that_is_away(
     ship.enqueue("coffee")
     ship.enqueue("tea")
 
-    first, second = (record.message for record in caplog.records)
+    unserved, first, second = (record.message for record in caplog.records)
+    assert unserved.startswith("no worker is alive: it waits for")
     assert "Celery's broker cannot be reached" in first
     assert second.startswith("celery is away; the run ")
     assert [row.status for row in runs()] == ["handed_off"] * 2
