@@ -276,6 +276,11 @@ class Ledger:
         return found
 
     @property
+    def file(self) -> Path | None:
+        """SQLite's file; None: it is in no file, or on another database."""
+        return None if not self.is_sqlite or sqlite_file(self.engine.url) is None else self._file
+
+    @property
     def _file(self) -> Path:
         return Path((self.engine.url.database or "").removeprefix("file:"))
 

@@ -23,7 +23,7 @@ from fsa_cli.processes.consumer import Consumer
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents, NodeListener, RunCounts
 from fsa_cli.processes.lease import LEASE_S
-from fsa_cli.processes.listener import Listener
+from fsa_cli.processes.listener import FileWatch, Listener
 from fsa_cli.processes.local_dispatcher import LocalDispatcher
 from fsa_cli.processes.maintenance import Effects, Maintenance
 from fsa_cli.processes.message_claimer import MessageClaimer
@@ -210,6 +210,8 @@ class ProcessBuilder:
 
     def _woken(self, context: NodeContext, local: LocalDispatcher) -> list[Service]:
         """What wakes *local* when a run is asked for; where nothing can, it polls often."""
+        if self.ledger.file is not None:
+            return [FileWatch(self.ledger.file, local.poll)]
         if can_listen(self.ledger):
             return [Listener(context, local.poll, local.poll_often)]
         local.poll_often()

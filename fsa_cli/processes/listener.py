@@ -1,16 +1,18 @@
-"""A thread that hears of runs that are asked for, and has the queue looked at."""
+"""Threads that hear of runs that are asked for, and have the queue looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from fsa_cli.ledger import wake
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.service import ServiceThread
 
-__all__ = ["Listener"]
+__all__ = ["FileWatch", "Listener"]
 
 _LOOK_S = 1.0
+_FILE_LOOKED_AT_EVERY_S = 0.1
 _AGAIN_S = 5.0
 _HEARD_WITHIN_S = 3.0
 
@@ -55,7 +57,38 @@ class Listener(ServiceThread):
     def _wait_deaf(self) -> None:
         self._context.events.warned(
             "LISTEN does not come through to this process, as behind a pooler in transaction mode: "
-            "it asks for new runs four times a second"
+            "it asks for new runs more than three times a second"
         )
         self._deaf()
         self._stopping.wait()
+
+
+class FileWatch(ServiceThread):
+    """Calls *changed* when somebody has written to SQLite's file: to look at it is no statement.
+
+    Whatever it does not notice, polling finds.
+    """
+
+    def __init__(self, file: Path, changed: Callable[[], None]) -> None:
+        super().__init__("file watch")
+        self._files = [file, Path(f"{file}-wal")]
+        self._changed = changed
+
+    def _serve(self) -> None:
+        before = self._seen()
+        while not self._stopping.wait(_FILE_LOOKED_AT_EVERY_S):
+            now = self._seen()
+            if now != before:
+                before = now
+                self._changed()
+
+    def _seen(self) -> Sequence[tuple[int, int] | None]:
+        return [_stamp(each) for each in self._files]
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

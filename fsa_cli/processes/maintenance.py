@@ -28,6 +28,9 @@ _EVERY_S = 1.0
 _SWEPT_AFTER_MS = 1000
 # Also one that waits for a slot; but it is not claimed for ever (see `claimer._WINDOW_MS`).
 _WAITED_FOR_MS = 4000
+# A lease lasts ten times as long, and an idle process is to cost its database little.
+_REAPED_EVERY_S = 1.9
+_LEFT_EVERY_S = 9.5
 _RECONCILED_EVERY_S = 5.0
 _PRUNED_EVERY_S = 600.0
 _LOOKED_EVERY_S = 30.0
@@ -86,6 +89,7 @@ class Maintenance(ServiceThread):
         self._fired: list[tuple[int, Scheduled, int]] = []
         self._reconcile_at_s = time.monotonic() + _RECONCILED_EVERY_S
         self._prune_at_s = time.monotonic() + _PRUNED_EVERY_S / 2
+        self._reap_at_s = self._left_at_s = self._locks_at_s = 0.0
 
     def expect(self, due: Iterable[tuple[Scheduled, int]]) -> None:
         """Backfill these instants, which have come due, a second later."""
@@ -155,12 +159,17 @@ class Maintenance(ServiceThread):
             self.poll()
 
     def _reap(self) -> bool:
-        if not self._lease.may_reap:
+        now_s = time.monotonic()
+        if not self._lease.may_reap or now_s < self._reap_at_s:
             return True
+        self._reap_at_s = now_s + _REAPED_EVERY_S
         leases = nodes.leases(self._ledger)
         for part in self._parts:
             part.alone = leases.schedulers < 2
         dead = [each for each in leases.expired if each != self._lease.id]
+        if not dead and now_s < self._left_at_s:
+            return True
+        self._left_at_s = now_s + _LEFT_EVERY_S
         left = maintenance.left_running(self._ledger, dead)
         if dead or left:
             died = maintenance.reap(self._ledger, dead, self._effects.applied(left), left=left)
@@ -193,7 +202,9 @@ class Maintenance(ServiceThread):
             self._reconcile_at_s = now_s + _RECONCILED_EVERY_S
             if maintenance.reconcile(self._ledger, self._lease.id, self._lifecycle.runs.holds):
                 self.poll()
-            maintenance.free_left_locks(self._ledger)
+            if now_s >= self._locks_at_s:
+                self._locks_at_s = now_s + _LEFT_EVERY_S
+                maintenance.free_left_locks(self._ledger)
             self._write_activity(now_s)
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + _LOOKED_EVERY_S

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from fsa_cli.processes.listener import FileWatch
+from support.ledgers import enqueue, open_ledger
 from support.pgbouncer import PgBouncer
 from support.processes import Run, Start
 from support.shops import Shop
@@ -79,3 +82,19 @@ def test_behind_a_pooler_that_passes_no_notice_on_it_is_said_once_and_asked(
 
     assert done.returncode == 0
     assert (done.stdout + done.stderr).count("LISTEN does not come through") == 1
+
+
+def test_a_write_to_sqlites_file_is_noticed(tmp_path: Path) -> None:
+    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    ledger.create()
+    noticed = threading.Event()
+    assert ledger.file == tmp_path / "ledger.db"
+    watch = FileWatch(ledger.file, noticed.set)
+    watch.start()
+    try:
+        # Until its first look is done, a write changes nothing that it has seen.
+        wait_until(lambda: enqueue(ledger, "ship") and noticed.wait(0.3))
+    finally:
+        watch.stop()
+        ledger.dispose()
+    assert not watch.alive
