@@ -81,7 +81,8 @@ ledger_url = "sqlite:///ledger.db"
 """
 ERROR = "there is no shop with the number 4711 in the region eu, nor in any other"
 
-#: What is shown, by the name of its file; `~`: widths differ from one day and machine to another.
+#: What is shown, by the name of its file; `~`: widths differ from one day and machine to another;
+#: `~~`: and with them where lines are folded.
 SCREENS = {
     "status": "~status",
     "runs": "runs",
@@ -103,7 +104,7 @@ SCREENS = {
     "scheduler-status": "~scheduler status",
     "scheduler-pause": "scheduler pause tidy",
     "scheduler-init": "scheduler init",
-    "health": "~health",
+    "health": "~~health",
     "db-show": "~db show",
     "db-table": "db table customers",
     "db-query": "db query 'select id, name_of_the_customer from customers'",
@@ -124,8 +125,14 @@ HIDDEN = (
     (re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) "), "Day "),
 )
 LOOSE = (
-    (re.compile(r"\b\d+(\.\d+)? (ms|s|min|h|d)\b( \d+ (s|min|h)\b)?"), "SPAN"),
-    (re.compile(r"\bDay (YYYY-MM-DD )?\d\d:\d\d\b"), "INSTANT"),
+    # Whole, or cut by the end of the line.
+    (
+        re.compile(
+            r"\b\d+(\.\d+)? (ms|s|min|h|d)\b(( \d+( s| min| h| m| mi)?)?\.\.\.|( \d+ (s|min|h)\b))?"
+        ),
+        "SPAN",
+    ),
+    (re.compile(r"\bDay (\S+ )?\d\d:\d\d\b|\bDay \S+( \S*)?\.\.\."), "INSTANT"),
     (re.compile(r"(?<=  )\d+(\.\d+)?(?=  |$)", re.MULTILINE), "N"),
     (re.compile(r"pid \d+"), "pid N"),
     (re.compile(r"─+"), "──"),
@@ -276,9 +283,11 @@ def screen(
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def blotted(text: str, project: Path, *, loose: bool) -> str:
+def blotted(text: str, project: Path, *, loose: bool, unfolded: bool) -> str:
     text = text.replace(str(project), "PROJECT").replace(VERSION, "VERSION")
     text = re.sub(rf"{project.name}-[0-9a-f]{{8}}", "OF-THE-PROJECT", text)
+    if unfolded:
+        text = re.sub(r" *\n +", " ", text)
     for pattern, instead in (*HIDDEN, *(LOOSE if loose else ())):
         text = pattern.sub(instead, text)
     return text
@@ -315,14 +324,14 @@ def test_a_screen_is_as_it_was_read_last(name: str, terminal: OpenTerminal, proj
             colored = screen(terminal, project, words, width, color=True)
             assert "\x1b[" not in plain.replace("\x1b[?25", "")
             stripped = [part.rstrip() for part in SGR.sub("", colored).splitlines()]
-            loose = line.startswith("~")
-            shown = blotted(plain, project, loose=loose)
-            assert blotted("\n".join(stripped), project, loose=loose) == shown
+            how = {"loose": line.startswith("~"), "unfolded": line.startswith("~~")}
+            shown = blotted(plain, project, **how)
+            assert blotted("\n".join(stripped), project, **how) == shown
             # A sentence is the terminal's to fold; a line of columns must not be.
             wide = [each for each in plain.splitlines() if len(each) > width]
             assert [each for each in wide if "  " in each.strip()] == []
             parts.append(f"--- {width} columns\n{shown}")
-        parts.append("--- styles\n" + "\n".join(styles(blotted(colored, project, loose=loose))))
+        parts.append("--- styles\n" + "\n".join(styles(blotted(colored, project, **how))))
         return "\n".join(parts).rstrip() + "\n"
 
     today = datetime.now(UTC).date()
