@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from ..exceptions import ConcurrentUseError
 from .writes import locks_rows, looks_like_read, surely_reads
 
 __all__ = ["Activity", "log_holders"]
@@ -39,13 +40,15 @@ class Activity:
     Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
     begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
     the identifier of a thread. In a sandbox, `awaitable` makes a sync driver's result an
-    `AsyncSession`'s.
+    `AsyncSession`'s. `beside` is its scope's other session where both use one SQLite database.
     """
 
     # Nothing here leads back to the session: a cycle would keep what it has loaded, and everything
     # around it, until the garbage collector comes.
     __slots__ = (
+        "__weakref__",
         "awaitable",
+        "beside",
         "connection",
         "ended",
         "forget",
@@ -77,6 +80,7 @@ class Activity:
         self.on_loop_thread = on_loop_thread
         self.user: asyncio.Task[Any] | int | None = None
         self.awaitable: Callable[[Any], Any] | None = None
+        self.beside: weakref.ref[Activity] | None = None
 
     @property
     def has_written(self) -> bool:
@@ -106,6 +110,36 @@ class Activity:
         """Whether it holds a connection of `pool`."""
         connection = self.connection
         return connection is not None and connection.engine.pool is pool
+
+    def refuse_if_locked_out(self, statement: Any = None) -> None:
+        """Refuse what would wait for the scope's other session, whose end comes after this.
+
+        SQLite has one writer at a time; one in memory that we name (memdb) lets nobody read beside
+        it either. `statement` is None for a flush.
+        https://www.sqlite.org/lockingv3.html https://www.sqlite.org/src/file?name=src/memdb.c
+
+        Raises:
+            ConcurrentUseError: the other session has written and not committed.
+        """
+        other = self.beside() if self.beside is not None else None
+        connection = other.connection if other is not None else None
+        if other is None or connection is None or connection.closed or connection.invalidated:
+            return
+        # Where Python has begun no transaction (DDL), what was written is committed.
+        if not getattr(connection.connection.driver_connection, "in_transaction", True):
+            return
+        in_memdb = connection.engine.url.query.get("vfs") == "memdb"
+        if not in_memdb and statement is not None and looks_like_read(statement):
+            return
+        if other.has_written:
+            names = ["db.session", "db.async_session"]
+            if connection.dialect.is_async:
+                names.reverse()
+            raise ConcurrentUseError(
+                f"{names[0]} has written to this SQLite database and not committed, and "
+                f"{names[1]} of the same request or block would wait for it in vain. Commit that "
+                "first, or use one of the two only."
+            )
 
     def begin(self, connection: Connection) -> None:
         """Its transaction has got `connection`."""

@@ -16,7 +16,7 @@ from ..exceptions import ConcurrentUseError, MissingSessionError
 from .binding import Binding
 from .handles import AsyncSessionHandle, SessionHandle, SyncSessionHandle
 from .shielding import start, wait_shielded
-from .tracking import ENDED
+from .tracking import ENDED, shares_bind
 
 __all__ = ["Scope"]
 
@@ -103,6 +103,7 @@ class Scope:
                     )
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._sync_handle = handle
+                    self._introduce()
         return handle.session
 
     @property
@@ -129,6 +130,7 @@ class Scope:
                     handle = AsyncSessionHandle(session, self)
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._async_handle = handle
+                    self._introduce()
         return handle.async_session
 
     @property
@@ -241,6 +243,15 @@ class Scope:
 
     def _handles(self) -> list[SessionHandle]:
         return [handle for handle in (self._sync_handle, self._async_handle) if handle is not None]
+
+    def _introduce(self) -> None:
+        """Let two sessions of one SQLite database know of each other."""
+        sync_handle, async_handle = self._sync_handle, self._async_handle
+        if sync_handle is None or async_handle is None or self.binding.sandbox is not None:
+            return
+        if self.binding.is_sqlite and shares_bind(sync_handle.session, async_handle.session):
+            sync_handle.activity.beside = weakref.ref(async_handle.activity)
+            async_handle.activity.beside = weakref.ref(sync_handle.activity)
 
     def _check_open(self) -> None:
         if self._ended:

@@ -19,7 +19,7 @@ from .writes import reads_only
 if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
-__all__ = ["ENDED", "TrackedSession", "tracked"]
+__all__ = ["ENDED", "TrackedSession", "shares_bind", "tracked"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,8 @@ class TrackedSession(Session):
 
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         activity = self.fsa_activity
+        if activity.beside is not None:
+            activity.refuse_if_locked_out(statement)
         is_inner = self.fsa_begin()
         activity.notice(statement)
         try:
@@ -91,6 +93,8 @@ class TrackedSession(Session):
         return self._fsa_connect(engine, super()._connection_for_bind, engine, *args, **kwargs)
 
     def _flush(self, objects: Sequence[Any] | None = None) -> None:
+        if self.fsa_activity.beside is not None:
+            self.fsa_activity.refuse_if_locked_out()
         self._fsa_connect(self.bind, super()._flush, objects)
 
     def _fsa_connect(self, bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -176,6 +180,20 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
     event.listen(made, "after_begin", _on_begin)
     event.listen(made, "after_transaction_end", _on_end)
     return made
+
+
+def shares_bind(first: Session, second: Session) -> bool:
+    """Whether both connect to one database, whatever they execute."""
+    binds = [getattr(session.bind, "engine", None) for session in (first, second)]
+    databases = {getattr(getattr(bind, "url", None), "database", None) for bind in binds}
+    return (
+        len(databases) == 1
+        and None not in databases
+        and not any(
+            type(session).get_bind is not Session.get_bind or vars(session).get("_Session__binds")
+            for session in (first, second)
+        )
+    )
 
 
 def _on_flush(session: TrackedSession, context: UOWTransaction) -> None:
