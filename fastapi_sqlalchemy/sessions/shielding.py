@@ -96,6 +96,9 @@ async def wait_shielded(future: asyncio.Future[Any], timeout_s: float | None = N
     except asyncio.CancelledError as exc:
         if not ending.cancelled() and (ending.let_go or not ending.expired):
             cancelled = exc
+            if ending.expired:
+                # It came with the end of the time; by the text anyio knows its own cancellation.
+                exc.args = () if ending.message is None else (ending.message,)
         ending.waiting = None
         if not ending.expired and not ending.done():
             cancelled = await _outlast(ending) or cancelled
@@ -147,6 +150,7 @@ class _Ending(asyncio.Task[T]):
     #: Whether that one was cancelled meanwhile, and whether its time to wait is over.
     let_go = False
     expired = False
+    message: object = None
     outlasted: asyncio.Future[None] | None = None
 
     def cancel(self, msg: object = None) -> bool:
@@ -156,7 +160,8 @@ class _Ending(asyncio.Task[T]):
             task.cancelling() <= self.cancels and asyncio.current_task() is not task
         ):
             return super().cancel(msg)
-        self.let_go = True
+        if not self.let_go:
+            self.let_go, self.message = True, msg
         return self._leave(msg)
 
     def expire(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi_sqlalchemy.exceptions import DBSessionError
+from fsa_cli.ledger.access import is_there
 from fsa_cli.ledger.fingerprint import Fingerprint, fingerprint
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project import environments
@@ -48,10 +49,10 @@ class Source:
         """Whether the ledger's tables exist; asked until they do.
 
         Raises:
-            LedgerUnusable: They are those of another version.
+            LedgerUnusable: They are those of another version, or not all.
         """
         if not self._is_there:
-            self._is_there = self.ledger.exists()
+            self._is_there = is_there(self.ledger)
         return self._is_there
 
     def sync_databases(self) -> dict[str, Database]:

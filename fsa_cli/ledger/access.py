@@ -19,7 +19,7 @@ from fsa_cli.project.settings import Settings
 if TYPE_CHECKING:
     from fsa_cli.project.loader import LoadedApp
 
-__all__ = ["existing", "reached", "require"]
+__all__ = ["existing", "is_there", "reached", "require"]
 
 
 @contextlib.contextmanager
@@ -38,15 +38,26 @@ def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
         ledger.dispose()
 
 
+def is_there(ledger: Ledger) -> bool:
+    """Whether *ledger* exists.
+
+    Raises:
+        LedgerUnusable: It does, but not whole.
+    """
+    if ledger.exists():
+        return True
+    if lost := ledger.lost_tables():
+        raise LedgerUnusable(
+            f"the ledger has no table {', '.join(lost)}",
+            details=[ledger.where, "dropped, or not yet made by this version of fsa"],
+            hint="fsa scheduler init makes what is missing; rows that are lost are in a backup",
+        )
+    return False
+
+
 def require(ledger: Ledger) -> None:
     """Raises LedgerUnusable if *ledger* does not exist, or not whole."""
-    if not ledger.exists():
-        if lost := ledger.lost_tables():
-            raise LedgerUnusable(
-                f"the ledger has no table {', '.join(lost)}",
-                details=[ledger.where, "dropped, or not yet made by this version of fsa"],
-                hint="fsa scheduler init makes what is missing; rows that are lost are in a backup",
-            )
+    if not is_there(ledger):
         raise LedgerUnusable(
             "there is no ledger of runs yet",
             details=[f"looked for at {ledger.where}"],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fsa_cli.exceptions import FsaError
-from fsa_cli.ledger.access import reached, require
+from fsa_cli.ledger.access import is_there, reached, require
 from fsa_cli.ledger.location import cannot_hold, ledger_of
 from fsa_cli.runner.run import Run
 
@@ -48,9 +48,7 @@ def begin(
             with reached(ledger):
                 if locks:
                     require(ledger)
-                elif not ledger.exists():
-                    if ledger.lost_tables():
-                        require(ledger)
+                elif not is_there(ledger):
                     ledger.dispose()
                     return None
                 from fsa_cli.processes.lease import LEASE_S

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from fsa_cli.console.source import Source
 from fsa_cli.exceptions import ArgumentError, CheckFailed, LedgerUnusable
 from fsa_cli.health import scheduler_checks
 from fsa_cli.ledger import glance, maintenance, queries, tables
@@ -18,6 +19,8 @@ from fsa_cli.ledger.records import Due, RegisteredTask
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import arguments_in, options_in
+from fsa_cli.project.environments import Environment
+from fsa_cli.project.settings import read
 from fsa_cli.runs import status_view
 from fsa_cli.runs.problems import problems
 from support.backends import Backend
@@ -138,4 +141,7 @@ def test_a_table_that_was_dropped_is_named_and_is_not_a_ledger_that_never_was(
         require(ledger)
 
     assert "fsa scheduler init" in (caught.value.hint or "")
+    source = Source(ledger, {}, read(directory=tmp_path), Environment())
+    with pytest.raises(LedgerUnusable, match="the ledger has no table fsa_run"):
+        source.is_there()  # the console says so too
     ledger.dispose()

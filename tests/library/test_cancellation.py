@@ -503,3 +503,24 @@ async def test_a_sync_route_that_is_given_up_leaves_no_connection(
     assert len(errors) == times
     assert any(isinstance(error, MissingSessionError) for error in errors), errors
     await db.adispose()
+
+
+@pytest.mark.parametrize("scope_first", [False, True])
+async def test_anyio_knows_its_cancellation_that_comes_with_the_end_of_the_time_to_wait(
+    scope_first: bool,
+) -> None:
+    over = asyncio.Event()
+    ending: Any = start(over.wait())
+    with anyio.CancelScope() as scope:
+        steps = (lambda: ending.expire(), scope.cancel)
+
+        def both_in_one_turn() -> None:
+            for step in reversed(steps) if scope_first else steps:
+                step()
+
+        asyncio.get_running_loop().call_soon(both_in_one_turn)
+        await wait_shielded(ending, timeout_s=3600)
+
+    assert scope.cancelled_caught
+    over.set()
+    await ending
