@@ -101,7 +101,7 @@ async def wait_shielded(future: asyncio.Future[Any], timeout_s: float | None = N
                 exc.args = () if ending.message is None else (ending.message,)
         ending.waiting = None
         if not ending.expired and not ending.done():
-            cancelled = await _outlast(ending) or cancelled
+            cancelled = await _outlast(ending, cancelled)
     finally:
         if timer is not None:
             timer.cancel()
@@ -123,9 +123,14 @@ async def _result_of(future: asyncio.Future[T]) -> T:
     return await future
 
 
-async def _outlast(ending: _Ending[Any]) -> asyncio.CancelledError | None:
-    """Wait for `ending`, or its time, in a task that is cancelled; return the last cancellation."""
-    cancelled = None
+async def _outlast(
+    ending: _Ending[Any], cancelled: asyncio.CancelledError | None
+) -> asyncio.CancelledError | None:
+    """Wait for `ending`, or its time, in a task that is cancelled; return what is to be raised.
+
+    Of several cancellations that is anyio's, whose scopes know it by its text: one that another has
+    replaced would pass by all of them. To asyncio one is like another.
+    """
     ending.outlasted = over = asyncio.get_running_loop().create_future()
     # Once for however many cancellations come; asyncio.wait() would do it each time.
     ending.add_done_callback(ending.end_wait)
@@ -134,7 +139,8 @@ async def _outlast(ending: _Ending[Any]) -> asyncio.CancelledError | None:
             try:
                 await asyncio.shield(over)
             except asyncio.CancelledError as again:
-                cancelled = again
+                if cancelled is None or "cancel scope" not in str(cancelled):
+                    cancelled = again
     return cancelled
 
 

@@ -524,3 +524,16 @@ async def test_anyio_knows_its_cancellation_that_comes_with_the_end_of_the_time_
     assert scope.cancelled_caught
     over.set()
     await ending
+
+
+async def test_anyio_knows_its_cancellation_though_a_time_out_of_asyncios_follows() -> None:
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with anyio.CancelScope() as scope:
+        async with asyncio.timeout(None) as limit:
+            loop.call_soon(scope.cancel)
+            loop.call_later(0.01, lambda: limit.reschedule(loop.time()))
+            loop.call_later(0.03, over.set)
+            await wait_shielded(start(over.wait()))
+
+    assert scope.cancelled_caught
