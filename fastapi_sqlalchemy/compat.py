@@ -23,6 +23,7 @@ from .database import Database
 from .exceptions import MissingSessionError, SessionNotInitialisedError
 from .middleware import DBSessionMiddleware
 from .middleware import db as _global_db
+from .pool_deadlines import PoolTimeoutError, check_deadline, checkout, deadline, status_of
 from .sessions.scope import Scope
 
 try:
@@ -37,6 +38,7 @@ __all__ = [
     "DBSessionType",
     "DefaultAsyncSession",
     "MissingSessionError",
+    "PoolTimeoutError",
     "SQLAlchemyMiddleware",
     "SessionNotInitialisedError",
     "create_middleware_and_session_proxy",
@@ -59,6 +61,7 @@ class DBSession:
         commit_on_exit: bool = False,
         multi_sessions: bool = False,
         max_concurrent: int | None = None,
+        pool_timeout: float | None = None,
     ) -> AbstractAsyncContextManager[DBSession]:
         """A context for `async with`, with a session, or with one for each task inside.
 
@@ -66,15 +69,20 @@ class DBSession:
             multi_sessions: `db.session` is another session in each task, ended with the task.
             max_concurrent: how many of these tasks have a session at a time, by `db.connection()`
                 and `db.gather()`.
+            pool_timeout: how long to wait for a connection, in seconds, which is taken at once;
+                with `multi_sessions`, by each `db.connection()` and each coroutine of
+                `db.gather()`.
 
         Raises:
-            ValueError: `max_concurrent` is less than 1.
+            ValueError: `max_concurrent` is less than 1, or `pool_timeout` not above 0.
+            PoolTimeoutError: on entering: no connection was free in time.
         """
+        check_deadline(pool_timeout)
         if max_concurrent is not None and max_concurrent < 1:
             raise ValueError("`max_concurrent` must be greater than 0.")
         if multi_sessions:
-            return _Tasks(self, session_args, commit_on_exit, max_concurrent)
-        return _Block(self, session_args, commit_on_exit)
+            return _Tasks(self, session_args, commit_on_exit, max_concurrent, pool_timeout)
+        return _Block(self, session_args, commit_on_exit, pool_timeout)
 
     @property
     def session(self) -> AsyncSession:
@@ -88,22 +96,53 @@ class DBSession:
         tasks = self._tasks.get()
         return self.database.async_session if tasks is None else tasks.session()
 
-    def connection(self) -> AbstractAsyncContextManager[AsyncSession]:
-        """`async with db.connection() as session:`, once fewer than `max_concurrent` are at it."""
-        return _Turn(self)
+    def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[AsyncSession]:
+        """`async with db.connection() as session:`, once fewer than `max_concurrent` are at it.
+
+        Args:
+            timeout: how long to wait for that and for a connection, in seconds.
+
+        Raises:
+            ValueError: `timeout` is not above 0.
+            PoolTimeoutError: on entering: it took longer.
+        """
+        check_deadline(timeout)
+        return _Turn(self, timeout)
+
+    def pool_status(self) -> dict[str, Any]:
+        """What the async pool holds, flat and in that package's words; `size` and so on.
+
+        Raises:
+            SessionNotInitialisedError: nothing is configured.
+        """
+        return status_of(self.database.async_engine.sync_engine.pool)
 
     async def gather(self, *coroutines: Awaitable[Any], return_exceptions: bool = False) -> Any:
         """As `asyncio.gather`, at most `max_concurrent` at a time.
 
-        Without that number all of them share what `asyncio.gather` would make them share; use
-        `db.database.gather` for a session each.
+        Without that number and `pool_timeout` all of them share what `asyncio.gather` would make
+        them share; use `db.database.gather` for a session each.
+
+        Raises:
+            TypeError: with one of the two, something is no coroutine: it may run already.
         """
         tasks = self._tasks.get()
-        if tasks is not None and tasks.turns is not None:
+        if tasks is not None and (tasks.turns is not None or tasks.pool_timeout is not None):
+            managed_by = "pool_timeout" if tasks.turns is None else "max_concurrent"
+            if not all(map(asyncio.iscoroutine, coroutines)):
+                for coroutine in filter(asyncio.iscoroutine, coroutines):
+                    coroutine.close()
+                raise TypeError(
+                    f"When `{managed_by}` is set, db.gather() accepts coroutine objects only: a "
+                    "Task or a Future may run already. Use db.connection() inside it."
+                )
 
-            async def in_turn(coroutine: Awaitable[Any]) -> Any:
-                async with self.connection():
-                    return await coroutine
+            async def in_turn(coroutine: Any) -> Any:
+                try:
+                    async with self.connection():
+                        return await coroutine
+                finally:
+                    coroutine.close()  # if there was no turn for it
 
             coroutines = tuple(in_turn(coroutine) for coroutine in coroutines)
         return await asyncio.gather(*coroutines, return_exceptions=return_exceptions)
@@ -111,14 +150,27 @@ class DBSession:
 
 class _Block:
     def __init__(
-        self, proxy: DBSession, session_args: Mapping[str, Any] | None, commit_on_exit: bool
+        self,
+        proxy: DBSession,
+        session_args: Mapping[str, Any] | None,
+        commit_on_exit: bool,
+        pool_timeout: float | None,
     ) -> None:
         self._proxy = proxy
+        self._pool_timeout = pool_timeout
         self._context = proxy.database(session_args, commit_on_exit)
         self._outside: list[_TaskSessions | None] = []
 
     async def __aenter__(self) -> DBSession:
         await self._context.__aenter__()
+        if self._pool_timeout is not None:
+            database = self._proxy.database
+            try:
+                pool = database.async_engine.sync_engine.pool
+                await checkout(database.async_session, pool, self._pool_timeout)
+            except BaseException as exc:
+                await self._context.__aexit__(type(exc), exc, exc.__traceback__)
+                raise
         self._outside.append(self._proxy._tasks.get())
         self._proxy._tasks.set(None)
         return self._proxy
@@ -142,9 +194,10 @@ class _Tasks:
         session_args: Mapping[str, Any] | None,
         commit_on_exit: bool,
         max_concurrent: int | None,
+        pool_timeout: float | None,
     ) -> None:
         self._proxy = proxy
-        self._arguments = (session_args, commit_on_exit, max_concurrent)
+        self._arguments = (session_args, commit_on_exit, max_concurrent, pool_timeout)
         self._open: list[tuple[_TaskSessions, _TaskSessions | None]] = []
 
     async def __aenter__(self) -> DBSession:
@@ -182,7 +235,9 @@ class _TaskSessions:
         session_args: Mapping[str, Any] | None,
         commit_on_exit: bool,
         max_concurrent: int | None,
+        pool_timeout: float | None,
     ) -> None:
+        self.pool_timeout = pool_timeout
         self._binding = database._binding()
         self._session_args = session_args
         self._commit_on_exit = commit_on_exit
@@ -263,12 +318,29 @@ class _TaskSessions:
 class _Turn:
     """What `db.connection()` returns."""
 
-    def __init__(self, proxy: DBSession) -> None:
+    def __init__(self, proxy: DBSession, timeout_s: float | None) -> None:
         self._proxy = proxy
+        self._timeout_s = timeout_s
         self._entered: _TaskSessions | None = None
 
     async def __aenter__(self) -> AsyncSession:
         tasks = self._proxy._tasks.get()
+        timeout_s = self._timeout_s
+        if timeout_s is None and tasks is not None:
+            timeout_s = tasks.pool_timeout
+        if timeout_s is None:
+            return await self._enter(tasks)
+        try:
+            pool = self._proxy.database.async_engine.sync_engine.pool
+            async with deadline(pool, timeout_s):
+                session = await self._enter(tasks)
+                await session.connection()
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+        return session
+
+    async def _enter(self, tasks: _TaskSessions | None) -> AsyncSession:
         if tasks is None:
             return self._proxy.database.async_session
         session, is_new = await tasks.enter()

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 
 import fastapi_sqlalchemy
@@ -144,3 +145,65 @@ async def test_a_commit_that_fails_is_raised_at_the_end_of_the_block(
             await asyncio.create_task(clash())
     assert async_postgresql_store.checked_out() == 0
     await db.database.adispose()
+
+
+@pytest.fixture
+async def small(async_store: Store) -> AsyncIterator[compat.DBSession]:
+    """With one connection, for which nobody waits longer than a minute."""
+    queue = {"poolclass": AsyncAdaptedQueuePool, "pool_size": 1, "max_overflow": 0}
+    yield compat.DBSession(async_store.configure(async_engine_args={**queue, "pool_timeout": 60}))
+    await async_store.db.adispose()
+
+
+async def test_a_deadline_for_a_connection(small: compat.DBSession) -> None:
+    """What waits has 20 ms; what is left behind would keep the last one from its connection."""
+    db = small
+    async with db():
+        await db.session.execute(text("SELECT 1"))
+        with pytest.raises(
+            compat.PoolTimeoutError, match=r"within 0\.02 s: 1 of 1 are in use"
+        ) as e:
+            async with db(pool_timeout=0.02):
+                pytest.fail("entered")
+        assert isinstance(e.value, TimeoutError)
+        assert (e.value.timeout, e.value.retry_after) == (0.02, 1)
+        assert e.value.pool_status == db.pool_status()
+        async with db(multi_sessions=True, max_concurrent=1):
+            with pytest.raises(compat.PoolTimeoutError):
+                async with db.connection(timeout=0.02):
+                    pytest.fail("entered")
+        async with db(multi_sessions=True, pool_timeout=0.02):
+            with pytest.raises(compat.PoolTimeoutError):
+                await db.gather(asyncio.sleep(0))
+    assert db.pool_status() | {"pool_class": ""} == {
+        "pool_class": "",
+        "size": 1,
+        "max_overflow": 0,
+        "capacity": 1,
+        "checked_in": 1,
+        "checked_out": 0,
+        "available": 1,
+        "saturation": 0.0,
+    }
+    async with db(pool_timeout=30):
+        assert await db.session.scalar(text("SELECT 1")) == 1
+
+
+async def test_a_deadline_that_is_none_is_refused(proxy: compat.DBSession) -> None:
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="must be greater than 0 and finite"):
+            proxy(pool_timeout=wrong)
+        with pytest.raises(ValueError, match="must be greater than 0 and finite"):
+            proxy.connection(timeout=wrong)
+
+
+async def test_what_may_run_already_is_not_gathered(proxy: compat.DBSession) -> None:
+    arguments: dict[str, Any] = {"max_concurrent": 1, "pool_timeout": 30}
+    for name, value in arguments.items():
+        future = asyncio.get_running_loop().create_future()
+        waiting = asyncio.sleep(0)
+        async with proxy(multi_sessions=True, **{name: value}):
+            with pytest.raises(TypeError, match=f"`{name}` is set.*accepts coroutine objects only"):
+                await proxy.gather(waiting, future)
+        with pytest.raises(RuntimeError, match="cannot reuse"):  # it was closed
+            await waiting

@@ -18,7 +18,7 @@ LEVELS = (
     ("sandbox", "asgi"),
     ("sessions",),
     ("configuration",),
-    ("engines",),
+    ("engines", "pool_deadlines"),
     ("exceptions",),
 )
 #: Looked up when they are used: a test suite may have deleted the module.
