@@ -205,7 +205,8 @@ def test_what_was_written_or_locked_is_kept_for_the_background_task(
         return JSONResponse({}, background=BackgroundTask(after))
 
     with client_of(serve, app) as client:
-        for what in ("locked", "locked text", "pieces", "written"):
+        for number, what in enumerate(("locked", "locked text", "pieces", "written"), 1):
             assert client.get(f"/{what}").status_code == 200
+            wait_until(lambda number=number: len(locked) == number, what)  # type: ignore[misc]
     assert locked == [1, 1, "bob", 2]
     assert store.users() == ["ann", "bob", "zoe"]
