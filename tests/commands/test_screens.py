@@ -20,6 +20,8 @@ from typing import Any
 
 import pexpect
 import pytest
+import typer
+from packaging.version import Version
 from sqlalchemy import create_engine, insert
 
 from fsa_cli.cli.app import main
@@ -32,6 +34,8 @@ from support.processes import FSA, OpenTerminal, run, write_files
 HERE = Path(__file__).parent / "screens"
 WIDTHS = (80, 100)
 MOST_LINES = 24
+#: What the helps in `screens/` were written by; others write metavars otherwise.
+TYPER = (0, 29)
 
 APP = '''
 from fastapi import FastAPI
@@ -383,4 +387,5 @@ def test_every_help_is_one_screen_and_as_it_was_read_last(
         assert max(map(len, lines)) <= width, words
         assert len(lines) <= MOST_LINES or not words, words
         parts.append(f"$ fsa {' '.join([*words, '-h'])}\n{plain}\n")
-    check(f"help-{width}", "\n".join(parts))
+    if Version(typer.__version__).release[:2] == TYPER:
+        check(f"help-{width}", "\n".join(parts))
