@@ -16,6 +16,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._tasks: dict[str, TaskDefinition] = {}
+        #: The names that tasks had before, and those that they have.
+        self._renamed: dict[str, str] = {}
         self._executions: dict[str, object] = {}
 
     def add(self, task: TaskDefinition) -> None:
@@ -37,32 +39,32 @@ class Registry:
                 f"two tasks are named {task.name!r}: {known.place} and {task.place}",
                 hint='give one of them another name: @task(name="...")',
             )
-        others = [each for each in self._tasks.values() if each.name != task.name]
         for name in task.names:
-            other = next((each for each in others if name in each.names), None)
-            if other is not None:
+            other = self.get(name)
+            if other is not None and other.name != task.name:
                 raise DuplicateTask(
                     f"the name {name!r} is of two tasks, for one as an alias: "
                     f"{other.name} ({other.place}) and {task.name} ({task.place})",
                     hint="aliases are names that no task has any more",
                 )
+        if known is not None:
+            self._renamed = {each: now for each, now in self._renamed.items() if now != known.name}
         self._tasks[task.name] = task
         self._executions[task.name] = execution
+        self._renamed |= dict.fromkeys(task.aliases, task.name)
 
     def get(self, name: str) -> TaskDefinition | None:
         """The task of that name, or that had it before."""
-        task = self._tasks.get(name)
-        if task is None:
-            task = next((each for each in self if name in each.aliases), None)
-        return task
+        return self._tasks.get(self._renamed.get(name, name))
 
     def clear(self) -> None:
         """Forget every task; for tests."""
         self._tasks.clear()
+        self._renamed.clear()
         self._executions.clear()
 
     def __contains__(self, name: object) -> bool:
-        return any(name in each.names for each in self)
+        return name in self._tasks or name in self._renamed
 
     def __iter__(self) -> Iterator[TaskDefinition]:
         return iter(tuple(self._tasks.values()))
