@@ -43,14 +43,19 @@ class Listening:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def wait(self, within_s: float) -> bool:
+    def wait(self, within_s: float, or_readable: int | None = None) -> bool:
         """Whether something was heard, *within_s* at most.
+
+        Args:
+            or_readable: A descriptor; it is waited no longer once that can be read.
 
         Raises:
             Exception: The driver's own: the connection is lost.
         """
         poll = select.poll()  # `select` takes no descriptor above 1023, as a web process has
         poll.register(self._connection.fileno(), select.POLLIN)
+        if or_readable is not None:
+            poll.register(or_readable, select.POLLIN)
         if not poll.poll(within_s * 1000):
             return False
         if hasattr(self._connection, "pgconn"):  # psycopg

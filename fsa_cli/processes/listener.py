@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,29 +30,42 @@ class Listener(ServiceThread):
         self, context: NodeContext, heard: Callable[[], None], deaf: Callable[[], None]
     ) -> None:
         super().__init__("listener")
+        self._waker: socket.socket | None = None
         self._context = context
         self._heard = heard
         self._deaf = deaf
 
     def _serve(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                if not self._listen():
-                    return self._wait_deaf()
-            except Exception:  # the database is away: others say so, and polling goes on
-                self._stopping.wait(_AGAIN_S)
+        ended, self._waker = socket.socketpair()
+        with ended, self._waker:
+            while not self._stopping.is_set():
+                try:
+                    if not self._listen(ended.fileno()):
+                        return self._wait_deaf()
+                except Exception:  # the database is away: others say so, and polling goes on
+                    self._stopping.wait(_AGAIN_S)
         return None
 
-    def _listen(self) -> bool:
-        """Hear until it is stopped; False where nothing comes through."""
+    def _wake(self) -> None:
+        if self._waker is not None:
+            with contextlib.suppress(OSError):  # closed: it has ended
+                self._waker.send(b"!")
+
+    def _listen(self, ended: int) -> bool:
+        """Hear until it is stopped; False where nothing comes through.
+
+        Args:
+            ended: A descriptor that can be read once it is stopped.
+        """
         with wake.listening(self._context.ledger) as connection:
             wake.notify(self._context.ledger)
-            if not connection.wait(_HEARD_WITHIN_S):
+            heard = connection.wait(_HEARD_WITHIN_S, ended)
+            if not heard and not self._stopping.is_set():
                 connection.forget()
                 return False
             self._heard()  # of what came while nobody listened
             while not self._stopping.is_set():
-                if connection.wait(_LOOK_S):
+                if connection.wait(_LOOK_S, ended):
                     self._heard()
         return True
 

@@ -6,10 +6,14 @@ import statistics
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from fsa_cli.processes import listener
 from fsa_cli.processes.listener import FileWatch
+from support.backends import Backend
 from support.ledgers import enqueue, open_ledger
 from support.pgbouncer import PgBouncer
 from support.processes import Run, Start
@@ -98,3 +102,20 @@ def test_a_write_to_sqlites_file_is_noticed(tmp_path: Path) -> None:
         watch.stop()
         ledger.dispose()
     assert not watch.alive
+
+
+def test_it_ends_at_once_though_nothing_is_heard(
+    postgresql: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_LOOK_S", 3600.0)
+    ledger = open_ledger(postgresql.url)
+    heard = threading.Event()
+    context: Any = SimpleNamespace(ledger=ledger, events=None)
+    hears = listener.Listener(context, heard.set, lambda: None)
+    hears.start()
+    assert heard.wait(60)
+
+    hears.stop(within_s=60)
+
+    assert not hears.alive
+    ledger.dispose()
