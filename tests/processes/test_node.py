@@ -445,12 +445,15 @@ def test_what_passed_while_no_scheduler_had_a_lease_is_missed_but_for_the_latest
 
     stand_still(process, 15)
 
+    def gaps() -> set[int]:
+        instants = [at for (at,) in ledger_rows(tmp_path, "SELECT scheduled_ms FROM fsa_run")]
+        return {b - a for a, b in pairwise(sorted(instants))}
+
     wait_until(lambda: ledger_of(tmp_path, "kind = 'catch_up' AND status = 'succeeded'"))
+    wait_until(lambda: gaps() == {1000}, "each instant has a row")
     process.stop()
     assert len(ledger_of(tmp_path, "kind = 'catch_up'")) == 1
     assert ledger_of(tmp_path, "status = 'missed'")
-    instants = [at for (at,) in ledger_rows(tmp_path, "SELECT scheduled_ms FROM fsa_run")]
-    assert {b - a for a, b in pairwise(sorted(instants))} == {1000}, "an instant has no row"
 
 
 def test_runs_as_json_lines(fsa_process: Start, lay: Lay, sqlite: Backend) -> None:
