@@ -18,12 +18,13 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import Pool
 
 from .database import Database
 from .exceptions import MissingSessionError, SessionNotInitialisedError
 from .middleware import DBSessionMiddleware
 from .middleware import db as _global_db
-from .pool_deadlines import PoolTimeoutError, check_deadline, checkout, deadline, status_of
+from .pool_deadlines import PoolTimeoutError, check_deadline, deadline, status_of
 from .sessions.scope import Scope
 
 try:
@@ -115,7 +116,11 @@ class DBSession:
         Raises:
             SessionNotInitialisedError: nothing is configured.
         """
-        return status_of(self.database.async_engine.sync_engine.pool)
+        return status_of(self._pool)
+
+    @property
+    def _pool(self) -> Pool:
+        return self.database.async_engine.sync_engine.pool
 
     async def gather(self, *coroutines: Awaitable[Any], return_exceptions: bool = False) -> Any:
         """As `asyncio.gather`, at most `max_concurrent` at a time.
@@ -164,10 +169,9 @@ class _Block:
     async def __aenter__(self) -> DBSession:
         await self._context.__aenter__()
         if self._pool_timeout is not None:
-            database = self._proxy.database
             try:
-                pool = database.async_engine.sync_engine.pool
-                await checkout(database.async_session, pool, self._pool_timeout)
+                async with deadline(self._proxy._pool, self._pool_timeout):
+                    await self._proxy.database.async_session.connection()
             except BaseException as exc:
                 await self._context.__aexit__(type(exc), exc, exc.__traceback__)
                 raise
@@ -331,8 +335,7 @@ class _Turn:
         if timeout_s is None:
             return await self._enter(tasks)
         try:
-            pool = self._proxy.database.async_engine.sync_engine.pool
-            async with deadline(pool, timeout_s):
+            async with deadline(self._proxy._pool, timeout_s):
                 session = await self._enter(tasks)
                 await session.connection()
         except BaseException as exc:

@@ -9,12 +9,11 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import Pool, QueuePool
 
 from .exceptions import DBSessionError
 
-__all__ = ["PoolTimeoutError", "check_deadline", "checkout", "deadline", "status_of"]
+__all__ = ["PoolTimeoutError", "check_deadline", "deadline", "status_of"]
 
 
 class PoolTimeoutError(DBSessionError, TimeoutError):
@@ -67,15 +66,12 @@ def status_of(pool: Pool) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def deadline(pool: Pool, timeout_s: float | None) -> AsyncGenerator[None, None]:
-    """What is inside has `timeout_s` seconds; None leaves the engine's own `pool_timeout`.
+async def deadline(pool: Pool, timeout_s: float) -> AsyncGenerator[None, None]:
+    """What is inside has `timeout_s` seconds.
 
     Raises:
         PoolTimeoutError: it took longer, or the engine's own `pool_timeout` was shorter.
     """
-    if timeout_s is None:
-        yield
-        return
     limit = asyncio.timeout(timeout_s)
     try:
         async with limit:
@@ -87,10 +83,3 @@ async def deadline(pool: Pool, timeout_s: float | None) -> AsyncGenerator[None, 
     except PoolTimeout as exc:
         own_s = getattr(pool, "_timeout", None)
         raise PoolTimeoutError(own_s, pool_status=status_of(pool)) from exc
-
-
-async def checkout(session: AsyncSession, pool: Pool, timeout_s: float | None) -> None:
-    """Have `session` take its connection now, if there is a deadline; raises as `deadline`."""
-    if timeout_s is not None:
-        async with deadline(pool, timeout_s):
-            await session.connection()

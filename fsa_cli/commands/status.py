@@ -119,7 +119,7 @@ def _counts(seen: Glance) -> Iterator[str]:
     oldest = min((each.due_ms for each in seen.waiting if each.due), default=None)
     queued = f"{waiting} queued"
     if oldest is not None:
-        queued += f", the oldest for {_span(seen.now_ms - oldest)}"
+        queued += f", the oldest for {format_span(seen.now_ms - oldest)}"
     clock_s = time.time() - seen.now_ms / 1000
     clock = f"clock {clock_s:+.1f} s" if abs(clock_s) >= 1 else ""
     parts = [f"{', '.join(processes) or 'no process'} alive", f"{running} running", queued, clock]
@@ -200,7 +200,3 @@ def _document(
     document["problems"] = [asdict(each) for each in found]
     document["next"] = coming
     return document
-
-
-def _span(ms: float) -> str:
-    return format_span(ms)

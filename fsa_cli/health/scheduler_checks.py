@@ -45,15 +45,15 @@ def alive(seen: Vitals) -> str:
     left = [each.lease_until_ms - seen.now_ms for each in seen.nodes]
     live = [ms for ms, each in zip(left, seen.nodes, strict=True) if ms >= 0 and each.is_open]
     if live:
-        return f"{len(live)} alive, lease for {_spoken(max(live))} more"
+        return f"{len(live)} alive, lease for {format_span(max(live))} more"
     ago = min((-ms for ms in left), default=None)
     others = f" in this namespace, but in {', '.join(seen.elsewhere)}" if seen.elsewhere else ""
     if ago is None:
         raise CheckFailed(f"no scheduler has run yet{others}: fsa scheduler start")
     ticked = [-ms for ms, each in zip(left, seen.nodes, strict=True) if each.role == "tick"]
     if ticked and min(ticked) <= _TICKED_MS:
-        return f"the last tick was {_spoken(min(ticked))} ago"
-    raise CheckFailed(f"no scheduler is alive{others}, the last one was {_spoken(ago)} ago")
+        return f"the last tick was {format_span(min(ticked))} ago"
+    raise CheckFailed(f"no scheduler is alive{others}, the last one was {format_span(ago)} ago")
 
 
 def tasks(seen: Vitals, scheduled: Collection[str]) -> str:
@@ -86,9 +86,8 @@ def queue(seen: Vitals, known: Collection[str]) -> str:
         return "nothing waits"
     number = sum(each.number for each in waiting)
     oldest_ms = seen.now_ms - waiting[0].since_ms
-    said = (
-        f"{number} run{'s wait' if number > 1 else ' waits'}, the oldest for {_spoken(oldest_ms)}"
-    )
+    waits = "runs wait" if number > 1 else "run waits"
+    said = f"{number} {waits}, the oldest for {format_span(oldest_ms)}"
     late = [each for each in waiting if seen.now_ms - each.since_ms > _STRANDED_MS]
     unknown = sorted(each.task for each in late if each.task not in known)
     if unknown:
@@ -110,7 +109,7 @@ def workers(seen: Vitals) -> str:
         waits_ms = seen.now_ms - each.since_ms
         if each.executor != "local" and waits_ms > _STRANDED_MS:
             of = f" of the queue {each.queue}" if each.queue else ""
-            said = f"no worker takes runs{of}, for {_spoken(waits_ms)}"
+            said = f"no worker takes runs{of}, for {format_span(waits_ms)}"
             raise CheckFailed(f"{said}: {each.cure}")
     return f"{seen.executing} alive"
 
@@ -118,7 +117,3 @@ def workers(seen: Vitals) -> str:
 def paused(seen: Vitals) -> str:
     """The tasks that are paused, and by whom; "" if none is."""
     return ", ".join(f"{name} by {by}" if by else name for name, by in sorted(seen.paused.items()))
-
-
-def _spoken(ms: int) -> str:
-    return format_span(ms)
