@@ -80,6 +80,9 @@ class DialectSQL:
         readable: The condition that a run's id is what we would write: a row that no UPDATE finds
             again would be tried each time in the place of one that can start.
         bounded: The end of an UPDATE after which the transaction may be idle for `IDLE_S`.
+        frees_locks_apart: Whether a run's lock is freed after its transaction and not in it. An
+            INSERT with the same lock holds the entry of `fsa_run_lock` and waits for the row; the
+            task's transaction would hold the row and wait for the entry, and be rolled back.
         schema_of_runs, schema_of_effects: A SELECT of the schema in which the table is.
     """
 
@@ -94,6 +97,7 @@ class DialectSQL:
     bounded_locks: str = ""
     readable: str = ""
     bounded: str = ""
+    frees_locks_apart: bool = False
     schema_of_runs: str = "SELECT NULL"
     schema_of_effects: str = "SELECT NULL"
 
@@ -216,6 +220,7 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
         returns=False,
         skips=False,
+        frees_locks_apart=True,
         schema_of_runs="SELECT DATABASE()",
         schema_of_effects="SELECT DATABASE()",
     ),

@@ -203,10 +203,11 @@ def _counting(sql: DialectSQL, table: str, *, is_sent: bool) -> TextClause:
 
 @lru_cache
 def _succeeding(sql: DialectSQL, table: str) -> TextClause:
+    lock = "" if sql.frees_locks_apart else "lock_key = NULL, "
     return typed(
         f"""
         UPDATE {table} SET status = 'succeeded', finished_ms = {sql.now_ms}, result = :result,
-            lock_key = NULL, error_type = NULL, error = NULL, traceback = NULL
+            {lock}error_type = NULL, error = NULL, traceback = NULL
         WHERE {_MINE} AND status = 'running'
         {sql.bounded}
         """

@@ -48,9 +48,17 @@ def write_outcomes(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> set[str]:
         for part in _parts(values):
             rows = [_row(each) for each in part]
             written += _executed(ledger, statement, rows)
-    if written == len(unwritten):
-        return set()
-    return ledger.read(lambda connection: _lost(connection, unwritten))
+    is_all = written == len(unwritten)
+    if ledger.sql.frees_locks_apart:
+        # Also of what has failed for this process, and was committed all the same.
+        _free_recorded(ledger, [each for each in ordered if each.recorded or not is_all])
+    return set() if is_all else ledger.read(lambda connection: _lost(connection, unwritten))
+
+
+def _free_recorded(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> None:
+    rows = [{"run_id": each.run_id, "token": each.token} for each in outcomes]
+    for start in range(0, len(rows), _ROWS):
+        _executed(ledger, _freed(ledger.sql), rows[start : start + _ROWS])
 
 
 def count_outcomes(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> None:
@@ -172,6 +180,13 @@ def _finished(sql: DialectSQL, lock: str) -> TextClause:
         f"finished_ms = v.ended_ms, result = v.to_result, lock_key = {lock}, {_SAID}"
     )
     return sql.update_from_rows("fsa_run", _COLUMNS, _KEY, values, _MINE)
+
+
+@lru_cache
+def _freed(sql: DialectSQL) -> TextClause:
+    columns = {"run_id": "text", "token": "text"}
+    where = "t.claim = v.token AND t.status = 'succeeded'"
+    return sql.update_from_rows("fsa_run", columns, _KEY, "lock_key = NULL", where)
 
 
 @lru_cache

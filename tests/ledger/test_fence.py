@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,18 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     ledger.dispose()
 
 
+def ended(claimed: ClaimedRun, *, recorded: bool = False) -> RunOutcome:
+    return RunOutcome(
+        run_id=claimed.run_id,
+        token=claimed.token,
+        task=claimed.task,
+        status="succeeded",
+        started_ms=None,
+        finished_ms=claimed.scheduled_ms,
+        recorded=recorded,
+    )
+
+
 def test_the_rows_and_the_success_are_one_transaction(stage: Stage) -> None:
     claimed = stage.claim()
 
@@ -97,6 +111,7 @@ def test_the_rows_and_the_success_are_one_transaction(stage: Stage) -> None:
     assert stage.fence.recorded is stage.together
     if stage.together:
         assert (stage.row.status, stage.row.result) == ("succeeded", '{"rows": 1}')
+        finish(stage.ledger, [ended(claimed, recorded=True)])
         assert stage.row.lock_key is None
     else:
         assert stage.row.status == "running"  # the recorder's to write
@@ -217,7 +232,7 @@ def test_an_async_task_is_fenced_as_a_sync_one(stage: Stage) -> None:
         await asyncio.to_thread(stage.die)
 
     stage.node = make_node(stage.ledger)
-    _end(stage, claimed)
+    finish(stage.ledger, [ended(claimed)])
     again = stage.claim()
     assert isinstance(stage.run(again, dies).error, Fenced)
     assert stage.written() == [1]
@@ -248,18 +263,40 @@ def test_marks_of_effects_are_forgotten_with_their_runs(stage: Stage) -> None:
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == set()
 
 
-def _end(stage: Stage, claimed: ClaimedRun) -> None:
-    at = now_ms(stage.ledger)
-    finish(
-        stage.ledger,
-        [
-            RunOutcome(
-                run_id=claimed.run_id,
-                token=claimed.token,
-                task="report",
-                status="succeeded",
-                started_ms=at,
-                finished_ms=at,
-            )
-        ],
-    )
+@pytest.mark.parametrize("stage", PLACES[:2], indirect=True)
+def test_claims_of_other_instants_roll_back_no_transaction_of_a_task(stage: Stage) -> None:
+    """In a deadlock of the two the database would choose the task's, which then runs twice."""
+    names = [f"report{n}" for n in range(4)]
+    locks = {name: f"{stage.ledger.namespace}/{name}" for name in names}
+    first_ms, over = now_ms(stage.ledger) - 50_000, threading.Event()
+    others = make_node(stage.ledger)
+
+    def claim_others() -> None:
+        for at_ms in range(first_ms, first_ms + 40_000, 7):
+            if over.is_set():
+                return
+            due = [Due(name, at_ms, lock) for name, lock in locks.items()]
+            mine = claim_due(stage.ledger, others.id, due, window_ms=60_000).mine
+            finish(stage.ledger, [ended(each) for each in mine])
+
+    rivals = [threading.Thread(target=claim_others) for _ in range(2)]
+    for each in rivals:
+        each.start()
+    begun: Counter[str] = Counter()
+    try:
+        for at_ms in range(first_ms + 3, first_ms + 3003, 10):
+            due = [Due(name, at_ms, lock) for name, lock in locks.items()]
+            for claimed in claim_due(stage.ledger, stage.node.id, due, window_ms=60_000).mine:
+
+                def task(run_id: str = claimed.run_id) -> None:
+                    begun[run_id] += 1
+                    stage.db.session.execute(INSERT, {"n": 1})
+
+                assert stage.run(claimed, task).succeeded
+                finish(stage.ledger, [ended(claimed, recorded=True)])
+    finally:
+        over.set()
+        for each in rivals:
+            each.join()
+
+    assert set(begun.values()) == {1}
