@@ -19,7 +19,6 @@ from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.database.identity import (
     address,
     identity,
-    same_database,
     same_server,
     sqlite_file,
 )
@@ -83,14 +82,25 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
 
 def shares(ledger: Ledger, url: URL | None) -> bool:
     """Whether a commit at *url* and the ledger's rows can be one transaction."""
-    if ledger.is_sqlite or url is None or access_of(url) in ledger.apart:
+    if ledger.is_sqlite or url is None:
         return False
-    return same_database(ledger.engine.url, url)
+    access, (mine, _) = access_of(url), access_of(ledger.engine.url)
+    return mine is not None and access[0] == mine and access not in ledger.apart
 
 
 def access_of(url: URL) -> Access:
     """The database that *url* names, and the user: what the user may do there is the same."""
-    return identity(url), url.username
+    known = _accesses.get(id(url))
+    if known is None or known[0] is not url:
+        if len(_accesses) >= _MOST_ACCESSES:
+            _accesses.clear()
+        known = _accesses[id(url)] = url, (identity(url), url.username)
+    return known[1]
+
+
+# Each run asks, of the few URLs that its engines have; to compare two URLs takes as long as this.
+_accesses: dict[int, tuple[URL, Access]] = {}
+_MOST_ACCESSES = 100
 
 
 def cannot_hold(databases: Mapping[str, Database], settings: Settings) -> str | None:

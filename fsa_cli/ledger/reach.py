@@ -6,6 +6,7 @@ in a transaction that is read-only, with a ledger that belongs to another user.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -55,15 +56,8 @@ def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> R
         "run_schema": ledger.schema or "",
         "effect_schema": ledger.effect_schemas.get(access_of(connection.engine.url), ""),
     }
-    row: Any = execute(connection, _probing(has_key), given).one()
-    writable = not row.is_read_only
-    return Reach(
-        writes=writable and row.writes,
-        marks=writable and row.marks,
-        wrote=row.wrote,
-        user=row.by_user,
-        search_path=row.search_path,
-    )
+    answer = execute(connection, _probing(has_key), given).scalar_one()
+    return Reach(*json.loads(answer))
 
 
 def refused(error: DBAPIError) -> bool:
@@ -118,13 +112,16 @@ _KEY = _TABLE.format(
 
 @lru_cache
 def _probing(has_key: bool) -> TextClause:
+    """One value, a `Reach` as JSON: to read a row of several costs more than to ask for it."""
     return typed(
         f"""
-        SELECT pg_catalog.current_setting('transaction_read_only') = 'on' AS is_read_only,
-            EXISTS ({_RUN}) {f"AND EXISTS ({_KEY})" if has_key else ""} AS writes,
-            EXISTS ({_EFFECT}) AS marks,
-            pg_catalog.txid_current_if_assigned() IS NOT NULL AS wrote,
-            CAST(current_user AS TEXT) AS by_user,
-            pg_catalog.current_setting('search_path') AS search_path
+        SELECT CAST(pg_catalog.json_build_array(
+            w.is_writable AND EXISTS ({_RUN}) {f"AND EXISTS ({_KEY})" if has_key else ""},
+            w.is_writable AND EXISTS ({_EFFECT}),
+            pg_catalog.txid_current_if_assigned() IS NOT NULL,
+            current_user,
+            pg_catalog.current_setting('search_path')
+        ) AS TEXT)
+        FROM (SELECT pg_catalog.current_setting('transaction_read_only') = 'off') AS w (is_writable)
         """
     )

@@ -65,5 +65,7 @@ def _inner(function: Any) -> Any:
 
 
 def _has_async_call(function: Any) -> bool:
+    if inspect.isfunction(function):
+        return False  # what its type calls is itself
     call = getattr(type(function), "__call__", None)  # noqa: B004 - the function itself
     return inspect.iscoroutinefunction(call)
