@@ -2,7 +2,7 @@
 
 In an app: `from fsa_cli import task, TaskContext`. The tool itself is the command `fsa`.
 In an app's lifespan, where one container is enough: `async with fsa_cli.scheduling():`.
-In an env.py of Alembic: `from fsa_cli import include_name`.
+In an env.py of Alembic: `from fsa_cli import include_name`; in a revision of it `upgrade_ledger`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fsa_cli.api import Task, task
+    from fsa_cli.ledger.migration import downgrade_ledger, upgrade_ledger
     from fsa_cli.migrations.own_tables import include_name
     from fsa_cli.processes.lifespan import scheduling
     from fsa_cli.runs.task_result import TaskResult
@@ -25,9 +26,11 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskResult",
+    "downgrade_ledger",
     "include_name",
     "scheduling",
     "task",
+    "upgrade_ledger",
 ]
 
 _HOMES = {
@@ -37,9 +40,11 @@ _HOMES = {
     "Task": "api",
     "TaskContext": "tasks.context",
     "TaskResult": "runs.task_result",
+    "downgrade_ledger": "ledger.migration",
     "include_name": "migrations.own_tables",
     "scheduling": "processes.lifespan",
     "task": "api",
+    "upgrade_ledger": "ledger.migration",
 }
 
 

@@ -25,6 +25,7 @@ _LOCK_TIMEOUT = (
     " [protected environments: 2s]"
 )
 _BASELINE = "Fill it with all that the models need, as if the database were empty."
+_LEDGER = "Fill it with the tables of the ledger of runs, so that fsa need not create them."
 _BEGIN = (
     'fsa db revision --baseline -m "begin" writes what makes these tables; then fsa db stamp head'
     " notes that this database has them"
@@ -43,6 +44,7 @@ def revision(
         option("db revision", "--autogenerate", help="Fill it with what the models changed."),
     ] = False,
     baseline: Annotated[bool, option("db revision", "--baseline", help=_BASELINE)] = False,
+    ledger: Annotated[bool, option("db revision", "--ledger", help=_LEDGER)] = False,
     x: Annotated[
         list[str] | None, option("db revision", "-x", "--x-arg", help=_X, metavar="KEY=VALUE")
     ] = None,
@@ -53,11 +55,22 @@ def revision(
       fsa db revision --autogenerate -m "add users.active"
       fsa db revision -m "fill users.active"
       fsa db revision --baseline -m "begin" && fsa db stamp head
+      fsa db revision --ledger && fsa db upgrade
 
     Without an alembic.ini and a folder, it begins the folder migrations.
     """
     fsa = Fsa.of(context)
+    if ledger and (autogenerate or baseline):
+        raise UsageError("--ledger says already what is in it: no --autogenerate, no --baseline")
     migrations = _migrations(fsa, x)
+    if ledger:
+        _refuse_another_ledger(fsa)
+        made = migrations.ledger_revision(message)
+        if fsa.output.json:
+            fsa.output.document({"revision": asdict(made), "changes": []})
+        else:
+            fsa.output.line(os.path.relpath(made.file))
+        return
     written, changes = migrations.revision(message, autogenerate=autogenerate, baseline=baseline)
     if fsa.output.json:
         fsa.output.document({"revision": asdict(written) if written else None, "changes": changes})
@@ -256,6 +269,20 @@ def _migrations(fsa: Fsa, x: list[str] | None = None) -> Migrations:
     from fsa_cli.migrations import Migrations
 
     return Migrations(fsa.load(), fsa.settings, x=x or (), say=fsa.output.say)
+
+
+def _refuse_another_ledger(fsa: Fsa) -> None:
+    """Refuse a migration of the ledger's tables where the ledger is in another database."""
+    from fsa_cli.database.identity import address, same_database
+    from fsa_cli.ledger.location import ledger_of
+
+    ledger, url = ledger_of(fsa.load().databases, fsa.settings), fsa.database.url
+    if url is None or not same_database(ledger.engine.url, url):
+        raise UsageError(
+            "the ledger of runs is not in the database that these migrations are for",
+            details=[f"ledger      {ledger.where}", f"migrations  {address(url) if url else '-'}"],
+            hint="fsa scheduler init makes it where it is; --sql prints its SQL",
+        )
 
 
 def _lock_timeout_s(fsa: Fsa, written: str | None) -> float | None:

@@ -21,7 +21,7 @@ from fsa_cli.ledger.store import Ledger
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["create", "statements"]
+__all__ = ["create", "ledger_statements", "statements"]
 
 
 def create(ledger: Ledger, databases: Iterable[Database], warn: Callable[[str], None]) -> bool:
@@ -52,8 +52,7 @@ def statements(ledger: Ledger, databases: Iterable[Database]) -> Iterator[str]:
     The statements for an app's database that is another one follow.
     """
     yield f"-- {ledger.where}"
-    yield from _of(tables.metadata, ledger.engine.dialect)
-    yield from upgrade.by_hand(ledger.engine.dialect)
+    yield from ledger_statements(ledger.engine.dialect)
     for database in databases:
         url = database.url
         if url is None or shares(ledger, url):
@@ -61,6 +60,12 @@ def statements(ledger: Ledger, databases: Iterable[Database]) -> Iterator[str]:
         if dialects.holds_ledger(url.get_backend_name()):
             yield f"-- {address(url)}"
             yield from _of(tables.effects, url.get_dialect()())
+
+
+def ledger_statements(dialect: Dialect) -> Iterator[str]:
+    """As `statements`, of the ledger alone."""
+    yield from _of(tables.metadata, dialect)
+    yield from upgrade.by_hand(dialect)
 
 
 def _of(metadata: MetaData, dialect: Dialect) -> Iterator[str]:

@@ -168,7 +168,7 @@ class Ledger:
             if not self._file.is_file():
                 return False
             self._keep_private()
-        found, newest = self.read(self._found)
+        found, newest = self.read(upgrade.found_in)
         upgrade.check(newest, self.where)
         for table, missing in upgrade.missing_columns(found):
             raise LedgerUnusable(
@@ -182,7 +182,7 @@ class Ledger:
         """The tables that do not exist although others do: dropped, or of a later version."""
         if self.is_sqlite and not self._file.is_file():
             return []
-        found = self.read(self._columns)
+        found = self.read(upgrade.columns_in)
         every = [table.name for table in tables.metadata.sorted_tables]
         return [name for name in every if name not in found] if found else []
 
@@ -211,7 +211,7 @@ class Ledger:
         """
         if self.is_sqlite and not self._file.is_file():
             self._keep_private()
-        elif upgrade.is_whole(*self.read(self._found)):
+        elif upgrade.is_whole(*self.read(upgrade.found_in)):
             return not self.exists()
         try:
             self._create()
@@ -234,30 +234,13 @@ class Ledger:
                     for table in tables.metadata.sorted_tables:
                         table.create(connection, checkfirst=True)
                         connection.commit()
-                    upgrade.add_missing(connection, self._columns(connection))
+                    upgrade.add_missing(connection, upgrade.columns_in(connection))
                     upgrade.mark(connection)
                 return
             except DBAPIError:
                 if attempt == 10:
                     raise
                 time.sleep(0.05 * attempt)
-
-    def _found(self, connection: Connection) -> tuple[dict[str, set[str]], Any]:
-        """The columns of each table that exists, and the row that says their version."""
-        found = self._columns(connection)
-        if tables.schema.name not in found:
-            return found, None
-        return found, connection.execute(select(tables.schema)).one_or_none()
-
-    def _columns(self, connection: Connection) -> dict[str, set[str]]:
-        from sqlalchemy import inspect
-
-        inspector = inspect(connection)
-        names = [table.name for table in tables.metadata.sorted_tables]
-        present = set(inspector.get_table_names()) & set(names)
-        return {
-            name: {column["name"] for column in inspector.get_columns(name)} for name in present
-        }
 
     def _keys(self, connection: Connection) -> dict[str, set[frozenset[str]]]:
         from sqlalchemy import inspect

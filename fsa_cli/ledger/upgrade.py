@@ -16,7 +16,19 @@ from sqlalchemy.schema import CreateColumn, CreateIndex
 from fsa_cli.exceptions import LedgerUnusable
 from fsa_cli.ledger import tables
 
-__all__ = ["VERSION", "add_missing", "by_hand", "check", "is_whole", "mark", "missing_columns"]
+__all__ = [
+    "VERSION",
+    "add_missing",
+    "by_hand",
+    "check",
+    "columns_in",
+    "found_in",
+    "is_whole",
+    "mark",
+    "missing_columns",
+    "missing_statements",
+    "note",
+]
 
 #: The version of the tables of this code.
 VERSION = 2
@@ -39,6 +51,24 @@ _LOCK_LIMITS = {
     "mariadb": "SET SESSION lock_wait_timeout = 2",
 }
 _ADDITIONS = (Addition(2, tables.run, ("priority",), ("fsa_run_priority",)),)
+
+
+def found_in(connection: Connection) -> tuple[dict[str, set[str]], Any]:
+    """The columns of each table that exists, and the row that says their version."""
+    found = columns_in(connection)
+    if tables.schema.name not in found:
+        return found, None
+    return found, connection.execute(select(tables.schema)).one_or_none()
+
+
+def columns_in(connection: Connection) -> dict[str, set[str]]:
+    """The columns of each table that exists."""
+    from sqlalchemy import inspect
+
+    inspector = inspect(connection)
+    names = [table.name for table in tables.metadata.sorted_tables]
+    present = set(inspector.get_table_names()) & set(names)
+    return {name: {column["name"] for column in inspector.get_columns(name)} for name in present}
 
 
 def missing_columns(found: Mapping[str, Set[str]]) -> Iterator[tuple[Table, list[str]]]:
@@ -85,14 +115,22 @@ def add_missing(connection: Connection, found: Mapping[str, Set[str]]) -> None:
 
     Where it waits for a transaction of the app's, others must not wait behind it for long.
     """
+    for statements in missing_statements(found, connection.dialect):
+        if (limit := _LOCK_LIMITS.get(connection.dialect.name)) is not None:
+            connection.exec_driver_sql(limit)
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def missing_statements(
+    found: Mapping[str, Set[str]], dialect: Dialect
+) -> Iterator[list[TextClause]]:
+    """For each table what adds to it what versions after its own have added; *found* as above."""
     for table, lacking in missing_columns(found):
         for each in _ADDITIONS:
             if each.table is table and set(each.columns) <= set(lacking):
-                if (limit := _LOCK_LIMITS.get(connection.dialect.name)) is not None:
-                    connection.exec_driver_sql(limit)
-                for statement in _statements(each, connection.dialect):
-                    connection.execute(statement)
-                connection.commit()
+                yield list(_statements(each, dialect))
 
 
 def by_hand(dialect: Dialect) -> Iterator[str]:
@@ -106,20 +144,25 @@ def by_hand(dialect: Dialect) -> Iterator[str]:
 
 
 def mark(connection: Connection) -> None:
-    """Write the version of the tables, unless a newer one is there."""
+    """Write the version of the tables, unless a newer one is there, and commit."""
+    try:
+        note(connection)
+    except IntegrityError:  # another process has written it at this moment
+        connection.rollback()
+    else:
+        connection.commit()
+
+
+def note(connection: Connection) -> None:
+    """As `mark`, in the caller's transaction."""
     row = connection.execute(select(tables.schema.c.version)).one_or_none()
     if row is None:
-        try:
-            connection.execute(insert(tables.schema).values(id=1, version=VERSION, oldest=OLDEST))
-        except IntegrityError:  # another process has written it at this moment
-            connection.rollback()
-            return
+        connection.execute(insert(tables.schema).values(id=1, version=VERSION, oldest=OLDEST))
     elif row.version < VERSION:
         older = tables.schema.c.version < VERSION
         connection.execute(
             update(tables.schema).where(older).values(version=VERSION, oldest=OLDEST)
         )
-    connection.commit()
 
 
 def _statements(addition: Addition, dialect: Dialect) -> Iterator[TextClause]:

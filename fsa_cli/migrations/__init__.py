@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -181,6 +182,31 @@ class Migrations:
             as_if_empty=baseline,
         )
         return revision_of(made) if made and not isinstance(made, list) else None, changes
+
+    def ledger_revision(self, message: str | None) -> Revision:
+        """Write a migration that creates the tables of the ledger of runs, or adds what they lack.
+
+        Taken back it drops them, unless a migration before it has created them: what a version adds
+        does not disturb the one before.
+        """
+        from alembic.script import ScriptDirectory
+        from alembic.util import rev_id
+
+        name = "upgrade_ledger"
+        is_first = not any(name in Path(each.file).read_text("utf-8") for each in self.begun())
+
+        def write(config: Any) -> Any:
+            return ScriptDirectory.from_config(config).generate_revision(
+                rev_id(),
+                message or "the ledger of fsa",
+                refresh=True,
+                config=config,
+                imports=f"from fsa_cli import {'downgrade_ledger, ' if is_first else ''}{name}",
+                upgrades=f"{name}(op)",
+                downgrades="downgrade_ledger(op)" if is_first else "pass",
+            )
+
+        return revision_of(self._run(write))
 
     def begun(self) -> list[Revision]:
         """Every migration script, the newest first; none where there is no folder of them."""

@@ -14,20 +14,7 @@ from fsa_cli.ledger.enqueue import write_run
 from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
 from support.backends import Backend
-from support.ledgers import make_node, open_ledger, runs_of
-
-LIKE_BEFORE = {
-    "postgresql": ["DROP INDEX fsa_run_priority"],
-    "mariadb": ["DROP INDEX fsa_run_priority ON fsa_run"],
-    "sqlite": ["DROP INDEX fsa_run_priority"],
-}
-# As the commit before wrote a run that is asked for.
-OLD_INSERT = """
-    INSERT INTO fsa_run (attempt, commits, queued_ms, id, namespace, task, slot, kind, arguments,
-        scheduled_ms, status, executor, queue, not_before_ms)
-    SELECT 1, 0, {now}, 'old', '{namespace}', 'ship', 'old', 'manual', '{{}}', {now}, 'queued',
-        'local', NULL, {now}
-    """
+from support.ledgers import insert_as_before, make_like_before, make_node, open_ledger, runs_of
 
 
 @pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
@@ -35,23 +22,9 @@ def old(request: pytest.FixtureRequest) -> Iterator[Ledger]:
     """A ledger as the version before has made it, with a run that waits."""
     backend: Backend = request.getfixturevalue(request.param)
     ledger = open_ledger(backend.url)
-    ledger.create()
-    for statement in (
-        *LIKE_BEFORE[request.param],
-        "ALTER TABLE fsa_run DROP COLUMN priority",
-        "DROP TABLE fsa_key",
-        "DROP TABLE fsa_attempt",
-        "DROP TABLE fsa_schema",
-    ):
-        ledger.write(lambda c, it=statement: c.execute(text(it)))
-    insert_as_before(ledger)
+    make_like_before(ledger)
     yield ledger
     ledger.dispose()
-
-
-def insert_as_before(ledger: Ledger) -> None:
-    statement = OLD_INSERT.format(now=ledger.sql.now_ms, namespace=ledger.namespace)
-    ledger.write(lambda connection: connection.execute(text(statement)))
 
 
 def test_what_a_version_adds_is_made_at_the_start_by_whoever_is_first(old: Ledger) -> None:

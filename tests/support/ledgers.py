@@ -2,12 +2,13 @@
 
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select, text
 
 from fsa_cli.ledger import nodes, tables
 from fsa_cli.ledger.enqueue import write_run
@@ -16,6 +17,12 @@ from fsa_cli.ledger.store import Ledger
 from support.databases import MariaDBServer, PostgreSQLServer
 
 LEASE_MS = 20_000
+OLD_INSERT = """
+    INSERT INTO fsa_run (attempt, commits, queued_ms, id, namespace, task, slot, kind, arguments,
+        scheduled_ms, status, executor, queue, not_before_ms)
+    SELECT 1, 0, {now}, 'old', '{namespace}', 'ship', 'old', 'manual', '{{}}', {now}, 'queued',
+        'local', NULL, {now}
+    """
 
 
 def open_ledger(url: str, namespace: str | None = None) -> Ledger:
@@ -28,6 +35,27 @@ def open_ledger(url: str, namespace: str | None = None) -> Ledger:
     if not url.startswith("sqlite"):
         single = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
     return Ledger(engine, namespace or uuid.uuid4().hex, "here", single)
+
+
+def make_like_before(ledger: Ledger) -> None:
+    """Create its tables as the version before has made them, with a run that waits."""
+    ledger.create()
+    on = " ON fsa_run" if ledger.engine.dialect.name in ("mysql", "mariadb") else ""
+    for statement in (
+        f"DROP INDEX fsa_run_priority{on}",
+        "ALTER TABLE fsa_run DROP COLUMN priority",
+        "DROP TABLE fsa_key",
+        "DROP TABLE fsa_attempt",
+        "DROP TABLE fsa_schema",
+    ):
+        ledger.write(partial(Connection.execute, statement=text(statement)))
+    insert_as_before(ledger)
+
+
+def insert_as_before(ledger: Ledger) -> None:
+    """Insert a run that is asked for, as the version before does."""
+    statement = OLD_INSERT.format(now=ledger.sql.now_ms, namespace=ledger.namespace)
+    ledger.write(lambda connection: connection.execute(text(statement)))
 
 
 def create_tables(url: str) -> None:
