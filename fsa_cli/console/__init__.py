@@ -4,7 +4,7 @@
 
     app.include_router(console.router(access=who), prefix="/ops")
 
-Importing this package imports none of Jinja2 and SQLAlchemy: they are loaded for the first request.
+Importing this package imports none of Jinja2 and SQLAlchemy: they are loaded when the app starts.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from fsa_cli.console import serving
 from fsa_cli.console.access import ACTIONS, Access, is_from_here
 from fsa_cli.console.routes import router
 from fsa_cli.exceptions import UsageError
@@ -44,12 +43,11 @@ def host(port: int, *, read_only: bool, introduce: Callable[[str], None]) -> Non
 
     app.include_router(router(access=here))
     with _listening(port) as listener:
-        threading.Thread(target=serving.prepare, name="prepare", daemon=True).start()
         config = uvicorn.Config(
             app,
             log_level="warning",
             access_log=False,
-            lifespan="off",
+            lifespan="on",
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=2,

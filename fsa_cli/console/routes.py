@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, HTTPException
@@ -20,6 +22,8 @@ __all__ = ["router"]
 
 _PAGES = ("", "runs", "run", "tasks", "task", "coming", "queues", "nodes", "database", "audit")
 _LARGEST_FORM = 256 * 1024
+# How long an app that stops waits for what its start has begun.
+_STOPPING_S = 1
 
 
 def router(*, access: Callable[..., Any] | None = None) -> APIRouter:
@@ -43,13 +47,35 @@ def router(*, access: Callable[..., Any] | None = None) -> APIRouter:
         raise ConfigurationError(
             "the console needs jinja2", hint="pip install 'fastapi-sqlalchemy[console]'"
         )
-    routes = APIRouter(include_in_schema=False, dependencies=[Depends(_permission(access))])
+    routes = APIRouter(
+        include_in_schema=False, dependencies=[Depends(_permission(access))], lifespan=_prepared
+    )
     # One for all pages: FastAPI takes milliseconds for each route, at the start of the app.
     for path in ("/", "/{name}"):
         routes.add_api_route(path, _page, methods=["GET"], name="fsa console")
     routes.add_api_route("/act", _act, methods=["POST"], name="fsa console act")
     routes.add_api_route("/static/{name}", _static, methods=["GET"], name="fsa console static")
     return routes
+
+
+@contextlib.asynccontextmanager
+async def _prepared(_: Any) -> AsyncIterator[None]:
+    """While the app runs. What a first page needs is loaded in a thread at its start: that takes
+    half a second."""
+    stopped = threading.Event()
+    thread = threading.Thread(target=_prepare, args=(stopped,), name="fsa console", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        await run_in_threadpool(thread.join, _STOPPING_S)
+
+
+def _prepare(stopped: threading.Event) -> None:
+    from fsa_cli.console import serving
+
+    serving.prepare(stopped)
 
 
 def _permission(access: Callable[..., Any] | None) -> Callable[..., Any]:

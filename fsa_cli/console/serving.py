@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.console import actions, rendering
 from fsa_cli.console.access import ACTIONS, Access
 from fsa_cli.console.dry_run import is_possible
@@ -24,6 +26,9 @@ from fsa_cli.ledger.time import instant_of
 __all__ = ["Form", "act", "prepare", "show"]
 
 Form = Mapping[str, list[str]]
+
+_PREPARED = ("", "runs", "tasks", "queues", "nodes", "audit")
+_is_prepared = threading.Lock()
 
 
 def show(request: Request, name: str, access: Access) -> Response:
@@ -66,16 +71,31 @@ def act(request: Request, form: Form, access: Access) -> Response:
     )
 
 
-def prepare() -> None:
-    """Load what a first page needs and make one, which takes half a second: nobody is to wait."""
-    rendering.prepare()
-    with contextlib.suppress(FsaError, NotThere):  # who asks for a page is told
+def prepare(stopped: threading.Event) -> None:
+    """Load what a first page needs, once for each process: nobody is to wait for that.
+
+    Without a ledger, or with one that is not reached, whoever asks for a page is told. No
+    connection stays open.
+    """
+    if _is_prepared.acquire(blocking=False):
+        rendering.prepare()
+        if not stopped.is_set():
+            _make_pages(stopped)
+
+
+def _make_pages(stopped: threading.Event) -> None:
+    """Make pages that nobody sees: SQLAlchemy compiles the statements."""
+    with contextlib.suppress(FsaError, DBSessionError):
         source = source_here()
-        with reached(source.ledger), source.ledger.keeping_a_connection():
-            if source.is_there():
-                found = source.fingerprint()
-                for name in ("", "runs", "tasks", "task"):
-                    PAGES[name].context(Asked(source, QueryParams(), found))
+        try:
+            with reached(source.ledger), source.ledger.keeping_a_connection():
+                if source.is_there():
+                    asked = Asked(source, QueryParams(), source.fingerprint())
+                    for name in _PREPARED:
+                        if not stopped.is_set():
+                            PAGES[name].context(asked)
+        finally:
+            source.ledger.dispose()
 
 
 def _shown(request: Request, source: Source, name: str, access: Access) -> Response:

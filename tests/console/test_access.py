@@ -17,6 +17,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from fsa_cli.console import ACTIONS, router
+from support.backends import Backend
+from support.ledgers import create_tables
 from support.shops import Shop
 
 MAIN = """
@@ -293,6 +295,38 @@ def test_mounting_the_console_loads_no_template_and_no_database() -> None:
     )
 
     assert done.stdout == "[]\n"
+
+
+def test_the_first_page_after_an_apps_start_has_nothing_to_load(postgresql: Backend) -> None:
+    create_tables(postgresql.url)
+    program = (
+        "import sys, threading\n"
+        "from fastapi import FastAPI\n"
+        "from fastapi.testclient import TestClient\n"
+        "from fastapi_sqlalchemy import DBSessionMiddleware\n"
+        "from fsa_cli import console\n"
+        "app = FastAPI()\n"
+        "app.add_middleware(DBSessionMiddleware, db_url=sys.argv[1])\n"
+        "app.include_router(console.router(access=lambda: 'view'))\n"
+        "with TestClient(app) as client:\n"
+        "    for each in threading.enumerate():\n"
+        "        if each.name == 'fsa console':\n"
+        "            each.join()\n"
+        "    from fsa_cli.console.source import source_here\n"
+        "    print(source_here().ledger._single.pool.checkedin())\n"
+        "    before = set(sys.modules)\n"
+        "    print('No task is known yet' in client.get('/').text)\n"
+        "    print([each for each in set(sys.modules) - before if not each.startswith('anyio')])\n"
+        "with TestClient(app) as client:\n"
+        "    pass\n"
+        "print([each.name for each in threading.enumerate()])\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, postgresql.url], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "0\nTrue\n[]\n['MainThread']\n"
 
 
 def test_a_nul_in_an_address_or_a_form_is_the_askers_mistake() -> None:
