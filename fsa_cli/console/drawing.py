@@ -1,4 +1,4 @@
-"""The bars of the lanes as SVG: thousands of them, which a template would take too long for."""
+"""The lanes: thousands of bars as SVG, which a template would take too long for."""
 
 from __future__ import annotations
 
@@ -10,30 +10,47 @@ from markupsafe import Markup, escape
 from fsa_cli.runs.lanes import Bar, Lane
 from fsa_cli.terminal.escaping import escape_terminal
 
-__all__ = ["ROW_HEIGHT", "lane_svg"]
+__all__ = ["ROW_HEIGHT", "lane_label", "lane_svg"]
 
 #: The height of a lane, in pixels.
 ROW_HEIGHT = 22
 
 
-def lane_svg(lane: Lane) -> Markup:
+def lane_label(lane: Lane) -> Markup:
+    """The name of a lane, which leads to its task, and in words what is drawn."""
+    name, note = _safe(lane.task), f" <em>{escape(lane.note)}</em>" if lane.note else ""
+    return Markup(
+        f'<li id="n-{name}"><a href="task?name={_in_address(lane.task)}" title="{name}">{name}</a>'
+        f'{note}<span class="sr">: {escape(escape_terminal(lane.summary))}</span></li>'
+    )
+
+
+def lane_svg(lane: Lane, number: int) -> Markup:
     """The bars of a lane, each with its title and a link to its run, or to the runs it stands for.
 
     How high each is, and where in its lane, is in the style sheet: a state is told by its form too.
+
+    Args:
+        number: Of the lanes above it.
     """
     name = _safe(lane.task)
-    runs = f"runs?task={quote(lane.task, safe='')}&amp;status="
-    return Markup("".join([_bar(bar, name, runs) for bar in lane.bars]))
+    runs = f"runs?task={_in_address(lane.task)}&amp;status="
+    bars = "".join([_bar(bar, name, runs) for bar in lane.bars])
+    base = ROW_HEIGHT - 0.5
+    return Markup(
+        f'<g id="l-{name}" transform="translate(0 {number * ROW_HEIGHT})">'
+        f'<line class="base" x2="100%" y1="{base}" y2="{base}"/>\n{bars}</g>'
+    )
 
 
 def _bar(bar: Bar, name: str, runs: str) -> str:
     status = _safe(bar.status)
     drawn = (
         f'<rect class="b s-{status}" x="{bar.start}%" width="{bar.width}%"><title>{name}: '
-        f"{_safe(bar.label)}</title></rect>"
+        f"{escape(escape_terminal(bar.label))}</title></rect>"
     )
     if bar.run_id is not None:
-        return f'<a href="run?id={quote(bar.run_id, safe="")}" tabindex="-1">{drawn}</a>\n'
+        return f'<a href="run?id={_in_address(bar.run_id)}" tabindex="-1">{drawn}</a>\n'
     if bar.since_ms is None:
         return f"{drawn}\n"
     these = f"{status}&amp;since={bar.since_ms}&amp;until={bar.until_ms}"
@@ -41,5 +58,16 @@ def _bar(bar: Bar, name: str, runs: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _safe(text: str) -> str:
-    return str(escape(escape_terminal(text)))
+def _safe(text: str) -> Markup:
+    """A name as a page shows it; a page of 300 lanes has each ten times."""
+    return escape(escape_terminal(text))
+
+
+def _in_address(text: str) -> str:
+    """A name as a part of an address."""
+    return text if text.isascii() and text.isalnum() else _quoted(text)
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return quote(text, safe="")

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fsa_cli.console.drawing import ROW_HEIGHT, lane_svg
+from fsa_cli.console.drawing import ROW_HEIGHT, lane_label, lane_svg
 from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.formatting import format_bytes, format_elapsed, format_span, format_time
 from fsa_cli.terminal.masking import mask
@@ -115,7 +115,7 @@ def _environment() -> Environment:
         finalize=_shown,
         auto_reload=False,
     )
-    environment.globals.update(lane_svg=lane_svg, row_height=ROW_HEIGHT)
+    environment.globals.update(lane_label=lane_label, lane_svg=lane_svg, row_height=ROW_HEIGHT)
     environment.filters.update(
         clock=format_time,
         day=lambda at: at.strftime("%Y-%m-%d"),

@@ -7,9 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, case, func, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    CompoundSelect,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    case,
+    func,
+    select,
+    union_all,
+)
 
 from fsa_cli.ledger import nodes, queries, run_search, task_history
 from fsa_cli.ledger.records import RunStatus
@@ -129,40 +141,8 @@ def executing(ledger: Ledger, run_id: str) -> Row[Any] | None:
 
 
 def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Waiting]:
-    parts = []
-    for status in (RunStatus.QUEUED, RunStatus.DISPATCHED):
-        some = (
-            select(
-                run.c.task,
-                run.c.executor,
-                run.c.queue,
-                run.c.status,
-                run.c.queued_ms,
-                run.c.not_before_ms,
-            )
-            .where(run.c.namespace == ledger.namespace, run.c.status == status)
-            .order_by(run.c.not_before_ms)
-            .limit(MOST_COUNTED)
-            .subquery()
-            .c
-        )
-        # What is dispatched waits for a worker alone.
-        is_later = case((some.not_before_ms > now_ms, 1), else_=0)
-        parts.append(
-            select(
-                some.task,
-                some.executor,
-                some.queue,
-                some.status,
-                func.count().label("number"),
-                (func.sum(is_later) if status == RunStatus.QUEUED else func.min(0)).label("later"),
-                func.min(some.queued_ms).label("oldest_ms"),
-                func.min(some.not_before_ms).label("due_ms"),
-            ).group_by(some.task, some.executor, some.queue, some.status)
-        )
-    # The oldest of each status first: there may be as many queues as runs.
-    statement = union_all(*parts).order_by("due_ms").limit(_MOST_GROUPS)
-    rows = connection.execute(statement).all()
+    given = {"of_namespace": ledger.namespace, "at_ms": now_ms}
+    rows = connection.execute(_waiting_statement(), given).all()
     counted: dict[str, int] = {}
     for row in rows:
         counted[row.status] = counted.get(row.status, 0) + row.number
@@ -181,3 +161,43 @@ def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Wa
         for row in rows
     ]
     return sorted(found, key=lambda each: (each.due_ms, each.task))
+
+
+@cache  # to build it takes longer than to execute it
+def _waiting_statement() -> CompoundSelect[Any]:
+    parts = []
+    for status in (RunStatus.QUEUED, RunStatus.DISPATCHED):
+        some = (
+            select(
+                run.c.task,
+                run.c.executor,
+                run.c.queue,
+                run.c.status,
+                run.c.queued_ms,
+                run.c.not_before_ms,
+            )
+            .where(
+                run.c.namespace == bindparam("of_namespace", type_=run.c.namespace.type),
+                run.c.status == status,
+            )
+            .order_by(run.c.not_before_ms)
+            .limit(MOST_COUNTED)
+            .subquery()
+            .c
+        )
+        # What is dispatched waits for a worker alone.
+        is_later = case((some.not_before_ms > bindparam("at_ms", type_=BigInteger), 1), else_=0)
+        parts.append(
+            select(
+                some.task,
+                some.executor,
+                some.queue,
+                some.status,
+                func.count().label("number"),
+                (func.sum(is_later) if status == RunStatus.QUEUED else func.min(0)).label("later"),
+                func.min(some.queued_ms).label("oldest_ms"),
+                func.min(some.not_before_ms).label("due_ms"),
+            ).group_by(some.task, some.executor, some.queue, some.status)
+        )
+    # The oldest of each status first: there may be as many queues as runs.
+    return union_all(*parts).order_by("due_ms").limit(_MOST_GROUPS)

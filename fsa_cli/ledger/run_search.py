@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Row,
     Select,
     and_,
+    bindparam,
     case,
     func,
     or_,
@@ -25,6 +28,7 @@ from fsa_cli.ledger.tables import node, progress, run
 __all__ = [
     "FAILED",
     "SAID_LENGTH",
+    "Drawn",
     "Place",
     "RunFilter",
     "drawn",
@@ -43,6 +47,9 @@ FAILED = ("failed", "timed_out", "interrupted", "missed")
 #: Of an error, a result, or a progress in a list.
 SAID_LENGTH = 300
 
+#: A row of `drawn`: task, status, number, cell_ms, id, scheduled_ms, started_ms, finished_ms,
+#: last_ms. The garbage collector looks through thousands of rows with names, and not of tuples.
+Drawn = tuple[str, str, int, int, str, int, int | None, int | None, int]
 #: The place of a run in a list: `place_ms`, and its id.
 Place = tuple[int, str]
 # PostgreSQL takes 3 to 6 microseconds for each.
@@ -131,7 +138,7 @@ def one(ledger: Ledger, run_id: str, length: int) -> Row[Any] | None:
     statement: Select[Any] = (
         select(
             *columns,
-            tail(ledger, run.c.traceback, length).label("traceback"),
+            tail(ledger.is_sqlite, run.c.traceback, length).label("traceback"),
             *_PROGRESS,
             progress.c.updated_ms,
             node.c.host,
@@ -155,7 +162,7 @@ def drawn(
     least_ms: int,
     names: Collection[str] | None,
     limit: int,
-) -> Sequence[Row[Any]]:
+) -> Sequence[Drawn]:
     """What a drawing needs of the latest runs since then, without those that go on.
 
     Runs of one task and status whose instants are in one cell are one row, with their number and
@@ -197,7 +204,12 @@ def drawn(
         func.min(each.finished_ms).label("finished_ms"),
         func.max(each.scheduled_ms).label("last_ms"),
     ).group_by(each.task, each.status, each.cell_ms, each.apart)
-    return ledger.read(lambda connection: connection.execute(statement).all())
+
+    def work(connection: Connection) -> Sequence[Drawn]:
+        parts = connection.execute(statement).partitions(500)
+        return [tuple(row) for part in parts for row in part]
+
+    return ledger.read(work)
 
 
 def running(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:
@@ -207,12 +219,17 @@ def running(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:
 
 def going_on(ledger: Ledger, limit: int) -> Select[Any]:
     """The runs that go on, the longest first, each with its progress and its node."""
+    return _going_on(ledger.namespace, limit)
+
+
+@lru_cache(maxsize=64)
+def _going_on(namespace: str, limit: int) -> Select[Any]:
     of_node = node.c.host, node.c.pid, node.c.role, node.c.lease_until_ms
     return (
         select(*_line(run.c.scheduled_ms), *of_node)
         .outerjoin(progress, progress.c.run == run.c.id)
         .outerjoin(node, node.c.id == run.c.node)
-        .where(run.c.namespace == ledger.namespace, run.c.status == "running")
+        .where(run.c.namespace == namespace, run.c.status == "running")
         .order_by(run.c.not_before_ms, run.c.id)
         .limit(limit)
     )
@@ -226,12 +243,24 @@ def failed(ledger: Ledger, since_ms: int, limit: int, groups: int) -> Sequence[R
         limit: So many runs of each status are read, the latest.
         groups: At most so many, the latest.
     """
+    statement = _failed(limit, groups)
+    given = {"of_namespace": ledger.namespace, "since_ms": since_ms}
+    rows = ledger.read(lambda connection: connection.execute(statement, given).all())
+    # Of several runs of one millisecond the first.
+    return list({(row.task, row.status, row.error_type): row for row in reversed(rows)}.values())[
+        ::-1
+    ]
+
+
+@cache  # to build it takes longer than to execute it
+def _failed(limit: int, groups: int) -> Select[Any]:
+    namespace = bindparam("of_namespace", type_=run.c.namespace.type)
     latest = [
         select(run.c.task, run.c.status, run.c.error_type, run.c.not_before_ms)
         .where(
-            run.c.namespace == ledger.namespace,
+            run.c.namespace == namespace,
             run.c.status == status,
-            run.c.not_before_ms >= since_ms,
+            run.c.not_before_ms >= bindparam("since_ms", type_=BigInteger),
         )
         .order_by(run.c.not_before_ms.desc())
         .limit(limit)
@@ -255,12 +284,12 @@ def failed(ledger: Ledger, since_ms: int, limit: int, groups: int) -> Sequence[R
         .subquery()
         .c
     )
-    statement: Select[Any] = (
+    return (
         select(*alike, run.c.id, head(run.c.error, SAID_LENGTH).label("error"))
         .join(
             run,
             and_(
-                run.c.namespace == ledger.namespace,
+                run.c.namespace == namespace,
                 run.c.status == alike.status,
                 run.c.not_before_ms == alike.place_ms,
                 run.c.task == alike.task,
@@ -269,11 +298,6 @@ def failed(ledger: Ledger, since_ms: int, limit: int, groups: int) -> Sequence[R
         )
         .order_by(alike.place_ms.desc(), alike.task, run.c.id)
     )
-    rows = ledger.read(lambda connection: connection.execute(statement).all())
-    # Of several runs of one millisecond the first.
-    return list({(row.task, row.status, row.error_type): row for row in reversed(rows)}.values())[
-        ::-1
-    ]
 
 
 def head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
@@ -281,9 +305,9 @@ def head(column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
     return func.substr(column, 1, length, type_=column.type)
 
 
-def tail(ledger: Ledger, column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
+def tail(is_sqlite: bool, column: ColumnElement[Any], length: int) -> ColumnElement[Any]:
     """Its end, as `head` its beginning."""
-    size = func.length(column) if ledger.is_sqlite else func.char_length(column)
+    size = func.length(column) if is_sqlite else func.char_length(column)
     start = case((size > length, size - length + 1), else_=1)
     return func.substr(column, start, length, type_=column.type)
 

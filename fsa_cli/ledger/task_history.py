@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, func, or_, select
@@ -46,6 +47,11 @@ def latest(ledger: Ledger, statuses: Sequence[str] = (), *, wrong: bool = False)
         wrong: Only of tasks that have failed since their last success, or whose run was interrupted
             of late.
     """
+    return _latest(ledger.namespace, ledger.is_sqlite, tuple(statuses), wrong)
+
+
+@lru_cache(maxsize=64)  # to build it takes longer than to execute it
+def _latest(namespace: str, is_sqlite: bool, statuses: Sequence[str], wrong: bool) -> Select[Any]:
     other = run.alias("latest")
     last_id = (
         select(other.c.id)
@@ -56,11 +62,11 @@ def latest(ledger: Ledger, statuses: Sequence[str] = (), *, wrong: bool = False)
     )
     if statuses:
         last_id = last_id.where(other.c.status.in_(statuses))
-    ids = select(last_id.scalar_subquery().label("id")).where(task.c.namespace == ledger.namespace)
+    ids = select(last_id.scalar_subquery().label("id")).where(task.c.namespace == namespace)
     if wrong:
         interrupted = (
             select(run.c.task)
-            .where(run.c.namespace == ledger.namespace, run.c.status == RunStatus.INTERRUPTED)
+            .where(run.c.namespace == namespace, run.c.status == RunStatus.INTERRUPTED)
             .order_by(run.c.not_before_ms.desc())
             .limit(_INTERRUPTED)
             .subquery()
@@ -78,7 +84,7 @@ def latest(ledger: Ledger, statuses: Sequence[str] = (), *, wrong: bool = False)
         run.c.finished_ms,
         run.c.error_type,
         head(run.c.error, SAID_LENGTH).label("error"),
-        tail(ledger, run.c.traceback, _FRAMES_LENGTH).label("traceback"),
+        tail(is_sqlite, run.c.traceback, _FRAMES_LENGTH).label("traceback"),
     ).join(last, last.c.id == run.c.id)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from fsa_cli.exceptions import ArgumentError
@@ -32,6 +33,7 @@ def arguments_in(text: str, run_id: str) -> dict[str, Any]:
     return found
 
 
+@lru_cache(maxsize=4096)  # every look at the ledger reads those of each task
 def options_in(text: str | None) -> Mapping[str, Any]:
     """The options of a task; none where the row holds something else."""
     return _object(text or "") or {}

@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Row
 
+from fsa_cli.ledger.run_search import Drawn
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.schedules.schedule import Schedule
@@ -27,7 +29,7 @@ SPANS: Mapping[str, timedelta] = {
 #: So many runs are drawn, the latest: to read a day of a busy ledger takes too long.
 MOST_RUNS = 5000
 _LEAST_WIDTH = 0.28
-_MOST_CELLS, _LEAST_CELLS, _ALL_CELLS = 240, 40, 1200
+_MOST_CELLS, _LEAST_CELLS, _ALL_CELLS = 240, 12, 1200
 _MOST_COMING = 40
 _WORST = (
     "failed",
@@ -122,7 +124,7 @@ class Scale:
 
 def draw(
     tasks: Sequence[tuple[str, str]],
-    drawn: Sequence[Row[Any]],
+    drawn: Sequence[Drawn],
     running: Sequence[Row[Any]],
     schedules: Mapping[str, Schedule],
     coming: ComingInstants,
@@ -147,29 +149,29 @@ def draw(
         width = round(max(scale.at(scale.now_ms) - start, _LEAST_WIDTH), 2)
         label = f"running {_clock(begun_ms)}"
         past[row.task].append(Bar("running", start, width, label, run_id=row.id))
-    several: dict[tuple[str, int, int], Bar] = {}
     cell_ms = scale.cell_ms(len(tasks))
-    for row in drawn:
-        task, status, number, begin_ms = row.task, row.status, row.number, row.cell_ms
-        if number == 1:
-            bar = _bar(row, scale)
-        elif status != "succeeded":  # not drawn over what ended well beside it
-            bar = _bars(status, number, row.scheduled_ms, row.last_ms, scale)
-        else:  # the same in each lane
-            key = status, number, begin_ms
-            bar = several.get(key) or several.setdefault(
-                key, _bars(*key, begin_ms + cell_ms - 1, scale)
-            )
+    cells: dict[str, list[Drawn]] = defaultdict(list)
+    read = 0
+    for some in drawn:
+        task, status, number, *_ = some
+        read += number
+        if number > 1 and status == "succeeded":
+            cells[task].append(some)
+            continue
+        bar = _bar(some, scale) if number == 1 else _bars([some], scale)
         if bar.start < 100 and bar.start + bar.width > 0:
             past[task].append(bar)
+    joined_ms = cell_ms if len(tasks) * _LEAST_CELLS >= _ALL_CELLS else 0
+    for task, found in cells.items():
+        past[task] += [_bars(rows, scale) for rows in _in_a_row(found, joined_ms)]
     lanes = []
     for name, note in tasks:
         # What is worst is drawn last, and so above the others.
         bars = sorted(past.get(name, ()), key=_place)
         schedule = None if name in paused else schedules.get(name)
-        future = _future(name, schedule, coming, scale) if schedule is not None else []
+        future = _future(name, schedule, coming, scale, cell_ms) if schedule is not None else []
         lanes.append(Lane(name, note, [*bars, *future], _summary(bars, future)))
-    is_cut = sum(row.number for row in drawn) >= MOST_RUNS
+    is_cut = read >= MOST_RUNS
     return Lanes(
         span=scale.span,
         start=instant_of(scale.start_ms),
@@ -178,7 +180,7 @@ def draw(
         ticks=_ticks(scale),
         lanes=lanes,
         hidden=hidden,
-        read_from=instant_of(min(row.scheduled_ms for row in drawn)) if is_cut else None,
+        read_from=instant_of(min(some[5] for some in drawn)) if is_cut else None,
     )
 
 
@@ -186,8 +188,21 @@ def _place(bar: Bar) -> tuple[int, float]:
     return _ORDER.get(bar.status, 0), bar.start
 
 
-def _bar(row: Row[Any], scale: Scale) -> Bar:
-    _, status, _, _, run_id, scheduled_ms, started_ms, finished_ms, _ = tuple(row)
+def _in_a_row(cells: list[Drawn], within_ms: int) -> list[list[Drawn]]:
+    """The cells in order, those that follow within that time together: they are one bar."""
+    found: list[list[Drawn]] = []
+    last_ms = None
+    for row in sorted(cells, key=itemgetter(3)):
+        _, _, _, begin_ms, *_ = row
+        if last_ms is None or begin_ms - last_ms > within_ms:
+            found.append([])
+        found[-1].append(row)
+        last_ms = begin_ms
+    return found
+
+
+def _bar(row: Drawn, scale: Scale) -> Bar:
+    _, status, _, _, run_id, scheduled_ms, started_ms, finished_ms, _ = row
     begun_ms = scheduled_ms if started_ms is None else started_ms
     start = scale.at(begun_ms)
     width, took = 2 * _LEAST_WIDTH, ""  # what never started has no length
@@ -202,18 +217,25 @@ def _bar(row: Row[Any], scale: Scale) -> Bar:
     return Bar(status, start, round(min(width, 100 - start), 2), label, run_id)
 
 
-def _bars(status: str, number: int, first_ms: int, last_ms: int, scale: Scale) -> Bar:
+def _bars(rows: Sequence[Drawn], scale: Scale) -> Bar:
+    _, status, _, _, _, first_ms, *_ = rows[0]
+    last_ms = rows[-1][-1]
     start, end = scale.at(first_ms), scale.at(last_ms)
     width = round(max(end - start - _LEAST_WIDTH / 2, min(_LEAST_WIDTH, 100 - start)), 2)
+    number = sum(row[2] for row in rows)
     label = f"{number} {status.replace('_', ' ')} from {_clock(first_ms)}"
     return Bar(status, start, width, label, None, first_ms, last_ms)
 
 
-def _future(name: str, schedule: Schedule, coming: ComingInstants, scale: Scale) -> list[Bar]:
+def _future(
+    name: str, schedule: Schedule, coming: ComingInstants, scale: Scale, cell_ms: int
+) -> list[Bar]:
     instants = coming.of(name, schedule, scale.now_ms, scale.end_ms, _MOST_COMING)
     if not instants:
         return []
-    if len(instants) == _MOST_COMING:  # side by side they would be one grey bar
+    between = len(instants) - 1
+    is_dense = between > 1 and instants[-1] - instants[0] < between * cell_ms
+    if is_dense or len(instants) == _MOST_COMING:  # side by side they would be one grey bar
         start = scale.at(instants[0])
         return [Bar("coming", start, round(100 - start, 2), f"to come {schedule.text}")]
     width = _LEAST_WIDTH

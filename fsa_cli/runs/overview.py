@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -224,13 +224,13 @@ def _node_lines(
 
 def _named(
     tasks: Sequence[Row[Any]], busy: Container[str]
-) -> list[tuple[str, str, dict[str, Any]]]:
+) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Each task, a note, and its options.
 
     Args:
         busy: Those that come before others, after the ones that fail.
     """
-    found: dict[str, tuple[str, dict[str, Any]]] = {task.name: ("", {}) for task in registry}
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {task.name: ("", {}) for task in registry}
     failing = set()
     for row in tasks:
         note = ""
@@ -239,7 +239,7 @@ def _named(
         elif row.consecutive_failures:
             note = f"failed {format_times(row.consecutive_failures)}"
             failing.add(row.name)
-        found[row.name] = (note, dict(options_in(row.options)))
+        found[row.name] = (note, options_in(row.options))
     ordered = sorted(found, key=lambda name: (name not in failing, name not in busy, name))
     return [(name, *found[name]) for name in ordered]
 

@@ -73,7 +73,7 @@ KNOWN = """
 INSERT INTO fsa_task (namespace, name, options, schedule_hash, watermark_ms, last_success_ms,
     consecutive_failures)
 SELECT :namespace, 'task' || lpad(n::text, 3, '0'),
-    '{"schedule": "' || n % 3 || '/3 * * * *", "timezone": "UTC"}', 'hash', :now, :now,
+    '{"schedule": "' || n % 3 || '-59/3 * * * *", "timezone": "UTC"}', 'hash', :now, :now,
     CASE WHEN n % 40 = 0 THEN 3 ELSE 0 END
 FROM generate_series(0, :tasks - 1) AS n
 """

@@ -343,5 +343,31 @@ def test_short_runs_of_one_cell_are_one_bar_and_every_other_has_its_own(ledger: 
     ]
     several = next(bar for bar in lane.bars if bar.run_id is None)
     wanted = RunFilter("tea", ("succeeded",), several.since_ms, several.until_ms)
-    assert len(seen_in_pages(ledger, wanted, instant_of(now))) == 4  # the long one too
+    assert len(seen_in_pages(ledger, wanted, instant_of(now))) == 3
     assert lane.summary == "1 failed, 1 skipped, 4 succeeded"
+
+
+def test_of_many_tasks_what_runs_all_the_time_is_one_bar_from_its_first_run_to_its_last(
+    ledger: Ledger,
+) -> None:
+    now = now_ms(ledger)
+    cell_ms = lanes.Scale.around(now, "1h").cell_ms(100)
+    for number in range(100):
+        add_task(ledger, f"task{number:02}", "*/2 * * * *")
+    begins = [now - now % cell_ms - number * cell_ms for number in (5, 4, 2, 1)]
+    instants = [begin + n * 60_000 for begin in begins for n in (2, 4, 6)]
+    write(
+        ledger,
+        *(row(ledger, "task07", each, "succeeded") for each in instants),
+        row(ledger, "task07", begins[1] + 1000, "failed"),
+    )
+
+    found = overview(ledger, ComingInstants(), now, zone=None, most_lanes=500).lanes.lanes
+    (lane,) = [each for each in found if each.task == "task07"]
+    assert [(bar.status, bar.since_ms, bar.until_ms) for bar in lane.bars[:3]] == [
+        ("succeeded", instants[0], instants[5]),
+        ("succeeded", instants[6], instants[11]),
+        ("failed", None, None),
+    ]
+    assert [bar.status for bar in lane.bars[3:]] == ["coming"]
+    assert lane.summary.startswith("1 failed, 12 succeeded, next ")
