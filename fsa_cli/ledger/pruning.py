@@ -1,4 +1,4 @@
-"""Delete the rows of runs that ended long enough ago.
+"""Delete the rows of runs that ended long enough ago, and of what people did a year ago.
 
 A run is looked for by an index, in the order of time, and deleted by its id: nothing that goes on
 is locked. The row of an instant stays until its task's watermark has passed it.
@@ -17,6 +17,7 @@ from fsa_cli.ledger.tables import (
     FINAL,
     activity,
     attempt,
+    audit,
     key,
     node,
     node_task,
@@ -37,6 +38,8 @@ NEEDS_A_LOOK = frozenset(
 
 _AT_ONCE = 1000
 _DAY_MS = 24 * 3600 * 1000
+#: Who did what is asked for later than what ran; never less long than runs are kept.
+_AUDIT_MS = 365 * _DAY_MS
 
 
 @dataclass
@@ -78,7 +81,9 @@ class Pruning:
             number += len(found)
             if len(found) < _AT_ONCE:
                 self._looked_at[name] = before_ms - _DAY_MS
-        _delete_nodes(ledger, now_ms - max(self.keep_ms, self.keep_failed_ms))
+        longest_ms = max(self.keep_ms, self.keep_failed_ms)
+        _delete_nodes(ledger, now_ms - longest_ms)
+        _delete_audit(ledger, now_ms - max(_AUDIT_MS, longest_ms, *own.values()))
         return number
 
     def _searches(
@@ -162,3 +167,16 @@ def _delete_nodes(ledger: Ledger, before_ms: int) -> None:
     ):
         if gone:
             ledger.at_once(lambda connection, it=statement: connection.execute(it))  # type: ignore[misc]
+
+
+def _delete_audit(ledger: Ledger, before_ms: int) -> None:
+    old = (
+        select(audit.c.id)
+        .where(audit.c.namespace == ledger.namespace, audit.c.at_ms < before_ms)
+        .order_by(audit.c.at_ms)
+        .limit(_AT_ONCE)
+    )
+    gone = ledger.read(lambda connection: list(connection.scalars(old)))
+    if gone:
+        statement = delete(audit).where(audit.c.id.in_(gone))
+        ledger.at_once(lambda connection: connection.execute(statement))

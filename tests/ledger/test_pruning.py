@@ -7,7 +7,7 @@ import json
 
 from sqlalchemy import insert, text, update
 
-from fsa_cli.ledger import pruning, tables
+from fsa_cli.ledger import audit, pruning, tables
 from fsa_cli.ledger.backfill import register_tasks
 from fsa_cli.ledger.pruning import Pruning
 from fsa_cli.ledger.records import RegisteredTask
@@ -122,3 +122,25 @@ def test_it_waits_for_no_row_that_somebody_holds(ledger: Ledger) -> None:
         assert prune(ledger) == 1
         other.rollback()
     assert left(ledger) == {"ship running"}
+
+
+def test_what_people_did_is_kept_for_a_year_and_as_long_as_any_run(ledger: Ledger) -> None:
+    def put_audit(days: int) -> None:
+        assert audit.begin(ledger, f"{days:032}", "ann", "pause", "tea", "")
+        then_ms = now_ms(ledger) - days * DAY_MS
+        ledger.write(
+            lambda connection: connection.execute(
+                update(tables.audit).where(tables.audit.c.id == f"{days:032}").values(at_ms=then_ms)
+            )
+        )
+
+    def kept() -> list[int]:
+        return [int(row.id) for row in audit.latest(ledger, None, 10)]
+
+    for days in (1, 364, 366, 500, 900):
+        put_audit(days)
+    assert prune(ledger, Pruning(10 * DAY_MS, 800 * DAY_MS)) == 0
+    assert kept() == [1, 364, 366, 500]
+    register_tasks(ledger, [RegisteredTask("long", json.dumps({"keep_ms": 450 * DAY_MS}))])
+    assert prune(ledger) == 0
+    assert kept() == [1, 364, 366]
