@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,6 @@ from fsa_cli.terminal.formatting import format_duration
 if TYPE_CHECKING:
     from fsa_cli.processes.schedule_plan import Scheduled
 
-_NEXT = 5
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -41,8 +41,14 @@ def list_(context: typer.Context) -> None:
     planned = plan(registry, fsa.settings.timezone)
     paused = _paused(fsa) if planned else {}
     if fsa.output.json:
+        from fsa_cli.runs.coming import scheduled_task
+
+        found = [(each.task.name, each.schedule) for each in planned]
         fsa.output.document(
-            [{**_document(each, now), "paused": each.task.name in paused} for each in planned]
+            [
+                asdict(scheduled_task(name, schedule, now, paused=name in paused))
+                for name, schedule in found
+            ]
         )
     elif not planned:
         fsa.output.say('no task has a schedule: @task(schedule="0 3 * * *")')
@@ -51,17 +57,6 @@ def list_(context: typer.Context) -> None:
         columns |= {"in": "in", "then": "then"}
         rows = [_row(each, now, paused.get(each.task.name)) for each in planned]
         fsa.output.table(rows, columns, spare=("then", "timezone", "schedule"))
-
-
-def _document(scheduled: Scheduled, now: datetime) -> dict[str, object]:
-    """A scheduled task as JSON."""
-    schedule = scheduled.schedule
-    return {
-        "task": scheduled.task.name,
-        "schedule": schedule.text,
-        "timezone": zone_name(schedule.timezone),
-        "next": upcoming(schedule, now, _NEXT),
-    }
 
 
 def _paused(fsa: Fsa) -> dict[str, str]:
@@ -87,12 +82,17 @@ def _paused(fsa: Fsa) -> dict[str, str]:
 def _row(scheduled: Scheduled, now: datetime, paused: str | None) -> dict[str, object]:
     """A scheduled task for a person."""
     schedule = scheduled.schedule
+    row: dict[str, object] = {
+        "task": scheduled.task.name,
+        "schedule": schedule.text,
+        "timezone": zone_name(schedule.timezone),
+    }
     if paused is not None:
-        return {**_document(scheduled, now), "next": f"paused {paused}", "in": "", "then": ""}
+        return {**row, "next": f"paused {paused}", "in": "", "then": ""}
     instants = upcoming(schedule, now, 2)
     first = instants[0] if instants else None
     return {
-        **_document(scheduled, now),
+        **row,
         "next": format_fire_time(first, schedule) if first else "never again",
         "in": format_duration(first - now) if first else "",
         "then": "".join(

@@ -5,18 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 from fsa_cli.exceptions import FsaError
 from fsa_cli.ledger.time import instant_of, ms_of
-from fsa_cli.schedules.schedule import Schedule, parse_schedule
+from fsa_cli.schedules.schedule import Schedule, parse_schedule, upcoming
+from fsa_cli.schedules.timezones import zone_name
 from fsa_cli.tasks.registry import registry
 
-__all__ = ["ComingInstants", "next_ms", "schedule_of", "schedules"]
+__all__ = [
+    "ComingInstants",
+    "ScheduledTask",
+    "next_ms",
+    "schedule_of",
+    "scheduled_task",
+    "schedules",
+]
 
 _MOST_TASKS = 2000
+_NEXT = 5
 _REST_OF_MILLISECOND = timedelta(microseconds=999)
 
 
@@ -51,6 +60,29 @@ def schedules(
     """The schedules of these tasks, by name, without those that have none."""
     found = {name: schedule_of(name, options, zone) for name, options in tasks}
     return {name: schedule for name, schedule in found.items() if schedule is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledTask:
+    """When a task comes: what `fsa scheduler list --json` prints.
+
+    Attributes:
+        next: Its next instants; what is paused has them too.
+    """
+
+    task: str
+    schedule: str
+    timezone: str
+    next: Sequence[datetime]
+    paused: bool
+
+
+def scheduled_task(
+    name: str, schedule: Schedule, now: datetime, *, paused: bool = False
+) -> ScheduledTask:
+    """A task of this process, as it comes from now on."""
+    instants = upcoming(schedule, now, _NEXT)
+    return ScheduledTask(name, schedule.text, zone_name(schedule.timezone), instants, paused)
 
 
 _parsed = lru_cache(maxsize=4096)(parse_schedule)

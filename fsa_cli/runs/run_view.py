@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +24,9 @@ __all__ = [
     "ATTEMPT_COLUMNS",
     "COLUMNS",
     "LAST",
+    "RunError",
+    "RunProgress",
+    "WholeRun",
     "attempt_document",
     "attempt_row",
     "details",
@@ -37,6 +41,7 @@ __all__ = [
     "row",
     "said",
     "since_ms",
+    "whole_run",
 ]
 
 #: In place of an id: the latest run.
@@ -87,35 +92,94 @@ def get_run(ledger: Ledger, prefix: str) -> Row[Any]:
     return matching[0]
 
 
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run has come, as it says itself."""
+
+    text: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """What a run has failed with."""
+
+    type: str | None
+    message: str | None
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRun:
+    """A run with all that its row has: what `--json` prints.
+
+    Attributes:
+        not_before: While it waits, the time before which it does not start.
+        duration_ms: None until it has ended.
+        arguments, result: As JSON has them; the text itself where it is none.
+    """
+
+    id: str
+    task: str
+    kind: str
+    status: str
+    attempt: int
+    scheduled_at: datetime | None
+    queued_at: datetime | None
+    not_before: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    duration_ms: int | None
+    arguments: object
+    requested_by: str | None
+    executor: str
+    queue: str | None
+    priority: int
+    unique_key: str | None
+    node: str | None
+    lock_key: str | None
+    commits: int
+    cancel_requested_at: datetime | None
+    progress: RunProgress | None
+    result: object
+    error: RunError | None
+
+
+def whole_run(run: Row[Any]) -> WholeRun:
+    """A row of `queries.runs` as a run."""
+    has_error = run.error_type or run.error
+    return WholeRun(
+        id=run.id,
+        task=run.task,
+        kind=run.kind,
+        status=run.status,
+        attempt=run.attempt,
+        scheduled_at=_instant(run.scheduled_ms),
+        queued_at=_instant(run.queued_ms),
+        not_before=_instant(run.not_before_ms) if run.status == "queued" else None,
+        started_at=_instant(run.started_ms),
+        finished_at=_instant(run.finished_ms),
+        duration_ms=duration_ms(run, None),
+        arguments=value_in(run.arguments),
+        requested_by=run.requested_by,
+        executor=run.executor,
+        queue=run.queue,
+        priority=run.priority,
+        unique_key=run.unique_key,
+        node=run.node,
+        lock_key=run.lock_key,
+        commits=run.commits,
+        cancel_requested_at=_instant(run.cancel_requested_ms),
+        progress=None if run.done is None else RunProgress(run.text, run.done, run.total),
+        result=value_in(run.result),
+        error=RunError(run.error_type, run.error, run.traceback) if has_error else None,
+    )
+
+
 def document(run: Row[Any]) -> dict[str, object]:
     """A run as JSON."""
-    error = {"type": run.error_type, "message": run.error, "traceback": run.traceback}
-    return {
-        "id": run.id,
-        "task": run.task,
-        "kind": run.kind,
-        "status": run.status,
-        "attempt": run.attempt,
-        "scheduled_at": _instant(run.scheduled_ms),
-        "queued_at": _instant(run.queued_ms),
-        "not_before": _instant(run.not_before_ms) if run.status == "queued" else None,
-        "started_at": _instant(run.started_ms),
-        "finished_at": _instant(run.finished_ms),
-        "duration_ms": duration_ms(run, None),
-        "arguments": value_in(run.arguments),
-        "requested_by": run.requested_by,
-        "executor": run.executor,
-        "queue": run.queue,
-        "priority": run.priority,
-        "unique_key": run.unique_key,
-        "node": run.node,
-        "lock_key": run.lock_key,
-        "commits": run.commits,
-        "cancel_requested_at": _instant(run.cancel_requested_ms),
-        "progress": _progress(run),
-        "result": value_in(run.result),
-        "error": error if run.error_type or run.error else None,
-    }
+    return asdict(whole_run(run))
 
 
 def row(run: Row[Any], now: datetime, *, dated: bool = True) -> dict[str, object]:
@@ -283,12 +347,6 @@ def error_of(run: Row[Any]) -> str | None:
         return None
     plain = run.error_type in (None, "Interrupted", "TimedOut")
     return run.error if plain else f"{run.error_type}: {run.error}"
-
-
-def _progress(run: Row[Any]) -> dict[str, object] | None:
-    if run.done is None:
-        return None
-    return {"text": run.text, "done": run.done, "total": run.total}
 
 
 def progress_text(run: Row[Any]) -> str | None:
