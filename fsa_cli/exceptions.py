@@ -16,6 +16,7 @@ FsaError                    1
 │   ├── TaskDefinitionError 3    a function cannot be a task as it is written
 │   │   └── DuplicateTask   3
 │   ├── ScheduleError       3    a schedule or a time zone cannot be read
+│   ├── DriverMissing       3    the package that connects to the database is not installed
 │   └── LedgerUnusable      3    the ledger's tables are missing, old or cannot be created
 ├── DatabaseUnreachable     4    a connection that cannot be opened
 ├── BrokerUnreachable       4    the broker that carries runs is away
@@ -134,6 +135,12 @@ class ScheduleError(ConfigurationError):
     """A schedule or a time zone cannot be read."""
 
     page = "scheduling"
+
+
+class DriverMissing(ConfigurationError):
+    """The package that connects to a database is not installed."""
+
+    page = "configuring"
 
 
 class LedgerUnusable(ConfigurationError):

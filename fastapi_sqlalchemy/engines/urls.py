@@ -20,6 +20,7 @@ from .url_parameters import native, refused, translate
 
 __all__ = [
     "Side",
+    "installation",
     "is_secret",
     "masked",
     "missing_driver",
@@ -176,12 +177,20 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
 
 def missing_driver(url: URL, side: Side) -> MissingDriverError:
     """The error that names the package to install so that `url` is served on `side`."""
+    attribute = "db.session" if side == "sync" else "db.async_session"
+    return MissingDriverError(
+        f"{attribute} needs {_A[side]} driver for {url.drivername!r} that is not installed. "
+        f"Install it: {installation(url, side)}"
+    )
+
+
+def installation(url: URL, side: Side) -> str:
+    """What to do so that `url` is served on `side`: `pip install pymysql`."""
     family = _DRIVERS.get(url.get_backend_name(), {})
     named = driver_of(url)
     if named is None or side not in named.sides:
         named = next((driver for driver in family.values() if side in driver.sides), None)
     package = named.package if named else url.get_driver_name()
-    attribute = "db.session" if side == "sync" else "db.async_session"
     installed = next(
         (
             name
@@ -191,10 +200,7 @@ def missing_driver(url: URL, side: Side) -> MissingDriverError:
         None,
     )
     instead = "" if installed is None else f", or write {url.get_backend_name()}+{installed}://"
-    return MissingDriverError(
-        f"{attribute} needs {_A[side]} driver for {url.drivername!r} that is not installed. "
-        f"Install it: pip install {shlex.quote(package)}{instead}"
-    )
+    return f"pip install {shlex.quote(package)}{instead}"
 
 
 def _driver_name(url: URL) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from fsa_cli.database.dialects import dialect_of
 from fsa_cli.database.identity import address, same_database
 from fsa_cli.database.next_step import next_step
-from fsa_cli.exceptions import DatabaseUnreachable, Refused
-from fsa_cli.terminal.user_code import summarize_error
+from fsa_cli.exceptions import DatabaseUnreachable, DriverMissing, FsaError, Refused
+from fsa_cli.terminal.user_code import summarize_error, user_frame
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
@@ -92,8 +92,10 @@ def unreachable(
     error: BaseException,
     databases: Mapping[str, Database],
     url_sources: Mapping[str, str] | None = None,
-) -> DatabaseUnreachable | None:
+) -> FsaError | None:
     """The error to raise if *error* means that a database cannot be reached; None if not.
+
+    It is a DriverMissing or a DatabaseUnreachable.
 
     Some drivers' connection errors do not pass through an engine's events, and a
     `ConnectionRefusedError` may be about something else: then the databases are asked.
@@ -101,8 +103,12 @@ def unreachable(
     Args:
         url_sources: The source of each database's URL.
     """
+    from fastapi_sqlalchemy.exceptions import MissingDriverError
+
     chain = list(_chain(error))
     for each in chain:
+        if isinstance(each, MissingDriverError):
+            return _without_driver(each)
         if (url := getattr(each, _MARK, None)) is not None:
             name = next((n for n, db in databases.items() if same_database(db.url, url)), None)
             return _unreachable(each, name, url, url_sources or {})
@@ -152,6 +158,17 @@ def _unreachable(
         details=details,
         hint=next_step(error)
         or "is the server running, and are the host, the port, the user and the name right?",
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _without_driver(error: BaseException) -> DriverMissing:
+    where = user_frame(error)
+    failure = DriverMissing(
+        str(error),
+        details=where.lines() if where else [],
+        hint="fsa config says where the URL is from",
     )
     failure.__cause__ = error
     return failure

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy.engines import urls
-from fastapi_sqlalchemy.exceptions import DBSessionError
+from fastapi_sqlalchemy.exceptions import DBSessionError, MissingDriverError
 from fsa_cli.database.identity import (
     address,
     identity,
@@ -72,7 +72,13 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
             single = engine_with(
                 pool_size=SINGLE_POOL_SIZE, isolation_level="AUTOCOMMIT", pool_reset_on_return=None
             )
-    except (DBSessionError, SQLAlchemyError, ImportError) as exc:
+    except (ImportError, MissingDriverError) as exc:
+        raise LedgerUnusable(
+            f"the ledger needs a driver that is not installed: {urls.installation(url, 'sync')}",
+            details=[address(url)],
+            hint="fsa config says where the URL is from",
+        ) from exc
+    except (DBSessionError, SQLAlchemyError) as exc:
         raise LedgerUnusable(
             "the ledger's database cannot be opened", details=[address(url), str(exc)]
         ) from exc

@@ -85,7 +85,7 @@ class LoadedApp:
             return "its DBSessionMiddleware has no db_url, and it does not call db.configure"
         return "it has no DBSessionMiddleware, and it does not call db.configure"
 
-    def unreachable(self, error: BaseException) -> DatabaseUnreachable | None:
+    def unreachable(self, error: BaseException) -> FsaError | None:
         """The error to raise if *error* means that a database cannot be reached; None if not."""
         return connections.unreachable(error, self.databases, self.url_sources)
 

@@ -209,8 +209,11 @@ class Shell:
 
         try:
             return self.db.session
-        except ConfigurationError:
-            return self.wait_for(_async_session(self.db))
+        except ConfigurationError as missing:
+            try:
+                return self.wait_for(_async_session(self.db))
+            except ConfigurationError:  # neither driver: the one that the URL names is asked for
+                raise missing from None
 
     def _sql(self, statement: Any, values: dict[str, Any]) -> Any:
         session = self._session()

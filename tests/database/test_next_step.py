@@ -20,9 +20,13 @@ from fsa_cli import task
 app = FastAPI()
 app.add_middleware(DBSessionMiddleware, db_url="sqlite:///x.db")
 
-@task
+@task(schedule="every 1h")
 def read():
     db.session.execute(text("SELECT * FROM missing"))
+
+@task
+async def aread():
+    await db.async_session.execute(text("SELECT * FROM missing"))
 """
 
 
@@ -88,6 +92,73 @@ def test_a_task_whose_table_is_missing_points_to_db_check(fsa: Run, tmp_path: Pa
     away = fsa("db", "show", env={"FSA_DB_URL": url})
     assert away.returncode == 4
     assert "hint: is the server running" in away.stderr
+
+
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "without", "name", "install"),
+    [
+        ("mysql+pymysql", ["pymysql"], "read", "pip install pymysql"),
+        ("mysql+aiomysql", ["pymysql", "MySQLdb"], "read", "pip install pymysql"),
+        ("mysql+pymysql", ["aiomysql", "asyncmy"], "aread", "pip install aiomysql"),
+        ("mysql+asyncmy", ["asyncmy"], "aread", "pip install asyncmy"),
+        (
+            "postgresql+psycopg",
+            ["psycopg"],
+            "read",
+            "pip install 'psycopg[binary]', or write postgresql+psycopg2://",
+        ),
+        (
+            "postgresql+psycopg2",
+            ["psycopg2", "psycopg"],
+            "read",
+            "pip install psycopg2-binary",
+        ),
+        ("postgresql+asyncpg", ["asyncpg"], "aread", "pip install asyncpg"),
+        ("sqlite", ["aiosqlite"], "aread", "pip install aiosqlite"),
+    ],
+)
+def test_a_driver_that_is_missing_is_named_with_its_package(
+    fsa: Run, tmp_path: Path, url: str, without: list[str], name: str, install: str
+) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(BLOCKER.format(names=set(without)))
+    whole = f"{url}:///x.db" if url == "sqlite" else f"{url}://me:s3cret@127.0.0.1:1/x"
+    env = {"FSA_DB_URL": whole, "PYTHONPATH": str(tmp_path / "block")}
+    done = fsa("run-task", name, "--no-record", env=env)
+    assert done.returncode == 3
+    assert install in done.stderr
+    assert f"in {name}\n" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_each_command_names_the_driver_that_is_missing(fsa: Run, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(BLOCKER.format(names={"pymysql"}))
+    env = {
+        "FSA_DB_URL": "mysql+pymysql://me:s3cret@127.0.0.1:1/x",
+        "PYTHONPATH": str(tmp_path / "block"),
+    }
+    for command in ("db query x", "db show", "shell -c db.session", "scheduler init", "runs"):
+        done = fsa(*command.split(), env=env)
+        assert done.returncode == 3, command
+        assert "pip install pymysql\n" in done.stderr
+    for command in ("health", "status"):
+        done = fsa(command, env=env)
+        assert "the ledger needs a driver that is not installed: pip install pymysql" in done.stdout
 
 
 def test_a_sync_driver_that_is_missing_is_the_one_that_is_named(fsa: Run, tmp_path: Path) -> None:
