@@ -6,7 +6,15 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-__all__ = ["next_step"]
+__all__ = ["disk_is_full", "next_step", "refuses"]
+
+_FULL = "the disk of the database is full: make room there, nothing here repairs it"
+_FAILS = "the disk under the database's file is full, or fails: df says which"
+_READ_ONLY = (
+    "nothing can be written there: a read-only file or folder, a standby, or a user who may only "
+    "read"
+)
+_FORBIDDEN = "the database's user may not do that: GRANT it, or use another user"
 
 # The first that fits counts. Of PostgreSQL's, MySQL's, MariaDB's and SQLite's own texts.
 _STEPS = (
@@ -28,19 +36,20 @@ _STEPS = (
     ),
     (
         r"no space left|disk is full|disk full|disk quota|could not extend file|table .* is full",
-        "the disk of the database is full: make room there, nothing here repairs it",
+        _FULL,
     ),
+    (r"disk i/o error", _FAILS),
     (
         r"unable to open database file",
         "does the directory of the file exist, and may this user read and write in it?",
     ),
     (
         r"readonly database|read-only|read only",
-        "nothing can be written there: a read-only file, a standby, or a user who may only read",
+        _READ_ONLY,
     ),
     (
         r"permission denied|command denied|insufficient privilege|must be owner",
-        "the database's user may not do that: GRANT it, or use another user",
+        _FORBIDDEN,
     ),
     (r"database is locked", "another process writes to the file: try again when it has ended"),
     (
@@ -69,6 +78,19 @@ def next_step(error: BaseException | None) -> str | None:
             if pattern.search(text):
                 return step
     return None
+
+
+def refuses(error: BaseException | None) -> bool:
+    """Whether the database was there, and has said that it cannot do or does not allow this.
+
+    SQLite says so already when its file is opened.
+    """
+    return next_step(error) in (_FULL, _FAILS, _READ_ONLY, _FORBIDDEN)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether the database has no room left."""
+    return next_step(error) == _FULL
 
 
 def _texts(error: BaseException | None) -> Iterator[str]:

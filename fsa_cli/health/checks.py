@@ -92,7 +92,10 @@ def _measured(name: str, work: Callable[[], str], db: Database | None = None) ->
     try:
         detail = work()
     except Exception as exc:
-        said = exc.message if isinstance(exc, FsaError) else driver_message(exc)
+        if isinstance(exc, FsaError):
+            said = "; ".join(part for part in (exc.message, exc.hint) if part)
+        else:
+            said = driver_message(exc)
         if db is not None and (step := next_step(exc)) is not None:
             said = f"{said}; {step}"
         return Check(name, False, None, f"{address(db.url)}: {said}" if db is not None else said)

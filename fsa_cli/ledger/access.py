@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database import connections
 from fsa_cli.database.identity import same_database
-from fsa_cli.database.next_step import next_step
+from fsa_cli.database.next_step import disk_is_full, next_step, refuses
 from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable, UsageError
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
@@ -74,7 +74,7 @@ def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
 
     Raises:
         DatabaseUnreachable: The ledger's database is away.
-        LedgerUnusable: It refuses, as one does that is read-only.
+        LedgerUnusable: It refuses, as one does that is read-only or has no room left.
         UsageError: What is asked for is no text.
     """
     try:
@@ -86,9 +86,11 @@ def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
         details = [ledger.where, connections.driver_message(exc)]
         if url_source:
             details.append(f"its URL is from {url_source}")
-        if not connections.is_away(exc):
+        if refuses(exc) or not connections.is_away(exc):
             raise LedgerUnusable(
-                "the ledger's database refuses",
+                "the disk of the ledger's database is full"
+                if disk_is_full(exc)
+                else "the ledger's database refuses",
                 details=details,
                 hint=next_step(exc) or "may this user read and write the tables fsa_*?",
             ) from exc

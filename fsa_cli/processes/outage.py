@@ -13,6 +13,7 @@ from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from fsa_cli.database.connections import driver_message, is_away
+from fsa_cli.database.next_step import disk_is_full
 from fsa_cli.ledger.dialects import transient
 from fsa_cli.terminal.masking import mask
 
@@ -69,6 +70,7 @@ class Outage:
         self._refused: dict[str, str] = {}
         self._said_s: dict[str, float] = {}
         self._since_s = 0.0
+        self._what = ""
 
     @property
     def is_open(self) -> bool:
@@ -79,7 +81,7 @@ class Outage:
     def reason(self) -> str | None:
         """Why the ledger does not serve this process; None if it does."""
         if self._failing:
-            return "the ledger cannot be reached"
+            return self._what
         return next(iter(self._refused.copy().values()), None)
 
     def guard(
@@ -130,9 +132,15 @@ class Outage:
         with self._lock:
             first = not self._failing
             self._failing[name] = now_s
-            self._since_s = now_s if first else self._since_s
+            if first:
+                self._since_s = now_s
+                self._what = (
+                    "the disk of the ledger's database is full"
+                    if disk_is_full(error)
+                    else "the ledger cannot be reached"
+                )
         if first:
-            self._warn(f"the ledger cannot be reached: {driver_message(error)} ({self._where})")
+            self._warn(f"{self._what}: {driver_message(error)} ({self._where})")
 
     def _note_success(self, name: str) -> None:
         """End the outage once all that had failed has succeeded, or is not tried any more."""
