@@ -389,8 +389,15 @@ class AsyncSessionHandle(SessionHandle):
 
 
 def _end_transactions(session: Session) -> None:
-    """End its transaction and the savepoints in it, as `Session.close()` does."""
+    """End its transaction and the savepoints in it, as `Session.close()` does.
+
+    That rolls back twice: what it ends itself is reset by the pool once more.
+    """
     while (transaction := session._transaction) is not None:
+        if transaction.parent is None:
+            for connection, _, _, is_lent in set(transaction._connections.values()):
+                if is_lent:
+                    connection.close()
         transaction.close()
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from fastapi.responses import JSONResponse
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
+from sqlalchemy.pool import PoolResetState
 from starlette.background import BackgroundTask
 
 from support.models import User
@@ -170,6 +171,29 @@ def test_what_was_read_holds_no_connection_once_the_body_is_sent(
         wait_until(lambda: len(seen) == 2, "the mail is sent")
     assert seen == ["ann", "ann"]
     store.assert_settled()
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_what_was_read_is_rolled_back_once(serve: Serve, async_store: Store, side: str) -> None:
+    db = async_store.db
+    app = async_store.app()
+    already: list[bool] = []
+
+    @app.get("/")
+    async def route() -> None:
+        session: Any = db.async_session if side == "async" else db.session
+        engine: Any = db.async_engine.sync_engine if side == "async" else db.engine
+
+        @event.listens_for(engine.pool, "reset")
+        def note(connection: Any, record: Any, state: PoolResetState) -> None:
+            already.append(state.transaction_was_reset)
+
+        found = session.scalars(select(User))
+        assert (await found if side == "async" else found).all() == []
+
+    with client_of(serve, app) as client:
+        assert client.get("/").status_code == 200
+    assert already == [True]
 
 
 def test_what_was_written_or_locked_is_kept_for_the_background_task(
