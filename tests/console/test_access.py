@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -299,6 +300,10 @@ def test_mounting_the_console_loads_no_template_and_no_database() -> None:
 
 def test_the_first_page_after_an_apps_start_has_nothing_to_load(postgresql: Backend) -> None:
     create_tables(postgresql.url)
+    postgresql.execute(
+        "INSERT INTO fsa_task (namespace, name, options, watermark_ms) "
+        "VALUES ('look', 'tea', '{}', 0)"
+    )
     program = (
         "import sys, threading\n"
         "from fastapi import FastAPI\n"
@@ -315,7 +320,7 @@ def test_the_first_page_after_an_apps_start_has_nothing_to_load(postgresql: Back
         "    from fsa_cli.console.source import source_here\n"
         "    print(source_here().ledger._single.pool.checkedin())\n"
         "    before = set(sys.modules)\n"
-        "    print('No task is known yet' in client.get('/').text)\n"
+        "    print('Nothing ran in the last 1h' in client.get('/').text)\n"
         "    print([each for each in set(sys.modules) - before if not each.startswith('anyio')])\n"
         "with TestClient(app) as client:\n"
         "    pass\n"
@@ -323,7 +328,11 @@ def test_the_first_page_after_an_apps_start_has_nothing_to_load(postgresql: Back
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program, postgresql.url], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, postgresql.url],
+        env={**os.environ, "FSA_NAMESPACE": "look"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert done.stdout == "0\nTrue\n[]\n['MainThread']\n"
