@@ -15,6 +15,7 @@ from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import confirm_option, option
 from fsa_cli.exceptions import UsageError
+from fsa_cli.terminal.folding import side_by_side
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -346,9 +347,8 @@ def _show(fsa: Fsa, found: list[Row[Any]]) -> None:
     rows = [views.row(each, now, dated=not is_seen) for each in found]
     fsa.output.table(rows, views.COLUMNS, spare=["took"])
     if is_seen and found:
-        found_in_all, command = views.foot(found)
-        fits = len(found_in_all) + len(command) + 5 <= fsa.output.console.width
-        fsa.output.say(f"{found_in_all}{'     ' if fits else chr(10)}{command}")
+        for line in side_by_side(views.foot(found), fsa.output.console.width):
+            fsa.output.say(line)
 
 
 def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:

@@ -13,6 +13,7 @@ import typer
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.exceptions import FsaError, LedgerUnusable
+from fsa_cli.terminal.folding import side_by_side
 from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_span
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def status(context: typer.Context) -> None:
         _write(fsa, line)
     if found:
         fsa.output.heading("\nneeds a look")
-        console = fsa.output.console
-        for line in _problem_lines(found, console.width if console.is_terminal else 0):
-            _write(fsa, line)
+        _tell_problems(fsa, found)
     if seen is not None and seen.running:
         fsa.output.heading("\nrunning")
         for run in seen.running:
@@ -129,16 +128,17 @@ def _counts(seen: Glance) -> Iterator[str]:
         yield f"also alive in this ledger, in namespaces of their own: {others}"
 
 
-def _problem_lines(found: list[Problem], columns: int) -> Iterator[str]:
-    """Lines for a terminal of so many columns; 0: for a pipe. No command is cut."""
+def _tell_problems(fsa: Fsa, found: list[Problem]) -> None:
+    """Each with what is known of it on one line, and its commands, none of which is cut."""
+    console = fsa.output.console
     width = min(max(len(each.subject) for each in found), 24)
+    room = max(console.width - width - 4, 1) if console.is_terminal else 0
     for each in found:
-        yield f"  {each.subject:<{width}}  {each.said}"
-        together = "     ".join(each.commands)
-        fits = not columns or len(together) + width + 4 <= columns
-        for line in (" ".join(each.detail.split()), *([together] if fits else each.commands)):
-            if line:
-                yield f"  {'':<{width}}  {line}"
+        fsa.output.fact(f"  {each.subject:<{width}}", each.said)
+        if detail := " ".join(each.detail.split()):
+            _write(fsa, f"  {'':<{width}}  {detail}")
+        for line in side_by_side([command for command in each.commands if command], room):
+            fsa.output.fact(f"  {'':<{width}}", line)
 
 
 def _running_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[str]:

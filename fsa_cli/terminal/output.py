@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from fsa_cli.exceptions import FsaError
 from fsa_cli.terminal.escaping import escape_json_controls, escape_terminal
+from fsa_cli.terminal.folding import columns_of, fold
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.user_code import traceback_text
@@ -151,7 +152,7 @@ class Output:
     def say(self, text: str) -> None:
         """Narrate, on stderr."""
         if not self.quiet and not self.json:
-            self._write(sys.stderr, text)
+            self._tell(text)
 
     def tell(self, text: str) -> None:
         """Write what a flag of its own asked for to stderr, also with `-q` and `--json`."""
@@ -169,7 +170,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Warn on stderr, also with `-q` and `--json`."""
-        self._write(sys.stderr, text, self._styled("warning: ", "33", sys.stderr))
+        self._tell(text, "warning:", "33")
 
     def error(self, error: FsaError) -> None:
         """Print *error* on stderr: at most eight lines, or one JSON object."""
@@ -178,20 +179,17 @@ class Output:
             return
         if self.traceback and error.__cause__ is not None:
             self._write(sys.stderr, traceback_text(error.__cause__))
-        label = self._styled("error:", "1;31", sys.stderr)
         lines = [line for part in error.details for line in part.splitlines()]
         message = error.message.splitlines()
         hint = error.hint.splitlines() if error.hint else []
         room = _MAX_ERROR_LINES - len(message) - len(hint)
-        self._write(sys.stderr, "\n".join(message), f"{label} ")
+        self._tell("\n".join(message), "error:", "1;31")
         for line in lines[: max(room, 0)]:
-            self._write(sys.stderr, "  " + line)
+            self._tell("  " + line)
         for line in hint:
-            self._write(sys.stderr, line, self._styled("hint: ", "36", sys.stderr))
+            self._tell(line, "hint:", "36")
         if error.page is not None and _is_terminal(sys.stderr) and room > len(lines):
-            self._write(
-                sys.stderr, f"fsa docs {error.page}", self._styled("more: ", "36", sys.stderr)
-            )
+            self._tell(f"fsa docs {error.page}", "more:", "36")
 
     def _console(self, file: TextIO) -> Console:
         from rich.console import Console
@@ -261,10 +259,7 @@ class Output:
 
     def _folded(self, text: str, indent: int) -> list[str]:
         """*text* in lines that a terminal shows after an indent; no word is cut in two."""
-        from textwrap import wrap
-
-        room = max(self.console.width - indent, _LEAST)
-        return wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+        return fold(text, max(self.console.width - indent, _LEAST))
 
     def _styled(self, text: str, code: str, stream: TextIO) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colors(stream) else text
@@ -282,12 +277,23 @@ class Output:
         # Masked already: what `mask` makes of "token": "..." is no JSON.
         self._put(stream, escape_json_controls(text))
 
-    def _write(self, stream: TextIO | None, text: str, label: str = "") -> None:
+    def _write(self, stream: TextIO | None, text: str) -> None:
         # What a person reads is bounded; data in a pipe is not.
-        self._put(
-            stream,
-            label + (escape_terminal(mask(text)) if stream is sys.stdout else shown(text)),
-        )
+        self._put(stream, escape_terminal(mask(text)) if stream is sys.stdout else shown(text))
+
+    def _tell(self, text: str, label: str = "", color: str = "") -> None:
+        """Write to stderr; a terminal shows it folded, below itself."""
+        stream, room = sys.stderr, columns_of(sys.stderr) if sys.stderr is not None else 0
+        before = f"{self._styled(label, color, stream)} " if label else ""
+        if not room:
+            self._put(stream, before + shown(text))
+            return
+        taken = len(label) + 1 if label else 0
+        lines: list[str] = []
+        for line in shown(text).split("\n"):
+            indent = taken or len(line) - len(line.lstrip()) + _GAP
+            lines += fold(line, room, first=0 if lines else taken, indent=indent)
+        self._put(stream, before + "\n".join(lines))
 
     def _put(self, stream: TextIO | None, text: str) -> None:
         if stream is None:  # started with that descriptor closed

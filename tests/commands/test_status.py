@@ -104,7 +104,8 @@ def test_names_and_times_do_not_fold_at_eighty_columns(
         child = terminal("fsa", *words, columns=80)
         child.expect(pexpect.EOF)
         lines = COLORS.sub("", str(child.before)).splitlines()
-        assert max(len(line) for line in lines if not line.startswith("ledger: ")) <= 80, words
+        folded = [line for line in lines if len(line.split()) > 1]  # a path alone is never cut
+        assert max(map(len, folded)) <= 80, words
         shown[words[-1]] = "\n".join(" ".join(line.split()) for line in lines)
     time_ = re.escape(run["started_at"][11:19])
     line = rf"{run['id'][:8]} report_of_the_night failed {time_} \d+ ms LookupError: n"

@@ -7,14 +7,17 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import quote
 
+import pexpect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fsa_cli.exceptions import TaskNotFound
+from fsa_cli.terminal.folding import fold, side_by_side
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import mask
 from fsa_cli.terminal.output import Output
+from support.processes import OpenTerminal, Run
 
 ROWS: list[dict[str, object]] = [
     {"name": "a\tb", "count": 1, "when": None, "hidden": 1},
@@ -151,3 +154,33 @@ def test_a_password_in_a_query_string_is_never_shown(password: str) -> None:
 )
 def test_what_is_masked_and_what_is_not(text: str, shown: str) -> None:
     assert mask(text) == shown
+
+
+def test_a_line_is_folded_between_words_and_never_inside_a_command() -> None:
+    path = "/srv/a/path/that/is/longer/than/the/whole/line/of/this/terminal"
+    text = f"either pip install 'psycopg[binary]', fsa runs show 729fbde6 or {path} then"
+    assert fold(text, 40, first=7, indent=7) == [
+        "either",
+        "       pip install 'psycopg[binary]',",
+        "       fsa runs show 729fbde6 or",
+        f"       {path}",
+        "       then",
+    ]
+    assert fold("", 40, first=7) == [""]
+    assert side_by_side(["fsa runs", "fsa tasks"], 22) == ["fsa runs     fsa tasks"]
+    assert side_by_side(["fsa runs", "fsa tasks"], 21) == ["fsa runs", "fsa tasks"]
+
+
+def test_errors_are_folded_on_a_terminal_only(
+    fsa: Run, terminal: OpenTerminal, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text("from fastapi import FastAPI\napp = FastAPI()\n")
+    env = {"FSA_DB_URL": f"postgresql+psycopg://me@127.0.0.1:1/{'a' * 30}", "NO_COLOR": "1"}
+    shown = terminal("fsa", "db", "show", env=env, columns=80)
+    shown.expect(pexpect.EOF)
+    lines = str(shown.before).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "port 1 failed: Connection refused" in " ".join(line.strip() for line in lines)
+    assert any(line.startswith("    ") for line in lines)
+    whole = fsa("db", "show", env=env).stderr
+    assert 'connection to server at "127.0.0.1", port 1 failed: Connection refused\n' in whole
