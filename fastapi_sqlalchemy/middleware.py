@@ -135,7 +135,7 @@ class DBSessionMiddleware:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             sandbox = self.binding.sandbox
-            request = RequestScope(self.binding, self.db._scope.get(), scope, self._warned)
+            request = RequestScope(self.binding, outer, scope, self._warned)
             if sandbox is None:
                 await self._serve_request(request, scope, receive, send)
                 return
@@ -180,12 +180,12 @@ class DBSessionMiddleware:
         async def send_settled(message: Message) -> None:
             nonlocal failure, started, completed
             if started is None and message["type"] == "http.response.start":
-                if request.used or failure is not None:
+                if failure is not None or (self.commit_on_exit and request.handles):
                     commits = self._commits(message)
                     if failure is not None and commits:
                         # Somebody in between caught it, and answers as if nothing had happened.
                         raise _CommitFailed(_first_line(failure)) from failure
-                    if self.commit_on_exit and not _is_event_stream(message):
+                    if not _is_event_stream(message):
                         try:
                             await request.settle(commit=commits)
                         except Exception as exc:
@@ -196,7 +196,7 @@ class DBSessionMiddleware:
                 await send(message)
                 return
             is_last = message["type"] == "http.response.body" and not message.get("more_body")
-            if is_last and self.commit_on_exit and started is not None and request.used:
+            if is_last and self.commit_on_exit and started is not None and request.handles:
                 # An app in between may end well a stream that has lost its client.
                 if _is_event_stream(started):
                     # A producer that has just failed is heard of one turn of the loop later.
@@ -207,7 +207,7 @@ class DBSessionMiddleware:
             if is_last:
                 completed = True
                 request.stage = ", after its response (a background task?)"
-                if request.used:
+                if request.handles:
                     await request.end_reads()
 
         self.db._enter(request)

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 
 from ..exceptions import MissingSessionError
 
-__all__ = ["abandon", "forget_after_fork", "guard", "process"]
+__all__ = ["abandon", "forget_after_fork", "guard", "token"]
 
 
 class Inherits(Protocol):
@@ -31,12 +31,9 @@ _holders: weakref.WeakSet[Inherits] = weakref.WeakSet()
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _records: weakref.WeakSet[Any] = weakref.WeakSet()
 _abandoned: list[object] = []
-_process = object()
 
-
-def process() -> object:
-    """A token of this process: another one after a fork. Cheaper than os.getpid()."""
-    return _process
+#: This process: another object after a fork. Cheaper than os.getpid().
+token = object()
 
 
 def forget_after_fork(holder: Inherits) -> None:
@@ -86,8 +83,8 @@ def _remember(dbapi_connection: Any, record: Any) -> None:
 
 
 def _in_child() -> None:
-    global _process
-    _process = object()
+    global token
+    token = object()
     for record in list(_records):
         abandon(record.dbapi_connection)
         fairy = record.fairy_ref() if record.fairy_ref is not None else None

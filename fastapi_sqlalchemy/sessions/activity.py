@@ -11,6 +11,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from operator import call
 from time import monotonic
 from typing import Any
 
@@ -104,7 +105,7 @@ class Activity:
         """
         if self.may_have_written or (self.unchecked and any(map(locks_rows, self.unchecked))):
             return False
-        return all(result() is None for result in self.results)
+        return not any(map(call, self.results))
 
     def uses(self, pool: object) -> bool:
         """Whether it holds a connection of `pool`."""
@@ -140,11 +141,6 @@ class Activity:
                 f"{names[1]} of the same request or block would wait for it in vain. Commit that "
                 "first, or use one of the two only."
             )
-
-    def begin(self, connection: Connection) -> None:
-        """Its transaction has got `connection`."""
-        self.connection = connection
-        self.left_s = monotonic()
 
     def notice(self, statement: Any) -> None:
         """Remember that `statement` is about to be executed."""

@@ -114,14 +114,14 @@ class Binding:
 
     def open_async_session(self, session_args: Mapping[str, Any]) -> AsyncSession:
         """A new `AsyncSession`; as `open_session`."""
-        maker = self.async_maker
+        maker = self._async_maker or self.async_maker
         own: dict[str, Any] = _split(session_args)[1] if session_args else {}
         if "class_" in own:
             maker = async_sessionmaker(class_=own.pop("class_"), **maker.kw)
         if "sync_session_class" in own:
             own["sync_session_class"] = self._watched(own["sync_session_class"], in_task=True)
-        if self.sandbox is not None:
-            return self.sandbox.open_async_session(self, maker, own)
+        if self._sandbox is not None:
+            return self._sandbox.open_async_session(self, maker, own)
         if maker.kw["bind"] is None:
             own.setdefault("bind", self.engines.asynchronous)
         return maker(**own)

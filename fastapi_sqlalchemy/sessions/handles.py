@@ -161,21 +161,35 @@ class SessionHandle:
         """
         activity = self.activity
         if (
-            activity.connection is not None
+            activity.user is None  # whom the driver would show reads a result, or is `unsure`
+            and activity.connection is not None
             and activity.only_reads
-            and not self.pending
+            and self.session._is_clean()
             and not self.in_own_block
             and not self.in_sandbox
-            and self.user is None
         ):
             activity.user = asyncio.current_task()  # a task of the request's may be at it next
             try:
-                await self._end_transaction(who)
+                await self._run_unused(self._end_transactions, who)
             finally:
                 activity.user = None
 
-    async def _end_transaction(self, who: object) -> None:
+    async def _run_unused(self, work: Callable[[], Any], who: object) -> None:
+        """Do `work`, a rollback or a close, in bounded time; an error is logged."""
         raise NotImplementedError
+
+    def _end_transactions(self) -> Any:
+        """End its transaction and the savepoints in it, as `Session.close()` does.
+
+        That rolls back twice: what it ends itself is reset by the pool once more.
+        """
+        session = self.session
+        while (transaction := session._transaction) is not None:
+            if transaction._parent is None:
+                for connection, _, _, is_lent in set(transaction._connections.values()):
+                    if is_lent:
+                        connection.close()
+            transaction.close()
 
     @property
     def in_own_block(self) -> bool:
@@ -215,9 +229,6 @@ class SyncSessionHandle(SessionHandle):
 
     async def close(self, who: object) -> None:
         await self._run_bounded(self.session.close, who)
-
-    async def _end_transaction(self, who: object) -> None:
-        await self._run_unused(lambda: _end_transactions(self.session), who)
 
     def _abandon_here(self, who: object) -> None:
         """As `abandon`, in this thread."""
@@ -310,8 +321,8 @@ class AsyncSessionHandle(SessionHandle):
     async def roll_back(self, who: object) -> None:
         await self._run_bounded(self.async_session.rollback, who)
 
-    async def _end_transaction(self, who: object) -> None:
-        await self._run_unused(lambda: greenlet_spawn(_end_transactions, self.session), who)
+    def _end_transactions(self) -> Coroutine[Any, Any, None]:
+        return greenlet_spawn(super()._end_transactions)
 
     async def close(self, who: object) -> None:
         if self.closes_at_once:
@@ -322,7 +333,12 @@ class AsyncSessionHandle(SessionHandle):
     @property
     def closes_at_once(self) -> bool:
         """Whether closing it only lets its objects go: a greenlet would take longer than that."""
-        return not self.session.in_transaction() and not self._given_up and self._closes_alike
+        return (
+            self.session._transaction is None
+            and not self._given_up
+            and type(self.async_session).close is AsyncSession.close
+            and type(self.session).close is Session.close
+        )
 
     def close_at_once(self, who: object) -> None:
         """As `close`, where it `closes_at_once`."""
@@ -336,14 +352,6 @@ class AsyncSessionHandle(SessionHandle):
             await self.async_session.close()
         except Exception:
             logger.debug("The session could not be closed", exc_info=True)
-
-    @property
-    def _closes_alike(self) -> bool:
-        """Whether closing the one session is no more than closing the other."""
-        return (
-            type(self.async_session).close is AsyncSession.close
-            and type(self.session).close is Session.close
-        )
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self.connection is None and not self.pending:
@@ -362,7 +370,7 @@ class AsyncSessionHandle(SessionHandle):
         await self._run_unused(work, who)
 
     async def _run_unused(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
-        connection = self.connection
+        connection = self.activity.connection
         if connection is None:
             await self._finish(work, who)
             return
@@ -379,26 +387,13 @@ class AsyncSessionHandle(SessionHandle):
                 await adiscard(connection)
 
     async def _finish(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
-        connection = self.connection
+        connection = self.activity.connection
         try:
             await work()
         except Exception as exc:
             if not self._given_up:
                 _log_failure(who, exc)
             await adiscard(connection)
-
-
-def _end_transactions(session: Session) -> None:
-    """End its transaction and the savepoints in it, as `Session.close()` does.
-
-    That rolls back twice: what it ends itself is reset by the pool once more.
-    """
-    while (transaction := session._transaction) is not None:
-        if transaction.parent is None:
-            for connection, _, _, is_lent in set(transaction._connections.values()):
-                if is_lent:
-                    connection.close()
-        transaction.close()
 
 
 def _log_failure(who: object, exc: Exception) -> None:

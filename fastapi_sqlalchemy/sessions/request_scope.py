@@ -78,13 +78,13 @@ class RequestScope(Scope):
     async def end_reads(self) -> None:
         """Give back the connections of sessions that have only read; their objects stay loaded."""
         self.warn_of_idle()
-        for handle in self._handles():
+        for handle in self.handles:
             if handle.activity.connection is not None:
                 await handle.end_reads(self)
 
     def warn_of_idle(self) -> None:
         """Log a warning, once for a route, if it kept a connection for long without using it."""
-        for handle in self._handles():
+        for handle in self.handles:
             activity = handle.activity
             idle_s = monotonic() - activity.left_s
             if activity.connection is None or activity.user is not None or idle_s < IDLE_WARNING_S:

@@ -28,7 +28,7 @@ class Scope:
 
     One object, set once in a ContextVar, is seen by every thread and task that starts inside.
     `outer` is the scope that was open before it; `asynchronous` says whether an `AsyncSession` can
-    be ended here.
+    be ended here. `handles` are those of its sessions, the sync one first.
     """
 
     __slots__ = (
@@ -43,6 +43,7 @@ class Scope:
         "_sync_handle",
         "asynchronous",
         "binding",
+        "handles",
         "outer",
     )
 
@@ -55,13 +56,14 @@ class Scope:
         session_args: Mapping[str, Any] | None = None,
     ) -> None:
         self.binding = binding
-        self.outer = outer = _still_open(outer)
+        self.outer = outer = _still_open(outer) if outer is not None else None
         self.asynchronous = asynchronous
         self._session_args = session_args or {}
         self._sync_handle: SyncSessionHandle | None = None
         self._async_handle: AsyncSessionHandle | None = None
+        self.handles: tuple[SessionHandle, ...] = ()
         self._lock = threading.Lock()
-        self._process = fork_safety.process()
+        self._process = fork_safety.token
         self._inner: weakref.WeakSet[Scope] | None = None
         self._ending = False
         self._ended = False
@@ -76,12 +78,12 @@ class Scope:
     @property
     def ended(self) -> bool:
         """Whether its request or block is over, or was another process's."""
-        return self._ended or self._process is not fork_safety.process()
+        return self._ended or self._process is not fork_safety.token
 
     @property
     def around(self) -> Scope | None:
         """The scope that is current again when it has ended."""
-        return _still_open(self.outer)
+        return _still_open(self.outer) if self.outer is not None else None
 
     @property
     def session(self) -> Session:
@@ -103,6 +105,7 @@ class Scope:
                     )
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._sync_handle = handle
+                    self.handles = (handle, *self.handles)
                     self._introduce()
         return handle.session
 
@@ -130,21 +133,20 @@ class Scope:
                     handle = AsyncSessionHandle(session, self)
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._async_handle = handle
+                    self.handles = (*self.handles, handle)
                     self._introduce()
         return handle.async_session
 
     @property
     def used(self) -> bool:
         """Whether a session was asked for."""
-        return self._sync_handle is not None or self._async_handle is not None
+        return bool(self.handles)
 
     @property
     def holds_connections_inside(self) -> bool:
         """Whether a scope that was opened inside this one is still open, with a connection."""
         return self._inner is not None and any(
-            handle.connection is not None
-            for scope in list(self._inner)
-            for handle in scope._handles()
+            handle.connection is not None for scope in list(self._inner) for handle in scope.handles
         )
 
     @property
@@ -160,11 +162,12 @@ class Scope:
         with self._lock:
             handle = self._async_handle
             if self._sync_handle is not None or (
-                handle is not None and (self.ended or handle.pending or not handle.closes_at_once)
+                handle is not None and (self.ended or not handle.closes_at_once)
             ):
                 return False
             self._ending = self._ended = True
-            self.outer = _still_open(self.outer)
+            if self.outer is not None:
+                self.outer = _still_open(self.outer)
         if handle is not None:
             handle.activity.end()
             handle.close_at_once(self)
@@ -200,7 +203,7 @@ class Scope:
             return
         try:
             if commit:
-                begun = [handle for handle in self._handles() if handle.session.in_transaction()]
+                begun = [handle for handle in self.handles if handle.session.in_transaction()]
                 for handle in begun:
                     self._refuse_if_used(handle)
                 await self._commit(begun)
@@ -225,7 +228,7 @@ class Scope:
         """
         begun = [
             handle
-            for handle in self._handles()
+            for handle in self.handles
             if handle.session.in_transaction() and not handle.in_own_block
         ]
         if commit:
@@ -241,9 +244,6 @@ class Scope:
     def _on_loop_thread(self) -> None:
         """The sync session begins in a thread that runs an event loop: a request says so."""
 
-    def _handles(self) -> list[SessionHandle]:
-        return [handle for handle in (self._sync_handle, self._async_handle) if handle is not None]
-
     def _introduce(self) -> None:
         """Let two sessions of one SQLite database know of each other."""
         sync_handle, async_handle = self._sync_handle, self._async_handle
@@ -256,7 +256,7 @@ class Scope:
     def _check_open(self) -> None:
         if self._ended:
             raise MissingSessionError(ENDED)
-        if self._process is not fork_safety.process():
+        if self._process is not fork_safety.token:
             raise MissingSessionError(
                 "This scope was opened before the process forked, and its connection belongs to "
                 "the parent. Open one in the child: `with db():`."
@@ -267,9 +267,10 @@ class Scope:
 
         Until the commit is over, the sessions stay within reach: event listeners may want them.
         """
-        if self._process is not fork_safety.process():
-            fork_safety.abandon((self._sync_handle, self._async_handle))
+        if self._process is not fork_safety.token:
+            fork_safety.abandon(self.handles)
             self._sync_handle = self._async_handle = None
+            self.handles = ()
             self._ending = self._ended = True
             return False
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, event
@@ -210,14 +211,15 @@ def _on_begin(
             transaction._connections.clear()
             connection.close()
         raise MissingSessionError(ENDED)
-    activity.begin(connection)
+    activity.connection = connection
+    activity.left_s = monotonic()
     on_loop_thread = activity.on_loop_thread  # another thread may be ending the scope
     if on_loop_thread is not None and asyncio._get_running_loop() is not None:
         on_loop_thread()
 
 
 def _on_end(session: TrackedSession, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
+    if transaction._parent is None:
         session.fsa_activity.reset()
 
 
