@@ -49,7 +49,7 @@ __all__ = [
 _numbers = itertools.count(2)
 
 
-class DBSession:
+class DBSessionMeta:
     """What `db` is there, over a `Database`, which stays within reach as `db.database`."""
 
     def __init__(self, database: Database) -> None:
@@ -63,7 +63,7 @@ class DBSession:
         multi_sessions: bool = False,
         max_concurrent: int | None = None,
         pool_timeout: float | None = None,
-    ) -> AbstractAsyncContextManager[DBSession]:
+    ) -> AbstractAsyncContextManager[DBSessionMeta]:
         """A context for `async with`, with a session, or with one for each task inside.
 
         Args:
@@ -156,7 +156,7 @@ class DBSession:
 class _Block:
     def __init__(
         self,
-        proxy: DBSession,
+        proxy: DBSessionMeta,
         session_args: Mapping[str, Any] | None,
         commit_on_exit: bool,
         pool_timeout: float | None,
@@ -166,7 +166,7 @@ class _Block:
         self._context = proxy.database(session_args, commit_on_exit)
         self._outside: list[_TaskSessions | None] = []
 
-    async def __aenter__(self) -> DBSession:
+    async def __aenter__(self) -> DBSessionMeta:
         await self._context.__aenter__()
         if self._pool_timeout is not None:
             try:
@@ -194,7 +194,7 @@ class _Tasks:
 
     def __init__(
         self,
-        proxy: DBSession,
+        proxy: DBSessionMeta,
         session_args: Mapping[str, Any] | None,
         commit_on_exit: bool,
         max_concurrent: int | None,
@@ -204,7 +204,7 @@ class _Tasks:
         self._arguments = (session_args, commit_on_exit, max_concurrent, pool_timeout)
         self._open: list[tuple[_TaskSessions, _TaskSessions | None]] = []
 
-    async def __aenter__(self) -> DBSession:
+    async def __aenter__(self) -> DBSessionMeta:
         proxy = self._proxy
         tasks = _TaskSessions(proxy.database, *self._arguments)
         self._open.append((tasks, proxy._tasks.get()))
@@ -322,7 +322,7 @@ class _TaskSessions:
 class _Turn:
     """What `db.connection()` returns."""
 
-    def __init__(self, proxy: DBSession, timeout_s: float | None) -> None:
+    def __init__(self, proxy: DBSessionMeta, timeout_s: float | None) -> None:
         self._proxy = proxy
         self._timeout_s = timeout_s
         self._entered: _TaskSessions | None = None
@@ -376,12 +376,12 @@ def _middleware_for(database: Database) -> type[DBSessionMiddleware]:
     return SQLAlchemyMiddleware
 
 
-def create_middleware_and_session_proxy() -> tuple[type[DBSessionMiddleware], DBSession]:
+def create_middleware_and_session_proxy() -> tuple[type[DBSessionMiddleware], DBSessionMeta]:
     """A middleware class and its `db`, for one more database."""
     database = Database(f"database{next(_numbers)}")
-    return _middleware_for(database), DBSession(database)
+    return _middleware_for(database), DBSessionMeta(database)
 
 
 SQLAlchemyMiddleware = _middleware_for(_global_db)
-db = DBSession(_global_db)
-DBSessionMeta = DBSessionType = DBSession
+db = DBSessionMeta(_global_db)
+DBSessionType = DBSessionMeta

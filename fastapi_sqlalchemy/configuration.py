@@ -15,7 +15,7 @@ from .engines.connect_args import connect_args_for
 from .engines.urls import masked, parse
 from .exceptions import ConfigurationError
 
-__all__ = ["ARGUMENTS", "UNSET", "Configuration", "Options", "Unset"]
+__all__ = ["ARGUMENTS", "UNSET", "Configuration", "Options", "Unset", "refuse_unknown"]
 
 
 class Unset(Enum):
@@ -169,6 +169,17 @@ ARGUMENTS: Final = (
     "commit_on_exit",
     *Options.__annotations__,
 )
+
+
+def refuse_unknown(options: Mapping[str, Any], callee: str) -> None:
+    """Say of an argument that is not known what Python would say of it for `callee`.
+
+    Raises:
+        TypeError: one of `options` is none of `Options`.
+    """
+    for name in options:
+        if name not in Options.__annotations__:
+            raise TypeError(f"{callee}() got an unexpected keyword argument {name!r}")
 
 
 def _without_binds(session_args: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from .asgi.pending_middleware import find_pending
-from .configuration import UNSET, Configuration, Options, Unset
+from .configuration import UNSET, Configuration, Options, Unset, refuse_unknown
 from .engines import fork_safety
 from .engines.urls import masked
 from .exceptions import MissingSessionError, SandboxError, SessionNotInitialisedError
@@ -92,6 +92,7 @@ class Database:
         Raises:
             ValueError: neither a URL nor an engine was given.
         """
+        refuse_unknown(options, "Database.configure")
         configuration = Configuration.of(
             db_url, custom_engine, engine_args, session_args, commit_on_exit, **options
         )

@@ -80,9 +80,9 @@ class ConcurrentUseError(DBSessionError, InvalidRequestError):
     def __init__(self, message: str | None = None) -> None:
         super().__init__(
             message
-            or "Another task is using this AsyncSession, which serves one task at a time (is it "
-            "shared through asyncio.gather or a TaskGroup?). Give each coroutine a session of its "
-            "own:\n\n    await db.gather(first(), second())\n\n"
+            or "Another task is using this AsyncSession: concurrent operations are not permitted "
+            "(is it shared through asyncio.gather or a TaskGroup?). Give each coroutine a session "
+            "of its own:\n\n    await db.gather(first(), second())\n\n"
             "or open `async with db():` inside each."
         )
 

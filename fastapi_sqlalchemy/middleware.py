@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from .asgi.exception_handlers import HANDLERS, ExceptionHandlers
 from .asgi.pending_middleware import given_arguments
-from .configuration import ARGUMENTS, UNSET, Configuration, Options, Unset
+from .configuration import ARGUMENTS, UNSET, Configuration, Options, Unset, refuse_unknown
 from .database import Database
 from .engines.urls import masked
 from .sessions.request_scope import RequestScope
@@ -76,6 +76,7 @@ class DBSessionMiddleware:
         db: Database | None = None,
         **options: Unpack[Options],
     ) -> None:
+        refuse_unknown(options, f"{type(self).__name__}.__init__")
         self.app = app
         self.db = db if db is not None else self.default_database()
         configured = self.db._configuration

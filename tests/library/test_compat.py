@@ -22,15 +22,16 @@ from support.stores import Store
 
 
 @pytest.fixture
-async def proxy(async_store: Store) -> AsyncIterator[compat.DBSession]:
+async def proxy(async_store: Store) -> AsyncIterator[compat.DBSessionMeta]:
     """On a database of the test's own."""
-    yield compat.DBSession(async_store.configure())
+    yield compat.DBSessionMeta(async_store.configure())
     await async_store.db.adispose()
 
 
 def test_its_db_speaks_for_the_global_one() -> None:
     assert compat.db.database is fastapi_sqlalchemy.db
     assert type(compat.db) is compat.DBSessionMeta is compat.DBSessionType
+    assert compat.DBSessionMeta.__name__ == "DBSessionMeta"  # in an annotation's error
     assert compat.DefaultAsyncSession is SQLModelSession
 
 
@@ -60,7 +61,7 @@ def test_a_middleware_serves_as_it_did_there(sqlite_store: Store) -> None:
 
 
 async def test_a_block_has_a_session_and_gives_db(
-    proxy: compat.DBSession, async_store: Store
+    proxy: compat.DBSessionMeta, async_store: Store
 ) -> None:
     db = proxy
     async with db(commit_on_exit=True) as inside:
@@ -75,7 +76,7 @@ async def test_a_block_has_a_session_and_gives_db(
 
 @pytest.mark.parametrize("commit_on_exit", [False, True])
 async def test_each_task_has_a_session_that_ends_with_it(
-    proxy: compat.DBSession, async_store: Store, commit_on_exit: bool
+    proxy: compat.DBSessionMeta, async_store: Store, commit_on_exit: bool
 ) -> None:
     db = proxy
 
@@ -100,7 +101,7 @@ async def test_each_task_has_a_session_that_ends_with_it(
 
 
 async def test_no_more_than_max_concurrent_have_a_session(
-    proxy: compat.DBSession, async_store: Store
+    proxy: compat.DBSessionMeta, async_store: Store
 ) -> None:
     db = proxy
     at_once, most = 0, 0
@@ -133,7 +134,7 @@ async def test_no_more_than_max_concurrent_have_a_session(
 async def test_a_commit_that_fails_is_raised_at_the_end_of_the_block(
     async_postgresql_store: Store,
 ) -> None:
-    db = compat.DBSession(async_postgresql_store.configure())
+    db = compat.DBSessionMeta(async_postgresql_store.configure())
 
     async def clash() -> None:
         db.session.add(User(id=1, name="again"))
@@ -148,14 +149,15 @@ async def test_a_commit_that_fails_is_raised_at_the_end_of_the_block(
 
 
 @pytest.fixture
-async def small(async_store: Store) -> AsyncIterator[compat.DBSession]:
+async def small(async_store: Store) -> AsyncIterator[compat.DBSessionMeta]:
     """With one connection, for which nobody waits longer than a minute."""
     queue = {"poolclass": AsyncAdaptedQueuePool, "pool_size": 1, "max_overflow": 0}
-    yield compat.DBSession(async_store.configure(async_engine_args={**queue, "pool_timeout": 60}))
+    database = async_store.configure(async_engine_args={**queue, "pool_timeout": 60})
+    yield compat.DBSessionMeta(database)
     await async_store.db.adispose()
 
 
-async def test_a_deadline_for_a_connection(small: compat.DBSession) -> None:
+async def test_a_deadline_for_a_connection(small: compat.DBSessionMeta) -> None:
     """What waits has 20 ms; what is left behind would keep the last one from its connection."""
     db = small
     async with db():
@@ -189,7 +191,7 @@ async def test_a_deadline_for_a_connection(small: compat.DBSession) -> None:
         assert await db.session.scalar(text("SELECT 1")) == 1
 
 
-async def test_a_deadline_that_is_none_is_refused(proxy: compat.DBSession) -> None:
+async def test_a_deadline_that_is_none_is_refused(proxy: compat.DBSessionMeta) -> None:
     for wrong in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="must be greater than 0 and finite"):
             proxy(pool_timeout=wrong)
@@ -197,7 +199,7 @@ async def test_a_deadline_that_is_none_is_refused(proxy: compat.DBSession) -> No
             proxy.connection(timeout=wrong)
 
 
-async def test_what_may_run_already_is_not_gathered(proxy: compat.DBSession) -> None:
+async def test_what_may_run_already_is_not_gathered(proxy: compat.DBSessionMeta) -> None:
     arguments: dict[str, Any] = {"max_concurrent": 1, "pool_timeout": 30}
     for name, value in arguments.items():
         future = asyncio.get_running_loop().create_future()

@@ -26,6 +26,7 @@ async def test_one_session_that_two_tasks_use_at_once_is_a_clear_error(async_sto
             errors = [answer for answer in answers if isinstance(answer, ConcurrentUseError)]
             assert (answers[0], len(errors)) == (1, 2), answers
             assert "await db.gather(" in str(errors[0])
+            assert "concurrent operations are not permitted" in str(errors[0])  # SQLAlchemy's
             assert await ask() == 1  # one task at a time, it goes on
     await db.adispose()
 
