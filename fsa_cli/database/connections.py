@@ -34,10 +34,13 @@ def connected(db: Database, work: Callable[[Connection], T]) -> T:
 
     try:
         engine = db.engine
-    except ConfigurationError as missing:
-        return asyncio.run(_aconnected(db, work, missing))
-    with engine.connect() as connection:
-        return work(connection)
+    except ConfigurationError as exc:
+        missing = exc
+    else:
+        with engine.connect() as connection:
+            return work(connection)
+    # Not while the other is handled: an error of *work* would seem to come from a missing driver.
+    return asyncio.run(_aconnected(db, work, missing))
 
 
 def autocommits(db: Database) -> bool:

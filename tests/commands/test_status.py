@@ -42,6 +42,7 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     for _ in range(2):
         assert fsa("run-task", "report").returncode == 1
     waiting = fsa("run-task", "ship", "--enqueue").stdout.strip()
+    assert waiting
     assert fsa("scheduler", "pause", "tidy").returncode == 0
     now_ms = round(time.time() * 1000)
     (ledger,) = small_shop.directory.glob("*-ledger.db")
@@ -58,7 +59,7 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
 
     found = json.loads(fsa("status", "--json").stdout)
     wrong = {
-        (each["subject"], re.sub(r"1[2-9] min|[3-9] min", "N min", each["said"])): each["commands"]
+        (each["subject"], re.sub(r"\d+ min", "N min", each["said"])): each["commands"]
         for each in found["problems"]
     }
     (last,) = {each["last_run"]["id"] for each in found["tasks"] if each["task"] == "report"}

@@ -86,7 +86,7 @@ def test_two_viewers_see_a_replica_die_and_the_other_go_on(
             done = small_shop.runs().count(("send_reminders", "succeeded"))
             for page in pages:
                 page.get_by_text("scheduler: one has died").first.wait_for()
-                page.locator("#failed .s-interrupted").wait_for()
+                page.locator("#failed .s-interrupted").first.wait_for()
                 page.locator(f"#w{run_id}").wait_for(state="detached")
                 page.locator("#nodes").get_by_text(f":{first.pid}").wait_for(state="detached")
                 page.locator("#nodes").get_by_text(f":{second.pid}").wait_for()
