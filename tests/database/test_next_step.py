@@ -106,6 +106,7 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "without", "name", "install"),
     [
@@ -144,6 +145,7 @@ def test_a_driver_that_is_missing_is_named_with_its_package(
     assert "s3cret" not in done.stderr
 
 
+@pytest.mark.slow
 def test_each_command_names_the_driver_that_is_missing(fsa: Run, tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP)
     (tmp_path / "block").mkdir()

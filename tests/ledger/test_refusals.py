@@ -113,6 +113,7 @@ def test_a_scheduler_says_that_the_disk_is_full(
     assert "cannot be reached" not in process.stop().stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_a_file_is_no_outage(
     fsa: Run, python: Run, tmp_path: Path, sqlite: Backend
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_full_disk_under_a_file_is_no_outage(
     assert (status.returncode, "is full, or fails" in status.stdout) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_read_only_is_no_outage(fsa: Run, tmp_path: Path, sqlite: Backend) -> None:
     Shop(tmp_path, sqlite).write(TASKS)
     (ledger := tmp_path / "files").mkdir()

@@ -78,6 +78,7 @@ def test_a_request_is_committed_before_its_response_is_sent(serve: Serve, store:
         assert store.users() == ["sync", "async"]
 
 
+@pytest.mark.slow
 def test_what_a_response_has_confirmed_is_read_by_the_next_request(
     serve: Serve, postgresql_store: Store
 ) -> None:
