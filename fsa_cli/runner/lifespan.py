@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import FsaError, LifespanFailed
+from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.user_code import summarize_error, user_frame
 
 if TYPE_CHECKING:
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Lifespan", "around", "is_inside"]
 
+logger = logging.getLogger("fsa.runner")
+logger.addFilter(escape_record)
+
 RunAsync = Callable[[Coroutine[Any, Any, Any]], Any]
+
+_LONG_S = 10.0
 
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("fsa_lifespan", default=False)
 
@@ -63,7 +70,7 @@ class Lifespan:
     async def _ask(self, phase: str) -> None:
         self._answered.clear()
         self._asked.put_nowait({"type": f"lifespan.{phase}"})
-        await self._answered.wait()
+        await self._answer("begun" if phase == "startup" else "ended")
         # The error itself, which ends the task, comes right after its text.
         if self._task is not None and (phase == "shutdown" or self._refusal is not None):
             await asyncio.wait({self._task})
@@ -77,6 +84,17 @@ class Lifespan:
             details=frame.lines() if frame is not None else [],
             hint="[tool.fsa] lifespan = true has it run around tasks",
         ) from error
+
+    async def _answer(self, done: str) -> None:
+        """Wait for the app; it may load a model for minutes, but nobody should wonder why."""
+        try:
+            async with asyncio.timeout(_LONG_S):
+                await self._answered.wait()
+        except TimeoutError:
+            logger.warning(
+                "the app's lifespan has not %s after %g s: waiting for it", done, _LONG_S
+            )
+            await self._answered.wait()
 
     async def _serve(self) -> None:
         _inside.set(True)
