@@ -369,6 +369,7 @@ def help_of(words: list[str], columns: int, monkeypatch: pytest.MonkeyPatch, *, 
     return out.getvalue().rstrip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_help_is_one_screen_and_as_it_was_read_last(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -81,6 +81,7 @@ def test_a_custom_engine_wins_over_a_url(url: str, db: Database) -> None:
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_a_block_right_after_add_middleware_at_import_time(tmp_path: Path, python: Run) -> None:
     write_files(
         tmp_path,
@@ -258,6 +259,7 @@ def test_a_block_that_fails_rolls_back_and_restores_the_outer_one(url: str, db: 
     assert count(db) == 0
 
 
+@pytest.mark.slow
 def test_deleting_its_modules_starts_anew(tmp_path: Path, python: Run) -> None:
     """As its own suite does between tests, and many of its users'."""
     script = dedent("""

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from support.backends import Backend
 
 APP = """
@@ -128,6 +130,7 @@ def test_nothing_is_left():
 """
 
 
+@pytest.mark.slow
 def test_each_test_is_rolled_back_and_shares_its_sandbox_with_its_requests(
     backend: Backend, tables: Callable[[Backend], Backend], tmp_path: Path
 ) -> None:
@@ -147,6 +150,7 @@ def test_each_test_is_rolled_back_and_shares_its_sandbox_with_its_requests(
     assert backend.rows("SELECT name FROM users") == [("ann",)]
 
 
+@pytest.mark.slow
 def test_another_database_is_sandboxed_by_overriding_one_fixture(
     sqlite: Backend, tables: Callable[[Backend], Backend], tmp_path: Path
 ) -> None:

@@ -277,6 +277,7 @@ secret_words = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(password=passwords, word=secret_words, in_query=passwords, as_object=st.booleans())
 def test_no_password_is_printed(password: str, word: str, in_query: str, as_object: bool) -> None:
@@ -303,6 +304,7 @@ def test_no_password_is_printed(password: str, word: str, in_query: str, as_obje
     assert "application_name=shop" in printed[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(password=passwords, word=secret_words, in_query=passwords)
 def test_no_password_is_in_a_configuration_error(password: str, word: str, in_query: str) -> None:
@@ -327,6 +329,7 @@ def _message(database: Database | None, call: Any) -> str:
     return ""
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(one=passwords, other=passwords)
 def test_no_password_is_in_the_listing_of_several_apps(one: str, other: str) -> None:
