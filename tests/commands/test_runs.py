@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -384,7 +385,7 @@ def test_no_module_that_a_row_names_is_imported(fsa: Run, ran: Shop) -> None:
     rename = f"UPDATE fsa_run SET task = 'evil:run' WHERE id = '{run_id}'"
     if ran.backend.name == "sqlite":
         (file,) = ran.directory.glob("*-ledger.db")
-        with sqlite3.connect(file) as connection:
+        with closing(sqlite3.connect(file)) as connection, connection:
             connection.execute(rename)
         connection.close()
     else:

@@ -358,7 +358,7 @@ def test_init_prints_sql_that_makes_the_ledger_and_connects_to_nothing(
     assert bool(data) is (backend.name == "sqlite")
     if backend.name == "sqlite":
         (name,) = [line.split()[-1] for line in ledger.splitlines() if line.startswith("-- ")][:1]
-        with sqlite3.connect(tmp_path / name) as connection:
+        with closing(sqlite3.connect(tmp_path / name)) as connection, connection:
             connection.executescript(ledger)
         connection.close()
     else:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from support.shops import Shop
@@ -43,7 +44,8 @@ def test_top_shows_what_has_failed_and_acts_on_the_run_that_is_chosen(
     screen.expect_exact("paused fails")
     assert small_shop.ledger("SELECT paused_ms > 0 FROM fsa_task") == [(1,)]
     (ledger,) = tmp_path.glob("*-ledger.db")
-    with sqlite3.connect(ledger) as connection:  # as if a process had claimed it
+    # As if a process had claimed it.
+    with closing(sqlite3.connect(ledger)) as connection, connection:
         connection.execute(
             "UPDATE fsa_run SET status = 'running', started_ms = not_before_ms"
             " WHERE status = 'queued'"

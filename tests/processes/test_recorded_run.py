@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,7 @@ def test_a_run_of_a_process_that_was_declared_dead_commits_nothing(
         import sqlite3
 
         (file,) = recorded.directory.glob("*-ledger.db")
-        with sqlite3.connect(file) as connection:
+        with closing(sqlite3.connect(file)) as connection, connection:
             connection.execute(sql)
         connection.close()
     else:
@@ -288,7 +289,7 @@ def test_a_ledger_that_is_away_or_old_keeps_no_task_from_running(
     import sqlite3
 
     small_shop.write(TASKS)
-    with sqlite3.connect(small_shop.directory / "old.db") as connection:
+    with closing(sqlite3.connect(small_shop.directory / "old.db")) as connection, connection:
         connection.execute("CREATE TABLE fsa_run (id TEXT)")
         for name in ("fsa_node", "fsa_node_task", "fsa_progress"):
             connection.execute(f"CREATE TABLE {name} AS SELECT * FROM fsa_run")
