@@ -13,26 +13,10 @@ from sqlalchemy import text
 from fsa_cli.exceptions import LedgerUnusable
 from support.backends import Backend
 from support.ledgers import make_like_before, open_ledger
+from support.migrating import APP, HOOK
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-APP = """
-    from fastapi import FastAPI
-    from fastapi_sqlalchemy import DBSessionMiddleware
-    from sqlalchemy import String
-    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-    class Base(DeclarativeBase): ...
-
-    class User(Base):
-        __tablename__ = "users"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str] = mapped_column(String(80))
-
-    app = FastAPI()
-    app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db")
-"""
-HOOK = "connection=connection, include_name=include_name,"
 FAILS = '\n\ndef upgrade():\n    upgrade_ledger(op)\n    raise RuntimeError("half way")\n'
 
 

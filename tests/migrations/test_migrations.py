@@ -9,24 +9,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from support.backends import connect_postgresql
+from support.migrating import APP, HOOK
 from support.postgresql_server import postgresql_server
 
-APP = """
-    from fastapi import FastAPI
-    from fastapi_sqlalchemy import DBSessionMiddleware
-    from sqlalchemy import String
-    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-    class Base(DeclarativeBase): ...
-
-    class User(Base):
-        __tablename__ = "users"
-        id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str] = mapped_column(String(80))
-
-    app = FastAPI()
-    app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db")
-"""
 HIDE = "import sys\nfor name in {names}: sys.modules[name] = None\n"
 SYNC_DRIVERS = {
     "postgresql": ("psycopg", "psycopg2", "pg8000"),
@@ -34,7 +19,6 @@ SYNC_DRIVERS = {
     "sqlite": (),
 }
 ASYNC_DRIVER = {"postgresql": "asyncpg", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
-HOOK = "connection=connection, include_name=include_name,"
 MIGRATION = '''
 """{message}"""
 import sqlalchemy as sa
