@@ -74,7 +74,7 @@ def test_a_mariadb_of_ones_own_answers_and_ends(tmp_path: Path) -> None:
     with private_server(tmp_path) as url:
         server = MariaDBServer(url)
         with server.database() as backend:
-            assert backend.rows("SELECT 1") == [(1,)]
+            assert backend.rows("SELECT @@tmpdir") == [(str(tmp_path / "tmp"),)]
         server.close()
     with pytest.raises(pymysql.err.OperationalError):
         connect_mariadb(url)

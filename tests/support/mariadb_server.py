@@ -28,13 +28,22 @@ def program(name: str) -> str:
 def private_server(directory: Path) -> Iterator[URL]:
     """Run a server in *directory*; FileNotFoundError where MariaDB is not installed."""
     install, server = program("mariadb-install-db"), program("mariadbd")
-    options = ["--no-defaults", f"--datadir={directory / 'data'}", f"--user={getpass.getuser()}"]
-    subprocess.run(
+    temporary = directory / "tmp"  # a server that starts removes the temporary tables of all in /tmp
+    temporary.mkdir()
+    options = [
+        "--no-defaults",
+        f"--datadir={directory / 'data'}",
+        f"--tmpdir={temporary}",
+        f"--user={getpass.getuser()}",
+    ]
+    installed = subprocess.run(
         [install, *options, "--auth-root-authentication-method=normal", "--skip-test-db"],
-        check=True,
-        capture_output=True,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+    assert installed.returncode == 0, installed.stdout
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     address = [f"--socket={directory / 'socket'}", "--bind-address=127.0.0.1", f"--port={port}"]
