@@ -7,6 +7,7 @@ nothing in it could write: no unknown function, no text that was not understood.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnClause, TextClause
@@ -101,10 +102,19 @@ def locks_rows(statement: Any) -> bool:
 
 def reads_only(sql: str) -> bool:
     """Whether `sql` looks as if it changed no rows."""
+    return _reads_only_known(sql) if len(sql) <= _MOST_KNOWN else _reads_only(sql)
+
+
+def _reads_only(sql: str) -> bool:
     bare = _NOT_SQL.sub("''", sql).lstrip(" \t\r\n('")
     if not _READING.match(bare) and bare[:4].lower() != "with":
         return False
     return not _WRITING.search(_FOR_UPDATE.sub("", bare)) or bare[:3].lower() == "set"
+
+
+# An app has few texts, and executes each of them often.
+_MOST_KNOWN = 4000
+_reads_only_known = lru_cache(maxsize=200)(_reads_only)
 
 
 def surely_reads_only(sql: str) -> bool:

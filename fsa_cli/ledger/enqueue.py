@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from fsa_cli.ledger.dialects import DialectSQL, joining, typed
 from fsa_cli.ledger.keys import take_keys
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.reach import probe, refused
+from fsa_cli.ledger.reach import execute, probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, NewRun, RunStatus
 from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
@@ -96,8 +96,7 @@ def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> str:
         Its id; that of the run which has its unique key, if another one has.
     """
     if new_run.unique is None:
-        joined = joined or _waking(ledger, new_run, None)
-        statement = _inserting(ledger.sql, joined, run.name)
+        statement = _inserting(ledger.sql, joined, _waking(ledger, new_run, None), run.name)
         values = _values(ledger, new_run)
         ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
         return new_run.run_id
@@ -142,12 +141,12 @@ def _insert(
     table: str,
 ) -> None:
     """Insert runs: one statement, but that MySQL takes no more than 16 MB in one."""
-    joined = joined or _waking(ledger, new_runs[0], connection)
+    waking = _waking(ledger, new_runs[0], connection)
     if len(new_runs) == 1:
-        inserting = _inserting(ledger.sql, joined, table)
-        connection.execute(inserting, _values(ledger, new_runs[0])).close()
+        inserting = _inserting(ledger.sql, joined, waking, table)
+        execute(connection, inserting, _values(ledger, new_runs[0])).close()
         return
-    statement = _inserting_many(ledger.sql, joined, table)
+    statement = _inserting_many(ledger.sql, joined or (waking and f"SELECT {waking}"), table)
     given = _values(ledger, new_runs[0])
     for name in ("id", "arguments"):
         del given[name]
@@ -183,7 +182,7 @@ def _values(ledger: Ledger, new_run: NewRun) -> dict[str, Any]:
         "arguments": new_run.arguments,
         "executor": new_run.executor,
         "queue": new_run.queue,
-        "status": RunStatus.DISPATCHED if new_run.dispatched else RunStatus.QUEUED,
+        "status": (RunStatus.DISPATCHED if new_run.dispatched else RunStatus.QUEUED).value,
         "at_ms": new_run.at_ms,
         "wait_ms": SENT_AGAIN_MS if new_run.dispatched else new_run.wait_ms,
         "priority": new_run.priority,
@@ -260,10 +259,13 @@ def _asked(sql: DialectSQL) -> Mapping[str, str]:
 
 
 @lru_cache
-def _inserting(sql: DialectSQL, joined: str, table: str) -> TextClause:
+def _inserting(sql: DialectSQL, joined: str, waking: str, table: str) -> TextClause:
     insert = insert_runs(sql, _asked(sql), table=table)
-    joining_in = joining(f"{insert} RETURNING id, queue" if joined else insert, joined)
-    return typed(joining_in, priority=BigInteger)
+    if joined:
+        insert = joining(f"{insert} RETURNING id, queue", joined)
+    elif waking:  # of one row it is cheaper so than beside it
+        insert = f"{insert} RETURNING {waking}"
+    return typed(insert, priority=BigInteger)
 
 
 @lru_cache

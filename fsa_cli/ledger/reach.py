@@ -67,7 +67,7 @@ def refused(error: DBAPIError) -> bool:
 
 
 def execute(
-    connection: Connection, statement: TextClause, given: Mapping[str, str | None]
+    connection: Connection, statement: TextClause, given: Mapping[str, Any]
 ) -> CursorResult[Any]:
     """Execute a statement of `typed` on a connection of the app's, compiled once."""
     sql, order = _compiled(statement, connection.dialect)
@@ -81,47 +81,41 @@ def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, Sequence[st
     return str(compiled), compiled.positiontup or ()
 
 
-# By the catalog, which every role may read, and without a name that is looked up on the search
-# path. Row level security would make an UPDATE miss the row without an error.
-_PRIVILEGE = "pg_catalog.has_table_privilege(c.oid, '{}')"
-_TABLE = """
-    SELECT 1 FROM pg_catalog.pg_class c
-    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relname = '{table}' AND {place}
-        AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-        AND NOT pg_catalog.row_security_active(c.oid) AND {privileges}
-    """
-_RUN = _TABLE.format(
-    table="fsa_run",
-    place="n.nspname = :run_schema",
-    privileges=" AND ".join(_PRIVILEGE.format(each) for each in ("SELECT", "INSERT", "UPDATE")),
-)
-_EFFECT = _TABLE.format(
-    table="fsa_effect",
-    # Where no one in this process has looked for it, as in an isolated run's: by the search path.
-    place="(n.nspname = :effect_schema"
-    " OR :effect_schema = '' AND c.oid = pg_catalog.to_regclass('fsa_effect'))",
-    privileges=_PRIVILEGE.format("INSERT"),
-)
-_KEY = _TABLE.format(
-    table="fsa_key",
-    place="n.nspname = :run_schema",
-    privileges=" AND ".join(_PRIVILEGE.format(each) for each in ("SELECT", "INSERT", "UPDATE")),
-)
+# By functions that look into PostgreSQL's caches, and say NULL of what is not there.
+# Row level security would make an UPDATE miss the row without an error.
+_IN_SCHEMA = """CASE WHEN pg_catalog.has_schema_privilege(
+        pg_catalog.to_regnamespace(pg_catalog.quote_ident(:{schema})), 'USAGE')
+    THEN pg_catalog.to_regclass(pg_catalog.quote_ident(:{schema}) || '.{table}') END"""
+_RUN = _IN_SCHEMA.format(schema="run_schema", table="fsa_run")
+_KEY = _IN_SCHEMA.format(schema="run_schema", table="fsa_key")
+# Where no one in this process has looked for it, as in an isolated run's: by the search path.
+_EFFECT = f"""CASE WHEN :effect_schema = '' THEN pg_catalog.to_regclass('fsa_effect')
+    ELSE {_IN_SCHEMA.format(schema="effect_schema", table="fsa_effect")} END"""
+
+
+def _may(table: str, *privileges: str) -> str:
+    each = [f"pg_catalog.has_table_privilege({table}, '{privilege}')" for privilege in privileges]
+    return f"COALESCE({' AND '.join(each)} AND NOT pg_catalog.row_security_active({table}), FALSE)"
 
 
 @lru_cache
 def _probing(has_key: bool) -> TextClause:
     """One value, a `Reach` as JSON: to read a row of several costs more than to ask for it."""
+    privileges = "SELECT", "INSERT", "UPDATE"
+    key = f"AND {_may('key', *privileges)}" if has_key else ""
     return typed(
         f"""
         SELECT CAST(pg_catalog.json_build_array(
-            w.is_writable AND EXISTS ({_RUN}) {f"AND EXISTS ({_KEY})" if has_key else ""},
-            w.is_writable AND EXISTS ({_EFFECT}),
+            is_writable AND {_may("run", *privileges)} {key},
+            is_writable AND {_may("effect", "INSERT")},
             pg_catalog.txid_current_if_assigned() IS NOT NULL,
             current_user,
             pg_catalog.current_setting('search_path')
         ) AS TEXT)
-        FROM (SELECT pg_catalog.current_setting('transaction_read_only') = 'off') AS w (is_writable)
+        FROM (
+            SELECT pg_catalog.current_setting('transaction_read_only') = 'off',
+                {_RUN}, {_EFFECT}{f", {_KEY}" if has_key else ""}
+            OFFSET 0 -- otherwise each is looked up wherever it is named
+        ) AS t (is_writable, run, effect{", key" if has_key else ""})
         """
     )

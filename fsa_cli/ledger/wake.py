@@ -21,10 +21,10 @@ _DRIVERS = ("psycopg", "psycopg2")
 
 
 def notifying(ledger: Ledger) -> str:
-    """The SELECT that wakes them when its transaction commits; empty where there is none."""
+    """The SQL that wakes them when its transaction commits; empty where there is none."""
     if ledger.engine.dialect.name != "postgresql":
         return ""
-    return f"SELECT pg_catalog.pg_notify('{_channel(ledger)}', '')"
+    return f"pg_catalog.pg_notify('{_channel(ledger)}', '')"
 
 
 def can_listen(ledger: Ledger) -> bool:
@@ -34,7 +34,9 @@ def can_listen(ledger: Ledger) -> bool:
 
 def notify(ledger: Ledger) -> None:
     """Wake whoever listens, now."""
-    ledger.at_once(lambda connection: connection.execute(text(notifying(ledger))).close())
+    ledger.at_once(
+        lambda connection: connection.execute(text(f"SELECT {notifying(ledger)}")).close()
+    )
 
 
 class Listening:

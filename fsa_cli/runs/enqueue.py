@@ -236,6 +236,8 @@ class Enqueuer:
         if session is None:
             self._write(new_runs, results, executor)
             return results
+        if (activity := getattr(session, "fsa_activity", None)) is not None:
+            activity.wrote = True  # its connection need not be watched for that
         connection = session.connection()
         if not shares(self.ledger, connection.engine.url):
             after_commit(session, lambda: self._write(new_runs, results, executor))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import getpass
 import socket
+from functools import cache
 
 __all__ = ["requester"]
 
 
+@cache
 def requester() -> str:
     """The person who asks, as the ledger records it: `ann@web1`."""
     try:

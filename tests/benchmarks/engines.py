@@ -1,4 +1,4 @@
-"""What a run costs that an engine carries, beside the engine's own task that nobody records."""
+"""What a run costs that is asked for, or that an engine carries, beside the engines' own tasks."""
 
 import argparse
 import importlib
@@ -18,6 +18,14 @@ from typing import Any, Protocol
 
 import redis
 from sqlalchemy import Engine, create_engine, text
+
+from fastapi_sqlalchemy import db
+from fsa_cli.ledger.claim_due import claim_due
+from fsa_cli.ledger.location import ledger_of
+from fsa_cli.ledger.records import Due
+from fsa_cli.project.settings import read
+from fsa_cli.runs.enqueue import Enqueuer
+from fsa_cli.runs.executor import Message
 
 APPS = Path(__file__).parent / "apps"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -67,21 +75,22 @@ class Place:
         with self.engine.connect() as connection:
             return int(connection.scalar(text(sql)) or 0)
 
+    def numbers(self, sql: str) -> list[int]:
+        with self.engine.connect() as connection:
+            return list(connection.scalars(text(sql)))
+
 
 class Ours:
-    """Runs that the scheduler claims and an engine carries to `fsa worker start`."""
+    """Runs that the scheduler claims and an engine carries to `fsa worker start`.
+
+    With the engine `local` they are asked for, and wait in the ledger for the workers.
+    """
 
     def __init__(self, place: Place, engine: str) -> None:
-        from fsa_cli.ledger.location import ledger_of
-        from fsa_cli.project.settings import read
-        from fsa_cli.runs.enqueue import Enqueuer
-
-        self.title, self.engine = f"ours over {engine}", engine
+        self.title, self.engine = "ours" if engine == "local" else f"ours over {engine}", engine
         self._place = place
         self._before_ms = int(time.time() * 1000)
         self._app = importlib.import_module("engine_ours")
-        from fastapi_sqlalchemy import db
-
         db.configure(place.url)
         settings = read(directory=APPS)
         self._enqueuer = Enqueuer(ledger_of({"default": db}, settings), settings)
@@ -105,11 +114,11 @@ class Ours:
         return self._place.number("SELECT COUNT(*) FROM fsa_node WHERE state = 'alive'")
 
     def send(self, count: int) -> None:
-        """As the scheduler hands over what is due in one instant."""
-        from fsa_cli.ledger.claim_due import claim_due
-        from fsa_cli.ledger.records import Due
-        from fsa_cli.runs.executor import Message
-
+        """As the scheduler hands over what is due in one instant, or an app asks for."""
+        if self.engine == "local":
+            for start in range(0, count, AT_ONCE):
+                self._app.empty_local.enqueue_many([{}] * (min(count, start + AT_ONCE) - start))
+            return
         first_ms = self._before_ms = self._before_ms - count
         dues = [
             Due(f"empty_{self.engine}", first_ms + n, executor=self.engine, queue="fsa")
@@ -133,6 +142,10 @@ class Ours:
 
     def send_one(self) -> None:
         getattr(self._app, f"tell_{self.engine}").enqueue()
+
+    def enqueue(self) -> None:
+        """Ask for an empty one in the transaction of `db.session`."""
+        self._app.empty_local.using(session=db.session).enqueue()
 
     def ended(self) -> int:
         return self._place.number("SELECT COUNT(*) FROM fsa_run WHERE status = 'succeeded'")
@@ -172,6 +185,10 @@ class OwnProcrastinate:
 
     def send_one(self) -> None:
         self._app.told.defer()
+
+    def enqueue(self) -> None:
+        connection = db.session.connection().connection.driver_connection
+        self._app.empty.configure(connection=connection).defer()
 
     def ended(self) -> int:
         return self._place.number(
@@ -280,9 +297,11 @@ def a_second(contestant: Contestant, count: int) -> float:
 def throughput(place: Place, engines: list[str], count: int, rounds: int) -> None:
     for engine in engines:
         contestants: list[Contestant] = [Ours(place, engine)]
-        if engine == "procrastinate":
+        if engine != "celery":
             contestants += [OwnProcrastinate(place)]
-        else:
+        if engine == "local":
+            contestants += [OwnCelery(place, "threads", results=True)]
+        if engine == "celery":
             contestants += [
                 OwnCelery(place, pool, results=results)
                 for results in (True, False)
@@ -300,13 +319,43 @@ def throughput(place: Place, engines: list[str], count: int, rounds: int) -> Non
             print(f"  {title:<42} {middle:>6.0f}   {[round(v) for v in values]}{ratio}", flush=True)
 
 
+def enqueueing(place: Place, rounds: int, count: int = 300) -> None:
+    """In the caller's transaction, which does nothing else; in turns. By the clock, and of CPU."""
+    contestants = [Ours(place, "local"), OwnProcrastinate(place)]
+    backends = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    found: dict[str, list[tuple[float, float]]] = {each.title: [] for each in contestants}
+    for each in contestants:
+        each.reset()
+    for number in range(rounds + 1):
+        for each in contestants:
+            before_s = time.perf_counter(), _cpu_s(place.numbers(backends))
+            for _ in range(count):
+                with db(commit_on_exit=True):
+                    each.enqueue()
+            after_s = time.perf_counter(), _cpu_s(place.numbers(backends))
+            if number:  # the first one is to warm up
+                found[each.title].append((after_s[0] - before_s[0], after_s[1] - before_s[1]))
+    print(f"\nenqueued in the caller's transaction, one process, {rounds} times {count}")
+    for title, values in found.items():
+        wall_s, cpu_s = (statistics.median(each) / count for each in zip(*values, strict=True))
+        print(
+            f"  {title:<42} {1 / wall_s:>6.0f} a second   {cpu_s * 1e6:>5.0f} us of CPU", flush=True
+        )
+
+
+def _cpu_s(backends: list[int]) -> float:
+    """Of this process and of PostgreSQL's."""
+    stats = [Path(f"/proc/{pid}/schedstat").read_text() for pid in backends]
+    return time.process_time() + sum(int(each.split()[0]) for each in stats) / 1e9
+
+
 def latency(place: Place, engines: list[str], samples: int) -> None:
     """One at a time to idle workers; ours and the engine's own in turns."""
     for engine in engines:
         own = (
-            OwnProcrastinate(place)
-            if engine == "procrastinate"
-            else OwnCelery(place, "threads", results=False)
+            OwnCelery(place, "threads", results=False)
+            if engine == "celery"
+            else OwnProcrastinate(place)
         )
         contestants: list[Contestant] = [own, Ours(place, engine)]
         found: dict[str, list[float]] = {each.title: [] for each in contestants}
@@ -363,8 +412,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--postgresql", metavar="URL", required=True, help="its tables may go")
     parser.add_argument("--redis", metavar="URL", required=True, help="its keys may go")
-    parser.add_argument("--engine", choices=["procrastinate", "celery"], help="else both")
-    parser.add_argument("--part", choices=["throughput", "latency", "waiting"], help="else all")
+    parser.add_argument("--engine", choices=["local", "procrastinate", "celery"], help="else all")
+    parts = ["enqueue", "throughput", "latency", "waiting"]
+    parser.add_argument("--part", choices=parts, help="else all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=5000)
     parser.add_argument("--samples", type=int, default=200)
@@ -380,13 +430,15 @@ def main() -> None:
     }
     sys.path.insert(0, str(APPS))
     place = Place(given.postgresql, given.redis)
-    engines = [given.engine] if given.engine else ["procrastinate", "celery"]
+    engines = [given.engine] if given.engine else ["local", "procrastinate", "celery"]
+    if given.part in (None, "enqueue") and "local" in engines:
+        enqueueing(place, given.rounds)
     if given.part in (None, "throughput"):
         throughput(place, engines, given.runs, given.rounds)
     if given.part in (None, "latency"):
         latency(place, engines, given.samples)
     if given.part in (None, "waiting"):
-        waiting(place, engines, given.waiting_s)
+        waiting(place, [each for each in engines if each != "local"], given.waiting_s)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ def program(name: str) -> str:
 def private_server(directory: Path) -> Iterator[URL]:
     """Run a server in *directory*; FileNotFoundError where MariaDB is not installed."""
     install, server = program("mariadb-install-db"), program("mariadbd")
-    temporary = directory / "tmp"  # a server that starts removes the temporary tables of all in /tmp
+    temporary = (
+        directory / "tmp"
+    )  # a server that starts removes the temporary tables of all in /tmp
     temporary.mkdir()
     options = [
         "--no-defaults",

@@ -12,6 +12,16 @@ app = FastAPI()
 app.add_middleware(DBSessionMiddleware, db_url=os.environ["URL"])
 
 
+@task
+async def empty_local() -> None:
+    pass
+
+
+@task
+async def tell_local() -> None:
+    tell()
+
+
 @task(executor="procrastinate", queue="fsa")
 async def empty_procrastinate() -> None:
     pass
