@@ -370,20 +370,30 @@ def _queued(
     if tasks is not None:
         given["rows"] = json.dumps([{"task": name} for name in tasks])
     is_filtered = tasks is not None
+    found = list(connection.execute(_looking(ledger.sql, is_filtered, ""), given))
+    if by_age:
+        return sorted(found, key=_age)
+    if len(found) < limit:  # all that wait
+        return sorted(found, key=_rank)
     levels = list(connection.scalars(_levels(ledger.sql), {"namespace": ledger.namespace}))
-    if not levels:
-        return []
-    found: list[Any] = []
-    if by_age or len(levels) == 1:
-        found += connection.execute(_looking(ledger.sql, is_filtered, ""), given)
-        return sorted(found, key=lambda row: (row.not_before_ms, row.scheduled_ms))
+    if len(levels) <= 1:
+        return sorted(found, key=_rank)
+    found = []
     for level in sorted(levels, reverse=True):
         given |= {"priority": level, "number": limit - len(found)}
         sign = ">=" if level == _ABOVE else "<=" if level == _BELOW else "="
         found += connection.execute(_looking(ledger.sql, is_filtered, sign), given)
         if len(found) == limit:
             break
-    return sorted(found, key=lambda row: (-row.priority, row.not_before_ms, row.scheduled_ms))
+    return sorted(found, key=_rank)
+
+
+def _age(row: Any) -> tuple[int, int]:
+    return row.not_before_ms, row.scheduled_ms
+
+
+def _rank(row: Any) -> tuple[int, int, int]:
+    return -row.priority, row.not_before_ms, row.scheduled_ms
 
 
 @lru_cache
