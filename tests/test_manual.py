@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from fsa_cli.terminal import manual
 from support.manual import blocks, manual_blocks, sh, text_of, write_files
-from support.processes import Completed, Start, run
+from support.processes import Start, run, run_sh
 from support.waiting import wait_until
 from support.web import ServedProcess
 
@@ -33,12 +33,6 @@ RUN_HERE = {
     ("health", "Health and alerts"),
     ("trouble", "First"),
 }
-
-
-def run_sh(script: str, directory: Path) -> Completed:
-    done = run("bash", "-euo", "pipefail", "-c", script, cwd=directory)
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 def yaml_command(manifest: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from fsa_cli.terminal import manual
 from support.manual import README, ROOT, blocks, sh, write_files
-from support.processes import Completed, run
+from support.processes import run_sh
 
 pytestmark = pytest.mark.slow
 
@@ -21,12 +21,6 @@ SERVED = "until curl -s localhost:8000/docs >/dev/null; do sleep 0.1; done"
 STARTED = "until [ $(grep -c Ctrl-C err) = {} ]; do sleep 0.1; done"
 COUNTED = "before=$(grep -c succeeded err || true)"
 WENT_ON = "until [ $(grep -c succeeded err) -gt $before ]; do sleep 0.1; done"
-
-
-def run_sh(script: str, directory: Path) -> Completed:
-    done = run("bash", "-euo", "pipefail", "-c", script, cwd=directory)
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 def test_it_is_read_at_one_sitting() -> None:

@@ -221,6 +221,14 @@ def run(
     return Completed(done.returncode, done.stdout, done.stderr)
 
 
+def run_sh(script: str, directory: Path) -> Completed:
+    """Run the lines of a script; each has the time of a command, and none may fail."""
+    timeout = DEADLINE_S * len(script.splitlines())
+    done = run("bash", "-euo", "pipefail", "-c", script, cwd=directory, timeout=timeout)
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 class Process:
     """A process that runs beside the test; what it prints is collected as it comes."""
 
