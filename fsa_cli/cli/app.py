@@ -25,7 +25,7 @@ _CLOSED_PIPE = 141
 def main(argv: Sequence[str]) -> int:
     """Run `fsa` with *argv*; the exit code. The one place where errors end."""
     fsa = Fsa()
-    root = command()
+    root = command(brief=not argv)
     try:
         if "_FSA_COMPLETE" in os.environ:
             root.main(list(argv), prog_name="fsa")

@@ -114,6 +114,8 @@ class FsaGroup(_Help, TyperGroup):
 
     own: UserCommand | None = None
     """The user's own command that is called."""
+    brief = False
+    """Whether its help is no more than its commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As Click does, but a command is not taken for the group's argument, as in `runs show`."""
@@ -185,7 +187,13 @@ class FsaGroup(_Help, TyperGroup):
         if ctx.parent is None:
             self.add_own(ctx.obj)
         self.format_commands(ctx, formatter)
-        _format_options(self, ctx, formatter)
+        if self.brief:
+            formatter.write_paragraph()
+            formatter.write_text(
+                "fsa -h: examples and the common options. fsa COMMAND -h: its own."
+            )
+        else:
+            _format_options(self, ctx, formatter)
 
 
 class _StandIn(_Help, TyperCommand):
@@ -194,8 +202,12 @@ class _StandIn(_Help, TyperCommand):
     own: UserCommand | None = None
 
 
-def command() -> FsaGroup:
-    """The whole command line, as Click sees it."""
+def command(*, brief: bool = False) -> FsaGroup:
+    """The whole command line, as Click sees it.
+
+    Args:
+        brief: Its help fits 24 lines: for who types `fsa` alone.
+    """
     root = typer.Typer(
         name="fsa",
         cls=FsaGroup,
@@ -207,6 +219,9 @@ def command() -> FsaGroup:
     assert isinstance(group, FsaGroup)
     for name, (_, line) in COMMANDS.items():
         group.add_command(_StandIn(name, help=line, rich_markup_mode=None))
+    if brief:
+        group.brief = True
+        group.help = (group.help or "").partition("\n\n")[0]
     return group
 
 

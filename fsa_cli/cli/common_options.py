@@ -87,7 +87,7 @@ def fsa(
         ),
     ] = False,
 ) -> None:
-    """Run tasks, shells, checks and the schedule of a FastAPI app on its own database.
+    """Tasks, shells, checks and the schedule of a FastAPI app, on its database.
 
     \b
       fsa run-task count_users
