@@ -9,7 +9,15 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, TextClause, literal_column, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    TextClause,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.sql.selectable import TextualSelect
 
@@ -24,7 +32,13 @@ from fsa_cli.ledger.records import (
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["claim_dispatched", "claim_queued", "requeue_claimed", "requeue_dispatched"]
+__all__ = [
+    "claim_dispatched",
+    "claim_next",
+    "claim_queued",
+    "requeue_claimed",
+    "requeue_dispatched",
+]
 
 _LOCKED_AGAIN_MS = 200
 _MANY = 4
@@ -54,14 +68,35 @@ def claim_queued(
         dispatch: As in `claim_due`.
     """
     token = token or uuid.uuid4().hex
-    wanted, more, waits = ledger.read(
+    wanted, more, waits, empty = ledger.read(
         lambda connection: _candidates(ledger, connection, token, locks, most, executor)
     )
     if dispatch is None:
         taken = _take(ledger, node, wanted)
     else:
         taken = _take(ledger, None, wanted, to="handed_off", joined=dispatch)
-    return QueueClaim(taken, more or len(wanted) > len(taken), waits)
+    return QueueClaim(taken, more or len(wanted) > len(taken), waits, empty)
+
+
+def claim_next(
+    ledger: Ledger, node: str, locks: Mapping[str, str | None], *, most: int, token: str
+) -> list[ClaimedRun]:
+    """Claim up to *most* queued runs without a lock, in one statement.
+
+    For a queue that was empty a moment ago: what waits already, and what has a lock, is left to
+    `claim_queued`. It is PostgreSQL's; elsewhere nothing is claimed.
+    """
+    if not _updates_and_returns(ledger):
+        return []
+    given = {
+        "namespace": ledger.namespace,
+        "node": node,
+        "claim": token,
+        "tasks": _without_lock(locks),
+        "number": most,
+    }
+    mine = (run.c.node == node, run.c.status == "running", run.c.claim == token)
+    return _claimed_at_once(ledger, _taking_next(ledger.sql), given, token, mine)
 
 
 def claim_dispatched(
@@ -82,7 +117,7 @@ def claim_dispatched(
     """
     token = token or uuid.uuid4().hex
     taken: list[ClaimedRun] = []
-    if ledger.sql.update is not None and ledger.sql.returns:
+    if _updates_and_returns(ledger):
         taken = _take_free(ledger, node, token, locks, run_ids)
         run_ids = set(run_ids) - {each.run_id for each in taken}
     if not run_ids:
@@ -102,27 +137,50 @@ def _take_free(
         "namespace": ledger.namespace,
         "node": node,
         "claim": token,
-        "tasks": json.dumps([name for name, lock in locks.items() if lock is None]),
+        "tasks": _without_lock(locks),
         "ids": json.dumps(sorted(run_ids)),
     }
+    mine = (run.c.id.in_(list(run_ids)), run.c.claim == token)
+    return _claimed_at_once(ledger, _taking_free(ledger.sql), given, token, mine)
+
+
+def _updates_and_returns(ledger: Ledger) -> bool:
+    return ledger.sql.update is not None and ledger.sql.returns
+
+
+def _without_lock(locks: Mapping[str, str | None]) -> str:
+    return json.dumps([name for name, lock in locks.items() if lock is None])
+
+
+def _claimed_at_once(
+    ledger: Ledger,
+    claiming: TextClause,
+    given: Mapping[str, Any],
+    token: str,
+    mine: Sequence[ColumnElement[bool]],
+) -> list[ClaimedRun]:
+    """What a statement claims that returns it; *mine* finds what it has claimed already."""
     tried = False
 
     def work(connection: Connection) -> list[Any]:
         nonlocal tried
         before: Sequence[Any] = ()
         if tried:  # a COMMIT whose outcome was unknown may have happened
-            mine = select(*_OF_CANDIDATES).where(run.c.id.in_(list(run_ids)), run.c.claim == token)
-            before = connection.execute(mine).all()
+            before = connection.execute(select(*_OF_CANDIDATES, run.c.priority).where(*mine)).all()
         tried = True
-        return [*before, *connection.execute(_taking_free(ledger.sql), given).all()]
+        return [*before, *connection.execute(claiming, given).all()]
 
     return [
         ClaimedRun(
             *(row.id, token, row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments),
             queue=row.queue,
         )
-        for row in ledger.at_once(work)
+        for row in sorted(ledger.at_once(work), key=_urgency)
     ]
+
+
+def _urgency(row: Any) -> tuple[int, int]:
+    return -row.priority, row.scheduled_ms
 
 
 def _take_with_locks(
@@ -270,19 +328,43 @@ def _requeuing(sql: DialectSQL) -> TextClause:
 @lru_cache
 def _taking_free(sql: DialectSQL) -> TextClause:
     """UPDATE of the runs in `:ids` whose task is in `:tasks`, both arrays of JSON."""
-    listed = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
     return typed(
         f"""
         UPDATE fsa_run AS t
         SET status = 'running', node = :node, claim = :claim, lock_key = NULL,
             started_ms = {sql.now_ms}
-        WHERE t.id = {listed.format(":ids")} AND t.status = 'handed_off'
-            AND t.namespace = :namespace AND t.task = {listed.format(":tasks")}
-        RETURNING t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue
+        WHERE t.id = {_LISTED.format(":ids")} AND t.status = 'handed_off'
+            AND t.namespace = :namespace AND t.task = {_LISTED.format(":tasks")}
+        RETURNING {_RETURNED}
         """
     )
 
 
+@lru_cache
+def _taking_next(sql: DialectSQL) -> TextClause:
+    """UPDATE of the first that nobody else is claiming, of the tasks in `:tasks`."""
+    return typed(
+        f"""
+        UPDATE fsa_run AS t
+        SET status = 'running', node = :node, claim = :claim, lock_key = NULL,
+            started_ms = {sql.now_ms}
+        FROM (
+            SELECT q.id FROM fsa_run q
+            WHERE q.namespace = :namespace AND q.status = 'queued'
+                AND q.not_before_ms <= (SELECT {sql.now_ms}) AND q.executor = 'local'
+                AND (q.task = {_LISTED.format(":tasks")}) IS TRUE
+            ORDER BY q.priority DESC, q.not_before_ms
+            LIMIT :number
+            FOR UPDATE SKIP LOCKED
+        ) AS next
+        WHERE t.id = next.id
+        RETURNING {_RETURNED}
+        """
+    )
+
+
+_LISTED = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
+_RETURNED = "t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue, t.priority"
 _OF_CANDIDATES = (
     run.c.id,
     run.c.task,
@@ -301,8 +383,9 @@ def _candidates(
     locks: Mapping[str, str | None],
     most: int,
     executor: str,
-) -> tuple[list[ClaimedRun], bool, bool]:
-    """Runs to claim, whether there may be more, and whether others wait for a lock.
+) -> tuple[list[ClaimedRun], bool, bool, bool]:
+    """Runs to claim, whether there may be more, whether others wait for a lock, and whether nothing
+    waits at all.
 
     What cannot start (its lock is held, its task is unknown here) must not stand before what can,
     however much of it there is: where it does, the tasks that can start are named to the database.
@@ -313,11 +396,12 @@ def _candidates(
     limit = max(most * _MANY, 50)
     by_age = random.random() < _BY_AGE
     startable: list[str] | None = None
-    waits = more = False
+    waits = more = empty = False
     for _ in range(_ROUNDS):
         rows = _queued(ledger, connection, executor, limit, startable, by_age=by_age)
         more = len(rows) == limit
         if startable is None:
+            empty = not rows
             held = _held(ledger, connection, {locks.get(row.task) for row in rows})
         chosen = []
         for row in rows:
@@ -341,15 +425,15 @@ def _candidates(
             given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
             wanted.append(ClaimedRun(row.id, token, *given, row.queue))
         if len(wanted) == most:
-            return wanted, more or len(chosen) > room, waits
+            return wanted, more or len(chosen) > room, waits, empty
         if not more:
             break
         if startable is None:
             held |= _held(ledger, connection, set(locks.values()))
         startable = [name for name, lock in locks.items() if lock is None or lock not in held]
         if not startable:
-            return wanted, False, waits
-    return wanted, more, waits
+            return wanted, False, waits, empty
+    return wanted, more, waits, empty
 
 
 def _queued(

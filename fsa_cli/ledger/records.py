@@ -207,11 +207,13 @@ class QueueClaim(NamedTuple):
     Attributes:
         more: Whether there may be more to claim.
         waits: Whether there are others whose lock is held.
+        empty: Whether nothing at all has waited.
     """
 
     runs: list[ClaimedRun]
     more: bool
     waits: bool
+    empty: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,7 +213,7 @@ class ProcessBuilder:
         if self.ledger.file is not None:
             return [FileWatch(self.ledger.file, local.poll)]
         if can_listen(self.ledger):
-            return [Listener(context, local.poll, local.poll_often)]
+            return [Listener(context, local.heard, local.poll_often)]
         local.poll_often()
         return []
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
 from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.claim_queued import claim_queued
+from fsa_cli.ledger.claim_queued import claim_next, claim_queued
 from fsa_cli.ledger.instants import instants_with_row
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.claimer import Claimer, Fired
@@ -40,6 +40,7 @@ class LocalDispatcher(Claimer):
         self._pool = lifecycle.pool
         self._locks = locks
         self._fired_at_s = float("-inf")
+        self._heard = self._was_empty = False
 
     @property
     def idle(self) -> bool:
@@ -51,6 +52,11 @@ class LocalDispatcher(Claimer):
         self._fired_at_s = time.monotonic()
         # Of one instant each replica begins with others: in one order the first would stay first.
         super().fire(sorted(random.sample(due, len(due)), key=itemgetter(1)))
+
+    def heard(self) -> None:
+        """A run was asked for: claim it at once, unless others wait before it."""
+        self._heard = True
+        self.poll()
 
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         """Claim more, now that a slot is free."""
@@ -105,10 +111,25 @@ class LocalDispatcher(Claimer):
             self.forget(self._ledger.read(lambda c: instants_with_row(self._ledger, c, asked)))
 
     def _claim_queued(self, room: int) -> bool:
+        if self._heard and self._was_empty:
+            self._was_empty = False
+            room -= self._claim_next(room)
+            if room <= 0:
+                return True
+        self._heard = False
         with self._lifecycle.claiming() as token:
             found = claim_queued(self._ledger, self._lease.id, self._locks, most=room, token=token)
             claimed = self._lifecycle.add(found.runs)
-        self._waits_for_lock = found.waits
+        self._waits_for_lock, self._was_empty = found.waits, found.empty
         for each in claimed:
             self._lifecycle.start(each)
         return found.more and bool(found.runs)
+
+    def _claim_next(self, room: int) -> int:
+        """Claim and start what was just asked for; how many."""
+        with self._lifecycle.claiming() as token:
+            runs = claim_next(self._ledger, self._lease.id, self._locks, most=room, token=token)
+            claimed = self._lifecycle.add(runs)
+        for each in claimed:
+            self._lifecycle.start(each)
+        return len(claimed)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event, select
 
 from fsa_cli.ledger import control
 from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.claim_queued import claim_queued, requeue_claimed
+from fsa_cli.ledger.claim_queued import claim_next, claim_queued, requeue_claimed
+from fsa_cli.ledger.enqueue import write_run
 from fsa_cli.ledger.finish import finish
-from fsa_cli.ledger.records import ClaimedRun, Due, RunOutcome
+from fsa_cli.ledger.records import ClaimedRun, Due, NewRun, RunOutcome
 from fsa_cli.ledger.store import Ledger
-from support.ledgers import enqueue, make_node, now_ms, open_ledger, runs_of
+from fsa_cli.ledger.tables import run
+from support.ledgers import dispose, enqueue, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
+LOCAL: dict[str, Any] = {"executor": "local", "queue": None, "dispatched": False}
 
 
 def due_now(ledger: Ledger, name: str = "report", *, lock: bool = True, waits: bool = False) -> Due:
@@ -142,7 +146,7 @@ def test_queued_runs_are_taken_in_order_and_once(ledger: Ledger) -> None:
     wanted = [enqueue(ledger, f"task{n}", "{}") for n in range(6)]
     locks = {f"task{n}": f"{ledger.namespace}/task{n}" for n in range(6)}
 
-    one, more, _ = claim_queued(ledger, first.id, locks, most=4)
+    one, more, *_ = claim_queued(ledger, first.id, locks, most=4)
     two, *_ = claim_queued(ledger, second.id, locks, most=4)
 
     assert (len(one), len(two)) == (4, 2)
@@ -199,6 +203,56 @@ def test_tasks_that_this_process_does_not_know_are_left_to_others(ledger: Ledger
     enqueue(ledger, "new_here_soon", "{}")
 
     assert claim_queued(ledger, node.id, {"report": None}, most=5)[0] == []
+
+
+@pytest.fixture
+def on_postgresql(_ledger_on_postgresql: str) -> Iterator[Ledger]:
+    ledger = open_ledger(_ledger_on_postgresql)
+    yield ledger
+    dispose(ledger)
+
+
+def test_what_was_just_asked_for_is_claimed_in_one_statement(on_postgresql: Ledger) -> None:
+    ledger = on_postgresql
+    first, second = make_node(ledger), make_node(ledger)
+    locks = {"ship": None, "mail": None, "report": f"{ledger.namespace}/report"}
+    waiting = [enqueue(ledger, name, "{}") for name in ("ship", "mail", "ship", "ship")]
+    left = {enqueue(ledger, name, "{}") for name in ("report", "new_here_soon")}
+    left.add(write_run(ledger, NewRun.of("ship", "{}", **LOCAL, wait_ms=60_000)))
+    left.add(write_run(ledger, NewRun.of("ship", "{}", **{**LOCAL, "executor": "celery"})))
+    urgent = write_run(ledger, NewRun.of("ship", "{}", **LOCAL, priority=1))
+
+    sent: list[str] = []
+    event.listen(ledger._single, "before_cursor_execute", lambda *given: sent.append(given[2]))
+    mine = claim_next(ledger, first.id, locks, most=3, token="a" * 32)
+    assert len(sent) == 1
+    with ledger.engine.connect() as connection:
+        connection.execute(select(run.c.id).where(run.c.id == waiting[3]).with_for_update())
+        theirs = claim_next(ledger, second.id, locks, most=9, token="b" * 32)
+
+    assert [each.run_id for each in mine] == [urgent, *waiting[:2]]
+    assert [each.run_id for each in theirs] == [waiting[2]], "another transaction has its row"
+    rows = {row.id: row for row in runs_of(ledger)}
+    assert {rows[each.run_id].claim for each in mine} == {"a" * 32}
+    assert {rows[each.run_id].node for each in theirs} == {second.id}
+    assert {row.id for row in rows.values() if row.status == "queued"} == {*left, waiting[3]}
+
+
+def test_what_an_unanswered_commit_has_claimed_is_known(
+    on_postgresql: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = on_postgresql
+    node = make_node(ledger)
+    wanted = {enqueue(ledger, "ship", "{}") for _ in range(2)}
+    at_once = Ledger.at_once
+
+    def twice(self: Ledger, work: Callable[[Connection], object]) -> object:
+        at_once(self, work)
+        return at_once(self, work)
+
+    monkeypatch.setattr(Ledger, "at_once", twice)
+    mine = claim_next(ledger, node.id, {"ship": None}, most=5, token="a" * 32)
+    assert {each.run_id for each in mine} == wanted
 
 
 def test_claimed_runs_that_have_not_started_can_be_queued_again(ledger: Ledger) -> None:
