@@ -21,6 +21,8 @@ __all__ = ["LocalDispatcher"]
 _ASKED = 1000
 # Instants that come together are shared: all replicas fill their free slots first.
 _HEAD_START_S = 0.02
+# After what was just asked for has begun, the queue is looked at for what has a lock.
+_LOCKED_LATER_S = 0.02
 
 
 class LocalDispatcher(Claimer):
@@ -111,12 +113,11 @@ class LocalDispatcher(Claimer):
             self.forget(self._ledger.read(lambda c: instants_with_row(self._ledger, c, asked)))
 
     def _claim_queued(self, room: int) -> bool:
-        if self._heard and self._was_empty:
-            self._was_empty = False
-            room -= self._claim_next(room)
-            if room <= 0:
-                return True
-        self._heard = False
+        heard, self._heard = self._heard, False
+        if heard and self._was_empty and (claimed := self._claim_next(room)):
+            self._was_empty = claimed < room
+            self._poll_at_s = min(self._poll_at_s, time.monotonic() + _LOCKED_LATER_S)
+            return not self._was_empty
         with self._lifecycle.claiming() as token:
             found = claim_queued(self._ledger, self._lease.id, self._locks, most=room, token=token)
             claimed = self._lifecycle.add(found.runs)

@@ -27,6 +27,17 @@ from fsa_cli.runs.enqueue import enqueuer_here
 @task
 def ship(n: int): ...
 
+@task(overlap="queue")
+def alone(n: int): ...
+
+@task(schedule="@yearly")
+def ask_both():
+    for n in range(12):
+        ship.using(session=db.session).enqueue(n)
+        alone.using(session=db.session).enqueue(n)
+        db.session.commit()
+        time.sleep(0.11)
+
 @task(schedule="@yearly")
 def ask():
     for n in range(12):
@@ -34,11 +45,11 @@ def ask():
         db.session.commit()
         time.sleep(0.11)
 """
-WAITED = "SELECT started_ms - queued_ms FROM fsa_run WHERE task = 'ship' AND status = 'succeeded'"
+WAITED = "SELECT started_ms - queued_ms FROM fsa_run WHERE task = '{}' AND status = 'succeeded'"
 
 
-def waited(shop: Shop) -> list[int]:
-    return [ms for (ms,) in shop.ledger(WAITED)]
+def waited(shop: Shop, task: str = "ship") -> list[int]:
+    return [ms for (ms,) in shop.ledger(WAITED.format(task))]
 
 
 # Polled once a second they would wait for half of one.
@@ -64,6 +75,27 @@ def test_a_run_starts_soon_after_its_commit(
     wait_until(lambda: len(waited(shop)) == 13)
     assert statistics.median(waited(shop)) < most_ms, waited(shop)
     assert process.stop().returncode == 0
+
+
+def test_what_has_a_lock_waits_for_nothing_else_and_two_workers_share_both(
+    tmp_path: Path, postgresql: Backend, fsa: Run, fsa_process: Start
+) -> None:
+    shop = Shop(tmp_path, postgresql)
+    shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    workers = [fsa_process("worker", "start", env={"FSA_STATE_DIR": f"{n}"}) for n in range(2)]
+    for each in workers:
+        each.wait_for("fsa worker")
+
+    assert fsa("run-task", "ask_both", "--no-record").returncode == 0
+
+    for task in ("ship", "alone"):
+        wait_until(lambda task=task: len(waited(shop, task)) == 12)
+        assert statistics.median(waited(shop, task)) < 200, waited(shop, task)
+    for each in workers:
+        done = each.stop()
+        assert (done.returncode, done.stderr.count("Error")) == (0, 0), done
+    assert shop.ledger("SELECT COUNT(*) FROM fsa_run WHERE status <> 'succeeded'") == [(0,)]
 
 
 def test_behind_a_pooler_that_passes_no_notice_on_it_is_said_once_and_asked(
