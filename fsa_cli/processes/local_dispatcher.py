@@ -114,8 +114,8 @@ class LocalDispatcher(Claimer):
 
     def _claim_queued(self, room: int) -> bool:
         heard, self._heard = self._heard, False
-        if heard and self._was_empty and (claimed := self._claim_next(room)):
-            self._was_empty = claimed < room
+        if heard and self._was_empty and (taken := self._claim_next(room)):
+            self._was_empty = taken < room
             self._poll_at_s = min(self._poll_at_s, time.monotonic() + _LOCKED_LATER_S)
             return not self._was_empty
         with self._lifecycle.claiming() as token:
