@@ -14,7 +14,7 @@ from fsa_cli.exceptions import FsaError
 from fsa_cli.schedules.schedule import parse_schedule
 from fsa_cli.schedules.timezones import zone_name
 from fsa_cli.tasks.definition import TaskDefinition
-from fsa_cli.tasks.lookup import get_task
+from fsa_cli.tasks.lookup import NONE_REGISTERED, get_task
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import Parameter, signature_of
 
@@ -63,7 +63,7 @@ def tasks(
             rows.append({"name": task.name, "summary": task.summary, "problem": exc.message})
             fsa.output.warn(f"{task.name} ({task.place}): {exc.message}")
     if not rows:
-        fsa.output.say("no task is registered: write @task above a function")
+        fsa.output.say(NONE_REGISTERED)
     fsa.output.table(
         rows, {"name": "task", "takes": "takes", "schedule": "schedule", "summary": "what it does"}
     )

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from fsa_cli.project.loader import LoadedApp
     from fsa_cli.project.settings import Settings
 
-__all__ = ["database_for", "get_task"]
+__all__ = ["NONE_REGISTERED", "database_for", "get_task"]
 
+#: What is said where there is no task: also how one that is written is found.
+NONE_REGISTERED = (
+    "no task is registered: write @task above a function in the app or in tasks.py beside it, "
+    'or name its module in [tool.fsa]: tasks = ["shop.jobs"]'
+)
 _LISTED = 8
 
 
@@ -40,7 +45,7 @@ def get_task(name: str) -> TaskDefinition:
         more = f" and {len(names) - _LISTED} more: fsa tasks" if len(names) > _LISTED else ""
         hint = f"there are {', '.join(sorted(names)[:_LISTED])}{more}"
     else:
-        hint = "no task is registered: write @task above a function, in a module that is imported"
+        hint = NONE_REGISTERED
     raise TaskNotFound(f"there is no task {name!r}", hint=hint)
 
 

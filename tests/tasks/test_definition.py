@@ -428,6 +428,7 @@ def test_no_task_is_said(fsa: Run, write_app: Callable[..., Path], tmp_path: Pat
 
     assert done.returncode == 0
     assert "no task is registered" in done.stderr
+    assert 'tasks = ["shop.jobs"]' in fsa("run-task", "ship").stderr
 
 
 def test_the_context_is_importable_for_annotations() -> None:
