@@ -55,10 +55,12 @@ def overview_lines(
     """
     count = len(seen.problems)
     verdict = "all is well" if not count else f"{count} to look at"
+    now = f"{seen.now:%H:%M:%S} UTC"
+    room = max(width - len(now) - len(verdict) - 6, 20)  # the name gives way, the verdict does not
     lines: list[Line] = [
         [
-            (where, "bold"),
-            (f"   {seen.now:%Y-%m-%d %H:%M:%S} UTC   ", ""),
+            (where if len(where) <= room else where[: room - 1] + "…", "bold"),
+            (f"   {now}   ", ""),
             (verdict, "bold red" if count else "green"),
         ]
     ]

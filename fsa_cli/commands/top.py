@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fsa_cli.terminal.screen import Line, Screen
 
 _EVERY_S = 2.0
-_KEYS = "arrows: a run   Enter: in full   r: retry   c: cancel   p: pause or resume   q: leave"
+_KEYS = "q: leave   arrows: a run   Enter: in full   r: retry   c: cancel   p: pause"  # 80 columns
 _FAILED = 30
 
 
@@ -33,7 +34,7 @@ def top(
 ) -> None:
     """What runs, waits and has failed, on this terminal: again every 2 s, until q.
 
-    In a pipe, and with --json, once.
+    In or behind a pipe, and with --json, once.
 
     \b
       fsa top
@@ -51,7 +52,7 @@ def top(
         shown = _Top(fsa, ledger, span)
         if fsa.output.json:
             fsa.output.document(asdict(shown.look()))
-        elif not fsa.output.console.is_terminal:
+        elif not (fsa.output.console.is_terminal and sys.stdin.isatty()):
             told = ["".join(text for text, _ in line).rstrip() for line in shown.lines(100, 60)]
             fsa.output.line("\n".join(told[:-1]).rstrip())
         else:

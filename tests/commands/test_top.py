@@ -66,3 +66,27 @@ def test_top_shows_what_has_failed_and_acts_on_the_run_that_is_chosen(
     screen.expect_exact("\x1b[?1049l")  # the screen is as it was
     screen.wait()
     assert screen.exitstatus == 0
+
+
+def test_at_eighty_columns_top_says_whether_all_is_well_and_how_to_leave(
+    small_shop: Shop, terminal, fsa
+) -> None:
+    small_shop.write(MAIN)
+    fsa("scheduler", "init")
+    assert fsa("run-task", "fails").returncode == 1
+
+    screen = terminal("fsa", "top", columns=80)
+    screen.expect_exact(" to look at")
+    screen.expect_exact("q: leave")
+    screen.send("q")
+    screen.expect_exact("\x1b[?1049l")
+
+
+def test_top_without_a_keyboard_is_shown_once(small_shop: Shop, terminal, fsa) -> None:
+    small_shop.write(MAIN)
+    fsa("scheduler", "init")
+
+    screen = terminal("sh", "-c", "echo q | fsa top", columns=80)
+    screen.expect_exact("0 running")
+    screen.wait()
+    assert screen.exitstatus == 0
