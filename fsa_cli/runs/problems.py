@@ -110,7 +110,8 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
             yield Problem(
                 node.role,
                 f"one has died {_ago(node.lease_until_ms, seen)} ago: {node.host}, pid {node.pid}",
-                commands=("fsa scheduler status",),
+                "start it again unless that is done; it is named here for an hour",
+                (f"fsa {node.role} start", "fsa runs --status interrupted"),
             )
 
 

@@ -70,7 +70,10 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     ]
     assert wrong["report", "failed 2 times, never succeeded"] == [f"fsa runs show {last[:8]}"]
     assert wrong["scheduler", "none is alive"] == ["fsa scheduler start"]
-    assert ("scheduler", "one has died N min ago: db1, pid 4711") in wrong
+    assert wrong["scheduler", "one has died N min ago: db1, pid 4711"] == [
+        "fsa scheduler start",
+        "fsa runs --status interrupted",
+    ]
     assert next(each for subject, each in wrong if subject == "tidy").startswith("paused ")
     assert {each["task"]: each["state"] for each in found["next"]} == {
         "report": "",
