@@ -195,8 +195,11 @@ def _waiting(seen: Glance, places: Collection[str] | None) -> Iterator[Problem]:
             cure = ("fsa worker start",)
         elif (one := running.get(name)) is not None:
             why = f"its run {one.id[:8]} goes on"
-        else:
+        elif seen.running:
             why = "other runs go on, or no live process knows it"
+        else:
+            why = "no live process takes it (--only, --tag, another version?)"
+            cure = ("fsa worker start",)
         number = f"{sum(each.due for each in same)}{'+' if same[0].more else ''}"
         yield Problem(
             name,

@@ -281,6 +281,16 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
     assert run_search.one(ledger, "none", 10) is None
 
 
+def test_what_nobody_takes_waits_for_no_run_where_none_goes_on(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    make_node(ledger, "tea")
+    write(ledger, row(ledger, "mail", now - 180_000, "queued"))
+    seen = overview(ledger, ComingInstants(), now, zone=None)
+    (mail,) = [each for each in seen.problems if each.subject == "mail"]
+    assert mail.said.endswith(": no live process takes it (--only, --tag, another version?)")
+    assert "fsa worker start" in mail.commands
+
+
 def test_a_calendar_counts_every_run_a_few_at_a_look(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
