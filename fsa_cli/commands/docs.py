@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_BEFORE = 8
+
 
 @app.command()
 def docs(
@@ -44,6 +46,8 @@ def docs(
     """
     fsa = Fsa.of(context)
     if search is not None:
+        if page is not None:
+            manual.get_page(page)
         _show_matches(
             fsa, search, [found for found in manual.search(search) if page in (None, found.page)]
         )
@@ -72,4 +76,12 @@ def _show_matches(fsa: Fsa, text: str, found: Sequence[manual.Match]) -> None:
         fsa.output.say(f"no line of the manual has {text!r}")
         return
     rows = [asdict(each) for each in found]
+    if fsa.output.console.is_terminal and not fsa.output.json:  # which cuts off the end of a line
+        rows = [{**row, "line": _from_match(str(row["line"]), text)} for row in rows]
     fsa.output.table(rows, {"page": "page", "section": "section", "line": "line"})
+
+
+def _from_match(line: str, text: str) -> str:
+    """*line* from shortly before the first of the words that were looked for."""
+    start = min(max(line.lower().find(word), 0) for word in text.lower().split() or [""])
+    return line if start <= _BEFORE else "..." + line[start - _BEFORE :]

@@ -29,6 +29,7 @@ def test_a_page_is_searched_and_an_unknown_one_is_guessed(fsa: Run) -> None:
     found = fsa("docs", "--search", "CATCH_UP_window_s seconds").stdout.splitlines()
     assert found[1].startswith("tasks\tEvery argument of `@task`\t| `catch_up_window_s`")
     assert fsa("docs", "--search", "xyzzy").stderr == "no line of the manual has 'xyzzy'\n"
+    assert "no page '='" in fsa("docs", "--search", "tasks", "=").stderr
     wrong = fsa("docs", "shceduling")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "hint: did you mean scheduling?" in wrong.stderr
@@ -56,3 +57,11 @@ def test_a_person_reads_it_formatted_and_a_long_one_in_a_pager(
     plain.expect(pexpect.EOF)
     assert "Options:" in str(plain.before)
     assert "\x1b[" not in str(plain.before)
+
+
+def test_at_eighty_columns_a_line_that_is_found_shows_the_word(terminal: OpenTerminal) -> None:
+    child = terminal("fsa", "docs", "--search", "enqueue", columns=80)
+    child.expect(pexpect.EOF)
+    found = [line for line in str(child.before).splitlines() if "..." in line]
+    assert found
+    assert all("enqueue" in line.lower() for line in found), found
