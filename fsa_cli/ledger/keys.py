@@ -130,10 +130,13 @@ def _inserting(sql: DialectSQL, table: str) -> TextClause:
 @lru_cache
 def _holding(sql: DialectSQL, table: str) -> TextualSelect:
     # What its transaction began with may be long gone; its row is locked by the INSERT already.
-    is_mysql = not sql.ignore.startswith("ON CONFLICT")
-    join, latest = ("STRAIGHT_JOIN", "FOR UPDATE") if is_mysql else ("JOIN", "")
+    names, join, latest = sql.from_rows(_NAMES), "JOIN", ""
+    if not sql.ignore.startswith("ON CONFLICT"):
+        # MySQL locks no JSON_TABLE, and MariaDB knows no FOR UPDATE OF.
+        names = f"(SELECT DISTINCT v.key_name FROM {names}) AS v"
+        join, latest = "STRAIGHT_JOIN", "FOR UPDATE"
     return typed(
-        f"SELECT t.name, t.run, t.kept_ms FROM {sql.from_rows(_NAMES)} {join} {table} t "
+        f"SELECT t.name, t.run, t.kept_ms FROM {names} {join} {table} t "
         "ON t.namespace = :namespace AND t.task = :task AND t.name = v.key_name "
         f"ORDER BY t.name {latest}"
     ).columns(key.c.name, key.c.run, key.c.kept_ms)

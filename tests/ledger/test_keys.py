@@ -51,7 +51,7 @@ def ask(url: str, namespace: str, own: bool, told: Any) -> None:
 
 def test_a_thousand_requests_of_one_key_from_eight_processes_make_one_run(ledger: Ledger) -> None:
     context = multiprocessing.get_context("fork")
-    told = context.SimpleQueue()
+    told = context.Queue()
     url = ledger.engine.url.render_as_string(hide_password=False)
     ledger.dispose()
     # SQLite's ledger is never part of a transaction of the app's.
@@ -61,7 +61,7 @@ def test_a_thousand_requests_of_one_key_from_eight_processes_make_one_run(ledger
     ]
     for each in asking:
         each.start()
-    got = [told.get() for _ in asking]
+    got = [told.get(timeout=300) for _ in asking]
     for each in asking:
         each.join()
 
@@ -177,7 +177,7 @@ def ask_for_many(url: str, namespace: str, turn: int, told: Any) -> None:
 
 def test_many_keys_of_several_processes_have_one_run_each(ledger: Ledger) -> None:
     context = multiprocessing.get_context("fork")
-    told = context.SimpleQueue()
+    told = context.Queue()
     url = ledger.engine.url.render_as_string(hide_password=False)
     ledger.dispose()
     asking = [
@@ -186,7 +186,7 @@ def test_many_keys_of_several_processes_have_one_run_each(ledger: Ledger) -> Non
     ]
     for each in asking:
         each.start()
-    got = [told.get() for _ in asking]
+    got = [told.get(timeout=300) for _ in asking]
     for each in asking:
         each.join()
 
