@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import warnings
 from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -47,6 +48,16 @@ __all__ = [
 ]
 
 _numbers = itertools.count(2)
+
+
+class _SyncSession(DefaultAsyncSession.sync_session_class):  # type: ignore[misc, name-defined]
+    """Whose statements take turns, as asyncpg's do: `gather` over one session works there."""
+
+    fsa_takes_turns = True
+
+
+class _AsyncSession(DefaultAsyncSession):  # type: ignore[misc, valid-type]
+    sync_session_class = _SyncSession
 
 
 class DBSessionMeta:
@@ -226,8 +237,11 @@ class _Tasks:
             details = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
             raise RuntimeError(f"Session cleanup failed with {len(errors)} errors: {details}")
         for error in errors:
-            assert exc is not None
-            exc.add_note(f"The session of a task could not be ended: {error!r}")
+            warnings.warn(
+                "Suppressed session cleanup error because another exception is already being "
+                f"raised: {error!r}",
+                stacklevel=2,
+            )
 
 
 class _TaskSessions:
@@ -286,7 +300,7 @@ class _TaskSessions:
         try:
             scope = self._scopes.pop(task, None)
             if scope is not None:
-                await scope.aend(commit=self._commit_on_exit and not failed)
+                await self._end(scope, failed=failed)
         finally:
             self._leave(task)
 
@@ -296,10 +310,23 @@ class _TaskSessions:
         errors = [error for error in ended if isinstance(error, BaseException)]
         for task in list(self._scopes):
             try:
-                await self._scopes.pop(task).aend(commit=self._commit_on_exit and not failed)
+                await self._end(self._scopes.pop(task), failed=failed)
             except Exception as exc:
                 errors.append(exc)
         return errors
+
+    async def _end(self, scope: Scope, *, failed: bool) -> None:
+        """End it as there: `commit()` or `rollback()` whatever was begun; each error is raised."""
+        commit = self._commit_on_exit and not failed
+        if commit and not scope.async_session.in_transaction():
+            scope.async_session.sync_session.begin()  # for those who listen to `before_commit`
+        try:
+            if failed:
+                await scope.aroll_back()
+        finally:
+            await scope.aend(commit=commit)
+        if scope.failure is not None:
+            raise scope.failure
 
     def _open(self, task: asyncio.Task[Any] | None) -> Scope:
         scope = Scope(self._binding, asynchronous=True, session_args=self._session_args)
@@ -315,8 +342,7 @@ class _TaskSessions:
         scope = self._scopes.pop(task, None)
         if scope is not None:
             failed = task.cancelled() or task.exception() is not None
-            ending = scope.aend(commit=self._commit_on_exit and not failed)
-            self._endings.append(task.get_loop().create_task(ending))
+            self._endings.append(task.get_loop().create_task(self._end(scope, failed=failed)))
 
 
 class _Turn:
@@ -365,7 +391,7 @@ def _middleware_for(database: Database) -> type[DBSessionMiddleware]:
         """`DBSessionMiddleware` with that package's defaults."""
 
         defaults = {  # noqa: RUF012
-            "async_session_args": {"class_": DefaultAsyncSession},
+            "async_session_args": {"class_": _AsyncSession},
             "rollback_from_status": None,
         }
 

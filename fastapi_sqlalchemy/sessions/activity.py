@@ -37,7 +37,8 @@ class Activity:
     `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
     `may_have_written` is True unless all of them are surely reads.
 
-    `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`.
+    `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`;
+    `left` is what another task waits for until then.
     Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
     begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
     the identifier of a thread. In a sandbox, `awaitable` makes a sync driver's result an
@@ -53,6 +54,7 @@ class Activity:
         "connection",
         "ended",
         "forget",
+        "left",
         "left_s",
         "on_loop_thread",
         "owner",
@@ -76,6 +78,7 @@ class Activity:
         self.unread: list[Any] = []
         self.results: list[weakref.ref[Any]] = []
         self.left_s = 0.0
+        self.left: asyncio.Event | None = None
         self.forget: Callable[[], None] | None = None
         self.ended = False
         self.on_loop_thread = on_loop_thread
@@ -183,6 +186,9 @@ class Activity:
         """Its `user` has ended a statement."""
         self.user = None
         self.left_s = monotonic()
+        if self.left is not None:
+            self.left.set()
+            self.left = None
 
     def reset(self) -> None:
         """Its transaction has ended."""

@@ -39,13 +39,14 @@ _POLL_S = 0.002
 class SessionHandle:
     """A session and its `activity`. In messages the scope is called `who`."""
 
-    __slots__ = ("_given_up", "activity", "session")
+    __slots__ = ("_given_up", "activity", "failure", "session")
 
     def __init__(self, session: Session, activity: Activity) -> None:
         assert isinstance(session, TrackedSession)
         session.fsa_activity = activity
         self.session: Session = session
         self.activity = activity
+        self.failure: Exception | None = None  # the first of a rollback or a close: it was logged
         self._given_up = False
 
     @property
@@ -172,7 +173,7 @@ class SessionHandle:
             try:
                 await self._run_unused(self._end_transactions, who)
             finally:
-                activity.user = None
+                activity.leave()
 
     async def _run_unused(self, work: Callable[[], Any], who: object) -> None:
         """Do `work`, a rollback or a close, in bounded time; an error is logged."""
@@ -391,6 +392,7 @@ class AsyncSessionHandle(SessionHandle):
         try:
             await work()
         except Exception as exc:
+            self.failure = self.failure or exc
             if not self._given_up:
                 _log_failure(who, exc)
             await adiscard(connection)

@@ -216,6 +216,16 @@ class Scope:
                 if self._async_handle is not None:
                     await self._async_handle.close(self)
 
+    async def aroll_back(self) -> None:
+        """Roll back the `AsyncSession`, in bounded time; an error is logged, and `failure`."""
+        if self._async_handle is not None:
+            await self._async_handle.roll_back(self)
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the `AsyncSession` could not be rolled back or closed; it was logged."""
+        return None if self._async_handle is None else self._async_handle.failure
+
     async def settle(self, *, commit: bool) -> None:
         """Commit or roll back what the sessions have begun, and keep them usable.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import await_only
 
 from ..exceptions import ConcurrentUseError, MissingSessionError
 from .activity import Activity, log_holders
@@ -132,7 +133,7 @@ class _TrackedInTask(TrackedSession):
     """The `Session` inside an `AsyncSession`, which serves one task at a time.
 
     The drivers do not say so: once connected, they let two tasks take turns between the statements
-    of each other's unit of work.
+    of each other's unit of work. Where its class has `fsa_takes_turns` set, the second task waits.
     """
 
     def fsa_begin(self) -> bool:
@@ -140,9 +141,16 @@ class _TrackedInTask(TrackedSession):
         if activity.user is None:
             activity.user = task
             return False
-        if activity.user is not task:
+        if activity.user is task:
+            return True
+        if not getattr(self, "fsa_takes_turns", False):
             raise ConcurrentUseError
-        return True
+        while activity.user is not None:
+            if activity.left is None:
+                activity.left = asyncio.Event()
+            await_only(activity.left.wait())
+        activity.user = task
+        return False
 
     def _fsa_connect(self, bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         # As above, without the threads: no thread waits for an async pool.

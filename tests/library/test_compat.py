@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
@@ -23,8 +23,9 @@ from support.stores import Store
 
 @pytest.fixture
 async def proxy(async_store: Store) -> AsyncIterator[compat.DBSessionMeta]:
-    """On a database of the test's own."""
-    yield compat.DBSessionMeta(async_store.configure())
+    """On a database of the test's own, with the sessions that the middleware configures."""
+    session_args = compat.SQLAlchemyMiddleware.defaults["async_session_args"]
+    yield compat.DBSessionMeta(async_store.configure(async_session_args=session_args))
     await async_store.db.adispose()
 
 
@@ -98,6 +99,79 @@ async def test_each_task_has_a_session_that_ends_with_it(
     assert async_store.checked_out() == 0
     names = await asyncio.to_thread(async_store.users)
     assert sorted(names) == (["ann", "bob"] if commit_on_exit else [])  # committed side by side
+
+
+async def test_statements_that_share_a_session_take_turns(
+    proxy: compat.DBSessionMeta, async_store: Store
+) -> None:
+    """As asyncpg's do there, once it is connected: apps `gather` a count and a page of rows."""
+    db = proxy
+
+    def count() -> Any:
+        return db.session.scalar(text("SELECT count(*) FROM users"))
+
+    async with db(commit_on_exit=True):
+        db.session.add(User(name="ann"))  # the first of them writes it, and the others wait
+        assert await asyncio.gather(*(count() for _ in range(5))) == [1] * 5
+        tasks = [asyncio.create_task(count()) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()  # while it waits for the first
+        first, given_up, last = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (first, last) == (1, 1)
+        assert isinstance(given_up, asyncio.CancelledError)
+    assert await asyncio.to_thread(async_store.users) == ["ann"]
+    assert async_store.checked_out() == 0
+
+
+async def test_a_session_of_a_task_is_committed_or_rolled_back_whatever_it_began(
+    proxy: compat.DBSessionMeta,
+) -> None:
+    """Those that listen rely on it: an outbox is written in `before_commit`."""
+    db = proxy
+    seen: list[str] = []
+
+    async def work(*, fails: bool) -> None:
+        async with db.connection() as session:
+            inner = session.sync_session
+            event.listen(inner, "before_commit", lambda _: seen.append("commit"))
+            event.listen(inner, "after_rollback", lambda _: seen.append("rollback"))
+            if fails:
+                await session.scalar(text("SELECT 1"))
+                raise LookupError
+
+    async with db(multi_sessions=True, commit_on_exit=True):
+        await work(fails=False)
+        with pytest.raises(LookupError):
+            await work(fails=True)
+    assert seen == ["commit", "rollback"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_session_of_a_task_that_cannot_be_ended_is_told(
+    proxy: compat.DBSessionMeta, async_store: Store, fails: bool
+) -> None:
+    db = proxy
+
+    async def broken(_: object = None) -> None:
+        raise OSError("no more")
+
+    async def block() -> None:
+        async with db(multi_sessions=True):
+            await db.session.scalar(text("SELECT 1"))
+            vars(db.session)["rollback" if fails else "close"] = broken
+            if fails:
+                raise LookupError
+
+    if fails:
+        with (
+            pytest.warns(UserWarning, match="Suppressed session cleanup error.*no more"),
+            pytest.raises(LookupError),
+        ):
+            await block()
+    else:
+        with pytest.raises(OSError, match="no more"):
+            await block()
+    assert async_store.checked_out() == 0
 
 
 async def test_no_more_than_max_concurrent_have_a_session(
