@@ -110,11 +110,11 @@ def glance(ledger: Ledger, at_ms: int | None = None, *, full: bool = False) -> G
         running = run_search.going_on(ledger, MOST_RUNNING + 1)
         return Glance(
             now_ms=now_ms,
-            nodes=connection.execute(nodes.listed(ledger, now_ms)).all(),
+            nodes=nodes.listed(connection, ledger, now_ms),
             tasks=connection.execute(queries.all_tasks(ledger)).all(),
             last_runs={row.task: row for row in connection.execute(last)},
             missed=queries.missed(connection, ledger.namespace),
-            known=frozenset(connection.scalars(nodes.fired(ledger, now_ms))),
+            known=nodes.fired(connection, ledger, now_ms),
             elsewhere=nodes.elsewhere(connection, ledger, now_ms),
             running=connection.execute(running).all(),
             waiting=_waiting(connection, ledger, now_ms),

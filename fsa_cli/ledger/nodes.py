@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     Select,
     and_,
+    bindparam,
     case,
     insert,
     literal_column,
@@ -36,6 +39,7 @@ __all__ = [
     "leases",
     "listed",
     "lives",
+    "lives_then",
     "namespaces_beside",
     "register",
     "release",
@@ -162,14 +166,36 @@ def lives(ledger: Ledger, now_ms: int) -> ColumnElement[bool]:
     )
 
 
-def fired(ledger: Ledger, now_ms: int) -> Select[tuple[str]]:
-    """The tasks that a live scheduler fires."""
-    return (
+def lives_then() -> ColumnElement[bool]:
+    """As `lives`, for a statement that is built once, with `of_namespace` and `at_ms`."""
+    return and_(
+        node.c.namespace == bindparam("of_namespace"),
+        node.c.state.in_(OPEN_STATES),
+        node.c.lease_until_ms >= bindparam("at_ms"),
+    )
+
+
+def fired(
+    connection: Connection, ledger: Ledger, now_ms: int, name: str | None = None
+) -> frozenset[str]:
+    """The tasks that a live scheduler fires.
+
+    Args:
+        name: This one alone, if it is one of them.
+    """
+    given = {"of_namespace": ledger.namespace, "at_ms": now_ms, "of_task": name}
+    return frozenset(connection.scalars(_fired(name is not None), given))
+
+
+@cache  # to build it takes as long as to execute it
+def _fired(of_one: bool) -> Select[tuple[str]]:
+    statement = (
         select(node_task.c.task)
         .join(node, node.c.id == node_task.c.node)
-        .where(lives(ledger, now_ms), node.c.role == "scheduler")
+        .where(lives_then(), node.c.role == "scheduler")
         .distinct()
     )
+    return statement.where(node_task.c.task == bindparam("of_task")) if of_one else statement
 
 
 def alive(ledger: Ledger, role: str | None = None) -> list[str]:
@@ -185,13 +211,22 @@ def alive(ledger: Ledger, role: str | None = None) -> list[str]:
     return ledger.read(work)
 
 
-def listed(ledger: Ledger, now_ms: int) -> Select[Any]:
+def listed(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Row[Any]]:
     """The nodes that live, and those that have gone since yesterday: at most 50, the living ones
     first, then the latest."""
+    given = {"of_namespace": ledger.namespace, "at_ms": now_ms, "since_ms": now_ms - _DAY_MS}
+    return connection.execute(_listed(), given).all()
+
+
+@cache
+def _listed() -> Select[Any]:
     return (
         select(node)
-        .where(node.c.namespace == ledger.namespace, node.c.lease_until_ms >= now_ms - _DAY_MS)
-        .order_by(case((lives(ledger, now_ms), 0), else_=1), node.c.started_ms.desc(), node.c.id)
+        .where(
+            node.c.namespace == bindparam("of_namespace"),
+            node.c.lease_until_ms >= bindparam("since_ms"),
+        )
+        .order_by(case((lives_then(), 0), else_=1), node.c.started_ms.desc(), node.c.id)
         .limit(_LISTED)
     )
 
@@ -203,17 +238,21 @@ def namespaces_beside(ledger: Ledger) -> tuple[str, ...]:
 
 def elsewhere(connection: Connection, ledger: Ledger, now_ms: int) -> tuple[str, ...]:
     """As `namespaces_beside`, at a moment."""
-    return tuple(
-        connection.scalars(
-            select(node.c.namespace)
-            .where(
-                node.c.namespace != ledger.namespace,
-                node.c.state.in_(OPEN_STATES),
-                node.c.lease_until_ms >= now_ms,
-                node.c.role.in_(("scheduler", "worker")),
-            )
-            .distinct()
-            .order_by(node.c.namespace)
-            .limit(_NAMED)
+    given = {"of_namespace": ledger.namespace, "at_ms": now_ms}
+    return tuple(connection.scalars(_elsewhere(), given))
+
+
+@cache
+def _elsewhere() -> Select[tuple[str]]:
+    return (
+        select(node.c.namespace)
+        .where(
+            node.c.namespace != bindparam("of_namespace"),
+            node.c.state.in_(OPEN_STATES),
+            node.c.lease_until_ms >= bindparam("at_ms"),
+            node.c.role.in_(("scheduler", "worker")),
         )
+        .distinct()
+        .order_by(node.c.namespace)
+        .limit(_NAMED)
     )

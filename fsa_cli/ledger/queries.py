@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
 from fsa_cli.ledger.nodes import elsewhere, lives
 from fsa_cli.ledger.records import OPEN_STATES
@@ -243,6 +244,13 @@ def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Ro
 def missed(connection: Connection, namespace: str) -> dict[str, int]:
     """How many instants of each task were missed since its last success; of all the latest 300
     are counted."""
+    rows = connection.execute(_missed(), {"of_namespace": namespace})
+    return {row.task: row.number for row in rows}
+
+
+@cache  # to build it takes as long as to execute it
+def _missed() -> Select[tuple[str, int]]:
+    namespace = bindparam("of_namespace", type_=run.c.namespace.type)
     some = (
         select(run.c.task, run.c.scheduled_ms)
         .where(run.c.namespace == namespace, run.c.status == "missed")
@@ -251,10 +259,9 @@ def missed(connection: Connection, namespace: str) -> dict[str, int]:
         .subquery()
         .c
     )
-    rows = connection.execute(
+    return (
         select(some.task, func.count().label("number"))
         .join(task, and_(task.c.namespace == namespace, task.c.name == some.task))
         .where(some.scheduled_ms > func.coalesce(task.c.last_success_ms, 0))
         .group_by(some.task)
     )
-    return {row.task: row.number for row in rows}

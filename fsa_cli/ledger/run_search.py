@@ -174,26 +174,65 @@ def drawn(
         names: Of these tasks; None: of all.
         limit: So many runs are read, the latest.
     """
+    given = {
+        "of_namespace": ledger.namespace,
+        "since_ms": since_ms,
+        "cell_ms": cell_ms,
+        "least_ms": least_ms,
+        "most": limit,
+        **({} if names is None else {"names": sorted(names)}),
+    }
+
+    def work(connection: Connection) -> Sequence[Drawn]:
+        rows: list[Drawn] = []
+        if names is not None:
+            # PostgreSQL would read all since then to sort them: the index alone is cheap to read.
+            before = limit + limit // 10  # some go on
+            first_ms = connection.scalar(_nth_of_some(), {**given, "before": before})
+            if first_ms is not None:
+                rows = read(connection, first_ms)
+        return rows if sum(row[2] for row in rows) >= limit else read(connection, since_ms)
+
+    def read(connection: Connection, from_ms: int) -> list[Drawn]:
+        statement = _drawn(names is not None)
+        parts = connection.execute(statement, {**given, "since_ms": from_ms}).partitions(500)
+        return [tuple(row) for part in parts for row in part]
+
+    return ledger.read(work)
+
+
+@cache
+def _nth_of_some() -> Select[Any]:
+    """The instant of the run of these tasks before which there are so many later ones."""
+    return (
+        select(run.c.scheduled_ms)
+        .where(*_since(), run.c.task.in_(bindparam("names", expanding=True)))
+        .order_by(run.c.scheduled_ms.desc())
+        .offset(bindparam("before", type_=BigInteger))
+        .limit(1)
+    )
+
+
+@cache  # to build it takes longer than to execute it
+def _drawn(of_some: bool) -> Select[Any]:
     begun: ColumnElement[int] = func.coalesce(run.c.started_ms, run.c.scheduled_ms)
     ended = func.coalesce(run.c.finished_ms, begun)
+    cell_ms = bindparam("cell_ms", type_=BigInteger)
+    is_apart = ended - run.c.scheduled_ms > bindparam("least_ms", type_=BigInteger)
     some: Select[Any] = (
         select(
             *_DRAWN,
             (run.c.scheduled_ms - run.c.scheduled_ms % cell_ms).label("cell_ms"),
-            case((ended - run.c.scheduled_ms > least_ms, run.c.id), else_="").label("apart"),
+            case((is_apart, run.c.id), else_="").label("apart"),
         )
-        .where(
-            run.c.namespace == ledger.namespace,
-            run.c.scheduled_ms >= since_ms,
-            run.c.status != "running",
-        )
+        .where(*_since(), run.c.status != "running")
         .order_by(run.c.scheduled_ms.desc())
-        .limit(limit)
+        .limit(bindparam("most", type_=BigInteger))
     )
-    if names is not None:
-        some = some.where(run.c.task.in_(sorted(names)))
+    if of_some:
+        some = some.where(run.c.task.in_(bindparam("names", expanding=True)))
     each = some.subquery().c
-    statement: Select[Any] = select(
+    return select(
         each.task,
         each.status,
         func.count().label("number"),
@@ -205,11 +244,12 @@ def drawn(
         func.max(each.scheduled_ms).label("last_ms"),
     ).group_by(each.task, each.status, each.cell_ms, each.apart)
 
-    def work(connection: Connection) -> Sequence[Drawn]:
-        parts = connection.execute(statement).partitions(500)
-        return [tuple(row) for part in parts for row in part]
 
-    return ledger.read(work)
+def _since() -> tuple[ColumnElement[bool], ...]:
+    return (
+        run.c.namespace == bindparam("of_namespace", type_=run.c.namespace.type),
+        run.c.scheduled_ms >= bindparam("since_ms", type_=BigInteger),
+    )
 
 
 def running(ledger: Ledger, limit: int) -> Sequence[Row[Any]]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, Select, and_, func, select
 
-from fsa_cli.ledger.nodes import lives
+from fsa_cli.ledger.nodes import lives_then
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node, node_task, run
 
@@ -68,18 +69,24 @@ class Unserved:
 
 def serving(connection: Connection, ledger: Ledger, now_ms: int) -> Serving:
     """Who executes runs now."""
-    said = and_(node_task.c.node == node.c.id, node_task.c.task.like("@%"))
-    rows = connection.execute(
-        select(node.c.id, node.c.role, node_task.c.task)
-        .outerjoin(node_task, said)
-        .where(lives(ledger, now_ms), node.c.role.in_(("scheduler", "worker")))
-    ).all()
+    given = {"of_namespace": ledger.namespace, "at_ms": now_ms}
+    rows = connection.execute(_serving(), given).all()
     workers: dict[str, set[str]] = {row.id: set() for row in rows if row.role == "worker"}
     for row in rows:
         if row.role == "worker" and row.task is not None:
             workers[row.id].add(row.task)
     schedulers = {row.id for row in rows if row.role == "scheduler"}
     return Serving(len(schedulers), list(workers.values()))
+
+
+@cache  # to build it takes as long as to execute it
+def _serving() -> Select[tuple[str, str, str]]:
+    said = and_(node_task.c.node == node.c.id, node_task.c.task.like("@%"))
+    return (
+        select(node.c.id, node.c.role, node_task.c.task)
+        .outerjoin(node_task, said)
+        .where(lives_then(), node.c.role.in_(("scheduler", "worker")))
+    )
 
 
 def unserved(connection: Connection, ledger: Ledger, now_ms: int) -> list[Unserved]:

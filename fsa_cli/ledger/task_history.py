@@ -28,9 +28,9 @@ def get(ledger: Ledger, name: str) -> Row[Any] | None:
     return ledger.read(lambda connection: connection.execute(statement).one_or_none())
 
 
-def known(ledger: Ledger, now_ms: int) -> frozenset[str]:
-    """The tasks that a live scheduler fires."""
-    return ledger.read(lambda connection: frozenset(connection.scalars(fired(ledger, now_ms))))
+def known(ledger: Ledger, now_ms: int, name: str | None = None) -> frozenset[str]:
+    """As `nodes.fired`."""
+    return ledger.read(lambda connection: fired(connection, ledger, now_ms, name))
 
 
 def last_runs(ledger: Ledger) -> dict[str, Row[Any]]:

@@ -177,7 +177,7 @@ def queue_lines(ledger: Ledger, now_ms: int) -> list[QueueLine]:
 def node_lines(ledger: Ledger, now_ms: int) -> list[NodeLine]:
     """The nodes that live, and those that have gone since yesterday."""
     rows = run_search.running(ledger, MOST_RUNNING)
-    listed = ledger.read(lambda connection: connection.execute(nodes.listed(ledger, now_ms)).all())
+    listed = ledger.read(lambda connection: nodes.listed(connection, ledger, now_ms))
     return _node_lines(listed, now_ms, rows)
 
 

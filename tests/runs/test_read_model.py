@@ -381,3 +381,28 @@ def test_of_many_tasks_what_runs_all_the_time_is_one_bar_from_its_first_run_to_i
     ]
     assert [bar.status for bar in lane.bars[3:]] == ["coming"]
     assert lane.summary.startswith("1 failed, 12 succeeded, next ")
+
+
+@pytest.mark.parametrize("going_on", [1, 9])
+def test_of_too_many_runs_of_some_tasks_the_latest_are_drawn_and_it_says_since_when(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, going_on: int
+) -> None:
+    monkeypatch.setattr(lanes, "MOST_RUNS", 20)
+    now = now_ms(ledger)
+    add_task(ledger, "tea", last_success_ms=now)
+    add_task(ledger, "zoo")
+    write(
+        ledger,
+        *(row(ledger, "tea", now - n * 60_000, "failed") for n in range(10, 50)),
+        *(row(ledger, "tea", now - n * 60_000, "running") for n in range(10, 10 + going_on)),
+        *(row(ledger, "zoo", now - n * 1000, "failed") for n in range(30)),
+    )
+
+    found = overview(ledger, ComingInstants(), now, zone=None, most_lanes=1).lanes
+    (lane,) = found.lanes
+    assert (lane.task, found.hidden) == ("tea", 1)
+    assert Counter(bar.status for bar in lane.bars if bar.status != "coming") == {
+        "failed": 20,
+        "running": going_on,
+    }
+    assert found.read_from == instant_of(now - 29 * 60_000)
