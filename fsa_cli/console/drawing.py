@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from urllib.parse import quote
+import re
 
 from markupsafe import Markup, escape
 
+from fsa_cli.console.parts import in_address, safe
 from fsa_cli.runs.lanes import Bar, Lane
 from fsa_cli.terminal.escaping import escape_terminal
 
@@ -18,9 +18,9 @@ ROW_HEIGHT = 22
 
 def lane_label(lane: Lane) -> Markup:
     """The name of a lane, which leads to its task, and in words what is drawn."""
-    name, note = _safe(lane.task), f" <em>{escape(lane.note)}</em>" if lane.note else ""
+    name, note = safe(lane.task), f" <em>{escape(lane.note)}</em>" if lane.note else ""
     return Markup(
-        f'<li id="n-{name}"><a href="task?name={_in_address(lane.task)}" title="{name}">{name}</a>'
+        f'<li id="n-{name}"><a href="task?name={in_address(lane.task)}" title="{name}">{name}</a>'
         f'{note}<span class="sr">: {escape(escape_terminal(lane.summary))}</span></li>'
     )
 
@@ -33,8 +33,8 @@ def lane_svg(lane: Lane, number: int) -> Markup:
     Args:
         number: Of the lanes above it.
     """
-    name = _safe(lane.task)
-    runs = f"runs?task={_in_address(lane.task)}&amp;status="
+    name = safe(lane.task)
+    runs = f"runs?task={in_address(lane.task)}&amp;status="
     bars = "".join([_bar(bar, name, runs) for bar in lane.bars])
     base = ROW_HEIGHT - 0.5
     return Markup(
@@ -44,30 +44,20 @@ def lane_svg(lane: Lane, number: int) -> Markup:
 
 
 def _bar(bar: Bar, name: str, runs: str) -> str:
-    status = _safe(bar.status)
+    status, label = safe(bar.status), bar.label
+    if not _is_plain(label):
+        label = escape(escape_terminal(label))
     drawn = (
-        f'<rect class="b s-{status}" x="{bar.start}%" width="{bar.width}%"><title>{name}: '
-        f"{escape(escape_terminal(bar.label))}</title></rect>"
+        f'<rect class="b s-{status}" x="{bar.start}%" width="{bar.width}%">'
+        f"<title>{name}: {label}</title></rect>"
     )
     if bar.run_id is not None:
-        return f'<a href="run?id={_in_address(bar.run_id)}" tabindex="-1">{drawn}</a>\n'
+        return f'<a href="run?id={in_address(bar.run_id)}" tabindex="-1">{drawn}</a>\n'
     if bar.since_ms is None:
         return f"{drawn}\n"
     these = f"{status}&amp;since={bar.since_ms}&amp;until={bar.until_ms}"
     return f'<a href="{runs}{these}" tabindex="-1">{drawn}</a>\n'
 
 
-@lru_cache(maxsize=4096)
-def _safe(text: str) -> Markup:
-    """A name as a page shows it; a page of 300 lanes has each ten times."""
-    return escape(escape_terminal(text))
-
-
-def _in_address(text: str) -> str:
-    """A name as a part of an address."""
-    return text if text.isascii() and text.isalnum() else _quoted(text)
-
-
-@lru_cache(maxsize=4096)
-def _quoted(text: str) -> str:
-    return quote(text, safe="")
+# Nearly every label is so: to escape it anyway takes as long as the rest of the bar.
+_is_plain = re.compile(r"[\w ,.:]*", re.ASCII).fullmatch

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from datetime import UTC
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fsa_cli.console.drawing import ROW_HEIGHT, lane_label, lane_svg
+from fsa_cli.console.parts import at, iso, run_link, status, task_link, word
 from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.formatting import format_bytes, format_elapsed, format_span, format_time
 from fsa_cli.terminal.masking import mask
@@ -115,16 +115,24 @@ def _environment() -> Environment:
         finalize=_shown,
         auto_reload=False,
     )
-    environment.globals.update(lane_label=lane_label, lane_svg=lane_svg, row_height=ROW_HEIGHT)
+    environment.globals.update(
+        at=at,
+        lane_label=lane_label,
+        lane_svg=lane_svg,
+        row_height=ROW_HEIGHT,
+        run_link=run_link,
+        status=status,
+        task_link=task_link,
+    )
     environment.filters.update(
         clock=format_time,
         day=lambda at: at.strftime("%Y-%m-%d"),
-        iso=lambda at: at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        iso=iso,
         elapsed=lambda ms: "" if ms is None else format_elapsed(ms),
         span=lambda seconds: format_span(seconds * 1000),
         bytes=format_bytes,
         masked=mask,
-        word=lambda status: str(status).replace("handed_off", "dispatched").replace("_", " "),
+        word=word,
         query=_query,
         number=lambda value: f"{value:,}",
     )
@@ -142,5 +150,14 @@ def _shown(value: object) -> object:
 
 def _query(values: dict[str, Any], **changes: Any) -> str:
     """The part of an address after the question mark; what is empty is left out."""
-    wanted = {**values, **changes}
-    return urlencode({k: v for k, v in wanted.items() if v not in (None, "", [], ())}, doseq=True)
+    return "&".join(
+        [
+            f"{name}={_quoted(str(each))}"
+            for name, value in {**values, **changes}.items()
+            for each in (value if isinstance(value, list | tuple) else [value])
+            if each not in (None, "")
+        ]
+    )
+
+
+_quoted = lru_cache(maxsize=4096)(quote_plus)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import Row
@@ -140,7 +140,13 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
         yield problem(
             f"{last.status.replace('_', ' ')} {format_times(number)}, {good}",
             ": ".join(
-                filter(None, [_place_of(last) or (places or {}).get(task.name, ""), _error(last)])
+                filter(
+                    None,
+                    [
+                        _place_of(last.traceback or "") or (places or {}).get(task.name, ""),
+                        _error(last),
+                    ],
+                )
             ),
             (f"fsa runs show {last.id[:8]}", *_again(last)),
         )
@@ -167,9 +173,10 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
         yield problem("no live scheduler knows it", commands=("fsa scheduler status",))
 
 
-def _place_of(run: Row[Any]) -> str | None:
+@lru_cache(maxsize=512)  # what fails is seen again at each look
+def _place_of(traceback: str) -> str | None:
     """The user's line that raised."""
-    frames = own_frames(mask_tail(run.traceback or ""))
+    frames = own_frames(mask_tail(traceback))
     return frames[0].place if frames else None
 
 

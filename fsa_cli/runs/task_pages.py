@@ -30,6 +30,8 @@ _SAMPLE = 500
 _FAR = timedelta(days=366)
 _NEXT = 5
 _BINS = 24
+_LATENESS = 120
+_ENDED = frozenset((*FAILED, "succeeded"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Durations:
         since: The instant of the first of them.
         ended, succeeded: How many of them ended, and how many well.
         bins: A histogram of the durations: the upper end of each, in ms, and how many.
-        lateness: Of each run its instant, and by how many ms it started late; the oldest first.
+        lateness: Of the latest runs the instant, and by how many ms each started late; the oldest
+            first.
     """
 
     runs: int
@@ -140,7 +143,7 @@ def task_detail(
         name,
         row,
         sample[0] if sample else None,
-        name in task_history.known(ledger, now_ms),
+        name in task_history.known(ledger, now_ms, name),
         coming,
         now_ms,
         zone,
@@ -222,19 +225,19 @@ def _coming(name: str, schedule: Schedule | None, now_ms: int) -> Sequence[FireT
 def _durations(rows: Sequence[Row[Any]]) -> Durations:
     done = [row for row in rows if row.finished_ms is not None and row.started_ms is not None]
     took = sorted(max(int(row.finished_ms - row.started_ms), 0) for row in done)
-    ended = [row for row in rows if row.status in (*FAILED, "succeeded")]
+    ended = [row.status for row in rows if row.status in _ENDED]
+    late = [row for row in rows if row.started_ms is not None and row.kind == "schedule"]
     return Durations(
         runs=len(rows),
         since=instant_of(rows[-1].scheduled_ms) if rows else None,
         ended=len(ended),
-        succeeded=sum(row.status == "succeeded" for row in ended),
+        succeeded=ended.count("succeeded"),
         p50_ms=_percentile(took, 0.5),
         p95_ms=_percentile(took, 0.95),
         bins=_bins(took),
         lateness=[
             (instant_of(row.scheduled_ms), max(int(row.started_ms - row.scheduled_ms), 0))
-            for row in reversed(rows)
-            if row.started_ms is not None and row.kind == "schedule"
+            for row in reversed(late[:_LATENESS])
         ],
     )
 
