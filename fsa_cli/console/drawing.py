@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
@@ -10,34 +11,39 @@ from fsa_cli.console.parts import in_address, safe
 from fsa_cli.runs.lanes import Bar, Lane
 from fsa_cli.terminal.escaping import escape_terminal
 
-__all__ = ["ROW_HEIGHT", "lane_label", "lane_svg"]
+__all__ = ["ROW_HEIGHT", "lane_bars", "lane_labels"]
 
 #: The height of a lane, in pixels.
 ROW_HEIGHT = 22
 
 
-def lane_label(lane: Lane) -> Markup:
-    """The name of a lane, which leads to its task, and in words what is drawn."""
+def lane_labels(lanes: Sequence[Lane]) -> Markup:
+    """The names of lanes, each of which leads to its task, and in words what is drawn."""
+    return Markup("\n".join([_label(lane) for lane in lanes]))
+
+
+def lane_bars(lanes: Sequence[Lane]) -> Markup:
+    """The bars of lanes, each with its title and a link to its run, or to the runs it stands for.
+
+    How high each is, and where in its lane, is in the style sheet: a state is told by its form too.
+    """
+    return Markup("\n".join([_bars(lane, number) for number, lane in enumerate(lanes)]))
+
+
+def _label(lane: Lane) -> str:
     name, note = safe(lane.task), f" <em>{escape(lane.note)}</em>" if lane.note else ""
-    return Markup(
+    return (
         f'<li id="n-{name}"><a href="task?name={in_address(lane.task)}" title="{name}">{name}</a>'
         f'{note}<span class="sr">: {escape(escape_terminal(lane.summary))}</span></li>'
     )
 
 
-def lane_svg(lane: Lane, number: int) -> Markup:
-    """The bars of a lane, each with its title and a link to its run, or to the runs it stands for.
-
-    How high each is, and where in its lane, is in the style sheet: a state is told by its form too.
-
-    Args:
-        number: Of the lanes above it.
-    """
+def _bars(lane: Lane, number: int) -> str:
     name = safe(lane.task)
     runs = f"runs?task={in_address(lane.task)}&amp;status="
     bars = "".join([_bar(bar, name, runs) for bar in lane.bars])
     base = ROW_HEIGHT - 0.5
-    return Markup(
+    return (
         f'<g id="l-{name}" transform="translate(0 {number * ROW_HEIGHT})">'
         f'<line class="base" x2="100%" y1="{base}" y2="{base}"/>\n{bars}</g>'
     )

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fsa_cli.console.drawing import ROW_HEIGHT, lane_label, lane_svg
+from fsa_cli.console.drawing import ROW_HEIGHT, lane_bars, lane_labels
 from fsa_cli.console.parts import at, iso, run_link, status, task_link, word
 from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.formatting import format_bytes, format_elapsed, format_span, format_time
@@ -117,8 +117,8 @@ def _environment() -> Environment:
     )
     environment.globals.update(
         at=at,
-        lane_label=lane_label,
-        lane_svg=lane_svg,
+        lane_bars=lane_bars,
+        lane_labels=lane_labels,
         row_height=ROW_HEIGHT,
         run_link=run_link,
         status=status,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any
@@ -15,6 +15,7 @@ from fsa_cli.ledger.run_search import Drawn
 from fsa_cli.runs import lanes
 from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.runs.task_pages import TaskLine
+from fsa_cli.schedules.schedule import Schedule, parse_schedule
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
@@ -90,8 +91,31 @@ def test_a_bar_of_a_lane_takes_at_most_ten_calls() -> None:
 
         def work() -> str:
             drawn = lanes.draw([("tea", "")], rows, [], {}, ComingInstants(), scale)
-            return drawing.lane_svg(drawn.lanes[0], 0)
+            return drawing.lane_bars(drawn.lanes)
 
         return calls(work)
 
     assert (draw(200) - draw(100)) / 100 <= 10
+
+
+def test_what_comes_all_the_time_is_told_by_a_few_instants() -> None:
+    coming, asked = CountedInstants(), parse_schedule("*/3 * * * *", "UTC")
+    tasks = [(f"task{number}", "") for number in range(100)]
+    schedules = {name: asked for name, _ in tasks}
+
+    drawn = lanes.draw(tasks, [], [], schedules, coming, lanes.Scale.around(NOW_MS, "24h"))
+
+    assert {len(lane.bars) for lane in drawn.lanes} == {1}
+    assert coming.most == 12
+
+
+class CountedInstants(ComingInstants):
+    """Knows how many instants of a task were wanted."""
+
+    most = 0
+
+    def of(
+        self, name: str, schedule: Schedule, after_ms: int, until_ms: int, limit: int
+    ) -> Sequence[int]:
+        self.most = max(self.most, limit)
+        return super().of(name, schedule, after_ms, until_ms, limit)
