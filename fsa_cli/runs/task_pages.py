@@ -223,10 +223,20 @@ def _coming(name: str, schedule: Schedule | None, now_ms: int) -> Sequence[FireT
 
 
 def _durations(rows: Sequence[Row[Any]]) -> Durations:
-    done = [row for row in rows if row.finished_ms is not None and row.started_ms is not None]
-    took = sorted(max(int(row.finished_ms - row.started_ms), 0) for row in done)
-    ended = [row.status for row in rows if row.status in _ENDED]
-    late = [row for row in rows if row.started_ms is not None and row.kind == "schedule"]
+    took: list[int] = []
+    ended: list[str] = []
+    late: list[tuple[datetime, int]] = []
+    # To ask a row for a column by its name takes as long as all the rest.
+    for _, status, kind, scheduled_ms, started_ms, finished_ms in map(tuple, rows):
+        if status in _ENDED:
+            ended.append(status)
+        if started_ms is None:
+            continue
+        if finished_ms is not None:
+            took.append(max(int(finished_ms - started_ms), 0))
+        if kind == "schedule" and len(late) < _LATENESS:
+            late.append((instant_of(scheduled_ms), max(int(started_ms - scheduled_ms), 0)))
+    took.sort()
     return Durations(
         runs=len(rows),
         since=instant_of(rows[-1].scheduled_ms) if rows else None,
@@ -235,10 +245,7 @@ def _durations(rows: Sequence[Row[Any]]) -> Durations:
         p50_ms=_percentile(took, 0.5),
         p95_ms=_percentile(took, 0.95),
         bins=_bins(took),
-        lateness=[
-            (instant_of(row.scheduled_ms), max(int(row.started_ms - row.scheduled_ms), 0))
-            for row in reversed(late[:_LATENESS])
-        ],
+        lateness=late[::-1],
     )
 
 
