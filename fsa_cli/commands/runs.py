@@ -167,6 +167,7 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         task = registry.get(found.task)
         limit = task.timeout_s if task is not None else None
         facts |= {"in": now.place, "sends": now.sends, "waits for": now.waits_for}
+        facts["end that session"] = "; ".join(now.cures)
         facts["time limit"] = f"{limit:g} s" if limit is not None else "none"
         facts["end it"] = f"fsa runs cancel {found.id[:8]}"
     elif found.id in was:

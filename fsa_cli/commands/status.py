@@ -155,6 +155,7 @@ def _running_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[s
         if line:
             yield line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
     if does.waits_for:
+        yield from does.cures
         yield f"fsa runs show {run.id[:8]}     fsa runs cancel {run.id[:8]}"
 
 

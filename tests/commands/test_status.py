@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from support.processes import OpenTerminal, Run, Start
 from support.shops import Shop
@@ -172,10 +172,10 @@ def test_a_run_that_hangs_on_a_lock_says_who_holds_it(
     assert fsa("scheduler", "init").returncode == 0
     engine = create_engine(shop.backend.url)
     with engine.connect() as holder:
-        holder.execute(text("UPDATE written SET n = 3"))
         number = holder.scalar(
             text("SELECT " + {"postgresql": "pg_backend_pid()"}.get(backend, "connection_id()"))
         )
+        holder.execute(text("UPDATE written SET n = 3 /* password=geheim */"))
         worker = fsa_process("worker", "start")
         run_id = fsa("run-task", "hang", "--enqueue").stdout.strip()
 
@@ -193,10 +193,19 @@ def test_a_run_that_hangs_on_a_lock_says_who_holds_it(
         assert re.search(r"^in\tmain.py:\d+ hang  db.session.execute", shown, re.MULTILINE)
         assert re.search(r"^sends\tUPDATE written SET n = 2  \(for \d+ s\)$", shown, re.MULTILINE)
         assert f"waits for\ta lock of session {number}, idle in transaction for" in shown
+        user = make_url(shop.backend.url).username
+        assert re.search(rf"^waits for\t.*: .*\buser {user}\b", shown, re.MULTILINE)
+        if backend == "postgresql":  # MariaDB does not say what an idle session has sent
+            assert "; it sent UPDATE written SET n = 3 /* password=*** */" in shown
+        cure = {"postgresql": f'-c "select pg_terminate_backend({number})"'}.get(
+            backend, f'-e "KILL {number}"'
+        )
+        assert f"end that session\tfsa db shell -- {cure}" in shown
         assert f"end it\tfsa runs cancel {run_id[:8]}" in shown
         assert "time limit\t60 s" in shown
         seen = fsa("status").stdout
         assert f"waits for a lock of session {number}, idle" in seen
+        assert f"fsa db shell -- {cure}" in seen
         assert f"fsa runs cancel {run_id[:8]}" in seen
     engine.dispose()
     wait_until(lambda: ("hang", "succeeded") in shop.runs())

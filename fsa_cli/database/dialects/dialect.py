@@ -9,12 +9,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.terminal.masking import mask_head
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Inspector
 
 __all__ = ["Blocker", "Client", "DatabaseDialect", "Measured", "Server", "ServerSession"]
 
+# What PostgreSQL says in place of a statement that only its user may see.
+_HIDDEN = "<insufficient privilege>"
+_STATEMENT = 1000
 _LOCAL = frozenset(("127.0.0.1", "::1", "localhost"))
 
 
@@ -58,12 +62,14 @@ class Blocker:
         who: Its program, user and host, as far as they are known.
         state: As the server calls it: `idle in transaction`, `active`.
         for_s: For how long it has been in that state.
+        statement: What it executes, or has executed last; "" where the server does not say it.
     """
 
     id: int
     who: str
     state: str
     for_s: float
+    statement: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class DatabaseDialect:
     name = ""
     """Of all of its names in SQLAlchemy the first; "" is an unknown one."""
     usual_port = ""
+    end_session = ""
+    """The arguments of its client that end the session {id}; "" if there is no way."""
 
     # -- where it is -------------------------------------------------------------------------------
 
@@ -220,16 +228,17 @@ def scalar_int(connection: Connection, statement: str) -> int | None:
 
 def sessions_of(found: Sequence[Any]) -> list[ServerSession]:
     """Sessions out of rows: id, statement, seconds; of a blocker id, program, user, host, state,
-    seconds, or NULL."""
+    seconds, statement, or NULL."""
     sessions: dict[int, ServerSession] = {}
-    for number, statement, for_s, blocker, program_, user, host, state, since_s in found:
+    for number, statement, for_s, blocker, program_, user, host, state, since_s, sent in found:
         known = sessions.get(int(number)) or ServerSession(
             int(number), str(statement or ""), float(for_s or 0)
         )
         if blocker is not None:
-            named = program_ or f"user {user}"
-            who = f"{named} from {host}" if host else str(named)
-            one = Blocker(int(blocker), who, str(state or "unknown"), float(since_s or 0))
+            parts = (program_, f"user {user}" if user else "", f"from {host}" if host else "")
+            who = " ".join(str(part) for part in parts if part)
+            sent = "" if not sent or sent == _HIDDEN else mask_head(str(sent), _STATEMENT)
+            one = Blocker(int(blocker), who, str(state or "unknown"), float(since_s or 0), sent)
             known = replace(known, blockers=(*known.blockers, one))
         sessions[known.id] = known
     return list(sessions.values())

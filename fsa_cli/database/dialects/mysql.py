@@ -48,7 +48,7 @@ _TOTAL = (
 )
 _SESSIONS = """
     SELECT p.id, p.info, p.time, b.id, NULL, b.user, b.host,
-        CASE b.command WHEN 'Sleep' THEN 'idle in transaction' ELSE b.command END, b.time
+        CASE b.command WHEN 'Sleep' THEN 'idle in transaction' ELSE b.command END, b.time, b.info
     FROM information_schema.processlist p
         LEFT JOIN information_schema.innodb_trx waiting ON waiting.trx_mysql_thread_id = p.id
         LEFT JOIN {waits} ON requesting = waiting.trx_id
@@ -68,6 +68,7 @@ _WAITS_MYSQL = """
 class MySQL(DatabaseDialect):
     name = "mysql"
     usual_port = "3306"
+    end_session = '-e "KILL {id}"'
 
     def servers(self, url: URL) -> list[Server]:
         if socket := parameter(url, "unix_socket"):

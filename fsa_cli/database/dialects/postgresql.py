@@ -68,7 +68,7 @@ _TABLES = """
 _SESSIONS = """
     SELECT a.pid, a.query, extract(epoch FROM clock_timestamp() - a.query_start),
         b.pid, b.application_name, b.usename, host(b.client_addr), b.state,
-        extract(epoch FROM clock_timestamp() - b.state_change)
+        extract(epoch FROM clock_timestamp() - b.state_change), b.query
     FROM pg_stat_activity a LEFT JOIN pg_stat_activity b ON b.pid = ANY(pg_blocking_pids(a.pid))
     WHERE a.state = 'active' AND a.pid IN ({ids}) ORDER BY a.pid, b.pid
 """
@@ -77,6 +77,7 @@ _SESSIONS = """
 class PostgreSQL(DatabaseDialect):
     name = "postgresql"
     usual_port = "5432"
+    end_session = '-c "select pg_terminate_backend({id})"'
 
     def servers(self, url: URL) -> list[Server]:
         """Hosts may stand in the query, and libpq's variables stand in for what is missing.
