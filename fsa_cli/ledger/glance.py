@@ -36,6 +36,7 @@ MOST_RUNNING = 50
 #: Of what waits, so many of each status are counted, those that are due first.
 MOST_COUNTED = 10_000
 _MOST_GROUPS = 500
+_EXECUTED = tuple(each for each in FINAL if each not in (RunStatus.SKIPPED, RunStatus.MISSED))
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ class Glance:
     Attributes:
         nodes: Those that live, and those that have gone since yesterday.
         tasks: By name.
-        last_runs: The last run of each task that has ended, at least where something went wrong.
+        last_runs: The last run of each task that has ended, where the look is a full one.
+        last_executed: The last run of each task that was not skipped, where something went wrong.
         missed: How many instants of each task were missed since its last success.
+        skipped: How many were skipped since then.
         known: The tasks that a live scheduler fires.
         elsewhere: Other namespaces of the ledger whose schedulers or workers live.
         running: The runs that go on, the longest first, with their progress and the host, pid, role
@@ -86,7 +89,9 @@ class Glance:
     nodes: Sequence[Row[Any]]
     tasks: Sequence[Row[Any]]
     last_runs: Mapping[str, Row[Any]]
+    last_executed: Mapping[str, Row[Any]]
     missed: Mapping[str, int]
+    skipped: Mapping[str, int]
     known: frozenset[str]
     elsewhere: tuple[str, ...]
     running: Sequence[Row[Any]]
@@ -106,14 +111,17 @@ def glance(ledger: Ledger, at_ms: int | None = None, *, full: bool = False) -> G
 
     def work(connection: Connection) -> Glance:
         now_ms = ledger.now_ms(connection) if at_ms is None else at_ms
-        last = task_history.latest(ledger, FINAL, wrong=not full)
+        last = task_history.latest(ledger, FINAL)
+        executed = task_history.latest(ledger, _EXECUTED, wrong=True)
         running = run_search.going_on(ledger, MOST_RUNNING + 1)
         return Glance(
             now_ms=now_ms,
             nodes=nodes.listed(connection, ledger, now_ms),
             tasks=connection.execute(queries.all_tasks(ledger)).all(),
-            last_runs={row.task: row for row in connection.execute(last)},
+            last_runs={row.task: row for row in connection.execute(last)} if full else {},
+            last_executed={row.task: row for row in connection.execute(executed)},
             missed=queries.missed(connection, ledger.namespace),
+            skipped=queries.missed(connection, ledger.namespace, RunStatus.SKIPPED),
             known=nodes.fired(connection, ledger, now_ms),
             elsewhere=nodes.elsewhere(connection, ledger, now_ms),
             running=connection.execute(running).all(),

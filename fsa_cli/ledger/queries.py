@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
 from fsa_cli.ledger.nodes import elsewhere, lives
-from fsa_cli.ledger.records import OPEN_STATES
+from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.serving import Unserved, unserved
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import key, node, progress, run, task
@@ -241,19 +241,21 @@ def _waiting(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Ro
     return connection.execute(statement).all()
 
 
-def missed(connection: Connection, namespace: str) -> dict[str, int]:
-    """How many instants of each task were missed since its last success; of all the latest 300
-    are counted."""
-    rows = connection.execute(_missed(), {"of_namespace": namespace})
+def missed(
+    connection: Connection, namespace: str, status: str = RunStatus.MISSED
+) -> dict[str, int]:
+    """How many instants of each task were missed, or have another *status*, since its last
+    success; of all the latest 300 are counted."""
+    rows = connection.execute(_missed(status), {"of_namespace": namespace})
     return {row.task: row.number for row in rows}
 
 
 @cache  # to build it takes as long as to execute it
-def _missed() -> Select[tuple[str, int]]:
+def _missed(status: str) -> Select[tuple[str, int]]:
     namespace = bindparam("of_namespace", type_=run.c.namespace.type)
     some = (
         select(run.c.task, run.c.scheduled_ms)
-        .where(run.c.namespace == namespace, run.c.status == "missed")
+        .where(run.c.namespace == namespace, run.c.status == status)
         .order_by(run.c.not_before_ms.desc())
         .limit(_MISSED)
         .subquery()

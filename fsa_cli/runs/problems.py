@@ -24,6 +24,8 @@ __all__ = ["LONG_MS", "Problem", "lives", "problems", "since"]
 
 #: What waits for longer than that wants a look.
 LONG_MS = 60_000
+# A group or a long run skips one now and then.
+_SKIPPED = 5
 _DIED_MS = 3600 * 1000
 _BAD = (RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.INTERRUPTED)
 
@@ -132,11 +134,12 @@ def _unserved(seen: Glance, dispatched: Sequence[Waiting]) -> Iterator[Problem]:
 
 def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Iterator[Problem]:
     problem = partial(Problem, task.name, is_task=True)
-    last = seen.last_runs.get(task.name)
+    last = seen.last_executed.get(task.name)
+    succeeded = task.last_success_ms
+    good = f"last success {since(succeeded, seen.now_ms)}" if succeeded else "never succeeded"
+    skipped = seen.skipped.get(task.name, 0)
     if task.consecutive_failures and last is not None and last.status in _BAD:
         number = task.consecutive_failures
-        succeeded = task.last_success_ms
-        good = f"last success {since(succeeded, seen.now_ms)}" if succeeded else "never succeeded"
         yield problem(
             f"{last.status.replace('_', ' ')} {format_times(number)}, {good}",
             ": ".join(
@@ -152,9 +155,15 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
         )
     elif last is not None and last.status == RunStatus.INTERRUPTED:
         yield problem(
-            f"interrupted {since(last.finished_ms or last.scheduled_ms, seen.now_ms)}",
+            f"interrupted {since(last.finished_ms or last.scheduled_ms, seen.now_ms)}, {good}"
+            + (f", {skipped} skipped since" if skipped else ""),
             _error(last),
             (f"fsa runs show {last.id[:8]}", *_again(last)),
+        )
+    elif skipped >= _SKIPPED and all(each.task != task.name for each in seen.running):
+        yield problem(
+            f"skipped {format_times(skipped)}, {good}",
+            commands=(f"fsa runs {task.name} --status skipped",),
         )
     if task.paused_ms is not None:
         by = f" by {task.paused_by}" if task.paused_by else ""

@@ -247,3 +247,35 @@ def sleep():
     lines = COLORS.sub("", str(child.before)).splitlines()
     at = max(number for number, line in enumerate(lines) if line.endswith("^C"))
     assert [line for line in lines[at + 1 :] if line][:1] == ([after] if after else [])
+
+
+@pytest.mark.parametrize("executed", ["interrupted", "skipped"])
+def test_a_task_that_is_skipped_again_and_again_and_never_succeeds_needs_a_look(
+    executed: str, fsa: Run, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    for word in ("pause", "resume"):
+        assert fsa("scheduler", word, "tidy").returncode == 0
+    for _ in range(6):
+        assert fsa("run-task", "tidy").returncode == 0
+    (ledger,) = small_shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE fsa_task SET last_success_ms = NULL")
+        connection.execute("UPDATE fsa_run SET status = 'skipped'")
+        first = "SELECT id FROM fsa_run ORDER BY scheduled_ms LIMIT 1"
+        connection.execute(f"UPDATE fsa_run SET status = ? WHERE id = ({first})", [executed])
+        (run_id,) = connection.execute(first).fetchone()
+    (found,) = [
+        each
+        for each in json.loads(fsa("status", "--json").stdout)["problems"]
+        if each["subject"] == "tidy"
+    ]
+    if executed == "skipped":
+        assert found["said"] == "skipped 6 times, never succeeded"
+        assert found["commands"] == ["fsa runs tidy --status skipped"]
+    else:
+        said = r"interrupted \d\d:\d\d:\d\d, never succeeded, 5 skipped since"
+        assert re.fullmatch(said, found["said"])
+        show, retry = f"fsa runs show {run_id[:8]}", f"fsa runs retry {run_id[:8]}"
+        assert found["commands"] == [show, retry]
