@@ -18,7 +18,7 @@ from fsa_cli.terminal.masking import mask
 
 app = typer.Typer()
 
-_PLACES = {"directory": "the current directory", "project": "the nearest pyproject.toml"}
+_PLACES = ("directory", "project")
 _UNSET = {
     "executor": "local",
     "lease_s": 20,
@@ -90,8 +90,13 @@ def _flags(fsa: Fsa) -> Iterator[tuple[str, object, str]]:
 
 
 def _others(settings: Settings) -> Iterator[tuple[str, object, str]]:
-    for name, source in _PLACES.items():
-        yield name, getattr(settings, name), source
+    yield "directory", settings.directory, "the current directory"
+    has_file = (settings.project / "pyproject.toml").is_file()
+    yield (
+        "project",
+        settings.project,
+        "the nearest pyproject.toml" if has_file else "the current directory: no pyproject.toml",
+    )
     named = "FSA_STATE_DIR" if os.environ.get("FSA_STATE_DIR") else "default"
     yield "state_dir", state_dir(), named
     if settings.env_file is not None:

@@ -13,7 +13,7 @@ import typer
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.exceptions import FsaError, LedgerUnusable
-from fsa_cli.terminal.folding import side_by_side
+from fsa_cli.terminal.folding import fold, side_by_side
 from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_span
 
 if TYPE_CHECKING:
@@ -55,12 +55,17 @@ def status(context: typer.Context) -> None:
             does = doing(ledger, seen.running, loaded.databases)
         found = problems(seen)
     except LedgerUnusable as exc:
-        found = [Problem("ledger", exc.message, "; ".join(exc.details), (exc.hint or "",))]
+        # Without a database the ledger would be a file of this machine: that comes first.
+        names_none = not loaded.databases and not fsa.settings.ledger_url
+        subject, wrong = ("database", loaded.no_database()) if names_none else ("ledger", exc)
+        found = [Problem(subject, wrong.message, "; ".join(wrong.details), (wrong.hint or "",))]
     coming = _coming(fsa, seen)
     if fsa.output.json:
         fsa.output.document(_document(fsa, seen, found, coming))
         return
-    for line in (*_head(fsa), *(_counts(seen) if seen is not None else ())):
+    for line in _head(fsa):
+        fsa.output.line(line)
+    for line in _counts(seen) if seen is not None else ():
         _write(fsa, line)
     if found:
         fsa.output.heading("\nneeds a look")
@@ -87,12 +92,14 @@ def _write(fsa: Fsa, line: str) -> None:
     fsa.output.line(line if not width or len(line) <= width else f"{line[: width - 3]}...")
 
 
-def _head(fsa: Fsa) -> Iterator[str]:
+def _head(fsa: Fsa) -> list[str]:
     from fsa_cli.database.identity import address
 
-    loaded, settings = fsa.load(), fsa.settings
+    loaded, namespace = fsa.load(), fsa.settings.namespace
     databases = ", ".join(address(each.url) for each in loaded.databases.values())
-    yield f"{settings.namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
+    head = f"{namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
+    console = fsa.output.console
+    return fold(head, console.width, indent=2) if console.is_terminal else [head]
 
 
 def _schema(fsa: Fsa) -> str:

@@ -59,22 +59,22 @@ class LoadedApp:
         if name in self.databases:
             return self.databases[name]
         if not self.databases:
-            seen = engines_in_sight()
-            line = f'[tool.fsa] database = "{seen[0] if seen else "core.db:engine"}"'
-            raise ConfigurationError(
-                f"the app {self.target} has no database",
-                details=[
-                    self._why_no_database(),
-                    *(f"there is {name}" for name in seen[:3]),
-                ],
-                hint=f"write {line} in pyproject.toml"
-                if seen
-                else 'app.add_middleware(DBSessionMiddleware, db_url="..."), FSA_DB_URL,'
-                f" or {line}",
-            )
+            raise self.no_database()
         raise UsageError(
             f"the app {self.target} has no database {name!r}",
             hint=f"it has {', '.join(self.databases)}",
+        )
+
+    def no_database(self) -> ConfigurationError:
+        """What to say where the app has none, and how it gets one."""
+        seen = engines_in_sight()
+        line = f'[tool.fsa] database = "{seen[0] if seen else "core.db:engine"}"'
+        return ConfigurationError(
+            f"the app {self.target} has no database",
+            details=[self._why_no_database(), *(f"there is {name}" for name in seen[:3])],
+            hint=f"write {line} in pyproject.toml"
+            if seen
+            else f'app.add_middleware(DBSessionMiddleware, db_url="..."), FSA_DB_URL, or {line}',
         )
 
     def _why_no_database(self) -> str:

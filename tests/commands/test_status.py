@@ -11,6 +11,7 @@ import pexpect
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from support.backends import Backend
 from support.processes import OpenTerminal, Run, Start
 from support.shops import Shop
 from support.waiting import wait_until
@@ -83,7 +84,8 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     child = terminal("fsa", "status", columns=80)
     child.expect(pexpect.EOF)
     lines = COLORS.sub("", str(child.before)).splitlines()
-    assert max(map(len, lines)) <= 80
+    # A path alone is never cut.
+    assert max(len(line) for line in lines if len(line.split()) > 1) <= 80
     assert [line for line in lines if line in ("needs a look", "next")] == ["needs a look", "next"]
     place = re.search(r"main\.py:(\d+): LookupError: no such user", "\n".join(lines))
     assert place is not None
@@ -247,6 +249,35 @@ def sleep():
     lines = COLORS.sub("", str(child.before)).splitlines()
     at = max(number for number, line in enumerate(lines) if line.endswith("^C"))
     assert [line for line in lines[at + 1 :] if line][:1] == ([after] if after else [])
+
+
+def test_an_app_without_a_database_is_told_how_to_name_one(fsa: Run, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(
+        "from fastapi import FastAPI\nfrom fsa_cli import task\napp = FastAPI()\n\n"
+        '@task(schedule="@hourly")\ndef tidy(): ...\n'
+    )
+    (tmp_path / "pyproject.toml").unlink(missing_ok=True)
+    (found,) = json.loads(fsa("status", "--json").stdout)["problems"]
+    assert found["subject"] == "database"
+    assert found["said"] == "the app main:app has no database"
+    (cure,) = found["commands"]
+    assert "db_url=" in cure
+    assert "FSA_DB_URL" in cure
+    project = re.search(r"^project\t\S+\t(.*)$", fsa("config").stdout, re.MULTILINE)
+    assert project is not None
+    assert project[1] == "the current directory: no pyproject.toml"
+
+
+def test_the_database_in_the_first_line_is_not_cut(
+    postgresql: Backend, tmp_path: Path, fsa: Run, terminal: OpenTerminal
+) -> None:
+    shop = Shop(tmp_path, postgresql)
+    shop.write(TASKS)
+    (tmp_path / "pyproject.toml").write_text(f'[tool.fsa]\nnamespace = "{"long" * 12}"\n')
+    child = terminal("fsa", "status", columns=80)
+    child.expect(pexpect.EOF)
+    shown = " ".join(COLORS.sub("", str(child.before)).split())
+    assert f"as {make_url(postgresql.url).username} " in shown
 
 
 @pytest.mark.parametrize("executed", ["interrupted", "skipped"])
