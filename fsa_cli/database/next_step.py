@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 __all__ = ["disk_is_full", "next_step", "refuses"]
 
@@ -15,6 +15,10 @@ _READ_ONLY = (
     "read"
 )
 _FORBIDDEN = "the database's user may not do that: GRANT it, or use another user"
+
+_COMPARE = "fsa db check compares the database with the models"
+_MISSING = f"{_COMPARE}, fsa db upgrade migrates it"
+_CREATE = f"{_COMPARE}, fsa db create makes the tables that it lacks"
 
 # The first that fits counts. Of PostgreSQL's, MySQL's, MariaDB's and SQLite's own texts.
 _STEPS = (
@@ -55,7 +59,7 @@ _STEPS = (
     (
         r"no such (table|column)|(relation|column|table) \S+ (of relation \S+ )?does not exist"
         r"|table '.*' doesn't exist|unknown column",
-        "fsa db check compares the database with the models, fsa db upgrade migrates it",
+        _MISSING,
     ),
     (
         r"could not translate host name|name or service not known|getaddrinfo|unknown .*host",
@@ -71,12 +75,18 @@ _COMPILED = tuple((re.compile(pattern), step) for pattern, step in _STEPS)
 _LOOKED_AT = 2000
 
 
-def next_step(error: BaseException | None) -> str | None:
-    """What to do about *error*; None if what the server said is not known here."""
+def next_step(
+    error: BaseException | None, *, migrates: Callable[[], bool] = lambda: True
+) -> str | None:
+    """What to do about *error*; None if what the server said is not known here.
+
+    Args:
+        migrates: Whether the project has migrations; asked where a table or a column is missing.
+    """
     for text in _texts(error):
         for pattern, step in _COMPILED:
             if pattern.search(text):
-                return step
+                return step if step != _MISSING or migrates() else _CREATE
     return None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import FsaError, Refused, TaskFailed, TimedOut
+from fsa_cli.project import loader
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner.run import RunResult
 from fsa_cli.tasks.context import Progress
@@ -144,8 +145,17 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
 def _hint(error: BaseException) -> str:
     if _misses_state(error):
         return _OF_LIFESPAN
-    step = next_step(error) if hasattr(error, "orig") else None  # of SQLAlchemy's alone
+    is_databases = hasattr(error, "orig")  # of SQLAlchemy's alone
+    step = next_step(error, migrates=_migrates) if is_databases else None
     return step or "--traceback shows where it comes from"
+
+
+def _migrates() -> bool:
+    """Whether the project that `fsa` has loaded has migrations; nobody knows it of others."""
+    from fsa_cli.migrations.scripts import find
+
+    loaded = loader.current()
+    return loaded is None or find(loaded[1]).exist
 
 
 def _misses_state(error: BaseException) -> bool:

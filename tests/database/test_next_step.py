@@ -88,6 +88,11 @@ def test_a_task_whose_table_is_missing_points_to_db_check(fsa: Run, tmp_path: Pa
     done = fsa("run-task", "read")
     assert done.returncode == 1
     assert "hint: fsa db check compares the database with the models" in done.stderr
+    assert "fsa db create makes the tables that it lacks" in done.stderr
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "env.py").touch()
+    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = migrations\n")
+    assert "fsa db upgrade migrates it" in fsa("run-task", "read").stderr
     url = "mysql+pymysql://h_stranger:s3cret@127.0.0.1:1/x"
     away = fsa("db", "show", env={"FSA_DB_URL": url})
     assert away.returncode == 4
