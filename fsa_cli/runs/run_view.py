@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from fsa_cli.exceptions import FsaError, UsageError
+from fsa_cli.exceptions import FsaError, UsageError, did_you_mean
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.store import Ledger
@@ -18,6 +18,7 @@ from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import value_in
 from fsa_cli.schedules.durations import duration_s
+from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_elapsed, format_time
 
 __all__ = [
@@ -82,7 +83,10 @@ def get_run(ledger: Ledger, prefix: str) -> Row[Any]:
         going_on = queries.runs(ledger, names=names, statuses=["running"], limit=1) if name else []
         matching = going_on or queries.runs(ledger, names=names, limit=1)
     if not matching:
-        raise UsageError(f"there is no run {prefix!r}", hint="fsa runs lists the latest ones")
+        known = {each.name for each in (*queries.tasks(ledger), *registry)}
+        near = None if prefix in known else did_you_mean(prefix, known)
+        said = none_found(prefix, (), None) if prefix in known else f"there is no run {prefix!r}"
+        raise UsageError(said, hint=near or "fsa runs lists the latest ones")
     if len(matching) > 1:
         raise UsageError(
             f"{prefix!r} is the beginning of more than one run",

@@ -110,6 +110,10 @@ def test_a_run_that_is_not_there_or_not_the_only_one_is_said(fsa: Run, ran: Shop
     missing = fsa("runs", "show", "zzz")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "there is no run 'zzz'" in missing.stderr
+    typo = fsa("runs", "show", "shipp")
+    assert typo.returncode == 2
+    assert "there is no run 'shipp'\nhint: did you mean ship?" in typo.stderr
+    assert "error: wait has not run yet\n" in fsa("runs", "show", "wait").stderr
     many = "from main import ship; [ship.enqueue() for _ in range(16)]"
     assert fsa("shell", "-c", many).returncode == 0
     ids = [str(run["id"]) for run in documents(fsa)]
