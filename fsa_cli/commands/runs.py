@@ -139,6 +139,7 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
     from fsa_cli.ledger.glance import executing
     from fsa_cli.runs import run_view as views
     from fsa_cli.runs.run_activity import Doing, doing
+    from fsa_cli.runs.waiting_run import why_it_waits
     from fsa_cli.tasks.registry import registry
 
     fsa = Fsa.of(context)
@@ -149,6 +150,7 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         earlier = attempts_of(ledger, found.id)
         goes_on = found.status == "running"
         does = doing(ledger, [found], loaded.databases) if goes_on else {}
+        waits, cures = why_it_waits(ledger, found)
         was = activities(ledger, [found.id]) if found.status in _BROKEN_OFF else {}
     now = does.get(found.id, Doing())
     if fsa.output.json:
@@ -157,6 +159,8 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         if goes_on:
             document["host"], document["pid"] = (by.host, by.pid) if by else (None, None)
             document["doing"] = asdict(now)
+        if waits:
+            document["waits_because"], document["commands"] = waits, cures
         fsa.output.document(document)
         return
     now_at = datetime.now(UTC)
@@ -170,6 +174,8 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         facts["end that session"] = "; ".join(now.cures)
         facts["time limit"] = f"{limit:g} s" if limit is not None else "none"
         facts["end it"] = f"fsa runs cancel {found.id[:8]}"
+    elif waits:
+        facts |= {"waits because": waits, "then": "; ".join(cures)}
     elif found.id in was:
         facts["was in"] = was[found.id].place
     fsa.output.record({name: value for name, value in facts.items() if value != ""})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -16,14 +16,24 @@ from fsa_cli.project import loader
 from fsa_cli.runs.run_pages import own_frames
 from fsa_cli.runs.run_view import error_of
 from fsa_cli.runs.status_view import node_state
+from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_span, format_time, format_times
 from fsa_cli.terminal.masking import mask_head, mask_tail
 
-__all__ = ["LONG_MS", "Problem", "lives", "problems", "since"]
+__all__ = [
+    "LONG_MS",
+    "NOBODY_TAKES_IT",
+    "Problem",
+    "lives",
+    "problems",
+    "since",
+    "waits_because",
+]
 
 #: What waits for longer than that wants a look.
 LONG_MS = 60_000
+NOBODY_TAKES_IT = "no live process takes it (--only, --tag, another version?)"
 # A group or a long run skips one now and then.
 _SKIPPED = 5
 _DIED_MS = 3600 * 1000
@@ -60,7 +70,7 @@ def problems(seen: Glance) -> list[Problem]:
     found = [*_processes(seen, places)]
     for task in seen.tasks:
         found += _task(task, seen, places)
-    found += _waiting(seen, places)
+    found += _waiting(seen)
     found += [
         Problem(
             run.task,
@@ -73,6 +83,39 @@ def problems(seen: Glance) -> list[Problem]:
         if run.lease_until_ms is not None and run.lease_until_ms < seen.now_ms
     ]
     return found
+
+
+def waits_because(seen: Glance, name: str) -> tuple[str, tuple[str, ...]]:
+    """Why a queued run of the task *name* waits whose time has come, and what shows or cures it."""
+    executing = sum(
+        each.role in ("scheduler", "worker") and lives(each, seen.now_ms) for each in seen.nodes
+    )
+    if loader.current() and registry.get(name) is None:
+        cancel = f"fsa runs cancel --task {name} --status queued"
+        return "the app has no such task (renamed?)", (cancel,)
+    if not executing:
+        return "nobody is alive who executes runs", ("fsa worker start",)
+    if (one := _holder(seen, name)) is not None:
+        show = (f"fsa runs show {one.id[:8]}",)
+        if one.task == name:
+            return f"its run {one.id[:8]} goes on", show
+        return f"its lock is held by run {one.id[:8]} of {one.task}", show
+    if len(seen.running) >= executing:
+        return "other runs go on, or no live process knows it", ()
+    return NOBODY_TAKES_IT, ("fsa worker start",)
+
+
+def _holder(seen: Glance, name: str) -> Row[Any] | None:
+    """The run that holds the lock of this task; of a task that nobody knows here, its own."""
+    task = registry.get(name)
+    if task is None:
+        return next((each for each in seen.running if each.task == name), None)
+    lock = lock_of(task, "")
+    for each in seen.running if lock is not None else ():
+        other = registry.get(each.task)
+        if other is not None and lock_of(other, "") == lock:
+            return each
+    return None
 
 
 def lives(node: Row[Any], now_ms: int) -> bool:
@@ -179,7 +222,10 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
         )
     is_wanted = task.schedule_hash is not None and (places is None or task.name in places)
     if is_wanted and task.name not in seen.known and "scheduler" in _alive(seen):
-        yield problem("no live scheduler knows it", commands=("fsa scheduler status",))
+        yield problem(
+            "no live scheduler knows it (--only, --tag, another version?)",
+            commands=(f"fsa scheduler start --only {task.name}",),
+        )
 
 
 @lru_cache(maxsize=512)  # what fails is seen again at each look
@@ -193,34 +239,19 @@ def _again(run: Row[Any]) -> tuple[str, ...]:
     return (f"fsa runs retry {run.id[:8]}",) if run.status == RunStatus.INTERRUPTED else ()
 
 
-def _waiting(seen: Glance, places: Collection[str] | None) -> Iterator[Problem]:
-    alive = _alive(seen)
-    running = {each.task: each for each in seen.running}
+def _waiting(seen: Glance) -> Iterator[Problem]:
     late: dict[str, list[Waiting]] = {}
     for each in seen.waiting:
         is_late = each.due and seen.now_ms - each.due_ms >= LONG_MS
         if each.status == RunStatus.QUEUED and is_late:
             late.setdefault(each.task, []).append(each)
     for name, same in late.items():
-        cure: tuple[str, ...] = ()
-        if places is not None and name not in places:
-            why = "the app has no such task (renamed?)"
-            cure = (f"fsa runs cancel --task {name} --status queued",)
-        elif alive.isdisjoint({"scheduler", "worker"}):
-            why = "nobody is alive who executes runs"
-            cure = ("fsa worker start",)
-        elif (one := running.get(name)) is not None:
-            why = f"its run {one.id[:8]} goes on"
-        elif seen.running:
-            why = "other runs go on, or no live process knows it"
-        else:
-            why = "no live process takes it (--only, --tag, another version?)"
-            cure = ("fsa worker start",)
+        why, cures = waits_because(seen, name)
         number = f"{sum(each.due for each in same)}{'+' if same[0].more else ''}"
         yield Problem(
             name,
             f"{number} queued for {_ago(same[0].due_ms, seen)}: {why}",
-            commands=(f"fsa runs {name} --status queued", *cure),
+            commands=(f"fsa runs {name} --status queued", *cures),
             is_task=True,
         )
 

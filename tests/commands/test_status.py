@@ -310,3 +310,52 @@ def test_a_task_that_is_skipped_again_and_again_and_never_succeeds_needs_a_look(
         assert re.fullmatch(said, found["said"])
         show, retry = f"fsa runs show {run_id[:8]}", f"fsa runs retry {run_id[:8]}"
         assert found["commands"] == [show, retry]
+
+
+def test_a_queued_run_says_why_it_waits(fsa: Run, small_shop: Shop) -> None:
+    small_shop.write("""
+    @task(group="post")
+    def send(): ...
+
+    @task(group="post")
+    def sort(): ...
+    """)
+    assert fsa("scheduler", "init").returncode == 0
+    waiting = fsa("run-task", "send", "--enqueue").stdout.strip()
+
+    def why(run: str = waiting) -> tuple[str, list[str]]:
+        shown = json.loads(fsa("runs", "show", run, "--json").stdout)
+        return shown.get("waits_because", ""), shown.get("commands", [])
+
+    assert why() == ("nobody is alive who executes runs", ["fsa worker start"])
+    shown = fsa("runs", "show", waiting).stdout
+    assert "waits because\tnobody is alive who executes runs\nthen\tfsa worker start\n" in shown
+    later = fsa("run-task", "send", "--enqueue", "--run-after", "2h").stdout.strip()
+    assert why(later)[0].startswith("its time comes in ")
+
+    holder = fsa("run-task", "sort", "--enqueue").stdout.strip()
+    now_ms = round(time.time() * 1000)
+    (ledger,) = small_shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute(
+            "INSERT INTO fsa_node VALUES ('one', ?, 'db1', 4711, '1', 'worker', 'alive', ?, ?, ?)",
+            (small_shop.directory.name, now_ms, now_ms, now_ms + 3_600_000),
+        )
+        connection.execute(
+            "UPDATE fsa_run SET status = 'running', node = 'one' WHERE id = ?", [holder]
+        )
+    said = f"its lock is held by run {holder[:8]} of sort"
+    assert why() == (said, [f"fsa runs show {holder[:8]}"])
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET status = 'failed' WHERE id = ?", [holder])
+    assert why() == ("", [])  # it has been there for a moment, and will be taken
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET not_before_ms = not_before_ms - 120000")
+    assert why()[0] == "no live process takes it (--only, --tag, another version?)"
+    (small_shop.directory / "main.py").write_text(
+        (small_shop.directory / "main.py").read_text().replace("def send", "def send_off")
+    )
+    assert why() == (
+        "the app has no such task (renamed?)",
+        ["fsa runs cancel --task send --status queued"],
+    )

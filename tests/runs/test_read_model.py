@@ -230,7 +230,7 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
     said = [re.sub(r" (\d\d:){2}\d\d| 3 min| \d+ s\b", " T", each.text) for each in seen.problems]
     assert [each.partition(", pid")[0].replace(gethostname(), "here") for each in said] == [
         "scheduler: one has died T ago: here",
-        "lost: no live scheduler knows it",
+        "lost: no live scheduler knows it (--only, --tag, another version?)",
         "mail: failed 3 times, never succeeded",
         "old: paused T by ann",
         "tea: missed 1 since its last success",
