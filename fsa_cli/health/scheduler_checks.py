@@ -9,6 +9,7 @@ from fsa_cli.exceptions import CheckFailed
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import existing
 from fsa_cli.ledger.queries import Vitals
+from fsa_cli.runs.problems import NOBODY_TAKES_IT, lock_holder
 from fsa_cli.terminal.formatting import format_span
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def queue(seen: Vitals, known: Collection[str]) -> str:
         )
     if late and not seen.executing:
         raise CheckFailed(f"{said}; nobody executes runs: fsa scheduler start, fsa worker start")
+    free = [each.task for each in late if lock_holder(seen.running, each.task) is None]
+    if free and len(seen.running) < seen.executing:  # a process has nothing to do
+        raise CheckFailed(f"{said}; {NOBODY_TAKES_IT}: fsa runs {free[0]}")
     return said
 
 

@@ -32,6 +32,7 @@ __all__ = [
 
 _NODES = 50
 _MISSED = 300
+_RUNNING = 50
 _OPEN = ("queued", "running", "handed_off")
 
 
@@ -47,6 +48,7 @@ class Vitals:
         elsewhere: Other namespaces of the ledger whose schedulers or workers live.
         waiting: As returned by `waiting_runs`.
         executing: How many processes live that execute runs.
+        running: Runs that go on: id and task, at most 50.
         paused: The tasks that are paused, and by whom.
     """
 
@@ -58,6 +60,7 @@ class Vitals:
     elsewhere: tuple[str, ...]
     waiting: Sequence[Row[Any]]
     executing: int
+    running: Sequence[Row[Any]]
     paused: Mapping[str, str | None]
 
 
@@ -201,6 +204,11 @@ def vitals(ledger: Ledger) -> Vitals:
         executing = select(func.count()).where(
             lives(ledger, now_ms), node.c.role.in_(("scheduler", "worker"))
         )
+        going_on: Select[Any] = (
+            select(run.c.id, run.c.task)
+            .where(run.c.namespace == ledger.namespace, run.c.status == RunStatus.RUNNING)
+            .limit(_RUNNING)
+        )
         return Vitals(
             now_ms=now_ms,
             nodes=connection.execute(keepers).all(),
@@ -210,6 +218,7 @@ def vitals(ledger: Ledger) -> Vitals:
             elsewhere=elsewhere(connection, ledger, now_ms),
             waiting=_waiting(connection, ledger, now_ms),
             executing=connection.scalar(executing) or 0,
+            running=connection.execute(going_on).all(),
             paused=paused,
         )
 

@@ -26,6 +26,7 @@ __all__ = [
     "NOBODY_TAKES_IT",
     "Problem",
     "lives",
+    "lock_holder",
     "problems",
     "since",
     "waits_because",
@@ -95,7 +96,7 @@ def waits_because(seen: Glance, name: str) -> tuple[str, tuple[str, ...]]:
         return "the app has no such task (renamed?)", (cancel,)
     if not executing:
         return "nobody is alive who executes runs", ("fsa worker start",)
-    if (one := _holder(seen, name)) is not None:
+    if (one := lock_holder(seen.running, name)) is not None:
         show = (f"fsa runs show {one.id[:8]}",)
         if one.task == name:
             return f"its run {one.id[:8]} goes on", show
@@ -105,13 +106,13 @@ def waits_because(seen: Glance, name: str) -> tuple[str, tuple[str, ...]]:
     return NOBODY_TAKES_IT, ("fsa worker start",)
 
 
-def _holder(seen: Glance, name: str) -> Row[Any] | None:
+def lock_holder(running: Sequence[Row[Any]], name: str) -> Row[Any] | None:
     """The run that holds the lock of this task; of a task that nobody knows here, its own."""
     task = registry.get(name)
     if task is None:
-        return next((each for each in seen.running if each.task == name), None)
+        return next((each for each in running if each.task == name), None)
     lock = lock_of(task, "")
-    for each in seen.running if lock is not None else ():
+    for each in running if lock is not None else ():
         other = registry.get(each.task)
         if other is not None and lock_of(other, "") == lock:
             return each

@@ -233,6 +233,11 @@ class Output:
                     text if cell_len(text) <= room else f"{set_cell_size(text, room - 3)}..."
                     for text in texts[last]
                 ]
+        *others, last = texts
+        if list(wraps) == [last]:
+            taken = sum(max(map(cell_len, texts[each])) + _GAP for each in others)
+            room = max(self.console.width - taken, _LEAST)
+            texts[last] = ["\n".join(fold(text, room)) for text in texts[last]]
         table = Table(
             box=SIMPLE_HEAD,
             padding=(0, _GAP - 1, 0, 0),  # and the box has a column of its own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -472,6 +473,16 @@ def test_health_sees_the_queue_also_where_nothing_is_scheduled(fsa: Run, small: 
     assert queue["ok"] is False
     assert queue["detail"].startswith("1 run waits, the oldest for 2 min")
     assert queue["detail"].endswith("nobody executes runs: fsa scheduler start, fsa worker start")
+    now_ms = round(time.time() * 1000)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(
+            "INSERT INTO fsa_node VALUES ('one', ?, 'db1', 4711, '1', 'worker', 'alive', ?, ?, ?)",
+            (small.directory.name, now_ms, now_ms, now_ms + 3_600_000),
+        )
+    queue = checks(fsa)["queue"]
+    assert queue["ok"] is False
+    said = "; no live process takes it (--only, --tag, another version?): fsa runs ship"
+    assert queue["detail"].endswith(said)
     small.write("@task\ndef send_off(): ...\n")
     assert "the app has no task ship: fsa runs ship" in checks(fsa)["queue"]["detail"]
     assert "scheduler" not in checks(fsa)
