@@ -135,6 +135,8 @@ class ProcessBuilder:
             concurrency: None: half of what the app's connection pool gives, because a task may open
                 a scope inside its own.
         """
+        if role == "scheduler":
+            self._warn_of_queues()
         context = self._context(role)
         lifecycle, claimers = self._lifecycle(context, concurrency)
         local = LocalDispatcher(context, lifecycle, self.run_factory.locks)
@@ -183,6 +185,7 @@ class ProcessBuilder:
         It fires no schedule; it reaps dead nodes and records as the scheduler does. Of a broker the
         messages are taken, of an executor without one the ledger's queue.
         """
+        self._warn_of_queues()
         served = [service(executor.name, queue) for queue in queues or [""]]
         context = self._context("worker", served)
         lifecycle, claimers = self._lifecycle(context, concurrency)
@@ -207,6 +210,17 @@ class ProcessBuilder:
         messages = MessageClaimer(context, lifecycle, self.run_factory.locks)
         parts = self._worker_parts(context, lifecycle, claimers, [*claimers, messages])
         return Node(parts, self._options(grace_s)), messages
+
+    def _warn_of_queues(self) -> None:
+        """Say once which tasks name a queue that no broker has."""
+        named = [
+            task.name for task in self.tasks if task.queue and not self.executors.of(task).carries
+        ]
+        if named:
+            self.log.warned(
+                f"queue= of {', '.join(named)} is a broker's, and their executor has none: every "
+                "worker takes them; the name is there for fsa runs --queue"
+            )
 
     def _woken(self, context: NodeContext, local: LocalDispatcher) -> list[Service]:
         """What wakes *local* when a run is asked for; where nothing can, it polls often."""

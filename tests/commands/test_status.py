@@ -359,3 +359,18 @@ def test_a_queued_run_says_why_it_waits(fsa: Run, small_shop: Shop) -> None:
         "the app has no such task (renamed?)",
         ["fsa runs cancel --task send --status queued"],
     )
+
+
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+def test_a_queue_that_separates_nothing_is_said_at_the_start(
+    role: str, fsa_process: Start, small_shop: Shop
+) -> None:
+    small_shop.write("""
+    @task(queue="letters")
+    def write(): ...
+
+    @task(schedule="@yearly")
+    def tidy(): ...
+    """)
+    process = fsa_process(role, "start")
+    process.wait_for("queue= of write is a broker's, and their executor has none")
