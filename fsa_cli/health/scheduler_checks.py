@@ -98,7 +98,8 @@ def queue(seen: Vitals, known: Collection[str]) -> str:
     if late and not seen.executing:
         raise CheckFailed(f"{said}; nobody executes runs: fsa scheduler start, fsa worker start")
     free = [each.task for each in late if lock_holder(seen.running, each.task) is None]
-    if free and len(seen.running) < seen.executing:  # a process has nothing to do
+    busy = sum(each.executor == "local" for each in seen.running)
+    if free and busy < seen.takers:  # a process has nothing to do
         raise CheckFailed(f"{said}; {NOBODY_TAKES_IT}: fsa runs {free[0]}")
     return said
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
 from fsa_cli.ledger.nodes import elsewhere, lives
 from fsa_cli.ledger.records import OPEN_STATES, RunStatus
-from fsa_cli.ledger.serving import Unserved, unserved
+from fsa_cli.ledger.serving import Unserved, service, serving, unserved
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import key, node, progress, run, task
 from fsa_cli.ledger.values import is_run_id
@@ -48,7 +48,8 @@ class Vitals:
         elsewhere: Other namespaces of the ledger whose schedulers or workers live.
         waiting: As returned by `waiting_runs`.
         executing: How many processes live that execute runs.
-        running: Runs that go on: id and task, at most 50.
+        takers: How many of them take what waits in the ledger.
+        running: Runs that go on: id, task and executor, at most 50.
         paused: The tasks that are paused, and by whom.
     """
 
@@ -60,6 +61,7 @@ class Vitals:
     elsewhere: tuple[str, ...]
     waiting: Sequence[Row[Any]]
     executing: int
+    takers: int
     running: Sequence[Row[Any]]
     paused: Mapping[str, str | None]
 
@@ -205,10 +207,11 @@ def vitals(ledger: Ledger) -> Vitals:
             lives(ledger, now_ms), node.c.role.in_(("scheduler", "worker"))
         )
         going_on: Select[Any] = (
-            select(run.c.id, run.c.task)
+            select(run.c.id, run.c.task, run.c.executor)
             .where(run.c.namespace == ledger.namespace, run.c.status == RunStatus.RUNNING)
             .limit(_RUNNING)
         )
+        who = serving(connection, ledger, now_ms)
         return Vitals(
             now_ms=now_ms,
             nodes=connection.execute(keepers).all(),
@@ -218,6 +221,7 @@ def vitals(ledger: Ledger) -> Vitals:
             elsewhere=elsewhere(connection, ledger, now_ms),
             waiting=_waiting(connection, ledger, now_ms),
             executing=connection.scalar(executing) or 0,
+            takers=who.schedulers + sum(service("local") in each for each in who.workers),
             running=connection.execute(going_on).all(),
             paused=paused,
         )

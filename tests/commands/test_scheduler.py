@@ -479,6 +479,10 @@ def test_health_sees_the_queue_also_where_nothing_is_scheduled(fsa: Run, small: 
             "INSERT INTO fsa_node VALUES ('one', ?, 'db1', 4711, '1', 'worker', 'alive', ?, ?, ?)",
             (small.directory.name, now_ms, now_ms, now_ms + 3_600_000),
         )
+        connection.execute("INSERT INTO fsa_node_task VALUES ('one', '@celery/mail', '', 0)")
+    assert checks(fsa)["queue"]["ok"] is True  # it takes nothing of what waits in the ledger
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE fsa_node_task SET task = '@local/'")
     queue = checks(fsa)["queue"]
     assert queue["ok"] is False
     said = "; no live process takes it (--only, --tag, another version?): fsa runs ship"
