@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fsa_cli.database.dialects import dialect_of
 from fsa_cli.database.identity import address, same_database
+from fsa_cli.database.listening import listen_once
 from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import DatabaseUnreachable, DriverMissing, FsaError, Refused
 from fsa_cli.terminal.user_code import summarize_error, user_frame
@@ -77,10 +78,9 @@ def check_savepoints(databases: Iterable[Database]) -> None:
 
 def watch() -> None:
     """Mark, from now on, each exception of a connection that could not be opened, on any engine."""
-    from sqlalchemy import Engine, event
+    from sqlalchemy import Engine
 
-    if not event.contains(Engine, "handle_error", _mark):
-        event.listen(Engine, "handle_error", _mark)
+    listen_once(Engine, "handle_error", _mark)
 
 
 def is_away(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from fsa_cli.database.listening import listen_once
 from fsa_cli.database.read_statements import check_reads
 from fsa_cli.exceptions import ConfigurationError, StatementFailed
 
@@ -45,15 +46,14 @@ def enforce() -> None:
     Raises, when a connection is used: `ConfigurationError`, if the database is none of
     PostgreSQL, MySQL, MariaDB and SQLite.
     """
-    from sqlalchemy import Engine, event
+    from sqlalchemy import Engine
     from sqlalchemy.pool import Pool
 
-    if not event.contains(Pool, "checkout", _on_checkout):
-        event.listen(Pool, "checkout", _on_checkout)
-        event.listen(Engine, "begin", _on_begin)
-        event.listen(Engine, "before_cursor_execute", _on_execute)
-        event.listen(Engine, "commit", _on_commit)
-        event.listen(Engine, "do_connect", _on_connect)
+    listen_once(Pool, "checkout", _on_checkout)
+    listen_once(Engine, "begin", _on_begin)
+    listen_once(Engine, "before_cursor_execute", _on_execute)
+    listen_once(Engine, "commit", _on_commit)
+    listen_once(Engine, "do_connect", _on_connect)
 
 
 def own(connection: Connection) -> Connection:

@@ -15,10 +15,11 @@ from contextvars import ContextVar, Token
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, TextClause, event, select
+from sqlalchemy import Connection, TextClause, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from fsa_cli.database.listening import listen_once
 from fsa_cli.exceptions import Fenced
 from fsa_cli.ledger import dialects
 from fsa_cli.ledger.dialects import DialectSQL, typed
@@ -236,7 +237,7 @@ def _warn(ledger: Ledger, reach: Reach | None) -> None:
 
 @cache
 def _listen() -> None:
-    event.listen(Session, "before_commit", _before_commit)
+    listen_once(Session, "before_commit", _before_commit)
 
 
 def _before_commit(session: Session) -> None:

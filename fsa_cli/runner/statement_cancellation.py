@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
 
+from fsa_cli.database.listening import listen_once
 from fsa_cli.runner.signal_handlers import waking
 
 __all__ = ["Statements"]
@@ -193,11 +194,10 @@ async def _roll_back(connection: Any) -> None:
 
 @cache
 def _listen() -> None:
-    from sqlalchemy import event
     from sqlalchemy.pool import Pool
 
-    event.listen(Pool, "checkout", _checked_out)
-    event.listen(Pool, "checkin", _checked_in)
+    listen_once(Pool, "checkout", _checked_out)
+    listen_once(Pool, "checkin", _checked_in)
 
 
 def _checked_out(dbapi_connection: Any, record: Any, proxy: Any) -> None:
