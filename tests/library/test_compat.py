@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
-from sqlalchemy import event, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
@@ -108,7 +108,7 @@ async def test_statements_that_share_a_session_take_turns(
     db = proxy
 
     def count() -> Any:
-        return db.session.scalar(text("SELECT count(*) FROM users"))
+        return db.session.scalar(select(func.count()).select_from(User))
 
     async with db(commit_on_exit=True):
         db.session.add(User(name="ann"))  # the first of them writes it, and the others wait
