@@ -73,12 +73,14 @@ class Fence:
         self._trusted = trusted
         self._returned = False
         self._sent = False
+        self._marked: set[object] = set()
         self._url = database.url
         self._context: Token[Fence | None] | None = None
 
     def __enter__(self) -> Fence:
         _listen()
         self.recorded = self._returned = self._sent = False
+        self._marked = set()
         self.result = None
         self._context = _current.set(self)
         return self
@@ -115,7 +117,11 @@ class Fence:
             _warn(self._ledger, reach)
         # Beside what the run has done in its own database, and in no third one.
         marks = final and (is_shared or not self._shares)
-        if not (marks and self._marks(connection, reach)):
+        # The task's other session, sync or async, commits there too: one mark is for both.
+        access = access_of(connection.engine.url)
+        if marks and access not in self._marked and self._marks(connection, reach):
+            self._marked.add(access)
+        else:
             self._check(off_the_loop(lambda: self._ledger.at_once(self._counted_apart)))
 
     def _wrote_within(self, connection: Connection, reach: Reach | None, final: bool) -> bool:

@@ -238,6 +238,20 @@ def test_an_async_task_is_fenced_as_a_sync_one(stage: Stage) -> None:
     assert stage.written() == [1]
 
 
+@pytest.mark.parametrize("stage", [each for each in PLACES if each != "sqlite"], indirect=True)
+def test_what_a_task_writes_through_both_sessions_is_committed(stage: Stage) -> None:
+    claimed = stage.claim()
+
+    async def task() -> None:
+        await stage.db.async_session.execute(INSERT, {"n": 1})
+        stage.db.session.execute(INSERT, {"n": 2})
+
+    assert stage.run(claimed, task).succeeded
+    assert stage.written() == [1, 2]
+    assert isinstance(stage.run(claimed, task).error, Fenced)
+    assert stage.written() == [1, 2]
+
+
 def test_outside_of_a_run_nothing_is_fenced(stage: Stage) -> None:
     claimed = stage.claim()
     stage.run(claimed, lambda: None)
