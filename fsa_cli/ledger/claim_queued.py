@@ -328,26 +328,21 @@ def _requeuing(sql: DialectSQL) -> TextClause:
 @lru_cache
 def _taking_free(sql: DialectSQL) -> TextClause:
     """UPDATE of the runs in `:ids` whose task is in `:tasks`, both arrays of JSON."""
-    return typed(
+    return _starting(
+        sql,
         f"""
-        UPDATE fsa_run AS t
-        SET status = 'running', node = :node, claim = :claim, lock_key = NULL,
-            started_ms = {sql.now_ms}
         WHERE t.id = {_LISTED.format(":ids")} AND t.status = 'handed_off'
             AND t.namespace = :namespace AND t.task = {_LISTED.format(":tasks")}
-        RETURNING {_RETURNED}
-        """
+        """,
     )
 
 
 @lru_cache
 def _taking_next(sql: DialectSQL) -> TextClause:
     """UPDATE of the first that nobody else is claiming, of the tasks in `:tasks`."""
-    return typed(
+    return _starting(
+        sql,
         f"""
-        UPDATE fsa_run AS t
-        SET status = 'running', node = :node, claim = :claim, lock_key = NULL,
-            started_ms = {sql.now_ms}
         FROM (
             SELECT q.id FROM fsa_run q
             WHERE q.namespace = :namespace AND q.status = 'queued'
@@ -358,8 +353,15 @@ def _taking_next(sql: DialectSQL) -> TextClause:
             FOR UPDATE SKIP LOCKED
         ) AS next
         WHERE t.id = next.id
-        RETURNING {_RETURNED}
-        """
+        """,
+    )
+
+
+def _starting(sql: DialectSQL, which: str) -> TextClause:
+    """UPDATE of runs without a lock that are this node's from now on."""
+    return typed(
+        "UPDATE fsa_run AS t SET status = 'running', node = :node, claim = :claim, "
+        f"lock_key = NULL, started_ms = {sql.now_ms} {which} RETURNING {_RETURNED}"
     )
 
 
