@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
-from fsa_cli.ledger.nodes import elsewhere, lives
+from fsa_cli.ledger.nodes import elsewhere
 from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.serving import Unserved, service, serving, unserved
 from fsa_cli.ledger.store import Ledger
@@ -203,9 +203,6 @@ def vitals(ledger: Ledger) -> Vitals:
         paused = {row.name: row.paused_by for row in rows if row.paused_ms is not None}
         of_missed = missed(connection, ledger.namespace)
         now_ms = ledger.now_ms(connection)
-        executing = select(func.count()).where(
-            lives(ledger, now_ms), node.c.role.in_(("scheduler", "worker"))
-        )
         going_on: Select[Any] = (
             select(run.c.id, run.c.task, run.c.executor)
             .where(run.c.namespace == ledger.namespace, run.c.status == RunStatus.RUNNING)
@@ -220,7 +217,7 @@ def vitals(ledger: Ledger) -> Vitals:
             unserved=unserved(connection, ledger, now_ms),
             elsewhere=elsewhere(connection, ledger, now_ms),
             waiting=_waiting(connection, ledger, now_ms),
-            executing=connection.scalar(executing) or 0,
+            executing=who.executing,
             takers=who.schedulers + sum(service("local") in each for each in who.workers),
             running=connection.execute(going_on).all(),
             paused=paused,

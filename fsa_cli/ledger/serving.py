@@ -38,6 +38,11 @@ class Serving:
     schedulers: int
     workers: Sequence[Collection[str]]
 
+    @property
+    def executing(self) -> int:
+        """How many processes live that execute runs."""
+        return self.schedulers + len(self.workers)
+
     def has(self, executor: str, queue: str | None) -> bool:
         """Whether somebody serves this queue."""
         if executor == _LOCAL and self.schedulers:

@@ -88,20 +88,17 @@ def problems(seen: Glance) -> list[Problem]:
 
 def waits_because(seen: Glance, name: str) -> tuple[str, tuple[str, ...]]:
     """Why a queued run of the task *name* waits whose time has come, and what shows or cures it."""
-    executing = sum(
-        each.role in ("scheduler", "worker") and lives(each, seen.now_ms) for each in seen.nodes
-    )
     if loader.current() and registry.get(name) is None:
         cancel = f"fsa runs cancel --task {name} --status queued"
         return "the app has no such task (renamed?)", (cancel,)
-    if not executing:
+    if not seen.serving.executing:
         return "nobody is alive who executes runs", ("fsa worker start",)
     if (one := lock_holder(seen.running, name)) is not None:
         show = (f"fsa runs show {one.id[:8]}",)
         if one.task == name:
             return f"its run {one.id[:8]} goes on", show
         return f"its lock is held by run {one.id[:8]} of {one.task}", show
-    if len(seen.running) >= executing:
+    if len(seen.running) >= seen.serving.executing:
         return "other runs go on, or no live process knows it", ()
     return NOBODY_TAKES_IT, ("fsa worker start",)
 
