@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +19,7 @@ from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.records import ClaimedRun, Due, NewRun, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
-from support.ledgers import dispose, enqueue, make_node, now_ms, open_ledger, runs_of
+from support.ledgers import enqueue, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
 LOCAL: dict[str, Any] = {"executor": "local", "queue": None, "dispatched": False}
@@ -205,15 +205,8 @@ def test_tasks_that_this_process_does_not_know_are_left_to_others(ledger: Ledger
     assert claim_queued(ledger, node.id, {"report": None}, most=5)[0] == []
 
 
-@pytest.fixture
-def on_postgresql(_ledger_on_postgresql: str) -> Iterator[Ledger]:
-    ledger = open_ledger(_ledger_on_postgresql)
-    yield ledger
-    dispose(ledger)
-
-
-def test_what_was_just_asked_for_is_claimed_in_one_statement(on_postgresql: Ledger) -> None:
-    ledger = on_postgresql
+def test_what_was_just_asked_for_is_claimed_in_one_statement(ledger_on_postgresql: Ledger) -> None:
+    ledger = ledger_on_postgresql
     first, second = make_node(ledger), make_node(ledger)
     locks = {"ship": None, "mail": None, "report": f"{ledger.namespace}/report"}
     waiting = [enqueue(ledger, name, "{}") for name in ("ship", "mail", "ship", "ship")]
@@ -239,9 +232,9 @@ def test_what_was_just_asked_for_is_claimed_in_one_statement(on_postgresql: Ledg
 
 
 def test_what_an_unanswered_commit_has_claimed_is_known(
-    on_postgresql: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger_on_postgresql: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = on_postgresql
+    ledger = ledger_on_postgresql
     node = make_node(ledger)
     wanted = {enqueue(ledger, "ship", "{}") for _ in range(2)}
     at_once = Ledger.at_once

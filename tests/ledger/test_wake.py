@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import event
@@ -15,14 +14,11 @@ from fsa_cli.ledger import wake
 from fsa_cli.ledger.enqueue import insert_run
 from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
-from support.ledgers import dispose, open_ledger
 
 
 @pytest.fixture
-def ledger(_ledger_on_postgresql: str) -> Iterator[Ledger]:
-    made = open_ledger(_ledger_on_postgresql)
-    yield made
-    dispose(made)
+def ledger(ledger_on_postgresql: Ledger) -> Ledger:
+    return ledger_on_postgresql
 
 
 def test_a_process_with_many_open_files_hears_too(ledger: Ledger) -> None:

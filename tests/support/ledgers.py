@@ -131,6 +131,13 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     dispose(made)
 
 
+@pytest.fixture
+def ledger_on_postgresql(_ledger_on_postgresql: str) -> Iterator[Ledger]:
+    made = open_ledger(_ledger_on_postgresql)
+    yield made
+    dispose(made)
+
+
 def dispose(ledger: Ledger) -> None:
     for engine in (ledger.engine, ledger._single):
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
