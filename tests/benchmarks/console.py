@@ -27,7 +27,7 @@ PAGES = {
     "Runs, of a rare error": "runs?error=NoSuchError",
     "Run": "run?id={run}",
     "Tasks": "tasks",
-    "Task": "task?name=task007",
+    "Task": "task?name=task7",
     "Coming": "coming",
     "Queues": "queues",
     "Nodes": "nodes",
@@ -37,14 +37,17 @@ PAGES = {
 # A run of each task every three minutes: the latest 3 % of them have not ended well, ten go on, and
 # a hundred wait.
 RUNS = """
+WITH RECURSIVE series (n) AS (
+    SELECT CAST(:first AS bigint) UNION ALL SELECT n + 1 FROM series WHERE n < :last
+)
 INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments, executor,
     attempt, not_before_ms, node, queued_ms, started_ms, finished_ms, error_type, error, traceback)
-SELECT md5(n::text), :namespace, 'task' || lpad((n % :tasks)::text, 3, '0'), at, 'S', 'schedule',
+SELECT (n * 7919 % 999983) || '-' || n, :namespace, 'task' || (n % :tasks), at, 'S', 'schedule',
     status, '{}', 'local', 1, at, CASE WHEN begun THEN 'node1' END, at,
     CASE WHEN begun THEN at + 40 END, CASE WHEN begun THEN at + 40 + n % 9000 END,
     CASE WHEN status = 'failed' THEN 'ValueError' END,
-    CASE WHEN status = 'failed' THEN 'no ' || n % 7 END,
-    CASE WHEN status = 'failed' THEN repeat('a line of a traceback' || chr(10), 30) END
+    CASE WHEN status = 'failed' THEN 'no ' || (n % 7) END,
+    CASE WHEN status = 'failed' THEN :traceback END
 FROM (
     SELECT n, at, status, status NOT IN ('missed', 'skipped') AS begun
     FROM (
@@ -52,17 +55,18 @@ FROM (
             CASE WHEN n % 97 = 5 THEN 'failed' WHEN n % 211 = 7 THEN 'missed'
                 WHEN n % 157 = 3 THEN 'skipped' WHEN n % 997 = 1 THEN 'timed_out'
                 ELSE 'succeeded' END AS status
-        FROM generate_series(CAST(:first AS bigint), :last) AS n
+        FROM series
     ) AS each
 ) AS run
 """
 OPEN = """
+WITH RECURSIVE series (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM series WHERE n < 109)
 INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments, executor,
     attempt, not_before_ms, node, queued_ms, started_ms)
-SELECT 'open' || n, :namespace, 'task' || lpad((n % :tasks)::text, 3, '0'), :now - n, 'open' || n,
+SELECT 'open' || n, :namespace, 'task' || (n % :tasks), :now - n, 'open' || n,
     'manual', CASE WHEN n < 10 THEN 'running' ELSE 'queued' END, '{}', 'local', 1, :now - n,
     CASE WHEN n < 10 THEN 'node1' END, :now - n, CASE WHEN n < 10 THEN :now - n END
-FROM generate_series(0, 109) AS n
+FROM series
 """
 NODE = """
 INSERT INTO fsa_node (id, namespace, host, pid, version, role, state, started_ms, covered_from_ms,
@@ -70,18 +74,21 @@ INSERT INTO fsa_node (id, namespace, host, pid, version, role, state, started_ms
 VALUES ('node1', :namespace, 'here', 1, '1', 'scheduler', 'alive', :now, :now, :now + 86400000)
 """
 KNOWN = """
+WITH RECURSIVE series (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM series WHERE n < :tasks - 1)
 INSERT INTO fsa_task (namespace, name, options, schedule_hash, watermark_ms, last_success_ms,
     consecutive_failures)
-SELECT :namespace, 'task' || lpad(n::text, 3, '0'),
-    '{"schedule": "' || n % 3 || '-59/3 * * * *", "timezone": "UTC"}', 'hash', :now, :now,
+SELECT :namespace, 'task' || n,
+    '{"schedule": "' || (n % 3) || '-59/3 * * * *", "timezone": "UTC"}', 'hash', :now, :now,
     CASE WHEN n % 40 = 0 THEN 3 ELSE 0 END
-FROM generate_series(0, :tasks - 1) AS n
+FROM series
 """
 FIRED = """
+WITH RECURSIVE series (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM series WHERE n < :tasks - 1)
 INSERT INTO fsa_node_task (node, task, schedule_hash, since_ms)
-SELECT 'node1', 'task' || lpad(n::text, 3, '0'), 'hash', :now
-FROM generate_series(0, :tasks - 1) AS n
+SELECT 'node1', 'task' || n, 'hash', :now
+FROM series
 """
+TRACEBACK = "a line of a traceback\n" * 30
 PART = 200_000
 
 
@@ -94,7 +101,8 @@ def fill(runs: int) -> None:
     ledger = source_here().ledger
     tables.metadata.drop_all(ledger.engine)
     ledger.create()
-    given = {"namespace": NAMESPACE, "tasks": TASKS, "now": int(time.time() * 1000)}
+    now_ms = int(time.time() * 1000)
+    given = {"namespace": NAMESPACE, "tasks": TASKS, "now": now_ms, "traceback": TRACEBACK}
     with ledger.engine.begin() as connection:
         for statement in (NODE, KNOWN, FIRED, OPEN):
             connection.execute(text(statement), given)
@@ -102,27 +110,36 @@ def fill(runs: int) -> None:
         part = {"first": first, "last": min(first + PART, runs) - 1, "runs": runs}
         with ledger.engine.begin() as connection:
             connection.execute(text(RUNS), {**given, **part})
-    with ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
+    if ledger.engine.dialect.name == "postgresql":
+        with ledger.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.execute(text("VACUUM ANALYZE"))
 
 
 class Database:
-    """The database as somebody else sees it."""
+    """The ledger's database as somebody else sees it."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    def __init__(self) -> None:
+        from fsa_cli.console.source import source_here
+
+        importlib.import_module("console_app")
+        self._engine = create_engine(source_here().ledger.engine.url, isolation_level="AUTOCOMMIT")
 
     def change(self) -> str:
         """Have something change, so that a page is made anew; the id of some run."""
         with self._engine.connect() as connection:
             connection.execute(
-                text("UPDATE fsa_task SET watermark_ms = watermark_ms + 1 WHERE name = 'task000'")
+                text("UPDATE fsa_task SET watermark_ms = watermark_ms + 1 WHERE name = 'task0'")
             )
             run = text("SELECT id FROM fsa_run WHERE namespace = :n ORDER BY scheduled_ms LIMIT 1")
             return str(connection.execute(run, {"n": NAMESPACE}).scalar_one())
 
     def cpu_ms(self) -> float:
-        """CPU time of this process's other connections so far; of servers on this machine alone."""
+        """CPU time of this process's other connections so far; of servers on this machine alone.
+
+        SQLite's is this process's own.
+        """
+        if self._engine.dialect.name == "sqlite":
+            return 0.0
         with self._engine.connect() as connection:
             others = text(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND "
@@ -162,10 +179,10 @@ async def get(app: Any, address: str) -> bytes:
     return body
 
 
-async def measure(url: str, page: str, requests: int) -> None:
+async def measure(page: str, requests: int) -> None:
     """Print the CPU time of a page in this process: of the first, then of half and 95 % of more."""
     os.environ["PGAPPNAME"] = f"console {os.getpid()}"
-    database = Database(url)
+    database = Database()
     app = importlib.import_module("console_app").app
     address = page.format(run=database.change())
     spent: list[tuple[float, float]] = []
@@ -190,16 +207,16 @@ async def measure(url: str, page: str, requests: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--postgresql", metavar="URL", required=True)
+    parser.add_argument("--url", required=True, help="PostgreSQL's, or of a file of SQLite")
     parser.add_argument("--fill", type=int, metavar="RUNS", help="make the ledger anew before")
     parser.add_argument("--requests", type=int, default=100, help="of each page")
     parser.add_argument("--page", help="of these alone, whose name begins so")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ.update(URL=options.postgresql, FSA_NAMESPACE=NAMESPACE)
+    os.environ.update(URL=options.url, FSA_NAMESPACE=NAMESPACE)
     sys.path.insert(0, str(APPS))
     if options.measure is not None:
-        asyncio.run(measure(options.postgresql, PAGES[options.measure], options.requests))
+        asyncio.run(measure(PAGES[options.measure], options.requests))
         return
     if options.fill:
         fill(options.fill)

@@ -19,7 +19,7 @@ import httpx
 import uvicorn
 from sqlalchemy import create_engine, text
 
-from console import APPS, NAMESPACE, PAGES, RUNS, TASKS
+from console import APPS, NAMESPACE, PAGES, RUNS, TASKS, TRACEBACK
 
 ASKS_S = 2.0  # as console.js does
 CHANGES_S = 5.0
@@ -42,6 +42,7 @@ def changes(url: str, stopped: threading.Event) -> None:
             "first": number,
             "last": number + more - 1,
             "runs": number + more,
+            "traceback": TRACEBACK,
         }
         number += more
         with engine.begin() as connection:
@@ -51,7 +52,7 @@ def changes(url: str, stopped: threading.Event) -> None:
                     "UPDATE fsa_task SET watermark_ms = :now, last_success_ms = :now "
                     "WHERE namespace = :namespace AND name = :name"
                 ),
-                {**given, "name": f"task{number % TASKS:03}"},
+                {**given, "name": f"task{number % TASKS}"},
             )
 
 
@@ -59,9 +60,7 @@ def walk(seed: int, runs: list[str]) -> Iterator[str]:
     """The pages that somebody looks at who goes from one to the next."""
     chance = random.Random(seed)
     while True:
-        page = chance.choice(
-            [*PAGES.values(), "task?name=task{task:03}", "runs?task=task{task:03}"]
-        )
+        page = chance.choice([*PAGES.values(), "task?name=task{task}", "runs?task=task{task}"])
         if chance.random() < 0.2:
             page = f"runs?status={chance.choice(STATUSES)}&since={chance.randrange(1, 99)}h"
         yield page.format(run=chance.choice(runs), task=chance.randrange(TASKS))
