@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
 
-from fsa_cli.ledger.claim_queued import claim_dispatched, requeue_dispatched
+from fsa_cli.ledger.claim_dispatched import claim_dispatched, requeue_dispatched
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeListener

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import bindparam, event, update
 
-from fsa_cli.ledger import claim_queued as claims
-from fsa_cli.ledger import tables
+from fsa_cli.ledger import candidates, tables
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.enqueue import write_run, write_runs
 from fsa_cli.ledger.records import NewRun
@@ -42,7 +41,7 @@ def same_chance() -> None:
 def test_the_highest_goes_first_and_those_of_one_priority_by_age(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_BY_AGE", 0.0)
+    monkeypatch.setattr(candidates, "_BY_AGE", 0.0)
     node = make_node(ledger).id
     asked = [(n, level) for n in range(3) for level in LEVELS]
     ids = {write_run(ledger, wanted(level, at_ms=1000 + n)): (-level, n) for n, level in asked}
@@ -144,9 +143,9 @@ def test_without_statistics_a_claim_reads_what_it_claims(
         with fresh.engine.connect() as connection:
             for name, given in (("levels", {}), ("looking", {"executor": "local", "number": 50})):
                 made = (
-                    claims._levels(fresh.sql)
+                    candidates._levels(fresh.sql)
                     if name == "levels"
-                    else claims._looking(fresh.sql, False, "" if by_age else "=")
+                    else candidates._looking(fresh.sql, False, "" if by_age else "=")
                 )
                 compiled = made.compile(dialect=connection.dialect)
                 values = {"namespace": fresh.namespace, "priority": 1, **given}

@@ -11,8 +11,9 @@ from sqlalchemy import Connection, update
 from sqlalchemy.exc import ProgrammingError
 
 from fsa_cli.ledger import control, nodes, queries, redelivery, tables
+from fsa_cli.ledger.claim_dispatched import claim_dispatched, requeue_dispatched
 from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.claim_queued import claim_dispatched, claim_queued, requeue_dispatched
+from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.enqueue import insert_run, write_run
 from fsa_cli.ledger.glance import glance
 from fsa_cli.ledger.records import SENT_AGAIN_MS, Due, NewRun

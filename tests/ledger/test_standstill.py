@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 from fastapi_sqlalchemy import Database
 from fsa_cli.ledger import control, effects, nodes, redelivery
 from fsa_cli.ledger.backfill import backfill, register_tasks
+from fsa_cli.ledger.claim_dispatched import requeue_dispatched
 from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.claim_queued import claim_queued, requeue_claimed, requeue_dispatched
+from fsa_cli.ledger.claim_queued import claim_queued, requeue_claimed
 from fsa_cli.ledger.enqueue import insert_running
 from fsa_cli.ledger.fence import Fence
 from fsa_cli.ledger.records import Due, ExpectedInstant, RegisteredTask

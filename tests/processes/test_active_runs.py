@@ -8,8 +8,9 @@ import time
 from sqlalchemy import insert
 
 from fsa_cli.ledger import maintenance, tables
+from fsa_cli.ledger.claim_dispatched import claim_dispatched
 from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.claim_queued import claim_dispatched, claim_queued
+from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.records import ClaimedRun, Due
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns

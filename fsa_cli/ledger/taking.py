@@ -1,0 +1,146 @@
+"""The statements by which queued and delivered runs become somebody's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, TextClause, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from fsa_cli.ledger.candidates import CLAIMED_COLUMNS
+from fsa_cli.ledger.dialects import DialectSQL, execute_rows, is_lock_wait, typed
+from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun
+from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.tables import run
+
+__all__ = ["LISTED", "starting", "take", "take_at_once", "takes_at_once", "without_lock"]
+
+#: One of the texts in an array of JSON.
+LISTED = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
+_RETURNED = "t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue, t.priority"
+
+
+def take(
+    ledger: Ledger,
+    node: str | None,
+    wanted: Sequence[ClaimedRun],
+    *,
+    since: str = "queued",
+    to: str = "running",
+    joined: str = "",
+    locked: list[ClaimedRun] | None = None,
+) -> list[ClaimedRun]:
+    """Claim *wanted* in one statement; those of them that are ours now.
+
+    Args:
+        since, to: The status before and after.
+        joined: SQL that is part of the statement, as in `dialects.joining`.
+        locked: Filled with those whose lock is held.
+    """
+    ordered = sorted(wanted, key=lambda each: each.run_id)
+    values = [
+        {"run_id": each.run_id, "token": each.token, "by_node": node, "lock_name": each.lock_key}
+        for each in ordered
+    ]
+    statement = _taking(ledger.sql, since, to, joined)
+
+    def work(connection: Connection) -> bool:
+        return execute_rows(connection, ledger.sql, statement, values) == len(ordered)
+
+    if not ordered:
+        return []
+    try:
+        if ledger.at_once(work, waits=False):
+            return ordered
+    except DBAPIError as exc:  # a lock is held, or in a transaction that does not end
+        if not (isinstance(exc, IntegrityError) or is_lock_wait(exc)):
+            raise
+        if len(ordered) == 1:
+            if locked is not None:
+                locked += ordered
+            return []
+        return [
+            each
+            for one in ordered
+            for each in take(ledger, node, [one], since=since, to=to, joined=joined, locked=locked)
+        ]
+    # By the token, because a COMMIT whose outcome was unknown may have happened.
+    ids = [each.run_id for each in ordered]
+    rows = ledger.read(
+        lambda connection: connection.execute(
+            select(run.c.id, run.c.claim).where(run.c.id.in_(ids))
+        ).all()
+    )
+    tokens = {row.id: row.claim for row in rows}
+    return [each for each in ordered if tokens.get(each.run_id) == each.token]
+
+
+@lru_cache
+def _taking(sql: DialectSQL, since: str, to: str, joined: str) -> TextClause:
+    dispatched = to == "handed_off"
+    times = (
+        f"not_before_ms = {sql.now_ms} + {SENT_AGAIN_MS}, queued_ms = {sql.now_ms}"
+        if dispatched
+        else f"started_ms = {sql.now_ms}"
+    )
+    return sql.update_from_rows(
+        "fsa_run",
+        {"run_id": "text", "token": "text", "by_node": "text", "lock_name": "text"},
+        ("id", "run_id"),
+        f"status = '{to}', node = v.by_node, claim = v.token, lock_key = v.lock_name, {times}",
+        f"t.status = '{since}'",
+        joined=joined,
+        bounds_locks=True,
+    )
+
+
+def takes_at_once(ledger: Ledger) -> bool:
+    """Whether a statement can claim runs that it finds by itself: PostgreSQL's."""
+    return ledger.sql.update is not None and ledger.sql.returns
+
+
+def without_lock(locks: Mapping[str, str | None]) -> str:
+    """The tasks that may start whatever else runs, as an array of JSON."""
+    return json.dumps([name for name, lock in locks.items() if lock is None])
+
+
+def take_at_once(
+    ledger: Ledger,
+    claiming: TextClause,
+    given: Mapping[str, Any],
+    token: str,
+    mine: Sequence[ColumnElement[bool]],
+) -> list[ClaimedRun]:
+    """What a statement claims that returns it; *mine* finds what it has claimed already."""
+    tried = False
+
+    def work(connection: Connection) -> list[Any]:
+        nonlocal tried
+        taken: Sequence[Any] = ()
+        if tried:  # a COMMIT whose outcome was unknown may have happened
+            taken = connection.execute(select(*CLAIMED_COLUMNS, run.c.priority).where(*mine)).all()
+        tried = True
+        return list(taken or connection.execute(claiming, given).all())
+
+    return [
+        ClaimedRun(
+            *(row.id, token, row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments),
+            queue=row.queue,
+        )
+        for row in sorted(ledger.at_once(work), key=_urgency)
+    ]
+
+
+def _urgency(row: Any) -> tuple[int, int]:
+    return -row.priority, row.scheduled_ms
+
+
+def starting(sql: DialectSQL, which: str) -> TextClause:
+    """UPDATE of runs without a lock that are this node's from now on."""
+    return typed(
+        "UPDATE fsa_run AS t SET status = 'running', node = :node, claim = :claim, "
+        f"lock_key = NULL, started_ms = {sql.now_ms} {which} RETURNING {_RETURNED}"
+    )
