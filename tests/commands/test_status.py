@@ -60,7 +60,7 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
 
     found = json.loads(fsa("status", "--json").stdout)
     wrong = {
-        (each["subject"], re.sub(r"\d+ min", "N min", each["said"])): each["commands"]
+        (each["subject"], re.sub(r"\d+ min( \d+ s)?", "N min", each["said"])): each["commands"]
         for each in found["problems"]
     }
     (last,) = {each["last_run"]["id"] for each in found["tasks"] if each["task"] == "report"}

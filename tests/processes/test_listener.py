@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,18 +46,30 @@ def ask():
         db.session.commit()
         time.sleep(0.11)
 """
-WAITED = "SELECT started_ms - queued_ms FROM fsa_run WHERE task = '{}' AND status = 'succeeded'"
+TIMES = """
+SELECT queued_ms, started_ms - queued_ms FROM fsa_run WHERE task = '{}' AND status = 'succeeded'
+"""
 
 
 def waited(shop: Shop, task: str = "ship") -> list[int]:
-    return [ms for (ms,) in shop.ledger(WAITED.format(task))]
+    return [ms for _, ms in shop.ledger(TIMES.format(task))]
 
 
-# Polled once a second they would wait for half of one.
-@pytest.mark.parametrize(("name", "most_ms"), [("postgresql", 200), ("mariadb", 350)])
+def wait_in_paces(shop: Shop, task: str = "ship") -> float:
+    """How long a run has waited for its start, beside the time from one request to the next.
+
+    That is a sleep of 110 ms and a COMMIT, and longer on a machine that has more to do.
+    """
+    rows = sorted(shop.ledger(TIMES.format(task)))[-12:]
+    paces = [later - earlier for (earlier, _), (later, _) in pairwise(rows)]
+    return statistics.median(ms for _, ms in rows) / statistics.median(paces)
+
+
+# Polled once a second they would wait for half of one, 4.5 paces.
+@pytest.mark.parametrize(("name", "most"), [("postgresql", 1.7), ("mariadb", 3.0)])
 def test_a_run_starts_soon_after_its_commit(
     name: str,
-    most_ms: int,
+    most: float,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     fsa: Run,
@@ -73,7 +86,7 @@ def test_a_run_starts_soon_after_its_commit(
     assert fsa("run-task", "ask", "--no-record").returncode == 0
 
     wait_until(lambda: len(waited(shop)) == 13)
-    assert statistics.median(waited(shop)) < most_ms, waited(shop)
+    assert wait_in_paces(shop) < most, waited(shop)
     assert process.stop().returncode == 0
 
 
@@ -91,7 +104,7 @@ def test_what_has_a_lock_waits_for_nothing_else_and_two_workers_share_both(
 
     for task in ("ship", "alone"):
         wait_until(lambda task=task: len(waited(shop, task)) == 12)
-        assert statistics.median(waited(shop, task)) < 200, waited(shop, task)
+        assert wait_in_paces(shop, task) < 1.7, waited(shop, task)
     for each in workers:
         done = each.stop()
         assert (done.returncode, done.stderr.count("Error")) == (0, 0), done
