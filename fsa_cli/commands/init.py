@@ -72,7 +72,8 @@ def init(
             path.write_text(text, encoding="utf-8")
         done.append({"file": file, "done": "left as it is" if exists else "written"})
     fsa.output.table(done, {"file": "file", "done": "done"})
-    fsa.output.say("next: fsa tasks, fsa run-task ask_database, fsa dev, fsa docs first-steps")
+    first = ", fsa run-task ask_database" if {"file": "tasks.py", "done": "written"} in done else ""
+    fsa.output.say(f"next: fsa tasks{first}, fsa dev, fsa docs first-steps")
 
 
 def _settings(project: Path) -> dict[str, object]:

@@ -52,7 +52,11 @@ def test_a_project_is_begun_and_nothing_is_overwritten(fsa: Run, tmp_path: Path)
     assert "1 passed" in tested.stdout, tested.stdout
 
     before = {path: path.read_text() for path in tmp_path.glob("*.*") if path.suffix != ".db"}
+    (tmp_path / "tasks.py").write_text("")
+    before[tmp_path / "tasks.py"] = ""
+    assert "fsa run-task ask_database" in done.stderr
     again = fsa("init", "--systemd", "--kubernetes")
+    assert "next: fsa tasks, fsa dev, fsa docs first-steps" in again.stderr
     lines = [line.split("\t") for line in again.stdout.splitlines()[1:]]
     assert [done.endswith("left as it is") for _, done in lines] == [True] * 5
     assert {path: path.read_text() for path in before} == before
