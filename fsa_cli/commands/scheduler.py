@@ -139,6 +139,7 @@ def tick(
 
 
 def _introduce(fsa: Fsa, builder: ProcessBuilder, others: Sequence[str]) -> None:
+    from fsa_cli.ledger import queries
     from fsa_cli.runs.status_view import place
 
     planned, target, ledger = builder.planned, builder.loaded.target, builder.ledger
@@ -153,6 +154,7 @@ def _introduce(fsa: Fsa, builder: ProcessBuilder, others: Sequence[str]) -> None
         {each.executor for each in planned} & builder.executors.brokers(builder.tasks).keys()
     ):
         fsa.output.say(f"carried by {' and '.join(brokers)}: fsa worker start executes those runs")
+    paused = {row.name for row in queries.tasks(ledger) if row.paused_ms is not None}
     now = datetime.now(UTC)
     name_width = max(len(scheduled.task.name) for scheduled in planned)
     text_width = max(len(scheduled.schedule.text) for scheduled in planned)
@@ -160,7 +162,9 @@ def _introduce(fsa: Fsa, builder: ProcessBuilder, others: Sequence[str]) -> None
         schedule = scheduled.schedule
         instant = schedule.next_after(now)
         due = (
-            f"next {format_fire_time(instant, schedule)} {zone_name(schedule.timezone)}"
+            f"paused: fsa scheduler resume {scheduled.task.name}"
+            if scheduled.task.name in paused
+            else f"next {format_fire_time(instant, schedule)} {zone_name(schedule.timezone)}"
             f", in {format_duration(instant - now)}"
             if instant
             else "never again"

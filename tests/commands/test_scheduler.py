@@ -233,6 +233,7 @@ def test_a_paused_task_is_skipped_until_it_is_resumed(
     assert (done.stdout, done.returncode) == ("tick\n", 0)
     process = fsa_process("scheduler", "start", env=STATE)
     wait_until(lambda: ("tick", "skipped") in laid.runs())
+    assert "paused: fsa scheduler resume tick" in process.stderr
     assert laid.written() == []
 
     status = json.loads(fsa("scheduler", "status", "--json").stdout)
