@@ -73,8 +73,9 @@ def overview_lines(
     lines += [[], *_waiting(seen), [_heading(seen)]]
     left = height - len(lines)
     first = max(min(chosen - left + 1, len(runs) - left), 0)
+    name_width = min(max((len(run.task) for run in runs), default=0), 28)
     lines += [
-        _run_line(run, seen.now, is_chosen=place == chosen)
+        _run_line(run, seen.now, name_width, is_chosen=place == chosen)
         for place, run in list(enumerate(runs))[first : first + left]
     ]
     return lines
@@ -123,9 +124,12 @@ def _block(name: str, text: str) -> list[Line]:
 def _lane_lines(lanes: Lanes, room: int, width: int) -> list[Line]:
     cells = max(width - _NAME_WIDTH - 1, 20)
     marks = [" "] * cells
+    free = 0
     for place, label in lanes.ticks:
         start = min(int(place * cells / 100), cells - len(label))
-        marks[start : start + len(label)] = label
+        if start >= free:  # one that has no room is left out
+            marks[start : start + len(label)] = label
+            free = start + len(label) + 1
     lines: list[Line] = [[(" " * _NAME_WIDTH + " " + "".join(marks), "dim")]]
     for lane in lanes.lanes[:room]:
         name = lane.task if len(lane.task) < _NAME_WIDTH else lane.task[: _NAME_WIDTH - 2] + "…"
@@ -167,11 +171,14 @@ def _heading(seen: Overview) -> tuple[str, str]:
     return f"{running} running; failed since yesterday below", "dim"
 
 
-def _run_line(run: RunLine, now: datetime, *, is_chosen: bool) -> Line:
+def _run_line(run: RunLine, now: datetime, name_width: int, *, is_chosen: bool) -> Line:
     took = "" if run.duration_ms is None else format_elapsed(run.duration_ms)
     around = " reverse" if is_chosen else ""
     return [
-        (f"{'>' if is_chosen else ' '} {run.id[:8]}  {run.task[:28]:<28}  ", around.strip()),
+        (
+            f"{'>' if is_chosen else ' '} {run.id[:8]}  {run.task[:name_width]:<{name_width}}  ",
+            around.strip(),
+        ),
         (f"{run.status.replace('_', ' '):<11}", (_STYLES.get(run.status, "") + around).strip()),
         (f"  {format_time(run.at, now):>8}  {took:>12}  ", around.strip()),
         (run.said, around.strip()),

@@ -3,8 +3,12 @@
 import json
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from fsa_cli.cli.top_view import overview_lines
+from fsa_cli.runs.lanes import Lanes
+from fsa_cli.runs.overview import Overview
 from support.shops import Shop
 from support.waiting import wait_until
 
@@ -77,9 +81,24 @@ def test_at_eighty_columns_top_says_whether_all_is_well_and_how_to_leave(
 
     screen = terminal("fsa", "top", columns=80)
     screen.expect_exact(" to look at")
+    screen.expect_exact("ValueError: [red]no")  # the name takes no more room than it needs
     screen.expect_exact("q: leave")
     screen.send("q")
     screen.expect_exact("\x1b[?1049l")
+
+
+def test_times_of_the_lanes_do_not_run_into_each_other() -> None:
+    now = datetime(2026, 11, 28, 22, 33, tzinfo=UTC)
+    ticks = [(place, f"{place:02}:00") for place in (0, 12, 25, 37, 50, 62, 75, 87, 96)]
+    hour = timedelta(hours=1)
+    lanes = Lanes("1h", now - hour, now, now + hour, ticks, [], 0, None)
+    seen = Overview(now, [], lanes, [], False, [], [], [], 0)
+    (heads, *_) = [
+        line[0][0]
+        for line in overview_lines(seen, [], 0, "shop", width=80, height=24)
+        if line and "00:00" in line[0][0]
+    ]
+    assert heads.split() == [label for _, label in ticks if label != "96:00"]
 
 
 def test_top_without_a_keyboard_is_shown_once(small_shop: Shop, terminal, fsa) -> None:
