@@ -201,7 +201,11 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
             _error(last),
             (f"fsa runs show {last.id[:8]}", *_again(last)),
         )
-    elif skipped >= _SKIPPED and all(each.task != task.name for each in seen.running):
+    elif (
+        skipped >= _SKIPPED
+        and task.paused_ms is None  # that is why, and is said below
+        and all(each.task != task.name for each in seen.running)
+    ):
         yield problem(
             f"skipped {format_times(skipped)}, {good}",
             commands=(f"fsa runs {task.name} --status skipped",),

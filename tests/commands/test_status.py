@@ -305,6 +305,10 @@ def test_a_task_that_is_skipped_again_and_again_and_never_succeeds_needs_a_look(
     if executed == "skipped":
         assert found["said"] == "skipped 6 times, never succeeded"
         assert found["commands"] == ["fsa runs tidy --status skipped"]
+        assert fsa("scheduler", "pause", "tidy").returncode == 0
+        paused = json.loads(fsa("status", "--json").stdout)["problems"]
+        (said,) = [each["said"] for each in paused if each["subject"] == "tidy"]
+        assert said.startswith("paused ")  # which is why, and is not said twice
     else:
         said = r"interrupted \d\d:\d\d:\d\d, never succeeded, 5 skipped since"
         assert re.fullmatch(said, found["said"])
