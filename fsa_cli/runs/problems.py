@@ -90,7 +90,8 @@ def waits_because(seen: Glance, name: str) -> tuple[str, tuple[str, ...]]:
     """Why a queued run of the task *name* waits whose time has come, and what shows or cures it."""
     if loader.current() and registry.get(name) is None:
         cancel = f"fsa runs cancel --task {name} --status queued"
-        return "the app has no such task (renamed?)", (cancel,)
+        cure = f'aliases=["{name}"] of the task that it is now'
+        return f"the app has no such task (renamed? {cure})", (cancel,)
     if not seen.serving.executing:
         return "nobody is alive who executes runs", ("fsa worker start",)
     if (one := lock_holder(seen.running, name)) is not None:

@@ -64,7 +64,8 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
         for each in found["problems"]
     }
     (last,) = {each["last_run"]["id"] for each in found["tasks"] if each["task"] == "report"}
-    queued = "1 queued for N min: the app has no such task (renamed?)"
+    cure = 'aliases=["ship"] of the task that it is now'
+    queued = f"1 queued for N min: the app has no such task (renamed? {cure})"
     assert wrong["ship", queued] == [
         "fsa runs ship --status queued",
         "fsa runs cancel --task ship --status queued",
@@ -360,7 +361,7 @@ def test_a_queued_run_says_why_it_waits(fsa: Run, small_shop: Shop) -> None:
         (small_shop.directory / "main.py").read_text().replace("def send", "def send_off")
     )
     assert why() == (
-        "the app has no such task (renamed?)",
+        'the app has no such task (renamed? aliases=["send"] of the task that it is now)',
         ["fsa runs cancel --task send --status queued"],
     )
 
