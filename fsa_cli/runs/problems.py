@@ -142,7 +142,7 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
         number = sum(each.number for each in dispatched)
         yield Problem(
             "worker",
-            f"none is alive, and {number} dispatched for {_ago(dispatched[0].due_ms, seen)}",
+            f"none is alive, and {number} dispatched for {_longest(dispatched, seen)}",
             commands=("fsa worker start",),
         )
     elif dispatched:
@@ -169,7 +169,7 @@ def _unserved(seen: Glance, dispatched: Sequence[Waiting]) -> Iterator[Problem]:
         yield Problem(
             "worker",
             f"none serves the queue {queue} of {executor}, and {number} dispatched for "
-            f"{_ago(same[0].due_ms, seen)}",
+            f"{_longest(same, seen)}",
             commands=(f"fsa worker start --queue {queue}",),
         )
 
@@ -265,6 +265,11 @@ def _alive(seen: Glance) -> set[str]:
 
 def _error(last: Row[Any]) -> str:
     return mask_head(error_of(last) or "")
+
+
+def _longest(dispatched: Sequence[Waiting], seen: Glance) -> str:
+    """For how long the first of them is dispatched; its `due_ms` is when it is sent again."""
+    return _ago(min(each.oldest_ms for each in dispatched), seen)
 
 
 def _ago(ms: int, seen: Glance) -> str:

@@ -447,7 +447,11 @@ def test_dispatched_runs_are_stranded_while_no_worker_lives(ledger: Ledger) -> N
     nodes.register(ledger, "worker", LEASE_MS, other)
     nodes.register(ledger, "scheduler", LEASE_MS)
     assert len(waits()) == 1
+    with ledger.engine.begin() as connection:
+        # Not when it is sent again, which is put off each time.
+        connection.execute(tables.run.update().values(queued_ms=row.queued_ms - 600_000))
     (problem,) = [each for each in problems(glance(ledger)) if each.subject == "worker"]
+    assert " dispatched for 10 min" in problem.said
     assert problem.said.startswith(f"none serves the queue {row.queue} of {row.executor}, and 1 ")
     assert problem.commands == (f"fsa worker start --queue {row.queue}",)
 
