@@ -5,7 +5,7 @@ lead out of that transaction, or around it: several statements in one text (`COM
 WRITE; ...`), a compound one (`BEGIN NOT ATOMIC ...`), one that ends the transaction by itself, and
 one that writes elsewhere (`INTO OUTFILE`, `COPY ... TO`, `SET GLOBAL`).
 
-How a server reads a backslash in a string is a setting of its session, so a text is read both ways.
+How a server reads a backslash in quotes is a setting of its session: a text is read in each way.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ _ALLOWED = {
     | {"declare", "fetch", "move", "close", "merge", "create", "alter", "drop", "truncate"},
     "mysql": _READING | _SAVEPOINTS | _REFUSED_BY_SERVER | {"desc", "describe", "replace", "use"},
 }
-_SETTINGS = (
-    r"(?:time_?zone|names|statement_timeout|lock_timeout|search_path|role|datestyle|sql_mode)"
-)
+_SETTINGS = r"(?:time_?zone|statement_timeout|lock_timeout|search_path|role|datestyle|sql_mode)"
 # The words of a statement, after its comments and with `''` for what is quoted.
 _ALLOWED_FORMS = {
     "postgresql": re.compile(
@@ -40,30 +38,53 @@ _ALLOWED_FORMS = {
         r"|set transaction (?:isolation level|read only|snapshot)\b[^,]*+\Z"
     ),
     "mysql": re.compile(
-        rf"rollback (?:work )?to |start transaction read only\Z|set names\b[^,]*+\Z"
+        rf"rollback (?:work )?to |start transaction read only\Z"
         r"|(?:create|create or replace|alter|drop|truncate|rename) (?:table|index)\b"
         rf"|set (?:session )?{_SETTINGS} ?(?:=|:=)[^,@]*+\Z"
         r"|set (?:session )?transaction (?:isolation level|read only)\b[^,]*+\Z"
     ),
 }
 
+# Also where no blank is before it, as in `select (1)into`, and as MySQL takes it in `1.5into`.
+_INTO = re.compile(r"(?<![^\W\d])into\b")
+# In others (gbk, sjis) a character can end in the byte of a backslash, and hide it.
+_NAMES = re.compile(
+    r"\s*set\s+names\s+(['\"]?)(?:utf-?8\w*|unicode|latin-?1|sql_ascii|ascii|binary|default)\1"
+    r"(?:\s+collate\s+(['\"]?)\w+\2)?[\s;]*",
+    re.IGNORECASE,
+)
+
+# A name holds `$` and whatever is not ASCII, and the tag of a text in dollars holds that too. What
+# follows `e'...'` on another line goes on with its backslashes.
 _POSTGRESQL = r"""
-    (?P<skip> --[^\n]*+ | /\*(?:(?!/\*|\*/).)*+\*/ )
-  | (?P<quoted> \b[eE]'(?:[^'\\]|''|\\.)*+'
-              | '(?:[^'{backslash}]|''{escape})*+'
+    (?P<skip> --[^\n\r]*+ | /\*(?:(?!/\*|\*/).)*+\*/ )
+  | (?P<doubt> /\*|\*/|(?<![\w$\x80-\U0010ffff])[eE]'
+                       (?!(?:[^'\\]|''|\\.)*+'(?!(?:\s|--[^\n\r]*+)*+')) )
+  | (?P<quoted> (?<![\w$\x80-\U0010ffff])[eE]'(?:[^'\\]|''|\\.)*+'
+              | '(?:[^'{single}]|''{single_escape})*+'
               | "(?:[^"]|"")*+"
-              | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?)\$.*?\$(?P=tag)\$ )
-  | (?P<comment> /\*|\*/ )
+              | (?<![\w$\x80-\U0010ffff])\$(?P<tag>
+                (?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?)\$.*?\$(?P=tag)\$ )
 """
 _MYSQL = r"""
-    (?P<skip> (?:--(?=[\s\0-\x1f]|\Z)|\#)[^\n]*+ | /\*(?!M?!).*?\*/ )
-  | (?P<quoted> '(?:[^'{backslash}]|''{escape})*+' | "(?:[^"{backslash}]|""{escape})*+" | `[^`]*+` )
-  | (?P<comment> /\*|\*/ )
+    (?P<skip> (?:--(?=[\0-\x20\x7f]|\Z)|\#)[^\n]*+ | /\*(?!M?!).*?\*/ )
+  | (?P<doubt> /\*|\*/|--(?![!-~]) )
+  | (?P<quoted> '(?:[^'{single}]|''{single_escape})*+'
+              | "(?:[^"{double}]|""{double_escape})*+" | `[^`]*+` )
 """
+# A backslash in each kind of quotes, which a setting of the session decides.
+_BACKSLASHES = (("", ""), (r"\\", r"|\\."))
 _LEXERS = {
     name: [
-        re.compile(text.format(**kind), re.VERBOSE | re.DOTALL)
-        for kind in ({"backslash": "", "escape": ""}, {"backslash": r"\\", "escape": r"|\\."})
+        re.compile(
+            text.format(
+                **dict(zip(("single", "single_escape"), single, strict=True)),
+                **dict(zip(("double", "double_escape"), double, strict=True)),
+            ),
+            re.VERBOSE | re.DOTALL,
+        )
+        for single in _BACKSLASHES
+        for double in _BACKSLASHES
     ]
     for name, text in (("postgresql", _POSTGRESQL), ("mysql", _MYSQL))
 }
@@ -78,12 +99,14 @@ def check_reads(sql: str, dialect: str) -> None:
     Raises:
         StatementFailed: It is not, or that cannot be told.
     """
+    if _NAMES.fullmatch(sql):
+        return
     family = "mysql" if dialect == "mariadb" else dialect
     for lexer in _LEXERS[family]:
         words = _words(lexer.sub(_plain, sql))
         if ";" in words:
             raise StatementFailed("one statement at a time", hint=_HINT)
-        if any(sign in words for sign in ("'", '"', "`", "/*", "*/")):
+        if any(sign in words for sign in ("'", '"', "`")):
             raise StatementFailed(
                 "the statement has a quote or a comment that does not end, or a comment that is "
                 "executed (/*! ... */): fsa cannot tell that it only reads",
@@ -98,7 +121,7 @@ def _check_kind(words: str, family: str) -> None:
         raise StatementFailed(
             f"{kind.upper() or 'an empty text'} is no statement that only reads", hint=_HINT
         )
-    if family == "mysql" and kind not in _REFUSED_BY_SERVER and " into " in f" {words} ":
+    if family == "mysql" and kind not in _REFUSED_BY_SERVER and _INTO.search(words):
         raise StatementFailed("INTO writes a file or a variable: read-only", hint=_HINT)
 
 
@@ -109,4 +132,4 @@ def _words(sql: str) -> str:
 def _plain(match: re.Match[str]) -> str:
     if match["skip"]:
         return " "
-    return match[0] if match["comment"] else " q "
+    return "'" if match["doubt"] else " q "

@@ -3,9 +3,10 @@
 Each connection is told when it leaves its pool, and again when it begins a transaction: a session
 that was talked out of it is read-only again in its next one. What would lead out of a transaction
 or around it is not sent at all (`read_statements`), and no COMMIT is sent for one that has become
-READ WRITE. SQLite opens its file read-only, and its authorizer refuses ATTACH and the PRAGMAs that
-write. A driver's own connection in Python's hands, and functions of the server's that reach outside
-(dblink, lo_export, UDFs), cannot be held: that takes a user of the database who may only read.
+READ WRITE, or has written all the same (PostgreSQL's `lo_create`). SQLite opens its file read-only,
+and its authorizer refuses ATTACH and the PRAGMAs that write. A driver's own connection in Python's
+hands, and functions of the server's that reach outside (dblink, lo_export, UDFs), cannot be held:
+that takes a user of the database who may only read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 _ALONE = "fsa_alone"
 _OWN = "fsa_own_statement"
+# Only what writes has a number; some functions do, whatever the transaction's mode.
+_MODE = """
+    SELECT CASE WHEN txid_current_if_assigned() IS NULL
+        THEN current_setting('transaction_read_only') ELSE 'written' END
+"""
 
 # What tells about the database, whatever its argument; and what changes the connection's own ways.
 _SQLITE_PRAGMAS = {
@@ -90,12 +96,13 @@ def _on_commit(connection: Connection) -> None:
     if connection.dialect.name != "postgresql":
         return
     proxy: Any = connection.connection
-    mode = "on"  # also of a transaction that has failed: its COMMIT is a ROLLBACK
+    found = "on"  # also of a transaction that has failed: its COMMIT is a ROLLBACK
     with contextlib.suppress(Exception):
-        mode = _run(proxy, "SELECT current_setting('transaction_read_only')")
-    if mode != "on":
+        found = _run(proxy, _MODE)
+    if found != "on":
         proxy.dbapi_connection.rollback()
-        raise StatementFailed("the transaction was made READ WRITE: rolled back")
+        what = "was made READ WRITE" if found == "off" else "has written"
+        raise StatementFailed(f"the transaction {what}: rolled back")
 
 
 def _on_checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:

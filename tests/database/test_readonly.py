@@ -101,6 +101,17 @@ PERSUASIONS = {
         "set session characteristics as transaction read write",
         "set transaction isolation level serializable, read write",
         "select set_config('default_transaction_read_only', 'off', false)",
+        "select lo_create(4711)",
+        "select lo_from_bytea(4712, 'abc')",
+        "select 1 --\r; commit; begin read write; insert into things values (5); commit; --",
+        "select 1 as €$a$; commit; begin read write; insert into things values (5); commit;"
+        " select 1 as €$a$",
+        "select $€$ ' $€$; commit; begin read write; insert into things values (5); commit; --'",
+        "select $\u0661$ ' $\u0661$; commit; begin read write;"
+        " insert into things values (5); commit; --'",
+        "select e'a'\n'\\'' as x, '\\' as y; commit; begin read write;"
+        " insert into things values (5); commit; --'",
+        "set names 'SJIS'",
         "copy things to '{outside}'",
         "copy (select 1) to program 'touch {outside}'",
     ],
@@ -124,6 +135,16 @@ PERSUASIONS = {
         "select 1 from things union select 1/**/into/**/dumpfile '{outside}'",
         "(select 1 into outfile '{outside}')",
         r"select '\' into outfile '{outside}' -- '",
+        "select (1)into outfile '{outside}'",
+        "values(1)into outfile '{outside}'",
+        "select 1.into outfile '{outside}'",
+        "select 1.5into outfile '{outside}'",
+        "select 1e0into outfile '{outside}'",
+        "select 1 --\x7f' \n into outfile '{outside}' -- '",
+        "select 1 --\xa0 into outfile '{outside}' from (select 1 as \xa0) t",
+        "set sql_mode = 'ANSI_QUOTES'",
+        """select 1 as "\\" , '\\'' as x into outfile '{outside}' -- ' " #\"""",
+        "set names gbk",
         "execute immediate 'set session transaction read write'",
         "prepare a from 'set session transaction read write'",
         "commit and chain",
@@ -170,6 +191,8 @@ def test_nothing_is_written_whatever_is_tried(python, backend) -> None:
     if backend.name == "sqlite":
         assert backend.rows("pragma journal_mode") == [("wal",)]
         assert backend.rows("pragma user_version") == [(0,)]
+    if backend.name == "postgresql":
+        assert backend.rows("select oid from pg_largeobject_metadata") == []
     if backend.name == "mariadb":
         assert backend.rows("select user from mysql.user where user = 'fsa_test_nobody'") == []
 
@@ -206,6 +229,8 @@ def test_the_query_command_writes_nothing_either(
         "rollback to savepoint a",
         "release savepoint a",
         "set time_zone = '+00:00'",
+        "set names 'utf8'",
+        "select 1--1",
         "start transaction read only",
     ],
 )
