@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fsa_cli.ledger.maintenance import Died
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.terminal.user_code import is_from_outside, traceback_text
 
 __all__ = ["NodeEvents", "NodeListener", "RunCounts"]
 
@@ -90,8 +91,10 @@ class NodeEvents(NodeListener):
         for listener in self._listeners:
             try:
                 getattr(listener, event)(*values)
-            except Exception:
-                logger.exception("%s could not be passed on", event)
+            except BaseException as exc:  # of a task's error or result, when it is looked at
+                if is_from_outside(exc):
+                    raise
+                logger.error("%s could not be passed on\n%s", event, traceback_text(exc))
 
 
 class RunCounts(NodeListener):

@@ -144,6 +144,8 @@ class Node(NodeListener):
 
     @property
     def _dead(self) -> str | None:
+        if not self.lifecycle.pool.alive:
+            return "event loop"
         return next((each.name for each in self._started if not each.alive), None)
 
     @property

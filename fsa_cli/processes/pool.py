@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
+import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -19,6 +22,7 @@ from fsa_cli.runner.execute import execute, execute_async, failed_result
 from fsa_cli.runner.lifespan import Lifespan
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.terminal.escaping import escape_record
+from fsa_cli.terminal.user_code import traceback_text
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -66,8 +70,13 @@ class RunPool:
             if self._closed:
                 return False
             self._waiting.append(active)
-        self._fill()
+        self.fill()
         return True
+
+    def fill(self) -> None:
+        """Start what waits while there is room; also each second, if no thread could be had."""
+        while (active := self._next()) is not None and self._began(active):
+            pass
 
     @property
     def active(self) -> list[ActiveRun]:
@@ -101,6 +110,11 @@ class RunPool:
             if since_s is not None and now_s >= since_s + run.timeout_s + by_s:
                 found.append(each)
         return found
+
+    @property
+    def alive(self) -> bool:
+        """Whether async runs can go on; if not, the process should be restarted."""
+        return self._loop.alive
 
     def close(self) -> list[ActiveRun]:
         """Start nothing more, and return the runs that waited. What runs goes on."""
@@ -139,19 +153,31 @@ class RunPool:
         """
         self._loop.stop(within_s)
 
-    def _fill(self) -> None:
-        while (active := self._next()) is not None:
-            if _on_loop(_run(active)):
-                self._start_on_loop(active)
-                continue
+    def _began(self, active: ActiveRun) -> bool:
+        """Start a run; False if it waits again: the system gives no more threads, for now."""
+        try:
+            self._begin(active)
+        except RuntimeError as exc:
             with self._lock:
-                needs_thread = self._idle == 0
-                self._idle -= not needs_thread
-                self._threads += needs_thread
-            self._work.put(active)
-            if needs_thread:
-                name = f"fsa run {self._threads}"
-                threading.Thread(target=self._serve, name=name, daemon=True).start()
+                self._running.discard(active)
+                self._waiting.appendleft(active)
+            logger.warning("a run of %s waits for a thread: %s", active.claim.task, exc)
+            return False
+        return True
+
+    def _begin(self, active: ActiveRun) -> None:
+        """Raises `RuntimeError`: there is no thread for it."""
+        if _on_loop(_run(active)):
+            self._start_on_loop(active)
+            return
+        with self._lock:
+            needs_thread = self._idle == 0
+            self._idle -= not needs_thread
+            self._threads += needs_thread
+        if needs_thread:
+            name = f"fsa run {self._threads}"
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        self._work.put(active)
 
     def _next(self) -> ActiveRun | None:
         """The next run that may start."""
@@ -171,11 +197,11 @@ class RunPool:
                 # Waking another thread for the next one takes longer than a short run.
                 active = self._next()
                 if active is not None and _on_loop(_run(active)):
-                    self._start_on_loop(active)
+                    self._began(active)
                     active = None
             with self._lock:
                 self._idle += 1
-            self._fill()
+            self.fill()
 
     def _execute(self, active: ActiveRun) -> None:
         run = _run(active)
@@ -202,13 +228,13 @@ class RunPool:
             result = failed_result(run, exc)
         finally:
             self._end(active, result)
-            self._fill()
+            self.fill()
 
     def _end_cancelled(self, active: ActiveRun) -> None:
         """End a run that was cancelled before its coroutine began."""
         if active in self.active:
             self._end(active, None)
-            self._fill()
+            self.fill()
 
     def _start(self, active: ActiveRun) -> None:
         active.started_s = time.monotonic()
@@ -219,8 +245,9 @@ class RunPool:
             self._running.discard(active)
         try:
             self._ended(active, result)
-        except Exception:
-            logger.exception("the end of a run of %s could not be handled", active.claim.task)
+        except BaseException as exc:  # it must not cost the thread
+            name, told = active.claim.task, traceback_text(exc)
+            logger.error("the end of a run of %s could not be handled\n%s", name, told)
 
 
 def _run(active: ActiveRun) -> Run:
@@ -230,6 +257,17 @@ def _run(active: ActiveRun) -> Run:
 
 def _on_loop(run: Run) -> bool:
     return run.task.is_async and run.isolated is None
+
+
+_loops: weakref.WeakSet[_LoopThread] = weakref.WeakSet()
+
+
+def _end_loops_in_child() -> None:
+    for each in _loops:
+        each.end_in_child()
+
+
+os.register_at_fork(after_in_child=_end_loops_in_child)
 
 
 class _LoopThread:
@@ -243,6 +281,12 @@ class _LoopThread:
         self._ready = threading.Event()
         self._lifespan: Lifespan | None = None
         self._tasks: dict[ActiveRun, asyncio.Task[None]] = {}
+        _loops.add(self)
+
+    @property
+    def alive(self) -> bool:
+        closes = self._closing is not None and self._closing.is_set()
+        return closes or self._thread is None or self._thread.is_alive()
 
     def start_run(
         self, active: ActiveRun, execute: Executed, done: Callable[[ActiveRun], None]
@@ -252,8 +296,9 @@ class _LoopThread:
     def _begin(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="fsa loop", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="fsa loop", daemon=True)
+                thread.start()
+                self._thread = thread
         self._ready.wait()
         assert self._loop is not None
         return self._loop
@@ -265,6 +310,13 @@ class _LoopThread:
             self._lifespan = lifespan
 
         return asyncio.run_coroutine_threadsafe(start(), self._begin())
+
+    def end_in_child(self) -> None:
+        """Let a process that a task has forked take no further step of this loop."""
+        if self._loop is not None and threading.current_thread() is self._thread:
+            self._loop.stop()
+            # The others' steps of this round: without them asyncio's own loop fails, and ends.
+            getattr(self._loop, "_ready", deque[Any]()).clear()
 
     def cancel(self, active: ActiveRun) -> None:
         def cancel() -> None:
@@ -289,22 +341,24 @@ class _LoopThread:
             self._thread.join()
 
     def _serve(self) -> None:
+        process_id = os.getpid()
         with asyncio.Runner() as runner:
             loop = runner.get_loop()
-            main = loop.create_task(self._until_closed())
-            while not main.done():
+            self._closing = closing = asyncio.Event()
+            self._loop = loop
+            self._ready.set()
+            while not closing.is_set() and not loop.is_closed():
+                # asyncio hands SystemExit and KeyboardInterrupt to whoever awaits the coroutine
+                # that raised them, and ends the loop besides. A task may also cancel all that
+                # there are, or stop the loop: the other runs go on when it is entered again.
                 try:
-                    loop.run_until_complete(main)
-                except (SystemExit, KeyboardInterrupt):
-                    # asyncio hands these to whoever awaits the coroutine that raised them, and
-                    # ends the loop besides: its other runs go on when it is entered again.
-                    logger.debug("a coroutine has raised SystemExit or KeyboardInterrupt")
-
-    async def _until_closed(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._closing = asyncio.Event()
-        self._ready.set()
-        await self._closing.wait()
+                    with contextlib.suppress(
+                        SystemExit, KeyboardInterrupt, asyncio.CancelledError, RuntimeError
+                    ):
+                        loop.run_until_complete(closing.wait())
+                finally:
+                    if os.getpid() != process_id:
+                        os._exit(1)
 
     def _spawn(
         self, active: ActiveRun, execute: Executed, done: Callable[[ActiveRun], None]

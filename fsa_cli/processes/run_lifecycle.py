@@ -150,6 +150,7 @@ class RunLifecycle:
 
     def end_overdue(self) -> None:
         """Mark sync runs that are past their time-out. Their threads keep the slot and the lock."""
+        self.pool.fill()
         for active in self.pool.overdue():
             run = active.run
             if run is None or active.timed_out:
@@ -191,9 +192,10 @@ class RunLifecycle:
         elif not active.marked:
             try:
                 outcome = self._outcome(active, run, result)
-            except Exception as exc:  # whatever it is, the run ends
-                logger.exception("the end of a run of %s cannot be told in full", run.task.name)
+            except BaseException as exc:  # whatever it is, the run ends
                 kind, message, traceback = error_fields(exc)
+                told = "the end of a run of %s cannot be told in full\n%s"
+                logger.error(told, run.task.name, traceback)
                 bare = _bare_outcome(
                     active.claim,
                     "failed",

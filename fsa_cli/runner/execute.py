@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fsa_cli.database.connections import autocommits
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
@@ -32,7 +34,7 @@ from fsa_cli.tasks.context import TaskContext
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.outcomes import Discard
 from fsa_cli.tasks.signature import Injected, signature_of
-from fsa_cli.terminal.user_code import unwrap_error
+from fsa_cli.terminal.user_code import is_from_outside, traceback_text, unwrap_error
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -195,12 +197,42 @@ async def _resolve(attempt: _Attempt, value: Any) -> Any:
     for _ in range(_AWAITED):
         if not inspect.isawaitable(value):
             return value
-        value = await value
+        with _ending_forked_children():
+            value = await value
     _close(value)
     raise TaskDefinitionError(
         f"task {attempt.run.task.name!r} returned an awaitable that gives another, and so on",
         hint="return its result",
     )
+
+
+@contextlib.contextmanager
+def _ending_forked_children() -> Iterator[None]:
+    """End a process that the task has forked where it leaves the task.
+
+    The run is the parent's, and so is whatever waits in this process: the child would run it too.
+    """
+    process_id = os.getpid()
+    try:
+        yield
+    except BaseException as exc:
+        if os.getpid() != process_id:
+            _end_child(exc)
+        raise
+    if os.getpid() != process_id:
+        _end_child(None)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    status = 0 if error is None else 1
+    with contextlib.suppress(BaseException):
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            sys.stderr.write(f"{traceback_text(error)}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status & 0xFF)
 
 
 def _close(awaitable: object) -> None:
@@ -229,10 +261,8 @@ def failed_result(run: Run, error: BaseException) -> RunResult:
 
 
 def _is_from_outside(error: BaseException) -> bool:
-    """Whether a person has stopped the run: only the main thread hears of signals."""
-    if isinstance(error, _TimeIsUp) or not isinstance(error, KeyboardInterrupt):
-        return False
-    return threading.current_thread() is threading.main_thread()
+    """Whether a person has stopped the run, and not its time-out."""
+    return not isinstance(error, _TimeIsUp) and is_from_outside(error)
 
 
 class _Attempt:
@@ -278,7 +308,8 @@ class _Attempt:
         for name, kind in signature.injected.items():
             values[name] = self._inject(name, kind)
         positional, named = signature.call(values)
-        return self.run.task.function(*positional, **named)
+        with _ending_forked_children():
+            return self.run.task.function(*positional, **named)
 
     async def await_call(self) -> Any:
         return await _resolve(self, self.call())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import os
 import sysconfig
+import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ _LIBRARY = str(Path(_OURS).parent / "fastapi_sqlalchemy")
 _INSTALLED = tuple(
     {*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
 )
+# Not by the instance: a class may have an attribute of that name that raises, or never ends.
+_TRACEBACK: Any = vars(BaseException)["__traceback__"]
+_EXCEPTIONS: Any = vars(BaseExceptionGroup)["exceptions"]
 
 
 @dataclass(frozen=True)
@@ -99,15 +103,23 @@ def is_user_file(file: str) -> bool:
     return not file.startswith(tuple(p + os.sep for p in (*_INSTALLED, _OURS, _LIBRARY)))
 
 
+def is_from_outside(error: BaseException) -> bool:
+    """Whether a person has stopped what this thread does: only the main one hears of signals."""
+    if not issubclass(type(error), KeyboardInterrupt):
+        return False
+    return threading.current_thread() is threading.main_thread()
+
+
 def error_message(error: BaseException) -> str:
     """`str(error)`, also where the exception cannot say it.
 
-    The `__str__` of an exception is the user's code, or that of a library: it may raise.
+    The `__str__` of an exception is the user's code, or that of a library: it may raise, and it may
+    give a str with methods of its own.
     """
     try:
-        return str(error)
+        return str.__str__(str(error))
     except BaseException as exc:
-        if isinstance(exc, KeyboardInterrupt):
+        if is_from_outside(exc):
             raise
         return f"(its message cannot be shown: __str__ raised {type(exc).__name__})"
 
@@ -134,12 +146,18 @@ def traceback_text(error: BaseException) -> str:
     """The whole traceback, without the values of local variables."""
     try:
         return "".join(traceback.format_exception(error)).rstrip("\n")
-    except Exception:  # an exception whose attributes raise when they are looked at
-        return "".join(traceback.format_tb(error.__traceback__)) + summarize_error(error)
+    except BaseException as exc:  # its attributes raise when they are looked at
+        if is_from_outside(exc):
+            raise
+        frames = traceback.format_tb(_TRACEBACK.__get__(error))
+        return "".join(frames) + summarize_error(error)
 
 
 def unwrap_error(error: BaseException) -> BaseException:
     """The error inside a group of one, as a TaskGroup raises it."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    while issubclass(type(error), BaseExceptionGroup):
+        inside = _EXCEPTIONS.__get__(error)
+        if len(inside) != 1:
+            break
+        error = inside[0]
     return error

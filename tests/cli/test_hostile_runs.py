@@ -42,6 +42,38 @@ class SaysNothing(Exception):
 @task(schedule=once)
 def says_nothing(): raise SaysNothing
 
+class Interrupts(Exception):
+    def __str__(self): raise KeyboardInterrupt
+
+class Hostile(str):
+    def encode(self, *options): raise SystemExit
+    replace = __len__ = encode
+
+class SaysHostileText(Exception):
+    def __str__(self): return Hostile("its text")
+
+class Noted(Exception):
+    @property
+    def __notes__(self): raise SystemExit
+
+class Closed:
+    def __repr__(self): raise SystemExit(3)
+
+@task(schedule=once)
+async def interrupts(): raise Interrupts
+
+@task(schedule=once)
+def says_hostile_text(): raise SaysHostileText
+
+@task(schedule=once)
+def noted(): raise Noted("with notes")
+
+@task(schedule=once)
+def closed(): return Closed()
+
+@task(schedule=once)
+async def hostile_text(): return {"text": [Hostile("x")]}
+
 @task(schedule=once)
 def long_name(): raise type("N" * 300, (Exception,), {})("too long a name")
 
@@ -138,7 +170,7 @@ def test_every_run_ends_and_the_loop_of_the_others_lives(
     process.wait_for("fsa scheduler")
     others = "task != 'every_second'"
     wait_until(
-        lambda: len(rows("id", f"{others} AND status NOT IN ('queued', 'running')")) == 15,
+        lambda: len(rows("id", f"{others} AND status NOT IN ('queued', 'running')")) == 20,
         within_s=30,
     )
     before = len(rows("id", "task = 'every_second' AND status = 'succeeded'"))
@@ -152,6 +184,9 @@ def test_every_run_ends_and_the_loop_of_the_others_lives(
     ended = {row[0]: row[1:] for row in rows("task, status, error_type, error, result", others)}
     assert ended["says_nothing"][:2] == ("failed", "SaysNothing")
     assert "__str__ raised ValueError" in ended["says_nothing"][2]
+    assert ended["interrupts"][:2] == ("failed", "Interrupts")
+    assert ended["says_hostile_text"][:3] == ("failed", "SaysHostileText", "its text")
+    assert ended["noted"][:3] == ("failed", "Noted", "with notes")
     assert ended["apart"][:3] == ended["says_nothing"][:3]
     assert ended["long_name"][:3] == ("failed", "N" * 255, "too long a name")
     assert ended["cancels_itself"][:3] == ("failed", "CancelledError", "by itself")
@@ -162,10 +197,127 @@ def test_every_run_ends_and_the_loop_of_the_others_lives(
         assert ended[name][:2] == ("failed", "SystemExit"), name
     assert ended["interrupted_in_child"][:2] == ("failed", "KeyboardInterrupt")
     assert ended["innocent"] == ("succeeded", None, None, '"done"')
-    for name in ("surrogate", "digits", "much"):
+    for name in ("surrogate", "digits", "much", "closed", "hostile_text"):
         assert ended[name][:3] == ("succeeded", None, None), name
         json.loads(ended[name][3])
     assert rows("id", "status = 'running'") == []
+
+
+UNRULY = """
+import os, threading
+from pathlib import Path
+
+def note(name):
+    with open("notes", "a") as file: file.write(f"{name} {os.getpid()}\\n")
+
+@task
+async def stops_loop(): asyncio.get_running_loop().stop()
+
+@task
+async def cancels_all():
+    for each in asyncio.all_tasks(): each.cancel()
+
+@task
+def forks():
+    time.sleep(0.3)
+    if os.fork() == 0: return "child"
+
+@task
+def fails_in_child():
+    time.sleep(0.3)
+    if os.fork() == 0: raise ValueError("in the child")
+
+@task
+async def awaits_in_child():
+    future = asyncio.get_running_loop().create_future()
+    if os.fork() == 0: await future
+
+@task
+def takes_all_threads():
+    threading.stack_size(1 << 45)  # the system gives none of that size
+    time.sleep(2)
+    threading.stack_size(0)
+
+@task
+def counts():
+    note("counts")
+    time.sleep(0.2)
+
+@task
+async def acounts():
+    await asyncio.sleep(0.05)
+    note("acounts")
+
+@task(schedule="every 1s")
+def every_second(): ...
+
+@task(schedule="every 1s")
+async def every_async_second(): ...
+"""
+_COUNTED = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("stops_loop", "cancels_all", "forks", "fails_in_child", "awaits_in_child"),
+        "takes_all_threads",
+    ],
+)
+def test_what_a_task_does_to_its_process_is_not_done_to_other_runs(
+    lay: Callable[[str], None],
+    rows: Rows,
+    connection: Callable[[], sqlite3.Connection],
+    fsa: Run,
+    fsa_process: Start,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    lay(UNRULY)
+    env = {"FSA_STATE_DIR": "state"}
+    assert fsa("run-task", "counts", "--enqueue", env=env).returncode == 0
+    with closing(connection()) as connected, connected:
+        columns = [row[1] for row in connected.execute("PRAGMA table_info(fsa_run)")]
+        given = ", ".join(f":{each}" for each in columns)
+        cursor = connected.execute("SELECT * FROM fsa_run")
+        first = dict(zip(columns, cursor.fetchone(), strict=True))
+        # The counted ones wait in the process that the task forks, and some are going on.
+        asked = [name] * 3
+        if name != "cancels_all":
+            asked += ("counts", "acounts") * _COUNTED
+        more = [
+            {
+                **first,
+                "task": task,
+                "id": f"{n:032x}",
+                "slot": f"{n:032x}",
+                "priority": 1 if task == name else 0,
+            }
+            for n, task in enumerate(asked)
+        ]
+        connected.execute("DELETE FROM fsa_run")
+        connected.executemany(f"INSERT INTO fsa_run VALUES ({given})", more)
+
+    process = fsa_process("scheduler", "start", env=env)
+    process.wait_for("fsa scheduler")
+    others = "task NOT LIKE 'every_%' AND status NOT IN ('queued', 'running')"
+    wait_until(lambda: len(rows("id", others)) == len(asked), within_s=40)
+    for each in ("every_second", "every_async_second"):
+        succeeded = f"task = '{each}' AND status = 'succeeded'"
+        before = len(rows("id", succeeded))
+        wait_until(lambda it=succeeded, n=before: len(rows("id", it)) > n + 1, within_s=15)  # type: ignore[misc]
+    process.stop()
+
+    assert process.returncode == 0, process.stderr
+    ended = {status for (status,) in rows("status", f"task = '{name}'")}
+    # The others of its kind are cancelled with all there is.
+    assert ended == {"succeeded"} or (name == "cancels_all" and "running" not in ended)
+    assert rows("id", "status = 'running'") == []
+    if len(asked) > 3:
+        notes = Path(tmp_path, "notes").read_text().splitlines()
+        assert len(notes) == 2 * _COUNTED
+        assert len(set(notes)) == 2  # all in one process
 
 
 @pytest.mark.slow
