@@ -8,7 +8,12 @@ from typing import Any
 from fsa_cli.tasks.context import Progress
 from fsa_cli.terminal.json_values import describe, dumps, jsonable_within
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_tail
-from fsa_cli.terminal.user_code import error_message, traceback_text, unwrap_error
+from fsa_cli.terminal.user_code import (
+    error_message,
+    is_from_outside,
+    traceback_text,
+    unwrap_error,
+)
 
 __all__ = ["RemoteError", "encode_result", "error_fields", "progress_fields"]
 
@@ -73,7 +78,9 @@ def encode_result(value: object) -> str | None:
 def _json(value: object) -> str:
     try:
         return dumps(jsonable_within(value))
-    except Exception:  # what its own methods do when it is looked at is not ours to know
+    except BaseException as exc:  # what its methods do when it is looked at is not ours to know
+        if is_from_outside(exc):
+            raise
         return json.dumps(f"({type(value).__name__}, which cannot be shown)")
 
 

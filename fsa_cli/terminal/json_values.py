@@ -13,6 +13,7 @@ from typing import Any
 
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.secret_names import is_secret_name
+from fsa_cli.terminal.user_code import is_from_outside
 
 __all__ = ["describe", "dumps", "jsonable", "jsonable_within"]
 
@@ -66,7 +67,9 @@ def jsonable(value: object) -> Any:
 
     try:
         return to_jsonable_python(value, fallback=describe)
-    except Exception:  # a cycle, or an object that fails when it is looked at
+    except BaseException as exc:  # a cycle, or an object that fails when it is looked at
+        if is_from_outside(exc):
+            raise
         return describe(value)
 
 
@@ -115,6 +118,8 @@ def describe(value: object) -> str:
     if zoneinfo is not None and isinstance(value, zoneinfo.ZoneInfo) and value.key:
         return str(value.key)
     try:
-        return repr(value)
-    except Exception:  # an ORM object whose session is closed, a number of 5,000 digits
+        return str.__str__(repr(value))
+    except BaseException as exc:  # an ORM object whose session is closed, a number of 5,000 digits
+        if is_from_outside(exc):
+            raise
         return object.__repr__(value)
