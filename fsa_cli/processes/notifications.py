@@ -11,6 +11,7 @@ import logging
 import queue
 import socket
 import threading
+import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -31,8 +32,13 @@ logger.addFilter(escape_record)
 
 _WAITING = 1000
 _TIMEOUT_S = 10.0
-# What answers without being link-local: AWS over IPv6, Alibaba, Azure, Oracle.
-_METADATA_ADDRESSES = {"fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"}
+# What answers without being link-local: AWS, Google and Scaleway over IPv6, Alibaba, Azure, Oracle.
+_METADATA_ADDRESSES = {
+    *("fd00:ec2::254", "fd20:ce::254", "fd00:42::42"),
+    *("100.100.100.200", "168.63.129.16", "192.0.0.192"),
+}
+# Whose last 32 bits are an IPv4 address: of a translator (NAT64), and the form of old.
+_WITH_IPV4 = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")
 _METADATA_NAMES = {"metadata.google.internal", "metadata.goog", "metadata"}
 
 
@@ -173,8 +179,9 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
 
 def _check_url(url: str) -> None:
     """What a proxy would reach, as far as the URL itself says."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    if host.rstrip(".").lower() in _METADATA_NAMES:
+    # As whoever looks the name up reads it: digits of another script, a dot at the end.
+    host = unicodedata.normalize("NFKC", urllib.parse.urlsplit(url).hostname or "").rstrip(".")
+    if host.lower() in _METADATA_NAMES:
         raise PermissionError(f"{host} is a cloud's metadata service")
     with contextlib.suppress(OSError):  # `169.254.43518`, `0xA9FEA9FE`: as the C library reads them
         host = socket.inet_ntoa(socket.inet_aton(host))
@@ -185,6 +192,8 @@ def _check_url(url: str) -> None:
 def _check_address(address: str) -> None:
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
+    if any(ip in network for network in _WITH_IPV4):
+        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     if ip.is_link_local or str(ip) in _METADATA_ADDRESSES:
         raise PermissionError(f"{address} is link-local, where a cloud's metadata service answers")
 

@@ -19,6 +19,10 @@ REFUSED = [
     "http://[fe80::1]/",
     "http://[::ffff:169.254.169.254]/",
     "http://[fd00:ec2::254]/",
+    "http://[fd20:ce::254]/",
+    "http://[64:ff9b::a9fe:a9fe]/",
+    "http://[::169.254.169.254]/",
+    "http://169.254.169.254./",
     "http://100.100.100.200/",
     "http://2852039166/",
     "http://0xA9FEA9FE/",
@@ -114,3 +118,8 @@ def test_other_pings_and_redirects_go_on(site: Site, caplog: pytest.LogCaptureFi
 
     assert (site.asked, other.asked) == (["/start?rid=1"], ["/there"])
     assert caplog.records == []
+
+
+def test_digits_of_another_script_are_read_as_a_resolver_reads_them() -> None:
+    with pytest.raises(PermissionError):
+        notifications._check_url("http://\uff11\uff16\uff19.254.169.254/")
