@@ -123,7 +123,7 @@ def reap(
             outcome[status].append(row.id)
             nodes[row.node] = None
     return Died(
-        tuple(nodes),
+        tuple(each for each in nodes if each is not None),  # a row may name none
         tuple(outcome["interrupted"]),
         tuple(outcome["queued"]),
         tuple(outcome["succeeded"]),

@@ -82,6 +82,19 @@ def test_a_dead_nodes_run_is_decided_whatever_its_tasks_options_are(ledger: Ledg
     assert [row.status for row in runs_of(ledger)] == ["interrupted"]
 
 
+def test_a_running_row_without_a_node_is_reaped_and_names_no_node(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    claim_due(ledger, node.id, [Due("report", now_ms(ledger))], window_ms=5000)
+    forgetting = update(tables.run).values(node=None)
+    forgetting = forgetting.where(tables.run.c.namespace == ledger.namespace)
+    ledger.write(lambda connection: connection.execute(forgetting))
+
+    died = maintenance.reap(ledger, [])
+
+    assert [row.status for row in runs_of(ledger)] == ["interrupted"]
+    assert (died.nodes, len(died.marked)) == ((), 1)
+
+
 @pytest.mark.parametrize("mark_ms", [2**63 - 1, -(2**63)])
 def test_a_watermark_out_of_range_keeps_no_instant_from_being_run(
     ledger: Ledger, mark_ms: int
