@@ -14,7 +14,7 @@ from fsa_cli.ledger.records import OPEN_STATES, RunStatus
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.project import loader
 from fsa_cli.runs.run_pages import own_frames
-from fsa_cli.runs.run_view import error_of
+from fsa_cli.runs.run_view import brief_error
 from fsa_cli.runs.status_view import node_state
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.registry import registry
@@ -264,7 +264,7 @@ def _alive(seen: Glance) -> set[str]:
 
 
 def _error(last: Row[Any]) -> str:
-    return mask_head(error_of(last) or "")
+    return mask_head(brief_error(last) or "")
 
 
 def _longest(dispatched: Sequence[Waiting], seen: Glance) -> str:

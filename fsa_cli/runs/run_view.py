@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "WholeRun",
     "attempt_document",
     "attempt_row",
+    "brief_error",
     "details",
     "document",
     "duration_ms",
@@ -330,6 +332,10 @@ def duration_ms(run: Row[Any], now: datetime | None) -> int | None:
     return None
 
 
+# `(sqlite3.OperationalError) database is locked`, as SQLAlchemy tells it.
+_DRIVERS_CLASS = re.compile(r"\A\(\w+(?:\.\w+)+\) ")
+
+
 def said(run: Row[Any]) -> str:
     """What there is to say of a run: its progress, its error, or its result."""
     if run.status == "running" and (progress := progress_text(run)) is not None:
@@ -337,8 +343,8 @@ def said(run: Row[Any]) -> str:
     if run.status == "queued" and run.attempt > 1:
         again = instant_of(run.not_before_ms)
         failed = instant_of(run.finished_ms or run.not_before_ms)
-        return f"attempt {run.attempt} at {format_time(again, failed)}: {error_of(run) or ''}"
-    error = error_of(run)
+        return f"attempt {run.attempt} at {format_time(again, failed)}: {brief_error(run) or ''}"
+    error = brief_error(run)
     if error is not None:
         return error
     value = value_in(run.result)
@@ -347,10 +353,18 @@ def said(run: Row[Any]) -> str:
 
 def error_of(run: Row[Any]) -> str | None:
     """What a run failed with, as one text; None if nothing is known of an error."""
-    if not (run.error_type or run.error):
+    return _error_text(run.error_type, run.error)
+
+
+def brief_error(run: Row[Any]) -> str | None:
+    """As `error_of`, for a line: without the driver's class before what the database says."""
+    return _error_text(run.error_type, run.error and _DRIVERS_CLASS.sub("", run.error))
+
+
+def _error_text(kind: str | None, message: str | None) -> str | None:
+    if not (kind or message):
         return None
-    plain = run.error_type in (None, "Interrupted", "TimedOut")
-    return run.error if plain else f"{run.error_type}: {run.error}"
+    return message if kind in (None, "Interrupted", "TimedOut") else f"{kind}: {message}"
 
 
 def progress_text(run: Row[Any]) -> str | None:

@@ -73,6 +73,23 @@ def test_the_latest_runs_are_shown_first_in_plain_lines(fsa: Run, ran: Shop) -> 
     ran.backend.assert_released()
 
 
+def test_what_a_database_said_stands_in_the_line_before_it_is_cut(fsa: Run, small: Shop) -> None:
+    small.write(
+        """
+        @task
+        def ask():
+            db.session.execute(text("SELECT missing"))
+        """
+    )
+    assert fsa("run-task", "ask").returncode == 1
+
+    shown = fsa("runs").stdout
+    (run,) = documents(fsa)
+
+    assert "OperationalError: no such column: missing" in shown
+    assert "(sqlite3.OperationalError) no such column" in str(run["error"])
+
+
 def test_runs_are_chosen_by_task_status_and_time(fsa: Run, ran: Shop) -> None:
     def tasks(*words: str) -> list[object]:
         return [each["task"] for each in documents(fsa, *words)]
