@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from fsa_cli.database.dialects import dialect_of
@@ -11,7 +11,7 @@ from fsa_cli.database.identity import address, same_database
 from fsa_cli.database.listening import listen_once
 from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import DatabaseUnreachable, DriverMissing, FsaError, Refused
-from fsa_cli.terminal.user_code import summarize_error, user_frame
+from fsa_cli.terminal.user_code import chain_of, summarize_error, user_frame
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
@@ -87,7 +87,7 @@ def is_away(error: BaseException) -> bool:
     """Whether a connection could not be opened, or was lost. If not, the database has answered."""
     return any(
         getattr(each, _MARK, None) is not None or getattr(each, "connection_invalidated", False)
-        for each in _chain(error)
+        for each in chain_of(error)
     )
 
 
@@ -108,7 +108,7 @@ def unreachable(
     """
     from fastapi_sqlalchemy.exceptions import MissingDriverError
 
-    chain = list(_chain(error))
+    chain = list(chain_of(error))
     for each in chain:
         if isinstance(each, MissingDriverError):
             return _without_driver(each)
@@ -175,15 +175,6 @@ def _without_driver(error: BaseException) -> DriverMissing:
     )
     failure.__cause__ = error
     return failure
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        yield each
-        each = each.__cause__ or each.__context__
 
 
 def _may_mean_it(error: BaseException) -> bool:

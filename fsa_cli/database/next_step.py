@@ -6,6 +6,8 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 
+from fsa_cli.terminal.user_code import chain_of
+
 __all__ = ["disk_is_full", "next_step", "refuses"]
 
 _FULL = "the disk of the database is full: make room there, nothing here repairs it"
@@ -105,9 +107,6 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 def _texts(error: BaseException | None) -> Iterator[str]:
     """What the driver said, of the error and of those that it came from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    for each in chain_of(error):
         with contextlib.suppress(Exception):  # its __str__ may be anybody's
-            yield str(getattr(error, "orig", None) or error)[:_LOOKED_AT].lower()
-        error = error.__cause__ or error.__context__
+            yield str(getattr(each, "orig", None) or each)[:_LOOKED_AT].lower()

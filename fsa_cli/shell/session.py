@@ -25,6 +25,7 @@ from fsa_cli.project.environments import Environment, ShellMode
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner.lifespan import Lifespan
 from fsa_cli.terminal.output import Output
+from fsa_cli.terminal.user_code import chain_of
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -252,12 +253,6 @@ def _breaks_transactions(error: BaseException) -> bool:
     """Whether *error* may have left a transaction in which nothing more can be done."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        # Ctrl-C cancels the statement that was waited for, and so fails its transaction.
-        if isinstance(each, SQLAlchemyError | KeyboardInterrupt):
-            return True
-        each = each.__cause__ or each.__context__
-    return False
+    # Ctrl-C cancels the statement that was waited for, and so fails its transaction.
+    kinds = (SQLAlchemyError, KeyboardInterrupt)
+    return any(isinstance(each, kinds) for each in chain_of(error))

@@ -7,6 +7,7 @@ import os
 import sysconfig
 import threading
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ _INSTALLED = tuple(
 # Not by the instance: a class may have an attribute of that name that raises, or never ends.
 _TRACEBACK: Any = vars(BaseException)["__traceback__"]
 _EXCEPTIONS: Any = vars(BaseExceptionGroup)["exceptions"]
+_CAUSE: Any = vars(BaseException)["__cause__"]
+_CONTEXT: Any = vars(BaseException)["__context__"]
+_PYTHONS = (object, BaseException, BaseExceptionGroup)
+_OWN_CHAIN = {"__cause__", "__context__", "exceptions", "__getattribute__"}
 
 
 @dataclass(frozen=True)
@@ -143,14 +148,45 @@ def relative_path(file: str) -> str:
 
 
 def traceback_text(error: BaseException) -> str:
-    """The whole traceback, without the values of local variables."""
+    """The whole traceback, without the values of local variables.
+
+    Of an error that gives its causes, or the members of its group, in a way of its own, its own
+    alone: they may be ever new ones, or itself, and Python would follow them for ever.
+    """
     try:
-        return "".join(traceback.format_exception(error)).rstrip("\n")
+        if not _gives_its_own_chain(error):
+            return "".join(traceback.format_exception(error)).rstrip("\n")
     except BaseException as exc:  # its attributes raise when they are looked at
         if is_from_outside(exc):
             raise
-        frames = traceback.format_tb(_TRACEBACK.__get__(error))
-        return "".join(frames) + summarize_error(error)
+    return "".join(traceback.format_tb(_TRACEBACK.__get__(error))) + summarize_error(error)
+
+
+def _gives_its_own_chain(error: BaseException) -> bool:
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        bases = type.mro(type(each))
+        if any(_OWN_CHAIN & vars(base).keys() for base in bases if base not in _PYTHONS):
+            return True
+        known = _CAUSE.__get__(each), _CONTEXT.__get__(each)
+        waiting += [one for one in known if one is not None]
+        if issubclass(type(each), BaseExceptionGroup):
+            waiting += _EXCEPTIONS.__get__(each)
+    return False
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and one after the other those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = _CAUSE.__get__(error) or _CONTEXT.__get__(error)
 
 
 def unwrap_error(error: BaseException) -> BaseException:

@@ -56,6 +56,12 @@ class Noted(Exception):
     @property
     def __notes__(self): raise SystemExit
 
+class Around(ExceptionGroup):
+    exceptions = property(lambda self: (self, self))
+
+class Again(Exception):
+    __cause__ = property(lambda self: Again("again"))
+
 class Closed:
     def __repr__(self): raise SystemExit(3)
 
@@ -67,6 +73,12 @@ def says_hostile_text(): raise SaysHostileText
 
 @task(schedule=once)
 def noted(): raise Noted("with notes")
+
+@task(schedule=once)
+def around(): raise Around("a group in itself", [ValueError("v"), OSError("o")])
+
+@task(schedule=once)
+async def again(): raise Again("ever new ones")
 
 @task(schedule=once)
 def closed(): return Closed()
@@ -170,7 +182,7 @@ def test_every_run_ends_and_the_loop_of_the_others_lives(
     process.wait_for("fsa scheduler")
     others = "task != 'every_second'"
     wait_until(
-        lambda: len(rows("id", f"{others} AND status NOT IN ('queued', 'running')")) == 20,
+        lambda: len(rows("id", f"{others} AND status NOT IN ('queued', 'running')")) == 22,
         within_s=30,
     )
     before = len(rows("id", "task = 'every_second' AND status = 'succeeded'"))
@@ -187,6 +199,8 @@ def test_every_run_ends_and_the_loop_of_the_others_lives(
     assert ended["interrupts"][:2] == ("failed", "Interrupts")
     assert ended["says_hostile_text"][:3] == ("failed", "SaysHostileText", "its text")
     assert ended["noted"][:3] == ("failed", "Noted", "with notes")
+    assert ended["around"][:2] == ("failed", "Around")
+    assert ended["again"][:3] == ("failed", "Again", "ever new ones")
     assert ended["apart"][:3] == ended["says_nothing"][:3]
     assert ended["long_name"][:3] == ("failed", "N" * 255, "too long a name")
     assert ended["cancels_itself"][:3] == ("failed", "CancelledError", "by itself")
