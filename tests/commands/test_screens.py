@@ -125,6 +125,9 @@ SCREENS = {
 SGR = re.compile(r"\x1b\[([0-9;]*)m")
 HIDDEN = (
     (re.compile(r"\d{4}-\d\d-\d\d"), "YYYY-MM-DD"),
+    # Of yesterday, for a while after midnight, the date stands in the room behind the time.
+    (re.compile(r"(?<![\d-])\d\d-\d\d (\d\d:\d\d:\d\d)(?= *$)", re.MULTILINE), r"\1"),
+    (re.compile(r"(?<![\d-])\d\d-\d\d (\d\d:\d\d:\d\d)(?= )"), r"\1      "),
     (re.compile(r"\d\d:\d\d:\d\d"), "HH:MM:SS"),
     (re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) "), "Day "),
 )
