@@ -103,10 +103,13 @@ def test_a_full_disk_is_no_outage(fsa: Run, tmp_path: Path, server: Backend) -> 
 def test_a_scheduler_says_that_the_disk_is_full(
     fsa: Run, fsa_process, tmp_path: Path, postgresql: Backend
 ) -> None:
-    Shop(tmp_path, postgresql).write(TASKS)
+    shop = Shop(tmp_path, postgresql)
+    shop.write(TASKS)
     assert fsa("scheduler", "init").returncode == 0
-    postgresql.execute(FULL["postgresql"])
     process = fsa_process("scheduler", "start")
+    # One that starts and finds that it can write nothing ends with an error.
+    wait_until(lambda: shop.ledger("SELECT 1 FROM fsa_run"))
+    postgresql.execute(FULL["postgresql"])
     wait_until(lambda: "warning: the disk of the ledger's database is full: " in process.stderr)
     postgresql.execute("DROP TRIGGER full_disk ON fsa_run")
     wait_until(lambda: "the ledger is back after" in process.stderr)
