@@ -1,6 +1,5 @@
 """What a person asks for from another process, while replicas run: trigger, pause, resume."""
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -24,7 +23,7 @@ async def by_hand(context: TaskContext):
 """
 
 
-def test_what_is_triggered_from_another_process_starts_as_soon_as_it_is_looked_for(
+def test_what_is_triggered_from_another_process_starts_within_a_second_and_a_half(
     backend: Backend,
     replicas_on: Callable[..., Replicas],
     judged: Callable[..., Verdict],
@@ -46,7 +45,7 @@ def test_what_is_triggered_from_another_process_starts_as_soon_as_it_is_looked_f
     wait_until(began, within_s=20)
     late_ms = [s.at_ms - asked[s.run] for s in starts_of(replicas) if s.run in asked]
     assert len(late_ms) == len(asked), "one was begun twice"
-    assert statistics.median(late_ms) < 1500, late_ms
+    assert max(late_ms) < 1500, late_ms
     judged(replicas)
 
 

@@ -459,6 +459,7 @@ def test_what_passed_while_no_scheduler_had_a_lease_is_missed_but_for_the_latest
     # caught up, but where a later one has been quicker than the look back.
     passed = f"scheduled_ms BETWEEN {began_ms + 1000} AND {ended_ms}"
     ran = f"{passed} AND status NOT IN ('missed', 'skipped')"
+    assert len(ledger_of(tmp_path, "kind = 'catch_up'")) <= 1
     assert 1 <= len(ledger_of(tmp_path, ran)) <= 5
     assert len(ledger_of(tmp_path, f"{ran} AND scheduled_ms < {ended_ms - 5000}")) <= 1
     assert not ledger_of(tmp_path, f"{ran} AND started_ms < {ended_ms - 100}")
