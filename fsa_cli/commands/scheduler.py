@@ -139,7 +139,7 @@ def tick(
 
 
 def _introduce(fsa: Fsa, builder: ProcessBuilder, others: Sequence[str]) -> None:
-    from fsa_cli.ledger import queries
+    from fsa_cli.ledger import control
     from fsa_cli.runs.status_view import place
 
     planned, target, ledger = builder.planned, builder.loaded.target, builder.ledger
@@ -154,24 +154,20 @@ def _introduce(fsa: Fsa, builder: ProcessBuilder, others: Sequence[str]) -> None
         {each.executor for each in planned} & builder.executors.brokers(builder.tasks).keys()
     ):
         fsa.output.say(f"carried by {' and '.join(brokers)}: fsa worker start executes those runs")
-    paused = {row.name for row in queries.tasks(ledger) if row.paused_ms is not None}
+    paused = ledger.read(lambda connection: control.paused(connection, ledger.namespace))
     now = datetime.now(UTC)
     name_width = max(len(scheduled.task.name) for scheduled in planned)
     text_width = max(len(scheduled.schedule.text) for scheduled in planned)
     for scheduled in planned[:_INTRODUCED]:
-        schedule = scheduled.schedule
-        instant = schedule.next_after(now)
-        due = (
-            f"paused: fsa scheduler resume {scheduled.task.name}"
-            if scheduled.task.name in paused
-            else f"next {format_fire_time(instant, schedule)} {zone_name(schedule.timezone)}"
-            f", in {format_duration(instant - now)}"
-            if instant
-            else "never again"
-        )
-        fsa.output.say(
-            f"  {scheduled.task.name:<{name_width}}  {schedule.text:<{text_width}}  {due}"
-        )
+        name, schedule = scheduled.task.name, scheduled.schedule
+        if name in paused:
+            due = f"paused: fsa scheduler resume {name}"
+        elif instant := schedule.next_after(now):
+            at = f"{format_fire_time(instant, schedule)} {zone_name(schedule.timezone)}"
+            due = f"next {at}, in {format_duration(instant - now)}"
+        else:
+            due = "never again"
+        fsa.output.say(f"  {name:<{name_width}}  {schedule.text:<{text_width}}  {due}")
     if len(planned) > _INTRODUCED:
         fsa.output.say(f"  and {len(planned) - _INTRODUCED} more: fsa scheduler list")
 

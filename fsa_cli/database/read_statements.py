@@ -74,17 +74,15 @@ _MYSQL = r"""
 """
 # A backslash in each kind of quotes, which a setting of the session decides.
 _BACKSLASHES = (("", ""), (r"\\", r"|\\."))
+_WAYS = [
+    {"single": single, "single_escape": in_single, "double": double, "double_escape": in_double}
+    for single, in_single in _BACKSLASHES
+    for double, in_double in _BACKSLASHES
+]
 _LEXERS = {
     name: [
-        re.compile(
-            text.format(
-                **dict(zip(("single", "single_escape"), single, strict=True)),
-                **dict(zip(("double", "double_escape"), double, strict=True)),
-            ),
-            re.VERBOSE | re.DOTALL,
-        )
-        for single in _BACKSLASHES
-        for double in _BACKSLASHES
+        re.compile(each, re.VERBOSE | re.DOTALL)
+        for each in dict.fromkeys(text.format(**way) for way in _WAYS)
     ]
     for name, text in (("postgresql", _POSTGRESQL), ("mysql", _MYSQL))
 }

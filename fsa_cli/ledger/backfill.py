@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, TextClause, select
 from sqlalchemy.exc import IntegrityError
 
+from fsa_cli.ledger import control
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows, insert_rows, typed
 from fsa_cli.ledger.instants import with_row
 from fsa_cli.ledger.records import SCHEDULED, ExpectedInstant, RegisteredTask, RunStatus
@@ -192,11 +193,7 @@ def _decided(
     connection: Connection, namespace: str, node_id: str, missing: Sequence[ExpectedInstant]
 ) -> dict[RunStatus, list[tuple[ExpectedInstant, str, str | None]]]:
     """The rows to write: by their status, each with its kind and its reason."""
-    paused = set(
-        connection.scalars(
-            select(task.c.name).where(task.c.namespace == namespace, task.c.paused_ms.is_not(None))
-        )
-    )
+    paused = control.paused(connection, namespace)
     covered = _covered(connection, namespace, node_id, missing)
     decided: dict[RunStatus, list[tuple[ExpectedInstant, str, str | None]]] = defaultdict(list)
     passed: dict[str, list[ExpectedInstant]] = defaultdict(list)

@@ -16,7 +16,7 @@ from fsa_cli.ledger.records import HIGHEST_PRIORITY, LOWEST_PRIORITY, ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["CLAIMED_COLUMNS", "candidates"]
+__all__ = ["CLAIMED_COLUMNS", "RETURNED", "candidates", "claimed_run"]
 
 #: What a `ClaimedRun` is made of.
 CLAIMED_COLUMNS = (
@@ -28,6 +28,8 @@ CLAIMED_COLUMNS = (
     run.c.arguments,
     run.c.queue,
 )
+#: The same in SQL, of the table `t`, and by what it is put in order.
+RETURNED = ", ".join(f"t.{column.name}" for column in (*CLAIMED_COLUMNS, run.c.priority))
 
 _MANY = 4
 # Looks at the queue for one claim. Each but the first finds what can start; the next is needed only
@@ -83,8 +85,7 @@ def candidates(
             several.sort(key=lambda each: -each[0].priority)
         for row, lock in several[:room]:
             known.add(row.id)
-            given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock)
-            wanted.append(ClaimedRun(row.id, token, *given, row.queue))
+            wanted.append(claimed_run(row, token, lock))
         if len(wanted) == most:
             return QueueClaim(wanted, more or len(chosen) > room, waits, empty)
         if not more:
@@ -95,6 +96,12 @@ def candidates(
         if not startable:
             return QueueClaim(wanted, False, waits, empty)
     return QueueClaim(wanted, more, waits, empty)
+
+
+def claimed_run(row: Any, token: str, lock: str | None = None) -> ClaimedRun:
+    """A row that has `CLAIMED_COLUMNS`, claimed by *token* with *lock*."""
+    given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock, row.queue)
+    return ClaimedRun(row.id, token, *given)
 
 
 def _queued(
@@ -186,8 +193,7 @@ def _looking(sql: DialectSQL, is_filtered: bool, sign: str) -> TextualSelect:
     filtered = f"AND (t.task IN (SELECT v.task FROM {sql.from_rows({'task': 'text'})})) IS TRUE"
     return typed(
         f"""
-        SELECT t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue,
-            t.priority, t.not_before_ms
+        SELECT {RETURNED}, t.not_before_ms
         FROM fsa_run t
         WHERE t.namespace = :namespace AND t.status = 'queued'
             AND t.not_before_ms <= (SELECT {sql.now_ms}) AND t.executor = :executor

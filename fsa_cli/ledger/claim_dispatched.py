@@ -9,19 +9,12 @@ from functools import lru_cache
 
 from sqlalchemy import BigInteger, TextClause, literal_column, select, update
 
-from fsa_cli.ledger.candidates import CLAIMED_COLUMNS
+from fsa_cli.ledger.candidates import CLAIMED_COLUMNS, claimed_run
 from fsa_cli.ledger.dialects import DialectSQL
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
-from fsa_cli.ledger.taking import (
-    LISTED,
-    starting,
-    take,
-    take_at_once,
-    takes_at_once,
-    without_lock,
-)
+from fsa_cli.ledger.taking import LISTED, starting, take, take_at_once
 
 __all__ = ["claim_dispatched", "requeue_dispatched"]
 
@@ -45,32 +38,10 @@ def claim_dispatched(
         token: That of the claim; None: a new one.
     """
     token = token or uuid.uuid4().hex
-    taken: list[ClaimedRun] = []
-    if takes_at_once(ledger):
-        taken = _take_free(ledger, node, token, locks, run_ids)
-        run_ids = set(run_ids) - {each.run_id for each in taken}
-    if not run_ids:
-        return taken
-    return [*taken, *_take_with_locks(ledger, node, token, locks, run_ids)]
-
-
-def _take_free(
-    ledger: Ledger,
-    node: str,
-    token: str,
-    locks: Mapping[str, str | None],
-    run_ids: Collection[str],
-) -> list[ClaimedRun]:
-    """Claim those without a lock, in one statement."""
-    given = {
-        "namespace": ledger.namespace,
-        "node": node,
-        "claim": token,
-        "tasks": without_lock(locks),
-        "ids": json.dumps(sorted(run_ids)),
-    }
-    mine = (run.c.id.in_(list(run_ids)), run.c.claim == token)
-    return take_at_once(ledger, _taking_free(ledger.sql), given, token, mine)
+    asked, mine = json.dumps(sorted(run_ids)), run.c.id.in_(list(run_ids))
+    taken = take_at_once(ledger, node, locks, _taking_free, mine, token=token, ids=asked)
+    left = set(run_ids) - {each.run_id for each in taken}
+    return [*taken, *_take_with_locks(ledger, node, token, locks, left)] if left else taken
 
 
 def _take_with_locks(
@@ -92,14 +63,12 @@ def _take_with_locks(
     held: set[str] = set()
     wanted: list[ClaimedRun] = []
     locked: list[ClaimedRun] = []
-    for row in sorted(
-        rows, key=lambda each: each.lock_key is None
-    ):  # a run that holds its lock goes first
+    # A run that holds its lock goes first.
+    for row in sorted(rows, key=lambda each: each.lock_key is None):
         if row.task not in locks:
             continue
         lock = locks[row.task]
-        given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock, row.queue)
-        (locked if lock in held else wanted).append(ClaimedRun(row.id, token, *given))
+        (locked if lock in held else wanted).append(claimed_run(row, token, lock))
         if lock is not None:
             held.add(lock)
     taken = take(ledger, node, wanted, since="handed_off", locked=locked)

@@ -13,14 +13,7 @@ from fsa_cli.ledger.dialects import DialectSQL, execute_rows
 from fsa_cli.ledger.records import ClaimedRun, QueueClaim
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
-from fsa_cli.ledger.taking import (
-    LISTED,
-    starting,
-    take,
-    take_at_once,
-    takes_at_once,
-    without_lock,
-)
+from fsa_cli.ledger.taking import LISTED, starting, take, take_at_once
 
 __all__ = ["claim_next", "claim_queued", "requeue_claimed"]
 
@@ -61,17 +54,8 @@ def claim_next(
     For a queue that was empty a moment ago: what waits already, and what has a lock, is left to
     `claim_queued`. It is PostgreSQL's; elsewhere nothing is claimed.
     """
-    if not takes_at_once(ledger):
-        return []
-    given = {
-        "namespace": ledger.namespace,
-        "node": node,
-        "claim": token,
-        "tasks": without_lock(locks),
-        "number": most,
-    }
-    mine = (run.c.node == node, run.c.status == "running", run.c.claim == token)
-    return take_at_once(ledger, _taking_next(ledger.sql), given, token, mine)
+    mine = run.c.node == node, run.c.status == "running"
+    return take_at_once(ledger, node, locks, _taking_next, *mine, token=token, number=most)
 
 
 def requeue_claimed(ledger: Ledger, claimed: Collection[ClaimedRun]) -> None:

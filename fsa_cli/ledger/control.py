@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, and_, insert, literal_column, select, update
+from sqlalchemy import BigInteger, Connection, and_, insert, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 
 from fsa_cli.ledger.records import ClaimedRun
@@ -75,6 +75,14 @@ def pause(ledger: Ledger, names: Sequence[str], by: str) -> list[str]:
 def resume(ledger: Ledger, names: Sequence[str]) -> list[str]:
     """Resume the schedules of these tasks; the names of those that were paused."""
     return _pause(ledger, names, None, paused=False)
+
+
+def paused(connection: Connection, namespace: str) -> set[str]:
+    """The tasks whose schedules are paused."""
+    statement = select(task.c.name).where(
+        task.c.namespace == namespace, task.c.paused_ms.is_not(None)
+    )
+    return set(connection.scalars(statement))
 
 
 def cancel_requested(ledger: Ledger, node_id: str) -> list[str]:

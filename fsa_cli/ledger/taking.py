@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, TextClause, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from fsa_cli.ledger.candidates import CLAIMED_COLUMNS
+from fsa_cli.ledger.candidates import CLAIMED_COLUMNS, RETURNED, claimed_run
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows, is_lock_wait, typed
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["LISTED", "starting", "take", "take_at_once", "takes_at_once", "without_lock"]
+__all__ = ["LISTED", "starting", "take", "take_at_once"]
 
 #: One of the texts in an array of JSON.
 LISTED = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
-_RETURNED = "t.id, t.task, t.scheduled_ms, t.kind, t.attempt, t.arguments, t.queue, t.priority"
 
 
 def take(
@@ -97,41 +96,40 @@ def _taking(sql: DialectSQL, since: str, to: str, joined: str) -> TextClause:
     )
 
 
-def takes_at_once(ledger: Ledger) -> bool:
-    """Whether a statement can claim runs that it finds by itself: PostgreSQL's."""
-    return ledger.sql.update is not None and ledger.sql.returns
-
-
-def without_lock(locks: Mapping[str, str | None]) -> str:
-    """The tasks that may start whatever else runs, as an array of JSON."""
-    return json.dumps([name for name, lock in locks.items() if lock is None])
-
-
 def take_at_once(
     ledger: Ledger,
-    claiming: TextClause,
-    given: Mapping[str, Any],
+    node: str,
+    locks: Mapping[str, str | None],
+    claiming: Callable[[DialectSQL], TextClause],
+    *mine: ColumnElement[bool],
     token: str,
-    mine: Sequence[ColumnElement[bool]],
+    **given: object,
 ) -> list[ClaimedRun]:
-    """What a statement claims that returns it; *mine* finds what it has claimed already."""
+    """Claim runs without a lock in the one statement that finds them.
+
+    It is PostgreSQL's; elsewhere nothing is claimed.
+
+    Args:
+        claiming: Makes that statement, by `starting`; *given* are its own parameters, beside
+            `:namespace` and `:tasks`, an array of JSON.
+        mine: Conditions that find, with the token, what it has claimed already.
+    """
+    if ledger.sql.update is None or not ledger.sql.returns:
+        return []
+    tasks = json.dumps([name for name, lock in locks.items() if lock is None])
+    given |= {"namespace": ledger.namespace, "node": node, "claim": token, "tasks": tasks}
     tried = False
 
     def work(connection: Connection) -> list[Any]:
         nonlocal tried
         taken: Sequence[Any] = ()
         if tried:  # a COMMIT whose outcome was unknown may have happened
-            taken = connection.execute(select(*CLAIMED_COLUMNS, run.c.priority).where(*mine)).all()
+            ours = select(*CLAIMED_COLUMNS, run.c.priority).where(*mine, run.c.claim == token)
+            taken = connection.execute(ours).all()
         tried = True
-        return list(taken or connection.execute(claiming, given).all())
+        return list(taken or connection.execute(claiming(ledger.sql), given).all())
 
-    return [
-        ClaimedRun(
-            *(row.id, token, row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments),
-            queue=row.queue,
-        )
-        for row in sorted(ledger.at_once(work), key=_urgency)
-    ]
+    return [claimed_run(row, token) for row in sorted(ledger.at_once(work), key=_urgency)]
 
 
 def _urgency(row: Any) -> tuple[int, int]:
@@ -142,5 +140,5 @@ def starting(sql: DialectSQL, which: str) -> TextClause:
     """UPDATE of runs without a lock that are this node's from now on."""
     return typed(
         "UPDATE fsa_run AS t SET status = 'running', node = :node, claim = :claim, "
-        f"lock_key = NULL, started_ms = {sql.now_ms} {which} RETURNING {_RETURNED}"
+        f"lock_key = NULL, started_ms = {sql.now_ms} {which} RETURNING {RETURNED}"
     )

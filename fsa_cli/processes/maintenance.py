@@ -108,6 +108,7 @@ class Maintenance(ServiceThread):
         steps = self._sweep, self._reap, self._cancel, self._write_progress, self._now_and_then
         with self._ledger.keeping_a_connection():
             while not self._stopping.wait(_EVERY_S):
+                self._lifecycle.pool.fill()  # what has waited for a thread
                 self._lifecycle.end_overdue()
                 for step in steps:
                     self._context.outage.guard(step)

@@ -37,8 +37,8 @@ _METADATA_ADDRESSES = {
     *("fd00:ec2::254", "fd20:ce::254", "fd00:42::42"),
     *("100.100.100.200", "168.63.129.16", "192.0.0.192"),
 }
-# Whose last 32 bits are an IPv4 address: of a translator (NAT64), and the form of old.
-_WITH_IPV4 = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")
+# Whose last 32 bits are an IPv4 address: mapped, of a translator (NAT64), and the form of old.
+_WITH_IPV4 = [ipaddress.ip_network(each) for each in ("::ffff:0:0/96", "64:ff9b::/96", "::/96")]
 _METADATA_NAMES = {"metadata.google.internal", "metadata.goog", "metadata"}
 
 
@@ -191,7 +191,7 @@ def _check_url(url: str) -> None:
 
 def _check_address(address: str) -> None:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
+    ip = getattr(ip, "sixtofour", None) or ip
     if any(ip in network for network in _WITH_IPV4):
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     if ip.is_link_local or str(ip) in _METADATA_ADDRESSES:

@@ -150,7 +150,6 @@ class RunLifecycle:
 
     def end_overdue(self) -> None:
         """Mark sync runs that are past their time-out. Their threads keep the slot and the lock."""
-        self.pool.fill()
         for active in self.pool.overdue():
             run = active.run
             if run is None or active.timed_out:
