@@ -172,6 +172,16 @@ class Database:
             await binding.engines.adispose()
         self._in_memory.clear()
 
+    def renew_connections(self) -> None:
+        """Have each pooled connection that is open now replaced before its next use.
+
+        For after an outage of the database, where the idle ones are lost and do not know it. What
+        is in use goes on, and is replaced once it has come back; custom engines stay as they are
+        beside that, SQLite's connections altogether. From any thread: nothing is sent.
+        """
+        for binding in self._all_bindings():
+            binding.engines.renew()
+
     def pool_status(self) -> dict[str, dict[str, int]]:
         """How many connections the pools hold now, by side (`sync`, `async`).
 

@@ -137,7 +137,7 @@ class DBSessionMiddleware:
         elif scope["type"] == "http":
             sandbox = self.binding.sandbox
             request = RequestScope(self.binding, outer, scope, self._warned)
-            if sandbox is None:
+            if sandbox is None or request.is_called_inside:
                 await self._serve_request(request, scope, receive, send)
                 return
             await sandbox.aacquire(str(request))
@@ -186,9 +186,11 @@ class DBSessionMiddleware:
                     if failure is not None and commits:
                         # Somebody in between caught it, and answers as if nothing had happened.
                         raise _CommitFailed(_first_line(failure)) from failure
-                    if not _is_event_stream(message):
+                    # Inside a BaseHTTPMiddleware a stream may be at its first part already.
+                    streams = _is_stream(message)
+                    if not (_is_event_stream(message) or (streams and request.is_in_use)):
                         try:
-                            await request.settle(commit=commits)
+                            await request.settle(commit=commits, takes_turns=streams)
                         except Exception as exc:
                             failure = exc
                             raise _CommitFailed(_first_line(exc)) from exc
@@ -196,7 +198,10 @@ class DBSessionMiddleware:
                 request.stage = ", while its response is sent"
                 await send(message)
                 return
-            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            # Some servers (Granian) send a file by its path, with no body message.
+            is_last = message["type"] == "http.response.pathsend" or (
+                message["type"] == "http.response.body" and not message.get("more_body")
+            )
             if is_last and self.commit_on_exit and started is not None and request.handles:
                 # An app in between may end well a stream that has lost its client.
                 if _is_event_stream(started):
@@ -317,6 +322,11 @@ def _first_line(error: Exception) -> str:
 
 def _global_db() -> Database:
     return db
+
+
+def _is_stream(start: Message) -> bool:
+    """Whether nobody knows how long the body will be."""
+    return all(name.lower() != b"content-length" for name, _ in start.get("headers", ()))
 
 
 def _is_event_stream(start: Message) -> bool:

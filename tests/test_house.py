@@ -25,7 +25,8 @@ LEVELS = (
     {"ledger", "tasks", "migrations"},
     {"project"},
     {"database"},
-    {"terminal", "schedules"},
+    {"schedules"},
+    {"terminal"},
     {"exceptions", "version"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
@@ -34,7 +35,7 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 THIRD_PARTY: Mapping[str, tuple[str, ...]] = {
     "typer": ("cli", "commands"),
     "rich": ("terminal", "cli.progress_bar"),
-    "apscheduler": ("processes.timer", "schedules.schedule"),
+    "apscheduler": ("processes.timer", "schedules.schedule", "schedules.triggered"),
     "alembic": ("migrations",),
     "celery": ("executors.celery",),
     "kombu": ("executors.celery",),
@@ -124,10 +125,11 @@ def test_each_third_party_package_is_imported_in_its_place_alone() -> None:
 
 
 def test_a_schedule_imports_apscheduler_for_a_trigger_alone() -> None:
-    tree = modules()["schedules.schedule"]
-    for dotted, node in imported(tree):
-        if dotted.startswith("apscheduler"):
-            assert node not in tree.body
+    for name in ("schedules.schedule", "schedules.triggered"):
+        tree = modules()[name]
+        for dotted, node in imported(tree):
+            if dotted.startswith("apscheduler"):
+                assert node not in tree.body
 
 
 def test_the_top_is_seen_at_one_look() -> None:

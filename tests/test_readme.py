@@ -3,13 +3,14 @@
 import re
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from fsa_cli.terminal import manual
-from support.manual import README, ROOT, blocks, sh, write_files
-from support.processes import run_sh
+from support.manual import README, ROOT, blocks, sh, text_of, write_files
+from support.processes import run, run_sh
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,26 @@ def test_an_app_of_ones_own_is_driven(tmp_path: Path, number: int) -> None:
         web.write_text(re.sub(r"db\.configure.*\n", "", web.read_text()))
     done = run_sh(sh(README, "You have an app", number), tmp_path)
     assert done.stdout.endswith("1\n"), done.stdout
+
+
+def test_the_dependency_that_is_named_commits_before_the_response(tmp_path: Path) -> None:
+    write_files([b for b in blocks(README) if b.heading == "You have an app"], tmp_path)
+    (line,) = re.findall(r"`(app\.add_middleware\(DBSessionMiddleware[^`]*)`", text_of(README))
+    program = (
+        "from starlette.testclient import TestClient\n"
+        "from fastapi_sqlalchemy import DBSessionMiddleware\n"
+        f"from web import *\n{line}\n"
+        "with engine.begin() as connection: connection.execute(text('create table t (x int)'))\n"
+        "def get_db(): return db.session\n"
+        "@app.post('/')\n"
+        "def add(session: Session = Depends(get_db)) -> None:\n"
+        "    session.execute(text('insert into t values (1)'))\n"
+        "TestClient(app).post('/').raise_for_status()\n"
+        "with engine.connect() as connection:\n"
+        "    print(connection.scalar(text('select count(*) from t')))\n"
+    )
+    done = run(sys.executable, "-c", program, cwd=tmp_path)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_the_quick_start_prints_what_is_shown(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import sqlalchemy
 import sqlalchemy.ext.asyncio
 from sqlalchemy import URL, Engine, event
+from sqlalchemy.exc import NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
+from ..exceptions import MissingDriverError
 from . import aiosqlite_connections, fork_safety
 from .arguments import EngineArguments
 from .connect_args import merged, require_tls
@@ -22,6 +25,9 @@ from .sqlite_memory import MemoryDatabase, is_in_memory
 from .urls import Side, missing_driver
 
 __all__ = ["Engines"]
+
+#: How long an async engine's idle connections may take, all together, to part from their server.
+CLOSE_TIMEOUT_S = 2.0
 
 
 class Engines:
@@ -163,6 +169,19 @@ class Engines:
         if held is not None:
             await held.dispose()
 
+    def renew(self) -> None:
+        """Have each connection that is open now replaced when its pool hands it out again.
+
+        That is what SQLAlchemy itself does to a pool one of whose connections turns out to be lost,
+        and has no public name. Custom engines' too: nothing is closed that is in use. SQLite's are
+        of no network, and may hold a database in memory.
+        """
+        with self._lock:
+            engines = self.all_sync()
+        for engine in engines:
+            if engine.dialect.name != "sqlite":
+                engine.pool._invalidate_time = time.time()
+
     def after_fork(self) -> None:
         """Start anew in a child: the loops that its async engines belong to are the parent's."""
         self._lock = threading.RLock()
@@ -170,7 +189,13 @@ class Engines:
         self._by_loop.clear()
 
     def _resolve(self, side: Side) -> tuple[URL, dict[str, Any]]:
-        url, connect_args = self.arguments.url_of(side)
+        try:
+            url, connect_args = self.arguments.url_of(side)
+        except NoSuchModuleError as exc:
+            name = self.arguments.url.drivername
+            raise MissingDriverError(
+                f"SQLAlchemy knows no {name!r} database: is its package installed?"
+            ) from exc
         arguments = self.arguments.arguments_of(side, url)
         if connect_args:
             arguments["connect_args"] = merged(connect_args, arguments.get("connect_args", {}))
@@ -219,9 +244,28 @@ class _LoopEngine:
             self._end.asend(None).send(None)
 
     async def dispose(self) -> None:
-        """Close its idle connections now, and the others when they are given back."""
+        """Close its idle connections now, and the others when they are given back.
+
+        asyncpg waits for the server at each goodbye, however long it takes: what is left after
+        CLOSE_TIMEOUT_S is cut.
+        """
         pool = self.engine.sync_engine.pool
-        await self.engine.dispose()
+        loop = asyncio.get_running_loop()
+        closing: Any = None
+
+        def note(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+            nonlocal closing
+            closing = record.driver_connection
+            if loop.time() >= timer.when():
+                _cut(closing)
+
+        timer = loop.call_later(CLOSE_TIMEOUT_S, lambda: _cut(closing))
+        event.listen(pool, "close", note)
+        try:
+            await self.engine.dispose()
+        finally:
+            timer.cancel()
+            event.remove(pool, "close", note)
         event.listen(pool, "checkin", _close_returned)
 
     def end_soon(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -253,6 +297,13 @@ def _dispose_all(engines: list[Engine]) -> None:
         pool = engine.pool
         engine.dispose()
         event.listen(pool, "checkin", _close_returned)
+
+
+def _cut(driver_connection: Any) -> None:
+    """End asyncpg's connection without a goodbye. No other driver waits at one."""
+    terminate = getattr(driver_connection, "terminate", None)
+    if terminate is not None:
+        terminate()
 
 
 def _close_returned(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:

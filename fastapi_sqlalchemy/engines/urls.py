@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.dialects import registry
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from ..exceptions import ConfigurationError, MissingDriverError
 from .url_parameters import native, refused, translate
@@ -81,6 +82,8 @@ _DRIVERS: dict[str, dict[str, Driver]] = {
 }
 _DRIVERS["mariadb"] = _DRIVERS["mysql"]
 
+_NEAR = 0.75
+
 
 def parse(url: str | URL) -> URL:
     """`url` as a URL.
@@ -93,16 +96,38 @@ def parse(url: str | URL) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise ConfigurationError(
-            "The database URL cannot be read. It looks like\n\n"
-            "    postgresql://user:password@host:5432/database\n\n"
-            "where the special characters of a user name or password are percent-encoded: "
-            "urllib.parse.quote_plus(password)."
+            "The database URL cannot be read: it is not of the form "
+            "postgresql://user:password@host:5432/database, where special characters of a user "
+            "name or password are percent-encoded: urllib.parse.quote_plus(password)."
         ) from None
-    if parsed.get_backend_name() == "postgres":
+    meant = _meant(parsed.drivername)
+    if meant is not None:
         raise ConfigurationError(
-            "SQLAlchemy knows no 'postgres' database: write postgresql:// for postgres://."
+            f"SQLAlchemy knows no {parsed.drivername!r} database: write {meant}:// for "
+            f"{parsed.drivername}://."
         )
     return parsed
+
+
+def _meant(name: str) -> str | None:
+    """The dialect that `name` is a slip of the pen for; None: it is one, or near to none."""
+    family, plus, driver = name.partition("+")
+    if family in _DRIVERS and (not plus or driver in _DRIVERS[family]):
+        return None
+    from difflib import get_close_matches
+
+    families = get_close_matches(family, _DRIVERS, n=1, cutoff=_NEAR)
+    if not families:
+        return None
+    drivers = get_close_matches(driver, _DRIVERS[families[0]], n=1, cutoff=_NEAR)
+    meant = "".join([*families, plus, *drivers])
+    if meant == name or (driver and not drivers):
+        return None
+    try:
+        registry.load(name.replace("+", "."))
+    except NoSuchModuleError:
+        return meant
+    return None  # another package's
 
 
 def masked(url: URL) -> str:

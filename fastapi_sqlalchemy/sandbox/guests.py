@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio.base import asyncstartablecontext
 from sqlalchemy.util import greenlet_spawn
 
 from ..exceptions import SandboxError
+from ..sessions.tracking import options_inside
 
 __all__ = [
     "Guest",
@@ -117,6 +118,9 @@ class Guest(Connection):
         self._outer: Any = None
         lent: Any = _LentConnection(main.connection)
         super().__init__(main.engine, lent)
+
+    def execution_options(self, **opt: Any) -> Connection:
+        return super().execution_options(**options_inside(opt))
 
     def _execute_context(self, *args: Any, **kwargs: Any) -> CursorResult[Any]:
         for transaction in (self._transaction, self._nested_transaction):

@@ -41,7 +41,8 @@ class Activity:
     `left` is what another task waits for until then.
     Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
     begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
-    the identifier of a thread. In a sandbox, `awaitable` makes a sync driver's result an
+    the identifier of a thread; whoever comes meanwhile is refused, or waits if `takes_turns`. In a
+    sandbox, `awaitable` makes a sync driver's result an
     `AsyncSession`'s. `beside` is its scope's other session where both use one SQLite database.
     """
 
@@ -58,7 +59,9 @@ class Activity:
         "left_s",
         "on_loop_thread",
         "owner",
+        "restore",
         "results",
+        "takes_turns",
         "unchecked",
         "unread",
         "unsure",
@@ -80,9 +83,11 @@ class Activity:
         self.left_s = 0.0
         self.left: asyncio.Event | None = None
         self.forget: Callable[[], None] | None = None
+        self.restore: Callable[[], None] | None = None
         self.ended = False
         self.on_loop_thread = on_loop_thread
         self.user: asyncio.Task[Any] | int | None = None
+        self.takes_turns = False
         self.awaitable: Callable[[Any], Any] | None = None
         self.beside: weakref.ref[Activity] | None = None
 
@@ -200,6 +205,9 @@ class Activity:
         if self.forget is not None:
             self.forget()
             self.forget = None
+        if self.restore is not None:
+            self.restore()
+            self.restore = None
 
     def end(self) -> None:
         """Let the session begin nothing any more; what it has begun can still be ended."""

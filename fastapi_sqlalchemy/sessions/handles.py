@@ -77,6 +77,12 @@ class SessionHandle:
             return "another task or thread"
         return None
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether another task or thread has a statement under way, or waits for a connection."""
+        user = self.activity.user
+        return self.user is not None or (user is not None and not self._is_mine(user))
+
     def _is_mine(self, user: asyncio.Task[Any] | int) -> bool:
         if isinstance(user, asyncio.Task):
             return user.done() or user is _current_task()
@@ -140,20 +146,13 @@ class SessionHandle:
         """Roll back what was written; objects that were only read stay loaded.
 
         A rollback would expire them, and an async session cannot load them again by itself: the
-        background task of an error response still reads them. Where nothing can have been written,
-        a COMMIT ends the transaction as well.
+        background task of an error response still reads them. Nor is it a COMMIT: what listens to
+        one may write.
         """
         if self.pending or self.activity.may_have_written or self.user is not None:
             await self.roll_back(who)
-            return
-        expires = self.session.expire_on_commit
-        self.session.expire_on_commit = False
-        try:
-            await self.commit()
-        except Exception:
-            await self.roll_back(who)
-        finally:
-            self.session.expire_on_commit = expires
+        else:
+            await self._run_unused(self._end_transactions, who)
 
     async def end_reads(self, who: object) -> None:
         """End a transaction that has only read; its objects stay loaded, no event says COMMIT.
@@ -169,10 +168,12 @@ class SessionHandle:
             and not self.in_own_block
             and not self.in_sandbox
         ):
-            activity.user = asyncio.current_task()  # a task of the request's may be at it next
+            activity.user = asyncio.current_task()
+            activity.takes_turns = True  # a task of the request's may be at it next
             try:
                 await self._run_unused(self._end_transactions, who)
             finally:
+                activity.takes_turns = False
                 activity.leave()
 
     async def _run_unused(self, work: Callable[[], Any], who: object) -> None:
@@ -260,13 +261,13 @@ class SyncSessionHandle(SessionHandle):
         self._finish(self.session.close, who)
 
     async def _run(self, work: Callable[[], None]) -> None:
-        flushes = self.pending
+        waits = self.pending or self.activity.user is not None
         if self.connection is None:
-            if not flushes:
+            if not waits:
                 work()
             else:
                 await wait_shielded(in_default_thread(work))
-        elif self._is_sqlite and not self.activity.wrote and not flushes:
+        elif self._is_sqlite and not self.activity.wrote and not waits:
             work()
         else:
             await wait_shielded(in_thread(work))
@@ -355,7 +356,7 @@ class AsyncSessionHandle(SessionHandle):
             logger.debug("The session could not be closed", exc_info=True)
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self.connection is None and not self.pending:
+        if self.connection is None and not self.pending and self.activity.user is None:
             await work()
         else:
             await wait_shielded(start(work()))

@@ -20,7 +20,7 @@ import anyio.to_thread
 from sqlalchemy import Engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
 
-__all__ = ["with_spare_thread"]
+__all__ = ["one_more_thread", "with_spare_thread"]
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def with_spare_thread(bind: Any, connect: Callable[..., T], *args: Any, **kwargs
     try:
         if not full:
             return connect(*args, **kwargs)
-        with _one_more_thread():
+        with one_more_thread():
             return connect(*args, **kwargs)
     finally:
         with queue.lock:
@@ -63,7 +63,7 @@ def with_spare_thread(bind: Any, connect: Callable[..., T], *args: Any, **kwargs
 
 
 @contextmanager
-def _one_more_thread() -> Iterator[None]:
+def one_more_thread() -> Iterator[None]:
     """Let the event loop run one thread more than it may, if this is one of its threads."""
     try:
         anyio.from_thread.run_sync(_change_limit, 1)

@@ -16,6 +16,9 @@ from .scope import Scope
 
 __all__ = ["RequestScope"]
 
+#: In an ASGI scope, and the copies of it that mounted apps get: an object of this request's own.
+_REQUEST = "fastapi_sqlalchemy.request"
+
 #: How long a request may hold a connection and not use it before a warning names it, in seconds.
 IDLE_WARNING_S = 10.0
 
@@ -25,7 +28,7 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 class RequestScope(Scope):
     """The sessions of one request. `warned` is where its middleware keeps what it warned about."""
 
-    __slots__ = ("_app", "_asgi", "_warned", "stage")
+    __slots__ = ("_app", "_asgi", "_request", "_warned", "stage")
 
     def __init__(
         self, binding: Binding, outer: Scope | None, asgi: ASGIScope, warned: set[str]
@@ -33,6 +36,7 @@ class RequestScope(Scope):
         super().__init__(binding, outer, asynchronous=True)
         self._asgi = asgi
         self._app = asgi.get("app")
+        self._request = asgi.setdefault(_REQUEST, object())
         self._warned = warned
         #: What it is at, after its last statement, for a log line.
         self.stage = ""
@@ -48,9 +52,24 @@ class RequestScope(Scope):
     def is_of(self, asgi: ASGIScope) -> bool:
         """Whether it was opened for this request, by a middleware of the same app.
 
-        A mounted app is another one; what wraps an app from outside is not in it yet.
+        A mounted app is another one; what wraps an app from outside is not in it yet. A route may
+        call its own app, and uvicorn begins a pipelined request in the context of the one before.
         """
-        return self._asgi["type"] == asgi["type"] and self._app in (None, asgi.get("app"))
+        return self._request is asgi.get(_REQUEST) and self._app in (None, asgi.get("app"))
+
+    @property
+    def is_called_inside(self) -> bool:
+        """Whether a request waits for this one that has its turn in a sandbox, or a block has."""
+        scope = self.outer
+        while scope is not None:
+            outer = scope.outer
+            if isinstance(scope, RequestScope):
+                if not scope.is_websocket:
+                    return True
+            elif isinstance(outer, RequestScope) and outer.is_websocket:
+                return True
+            scope = outer
+        return False
 
     @property
     def is_websocket(self) -> bool:

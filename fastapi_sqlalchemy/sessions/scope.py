@@ -226,10 +226,19 @@ class Scope:
         """Why the `AsyncSession` could not be rolled back or closed; it was logged."""
         return None if self._async_handle is None else self._async_handle.failure
 
-    async def settle(self, *, commit: bool) -> None:
+    @property
+    def is_in_use(self) -> bool:
+        """Whether another task or thread is at one of its sessions at this moment."""
+        return any(handle.is_in_use for handle in self.handles)
+
+    async def settle(self, *, commit: bool, takes_turns: bool = False) -> None:
         """Commit or roll back what the sessions have begun, and keep them usable.
 
         A transaction whose own `with session.begin():` block is still open is left to that block.
+
+        Args:
+            takes_turns: a COMMIT comes between the statements of whoever uses a session, and is not
+                refused.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: a flush or a COMMIT failed.
@@ -243,8 +252,14 @@ class Scope:
         ]
         if commit:
             for handle in begun:
-                self._refuse_if_used(handle)
-            await self._commit(begun)
+                if not takes_turns or handle.activity.user is None:
+                    self._refuse_if_used(handle)
+                handle.activity.takes_turns = takes_turns
+            try:
+                await self._commit(begun)
+            finally:
+                for handle in begun:
+                    handle.activity.takes_turns = False
         else:
             for handle in begun:
                 await handle.undo(self)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import get_ident
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, event
@@ -13,17 +14,20 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
-from ..exceptions import ConcurrentUseError, MissingSessionError
+from ..exceptions import ConcurrentUseError, MissingSessionError, SandboxError
 from .activity import Activity, log_holders
-from .pool_waiting import with_spare_thread
+from .pool_waiting import one_more_thread, with_spare_thread
 from .writes import reads_only
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import UOWTransaction
 
-__all__ = ["ENDED", "TrackedSession", "shares_bind", "tracked"]
+__all__ = ["ENDED", "TrackedSession", "options_inside", "shares_bind", "tracked"]
 
 T = TypeVar("T")
+# What connections can be told only before they begin.
+_OF_TRANSACTION = {"isolation_level", "postgresql_readonly", "postgresql_deferrable"}
+_POLL_S = 0.002
 
 ENDED = (
     "This session's scope has ended: its request, `with db():` or `async with db():` is over, and "
@@ -45,14 +49,31 @@ class TrackedSession(Session):
     #: Whether its class has no `flush` of its own.
     fsa_flushes_alike = False
 
-    def connection(self, *args: Any, **kwargs: Any) -> Connection:
+    def connection(
+        self,
+        bind_arguments: Any = None,
+        execution_options: Mapping[str, Any] | None = None,
+    ) -> Connection:
         """Its connection; what is executed there, or on the driver's, does not pass by here."""
-        connection = super().connection(*args, **kwargs)
         activity = self.fsa_activity
+        if activity.awaitable is not None and execution_options:
+            execution_options = self._fsa_lend_options(bind_arguments, execution_options)
+        connection = super().connection(bind_arguments, execution_options)
         activity.unsure = True
         if activity.forget is None and not activity.wrote:
             activity.forget = _listen(connection, activity)
         return connection
+
+    def _fsa_lend_options(
+        self, bind_arguments: Any, options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """`options` for a sandbox's connection, which has them until this transaction has ended."""
+        activity, connection = self.fsa_activity, self.get_bind(**(bind_arguments or {}))
+        if activity.restore is None and isinstance(connection, Connection):
+            activity.restore = partial(
+                setattr, connection, "_execution_options", connection._execution_options
+            )
+        return options_inside(options)
 
     def _bulk_save_mappings(self, *args: Any, **kwargs: Any) -> None:
         self.fsa_activity.wrote = True
@@ -91,6 +112,15 @@ class TrackedSession(Session):
             if not is_inner:
                 activity.leave()
 
+    def commit(self) -> None:
+        activity = self.fsa_activity
+        is_inner = self.fsa_begin()
+        try:
+            super().commit()
+        finally:
+            if not is_inner:
+                activity.leave()
+
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
         return self._fsa_connect(engine, super()._connection_for_bind, engine, *args, **kwargs)
 
@@ -121,12 +151,19 @@ class _TrackedInThread(TrackedSession):
         if activity.user is None:
             activity.user = thread
             return False
-        if activity.user != thread:
+        if activity.user == thread:
+            return True
+        # Whom an event loop would wait for may need that loop.
+        if not activity.takes_turns or asyncio._get_running_loop() is not None:
             raise ConcurrentUseError(
                 "Another thread is using this Session, which serves one thread at a time. Open a "
                 "scope in each:\n\n    with db():\n        db.session ..."
             )
-        return True
+        with one_more_thread():  # whom it waits for may need one
+            while activity.user is not None:
+                sleep(_POLL_S)
+        activity.user = thread
+        return False
 
 
 class _TrackedInTask(TrackedSession):
@@ -143,7 +180,7 @@ class _TrackedInTask(TrackedSession):
             return False
         if activity.user is task:
             return True
-        if not getattr(self, "fsa_takes_turns", False):
+        if not (activity.takes_turns or getattr(self, "fsa_takes_turns", False)):
             raise ConcurrentUseError
         while activity.user is not None:
             if activity.left is None:
@@ -167,14 +204,16 @@ class _TrackedInTask(TrackedSession):
         assert awaitable is not None
         return awaitable(result)
 
-    def commit(self) -> None:
-        activity = self.fsa_activity
-        is_inner = self.fsa_begin()
-        try:
-            super().commit()
-        finally:
-            if not is_inner:
-                activity.leave()
+
+def options_inside(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` for a connection in a sandbox, whose own transaction has begun already.
+
+    Raises:
+        SandboxError: with them it would commit each statement.
+    """
+    if str(options.get("isolation_level")).upper() == "AUTOCOMMIT":
+        raise SandboxError("A sandbox cannot roll back what AUTOCOMMIT has committed.")
+    return {name: options[name] for name in options if name not in _OF_TRANSACTION}
 
 
 def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Session]:

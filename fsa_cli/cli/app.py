@@ -56,7 +56,9 @@ def _as_error(error: Exception, fsa: Fsa) -> FsaError:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         path = command_path(context) if context is not None else "fsa"
-        wrong = UsageError(error.format_message(), hint=f"{path} --help")
+        wrong = UsageError(
+            error.format_message().replace("Value error, ", ""), hint=f"{path} --help"
+        )
         wrong.__cause__ = error
         return wrong
     if isinstance(error, typer.Abort):

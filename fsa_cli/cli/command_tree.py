@@ -50,6 +50,15 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 _USUAL = {
     "help": "fsa --help, fsa docs",
     "man": "fsa docs",
+    "manual": "fsa docs",
+    "start": "fsa dev, fsa scheduler start, fsa worker start",
+    "serve": "fsa dev",
+    "list": "fsa tasks, fsa runs",
+    "check": "fsa health, fsa db check",
+    "db migrate": "fsa db upgrade",
+    "db init": 'fsa db revision --autogenerate -m "first" begins the migrations',
+    "scheduler run": "fsa scheduler start, fsa scheduler trigger NAME",
+    "worker run": "fsa worker start",
     "migrate": "fsa db upgrade",
     "makemigrations": "fsa db revision --autogenerate",
     "upgrade": "fsa db upgrade",
@@ -139,13 +148,15 @@ class FsaGroup(_Help, TyperGroup):
             fsa = ctx.obj or Fsa()
             if name not in self.commands:
                 self.add_own(fsa, complain=not completing)
-            if name not in self.commands and name in _USUAL and not completing:
-                raise UsageError(f"fsa has no command {name!r}", hint=_USUAL[name])
             stand_in = self.commands.get(name)
             if isinstance(stand_in, _StandIn):
                 self.own = stand_in.own
                 with contextlib.suppress(FsaError) if completing else contextlib.nullcontext():
                     self.commands[name] = _load(name, stand_in, fsa)
+        if args and args[0] not in self.commands and ctx.obj is not None:
+            whole = f"{command_path(ctx)} {args[0]}".partition(" ")[2]
+            if whole in _USUAL:
+                raise UsageError(f"fsa has no command {whole!r}", hint=_USUAL[whole])
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:

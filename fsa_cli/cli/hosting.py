@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
+from fsa_cli.cli.task_process import leave
 from fsa_cli.exceptions import FsaError, Interrupted, Terminated
 from fsa_cli.processes import heartbeat
 from fsa_cli.tasks.registry import registry
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from sqlalchemy.exc import SQLAlchemyError
 
     from fsa_cli.processes.assembly import ProcessBuilder
-    from fsa_cli.processes.node import Node, Unfinished
+    from fsa_cli.processes.drain import Unfinished
+    from fsa_cli.processes.node import Node
 
 
 class LogFormat(Enum):
@@ -123,11 +123,13 @@ def run_to_end(fsa: Fsa, builder: ProcessBuilder, run: Callable[[], Unfinished |
     try:
         left = run()
     except SQLAlchemyError as exc:
-        _leave(fsa, _unusable(builder, exc))
+        leave(fsa, _unusable(builder, exc))
     except FsaError as exc:
-        _leave(fsa, exc)
+        leave(fsa, exc)
     if left is not None:
-        _leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
+        if not left.runs and left.unrecorded is not None:
+            leave(fsa, left.unrecorded)
+        leave(fsa, _left(left.signal, [running_for(run) for run in left.runs]))
     builder.close()
 
 
@@ -164,12 +166,3 @@ def _left(number: signal.Signals, runs: list[str]) -> FsaError:
         details=["what it had not committed is rolled back"],
         hint="--grace S gives running tasks more time",
     )
-
-
-def _leave(fsa: Fsa, error: FsaError) -> NoReturn:
-    """End the process now: a thread that hangs must not hold it up."""
-    fsa.output.error(error)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(error.exit_code)

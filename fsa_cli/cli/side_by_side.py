@@ -1,11 +1,17 @@
-"""Several programs in one terminal: their lines marked, restarted together, ended together."""
+"""Several programs in one terminal: their lines marked, restarted together, ended together.
+
+python -m fsa_cli.cli.side_by_side MODULE ...: `python -m MODULE ...`, until its input ends, as it
+does however the process ends that has started it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,10 +47,10 @@ def sources(directory: Path) -> dict[str, float]:
 
 
 class SideBySide:
-    """Programs that are started, restarted and ended together.
+    """Programs that are started, restarted and ended together, with this process at the latest.
 
     Args:
-        programs: The argument vector of each, by its name.
+        programs: Of each, by its name, what follows `python -m`.
         write: Called with a name and a line of its output, from several threads.
         watched: What has a new value when they are to be started again.
     """
@@ -94,10 +100,10 @@ class SideBySide:
 
     def _start(self) -> None:
         self._said.clear()
-        for name, argv in self._programs.items():
+        for name, arguments in self._programs.items():
             process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "fsa_cli.cli.side_by_side", *arguments],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -134,7 +140,38 @@ class SideBySide:
             except subprocess.TimeoutExpired:
                 each.kill()
                 each.wait()
+            if each.stdin is not None:
+                each.stdin.close()
         for reader in self._readers:  # the last lines; a grandchild may hold the pipe open
             reader.join(_LOOK_EVERY_S)
         self._readers.clear()
         self._running.clear()
+
+
+def _run_module() -> None:
+    inherited = os.dup(0)
+    _detach(0)  # the program's own input has nothing in it
+    threading.Thread(target=_end_with, args=(inherited,), daemon=True).start()
+    module, *sys.argv[1:] = sys.argv[1:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process, by force if need be, once *descriptor* has reached its end."""
+    while os.read(descriptor, 4096):
+        pass
+    _detach(1, 2)  # nobody reads its lines any more
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_END_S)
+    os._exit(1)
+
+
+def _detach(*streams: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for each in streams:
+        os.dup2(nothing, each)
+    os.close(nothing)
+
+
+if __name__ == "__main__":
+    _run_module()

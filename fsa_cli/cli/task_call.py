@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.flags import LOADING, SPELLINGS, VALUED, split_flags
-from fsa_cli.exceptions import ConfigurationError, UsageError
+from fsa_cli.exceptions import ArgumentError, ConfigurationError, UsageError
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Flags
 from fsa_cli.tasks import arguments
@@ -53,7 +54,11 @@ class Call:
             ArgumentError: An argument is not what the task takes.
         """
         signature = signature_of(self.task.function)
-        return arguments.parse(signature, self.argv, args_json=self.options.get("--args-json"))
+        try:
+            return arguments.parse(signature, self.argv, args_json=self.options.get("--args-json"))
+        except ArgumentError as exc:
+            exc.hint = exc.hint or f"fsa run-task {quote(self.name)} -h"
+            raise
 
     def number(self, option: str, *, least: float = 0, whole: bool = False) -> float | None:
         """The value of *option*; None if it was not given."""

@@ -6,10 +6,19 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
-__all__ = ["TerminationSignal", "prints_to_stderr", "terminable"]
+if TYPE_CHECKING:
+    from fsa_cli.cli.context import Fsa
+    from fsa_cli.exceptions import FsaError
+
+__all__ = ["TerminationSignal", "leave", "prints_to_stderr", "terminable"]
+
+# So long a process has to end at a second signal.
+_NOW_S = 2.0
 
 
 class TerminationSignal(KeyboardInterrupt):
@@ -17,16 +26,41 @@ class TerminationSignal(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Have SIGTERM end the task as Ctrl-C does; also as PID 1, which would ignore it."""
+def terminable(again: Callable[[signal.Signals], NoReturn]) -> Iterator[None]:
+    """Have SIGTERM end the task as Ctrl-C does; also as PID 1, which would ignore it.
+
+    Args:
+        again: Ends the process at a second signal, where that has not done so by itself: the main
+            thread waits in C for a server that does not answer.
+    """
+    signals: list[int] = []
+    ended = threading.Event()
+
+    def heard(number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            signals.append(number)
+            if len(signals) == 2 and not ended.wait(_NOW_S):
+                again(signal.Signals(number))
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise TerminationSignal
 
-    from fsa_cli.runner.signal_handlers import handling
+    from fsa_cli.runner.signal_handlers import handling, hearing
 
-    with handling(signal.SIGTERM, terminate):
-        yield
+    with handling(signal.SIGTERM, terminate), hearing(heard):
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+def leave(fsa: Fsa, error: FsaError) -> NoReturn:
+    """End the process now: a thread that hangs must not hold it up."""
+    fsa.output.error(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(error.exit_code)
 
 
 @contextlib.contextmanager

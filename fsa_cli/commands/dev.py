@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import socket
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
-from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.exceptions import ConfigurationError, UsageError
 
 app = typer.Typer()
 
@@ -46,15 +46,15 @@ def dev(
     loaded, settings = fsa.load(), fsa.settings
     if find_spec("uvicorn") is None:
         raise ConfigurationError("uvicorn is not installed", hint="pip install uvicorn")
-    ours = [sys.executable, "-m", "fsa_cli"]
     base = str(settings.app_dir or settings.app_base)
-    web = [sys.executable, "-m", "uvicorn", loaded.target, "--app-dir", base]
-    programs = {"web": [*web, "--host", host, "--port", str(port)]}
+    web = ["uvicorn", loaded.target, "--app-dir", base, "--host", host, "--port", str(port)]
+    programs = {"web": web}
     if any(task.schedule is not None for task in registry):
-        programs["scheduler"] = [*ours, "scheduler", "start", "--grace", "5"]
+        programs["scheduler"] = ["fsa_cli", "scheduler", "start", "--grace", "5"]
     carried = {task.executor or settings.executor or LOCAL for task in registry}
     if carried - {LOCAL} or (carried and "scheduler" not in programs):
-        programs["worker"] = [*ours, "worker", "start", "--grace", "5"]
+        programs["worker"] = ["fsa_cli", "worker", "start", "--grace", "5"]
+    _require_free(host, port)
     os.environ.update(_environment(fsa))
     width = max(map(len, programs))
 
@@ -62,6 +62,17 @@ def dev(
         fsa.output.marked(name.ljust(width), line, _COLORS[name])
 
     SideBySide(programs, write, lambda: sources(settings.project)).run()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raises UsageError if the app cannot be served there: uvicorn would say so among the rest."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as exc:
+        raise UsageError(
+            f"the port {port} of {host} cannot be taken: {exc.strerror}", hint="--port N"
+        ) from exc
 
 
 def _environment(fsa: Fsa) -> dict[str, str]:

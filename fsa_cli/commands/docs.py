@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -12,13 +13,15 @@ from fsa_cli.cli.completion import page_names
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.terminal import manual
+from fsa_cli.terminal.folding import fold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 app = typer.Typer()
 
-_BEFORE = 8
+_BEFORE = 24
+_MOST_LINES = 2
 
 
 @app.command()
@@ -59,7 +62,8 @@ def docs(
             for each in manual.pages()
         ]
         fsa.output.table(rows, {"page": "page", "about": "about"})
-        fsa.output.say("\nfsa docs PAGE shows one, fsa docs --search TEXT looks into all")
+        fsa.output.say("")
+        fsa.output.say("fsa docs PAGE shows one, fsa docs --search TEXT looks into all")
 
 
 def _show_page(fsa: Fsa, page: manual.Page) -> None:
@@ -75,13 +79,32 @@ def _show_matches(fsa: Fsa, text: str, found: Sequence[manual.Match]) -> None:
     if not found and not fsa.output.json:
         fsa.output.say(f"no line of the manual has {text!r}")
         return
+    if fsa.output.console.is_terminal and not fsa.output.json:
+        _show_folded(fsa, text, found)
+        return
     rows = [asdict(each) for each in found]
-    if fsa.output.console.is_terminal and not fsa.output.json:  # which cuts off the end of a line
-        rows = [{**row, "line": _from_match(str(row["line"]), text)} for row in rows]
     fsa.output.table(rows, {"page": "page", "section": "section", "line": "line"})
+
+
+def _show_folded(fsa: Fsa, text: str, found: Sequence[manual.Match]) -> None:
+    """Each section once, and below it its lines, with the words that were looked for in sight."""
+    above = None
+    for each in found:
+        if (each.page, each.section) != above:
+            above = each.page, each.section
+            fsa.output.line(f"{each.page}: {each.section}".replace("`", ""))
+        words = " ".join(re.sub(r"[|]+|^[-#]+ ", " ", each.line.replace("`", "")).split())
+        shown = fold(_from_match(words, text), fsa.output.console.width - 6)
+        for number, line in enumerate(shown[:_MOST_LINES], start=1):
+            is_cut = number == _MOST_LINES < len(shown)
+            fsa.output.line(f"  {line}{' ...' if is_cut else ''}")
+    fsa.output.say("")
+    fsa.output.say("fsa docs PAGE shows one of them")
 
 
 def _from_match(line: str, text: str) -> str:
     """*line* from shortly before the first of the words that were looked for."""
     start = min(max(line.lower().find(word), 0) for word in text.lower().split() or [""])
-    return line if start <= _BEFORE else "..." + line[start - _BEFORE :]
+    if start <= _BEFORE:
+        return line
+    return "... " + line[line.find(" ", start - _BEFORE, start) + 1 or start - _BEFORE :]

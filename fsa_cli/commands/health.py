@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -84,7 +85,7 @@ def ready(
 
 @app.command()
 def live(context: typer.Context) -> None:
-    """Is the scheduler of this project alive? Touches neither the app nor the database.
+    """Is the scheduler alive? Touches neither app nor database.
 
     \b
       fsa health live
@@ -95,7 +96,9 @@ def live(context: typer.Context) -> None:
     fsa = Fsa.of(context)
     if not fsa.output.json:
         raise typer.Exit(heartbeat.live())
-    age_s = heartbeat.age_s()
+    age_s = None
+    with contextlib.suppress(OSError):  # another user's folder
+        age_s = heartbeat.age_s()
     alive = age_s is not None and age_s <= heartbeat.STALE_S
     fsa.output.document({"ok": alive, "heartbeat_age_s": age_s})
     raise typer.Exit(0 if alive else 1)
@@ -152,7 +155,7 @@ def _watch(fsa: Fsa, look: Callable[[], list[Check]]) -> NoReturn:
             elif fsa.output.console.is_terminal:
                 fsa.output.console.clear()
                 fsa.output.table(rows, _COLUMNS, wraps=("detail",))
-                fsa.output.line(f"\n{at:%H:%M:%S} UTC, again every {_WATCH_EVERY_S:g} s")
+                fsa.output.text(f"\n{at:%H:%M:%S} UTC, again every {_WATCH_EVERY_S:g} s")
             else:
                 fsa.output.table(rows, {"at": "at", **_COLUMNS}, wraps=("detail",))
             time.sleep(_WATCH_EVERY_S)

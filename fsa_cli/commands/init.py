@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from fsa_cli.terminal import manual
 app = typer.Typer()
 
 _TABLE = """[tool.fsa]
-tasks = ["tasks"]
+tasks = ["{tasks}"]
 """
 _TASKS = '''"""The tasks of this project: `fsa tasks` lists them, `fsa run-task NAME` runs one."""
 
@@ -33,10 +34,16 @@ def ask_database() -> int:
 '''
 _CONFTEST = '''"""Fixtures whose tests are rolled back: db_session, async_db_session, db_sandbox."""
 
-import {module}  # noqa: F401 - configures db
+{reach}import {module}  # noqa: {ignored} - configures db
 
 pytest_plugins = ["fastapi_sqlalchemy.testing"]
 '''
+_REACH = """import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / {root!r}))
+
+"""
 
 
 @app.command()
@@ -59,8 +66,11 @@ def init(
     fsa = Fsa.of(context)
     module = fsa.load().target.partition(":")[0]
     project, name = fsa.settings.project, _plain(fsa.settings.namespace)
-    done: list[dict[str, object]] = [_settings(project)]
-    files = {"tasks.py": _TASKS, "conftest.py": _CONFTEST.format(module=module)}
+    tasks, file_of_tasks, root = _beside(module, project)
+    done: list[dict[str, object]] = [_settings(project, tasks)]
+    reach, ignored = (_REACH.format(root=root), "E402, F401") if root else ("", "F401")
+    conftest = _CONFTEST.format(reach=reach, module=module, ignored=ignored)
+    files = {file_of_tasks: _TASKS, "conftest.py": conftest}
     if systemd:
         files[f"{name}-scheduler.service"] = _of_manual("shop-scheduler.service", name)
     if kubernetes:
@@ -72,17 +82,38 @@ def init(
             path.write_text(text, encoding="utf-8")
         done.append({"file": file, "done": "left as it is" if exists else "written"})
     fsa.output.table(done, {"file": "file", "done": "done"})
-    first = ", fsa run-task ask_database" if {"file": "tasks.py", "done": "written"} in done else ""
+    first = (
+        ", fsa run-task ask_database" if {"file": file_of_tasks, "done": "written"} in done else ""
+    )
     fsa.output.say(f"next: fsa tasks{first}, fsa dev, fsa docs first-steps")
 
 
-def _settings(project: Path) -> dict[str, object]:
+def _beside(module: str, project: Path) -> tuple[str, str, str]:
+    """The module of tasks beside the app's, its file, and where both are imported from.
+
+    The file and that directory are relative to *project*; the last is empty if it is that.
+    """
+    imported = sys.modules[module]
+    package = imported.__package__ or ""
+    folder, project = Path(imported.__file__ or module).resolve().parent, project.resolve()
+    root = folder.parents[package.count(".")] if package else folder
+    if not root.is_relative_to(project):
+        return "tasks", "tasks.py", ""
+    inside = str(root.relative_to(project))
+    return (
+        f"{package}.tasks" if package else "tasks",
+        str(folder.relative_to(project) / "tasks.py"),
+        "" if inside == "." else inside,
+    )
+
+
+def _settings(project: Path, tasks: str) -> dict[str, object]:
     path = project / "pyproject.toml"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if re.search(r"^\[tool\.fsa[\].]", before, re.MULTILINE):
         return {"file": "pyproject.toml", "done": "has a [tool.fsa], left as it is"}
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
-    path.write_text(f"{before}{gap}{_TABLE}", encoding="utf-8")
+    path.write_text(f"{before}{gap}{_TABLE.format(tasks=tasks)}", encoding="utf-8")
     return {"file": "pyproject.toml", "done": "[tool.fsa] added" if before else "written"}
 
 

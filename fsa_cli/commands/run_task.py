@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,9 +14,15 @@ from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option, priority_option, run_after_option, unique_option
 from fsa_cli.cli.progress_bar import ProgressBars
 from fsa_cli.cli.task_call import ENQUEUES, Call, read
-from fsa_cli.cli.task_process import TerminationSignal, prints_to_stderr, terminable
+from fsa_cli.cli.task_process import TerminationSignal, leave, prints_to_stderr, terminable
 from fsa_cli.database.connections import autocommits
-from fsa_cli.exceptions import Interrupted, Terminated, UsageError
+from fsa_cli.exceptions import (
+    DatabaseUnreachable,
+    FsaError,
+    Interrupted,
+    Terminated,
+    UsageError,
+)
 from fsa_cli.runner import report
 from fsa_cli.runner.execute import execute
 from fsa_cli.runner.lifespan import RunAsync
@@ -163,15 +170,19 @@ def run_task(
 
     app, enabled = call.loaded.app, fsa.settings.lifespan
     with lifespan.around(app, enabled, fsa.output.warn) as run_async:
-        result, changes = _run(fsa, call, bars, run_async)
+        result, changes, unrecorded = _run(fsa, call, bars, run_async)
         if changes is not None and enabled:
             changes.kept.append("what the app's lifespan did")
         if fsa.output.json:
             fsa.output.document(report.document(result, bars.seen, changes))
         if not result.succeeded:
+            if unrecorded is not None:
+                fsa.output.warn("; ".join([unrecorded.message, *unrecorded.details]))
             raise report.failure_of(result, call.loaded)
         if not fsa.output.json:
             _tell(fsa, result, changes)
+        if unrecorded is not None:
+            raise unrecorded
 
 
 def _enqueue(fsa: Fsa, call: Call) -> None:
@@ -189,7 +200,7 @@ def _enqueue(fsa: Fsa, call: Call) -> None:
 
 def _run(
     fsa: Fsa, call: Call, bars: ProgressBars, run_async: RunAsync
-) -> tuple[RunResult, DryRun | None]:
+) -> tuple[RunResult, DryRun | None, DatabaseUnreachable | None]:
     task = call.task
     timeout_s = call.number("--timeout")
     retries = int(call.number("--retries", whole=True) or 0)
@@ -199,6 +210,7 @@ def _run(
     fsa.output.detail(f"running {task.name} ({task.place}) in {database!r}")
     record: RecordedRun | None = None
     changes: DryRun | None = None
+    result: RunResult | None = None
 
     def attempt(run: Run) -> RunResult:
         nonlocal changes
@@ -234,19 +246,33 @@ def _run(
     )
     redirected = prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
     policy = RetryPolicy(retries, 1.0 if backoff_s is None else backoff_s)
+
+    def again_by(number: signal.Signals) -> FsaError:
+        kind = Interrupted if number == signal.SIGINT else Terminated
+        ended = "when it had ended" if result is not None else "once more"
+        return _unrecorded(kind, f"{task.name} was stopped by {number.name} {ended}", record)
+
+    def again(number: signal.Signals) -> NoReturn:
+        leave(fsa, again_by(number))
+
     try:
-        with terminable(), redirected, bars:
-            record = _begin(fsa, call, run)
-            if record is not None:
-                run = replace(run, run_id=record.run_id, stop=record.stop)
-            result = policy.execute(run, attempt, failed)
+        with terminable(again), redirected, bars:
+            try:
+                record = _begin(fsa, call, run)
+                if record is not None:
+                    run = replace(run, run_id=record.run_id, stop=record.stop)
+                result = policy.execute(run, attempt, failed)
+            except TerminationSignal:
+                raise _stopped(Terminated, run, "SIGTERM", record) from None
+            except KeyboardInterrupt:
+                raise _stopped(Interrupted, run, "Ctrl-C", record) from None
             if record is not None:
                 record.ended(result)
-            return result, changes
     except TerminationSignal:
-        raise Terminated(_stopped(run, "terminated", "SIGTERM", record)) from None
+        raise again_by(signal.SIGTERM) from None
     except KeyboardInterrupt:
-        raise Interrupted(_stopped(run, "interrupted", "Ctrl-C", record)) from None
+        raise again_by(signal.SIGINT) from None
+    return result, changes, record.unrecorded if record is not None else None
 
 
 def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
@@ -263,17 +289,26 @@ def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
     return recording.begin(call.loaded, fsa.settings, run, name, locks=locks, warn=fsa.output.warn)
 
 
-def _stopped(run: Run, how: str, by: str, record: RecordedRun | None) -> str:
+def _stopped(kind: type[FsaError], run: Run, by: str, record: RecordedRun | None) -> FsaError:
     """Record that the run was stopped, and say so."""
-    name = run.task.name
     kept = not run.dry_run and run.database is not None and autocommits(run.database)
     fate = "; what it wrote before stays (AUTOCOMMIT)" if kept else " and rolled back"
-    if record is None:
-        return f"{name} was {how}{fate}"
-    record.broken(f"stopped by {by}")
-    if record.committed:
-        return f"{name} was {how} after it had committed"
-    return f"{name} was {'cancelled' if record.cancelled else how}{fate}"
+    how = kind.__name__.lower()
+    if record is not None:
+        record.broken(f"stopped by {by}")
+        if record.committed:
+            fate = " after it had committed"
+        elif record.cancelled:
+            how = "cancelled"
+    return _unrecorded(kind, f"{run.task.name} was {how}{fate}", record)
+
+
+def _unrecorded(kind: type[FsaError], message: str, record: RecordedRun | None) -> FsaError:
+    """An error that says too what the ledger was not told."""
+    left = record.unrecorded if record is not None else None
+    if left is None:
+        return kind(message)
+    return kind(message, details=[left.message, *left.details], hint=left.hint)
 
 
 def _tell(fsa: Fsa, result: RunResult, changes: DryRun | None) -> None:

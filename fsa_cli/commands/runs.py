@@ -38,7 +38,7 @@ _BROKEN_OFF = ("interrupted", "timed_out")
 
 
 class Status(Enum):
-    """The statuses of runs, as they are stored and shown."""
+    """The statuses of runs, as they are stored; and what texts call one of them."""
 
     queued = "queued"
     running = "running"
@@ -50,7 +50,8 @@ class Status(Enum):
     skipped = "skipped"
     cancelled = "cancelled"
     discarded = "discarded"
-    dispatched = "handed_off"
+    handed_off = "handed_off"
+    dispatched = "dispatched"
 
 
 def _task(command: str) -> Any:
@@ -138,6 +139,7 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
     from fsa_cli.ledger.attempts import attempts_of
     from fsa_cli.ledger.glance import executing
     from fsa_cli.runs import run_view as views
+    from fsa_cli.runs.problems import BAD
     from fsa_cli.runs.run_activity import Doing, doing
     from fsa_cli.runs.waiting_run import why_it_waits
     from fsa_cli.tasks.registry import registry
@@ -178,9 +180,11 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         facts |= {"waits because": waits, "then": "; ".join(cures)}
     elif found.id in was:
         facts["was in"] = was[found.id].place
+    if found.status in BAD:
+        facts["try it again"] = f"fsa runs retry {found.id[:8]}"
     fsa.output.record({name: value for name, value in facts.items() if value != ""})
     if found.traceback:
-        fsa.output.line(f"\n{found.traceback}")
+        fsa.output.text(f"\n{found.traceback}")
     if earlier:
         fsa.output.line("")
         fsa.output.heading("earlier attempts")
@@ -336,7 +340,10 @@ def _filters(
         names = tagged if names is None else names & tagged
     return {
         "names": names,
-        "statuses": [each.value for each in status or ()],
+        "statuses": [
+            each.value if each is not Status.dispatched else Status.handed_off.value
+            for each in status or ()
+        ],
         "since_ms": views.since_ms(since, datetime.now(UTC)) if since else None,
         "queue": queue,
         "unique": unique,
@@ -371,7 +378,7 @@ def _watch(fsa: Fsa, ledger: Ledger, filters: dict[str, Any]) -> NoReturn:
                 fsa.output.console.clear()
                 _show(fsa, found)
                 at = datetime.now(UTC)
-                fsa.output.line(f"\n{at:%H:%M:%S} UTC, again every {_WATCH_EVERY_S:g} s")
+                fsa.output.text(f"\n{at:%H:%M:%S} UTC, again every {_WATCH_EVERY_S:g} s")
             else:
                 news = [each for each in found if shown.get(each.id) != each.status]
                 for each in reversed(news):

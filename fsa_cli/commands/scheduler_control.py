@@ -139,10 +139,10 @@ def init(
     ]
     if sql:
         for statement in schema.statements(ledger, loaded.databases.values()):
-            fsa.output.line(statement)
+            fsa.output.text(statement)
         for broker in brokers:
             for statement in broker.statements():
-                fsa.output.line(statement)
+                fsa.output.text(statement)
         return
     created = schema.create(ledger, loaded.databases.values(), fsa.output.warn)
     prepared = [broker.name for broker in brokers if broker.prepare()]

@@ -224,7 +224,7 @@ def status(context: typer.Context) -> None:
     fsa.output.say(views.place(where, namespace, seen.elsewhere))
     for problem in problems(seen):
         if not problem.is_task:
-            fsa.output.warn(f"{problem.text}: {', '.join(problem.commands)}")
+            fsa.output.warn(": ".join(filter(None, [problem.text, ", ".join(problem.commands)])))
     every = not fsa.output.console.is_terminal
     if nodes := views.node_rows(seen, dated=every):
         fsa.output.table(nodes, views.NODE_COLUMNS)

@@ -140,9 +140,13 @@ def _program(code: str | None, argv: list[str]) -> tuple[str, str, list[str]] | 
 
 
 def _failure(error: Exception, fsa: Fsa) -> Exception:
+    from fsa_cli.shell.session import await_hint
+
     if isinstance(error, FsaError):
         return error
     where = user_frame(error)
     return fsa.load().unreachable(error) or ScriptFailed(
-        summarize_error(error), details=where.lines() if where else []
+        summarize_error(error),
+        details=where.lines() if where else [],
+        hint=await_hint(error),
     )

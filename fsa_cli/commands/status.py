@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.sections import Section, shorten
 from fsa_cli.exceptions import FsaError, LedgerUnusable
+from fsa_cli.terminal.escaping import one_line
 from fsa_cli.terminal.folding import fold, side_by_side
 from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_span
+from fsa_cli.terminal.masking import mask_within
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -27,6 +30,7 @@ app = typer.Typer()
 
 _NEXT = 5
 _SHOWN = 160
+_DETAIL_LINES = 3
 
 
 @app.command()
@@ -63,33 +67,25 @@ def status(context: typer.Context) -> None:
     if fsa.output.json:
         fsa.output.document(_document(fsa, seen, found, coming))
         return
-    for line in _head(fsa):
+    sections = [
+        Section("needs a look", list(_problem_lines(fsa, found))),
+        Section("running", list(_running_lines(fsa, seen, does)) if seen is not None else []),
+        Section("next", _coming_lines(fsa, coming)),
+    ]
+    head = [*_head(fsa), *(_cut(fsa, line) for line in (_counts(seen) if seen is not None else ()))]
+    if fsa.output.console.is_terminal and shorten(sections, fsa.output.console.height - len(head)):
+        head.append("in full: fsa status | less")
+    for line in head:
         fsa.output.line(line)
-    for line in _counts(seen) if seen is not None else ():
-        _write(fsa, line)
-    if found:
-        fsa.output.heading("\nneeds a look")
-        _tell_problems(fsa, found)
-    if seen is not None and seen.running:
-        fsa.output.heading("\nrunning")
-        for run in seen.running:
-            head, *more = _running_lines(run, seen.now_ms, does.get(run.id))
-            _write(fsa, head)
-            for line in more:
-                fsa.output.fact(" " * 10, line)
-    if coming:
-        fsa.output.heading("\nnext")
-        width = max(len(str(each["task"])) for each in coming)
-        for each in coming:
-            said = f"in {each['in']}" if each["in"] else f"{each['state']}"
-            _write(fsa, f"  {each['task']:<{width}}  {each['schedule']}  {said}")
+    for section in sections:
+        section.tell(fsa.output)
 
 
-def _write(fsa: Fsa, line: str) -> None:
+def _cut(fsa: Fsa, line: str) -> str:
     """One line, which a terminal does not fold."""
-    console = fsa.output.console
+    console, line = fsa.output.console, one_line(line)
     width = console.width if console.is_terminal else 0
-    fsa.output.line(line if not width or len(line) <= width else f"{line[: width - 3]}...")
+    return mask_within(line, width) if width else line
 
 
 def _head(fsa: Fsa) -> list[str]:
@@ -135,20 +131,31 @@ def _counts(seen: Glance) -> Iterator[str]:
         yield f"also alive in this ledger, in namespaces of their own: {others}"
 
 
-def _tell_problems(fsa: Fsa, found: list[Problem]) -> None:
-    """Each with what is known of it on one line, and its commands, none of which is cut."""
+def _problem_lines(fsa: Fsa, found: list[Problem]) -> Iterator[list[str]]:
+    """Each with what is known of it, and its commands, none of which is cut."""
     console = fsa.output.console
-    width = min(max(len(each.subject) for each in found), 24)
+    width = min(max((len(each.subject) for each in found), default=0), 24)
     room = max(console.width - width - 4, 1) if console.is_terminal else 0
     for each in found:
-        fsa.output.fact(f"  {each.subject:<{width}}", each.said)
+        lines = fsa.output.fact_lines(f"  {each.subject:<{width}}", each.said)
         if detail := " ".join(each.detail.split()):
-            _write(fsa, f"  {'':<{width}}  {detail}")
+            told = mask_within(detail, _DETAIL_LINES * room) if room else detail
+            lines += fsa.output.fact_lines(f"  {'':<{width}}", told)
         for line in side_by_side([command for command in each.commands if command], room):
-            fsa.output.fact(f"  {'':<{width}}", line)
+            lines += fsa.output.fact_lines(f"  {'':<{width}}", line)
+        yield lines
 
 
-def _running_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[str]:
+def _running_lines(fsa: Fsa, seen: Glance, does: dict[str, Doing]) -> Iterator[list[str]]:
+    for run in seen.running:
+        head, *more = _run_lines(run, seen.now_ms, does.get(run.id))
+        lines = [_cut(fsa, head)]
+        for line in more:
+            lines += fsa.output.fact_lines(" " * 10, line)
+        yield lines
+
+
+def _run_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[str]:
     from fsa_cli.runs.run_view import progress_text
 
     took = format_elapsed(max(now_ms - (run.started_ms or now_ms), 0))
@@ -160,10 +167,19 @@ def _running_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[s
     waits = f"waits for {does.waits_for}" if does.waits_for else does.sends
     for line in (f"in {does.place}" if does.place else "", waits):
         if line:
-            yield line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
+            yield mask_within(line, _SHOWN)
     if does.waits_for:
         yield from does.cures
         yield f"fsa runs show {run.id[:8]}     fsa runs cancel {run.id[:8]}"
+
+
+def _coming_lines(fsa: Fsa, coming: list[dict[str, object]]) -> list[list[str]]:
+    width = max((len(str(each["task"])) for each in coming), default=0)
+    lines = []
+    for each in coming:
+        said = f"in {each['in']}" if each["in"] else f"{each['state']}"
+        lines.append([_cut(fsa, f"  {each['task']:<{width}}  {each['schedule']}  {said}")])
+    return lines
 
 
 def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:

@@ -60,8 +60,9 @@ def tasks(
                 row["takes"] = signature_of(task.function).short_usage
             rows.append(row)
         except FsaError as exc:
-            rows.append({"name": task.name, "summary": task.summary, "problem": exc.message})
-            fsa.output.warn(f"{task.name} ({task.place}): {exc.message}")
+            problem = f"{exc.message}; {exc.hint}" if exc.hint else exc.message
+            rows.append({"name": task.name, "summary": task.summary, "problem": problem})
+            fsa.output.warn(f"{task.name} ({task.place}): {problem}")
     if not rows:
         fsa.output.say(NONE_REGISTERED)
     fsa.output.table(

@@ -53,8 +53,11 @@ def top(
         if fsa.output.json:
             fsa.output.document(asdict(shown.look()))
         elif not (fsa.output.console.is_terminal and sys.stdin.isatty()):
-            told = ["".join(text for text, _ in line).rstrip() for line in shown.lines(100, 60)]
-            fsa.output.line("\n".join(told[:-1]).rstrip())
+            *told, _ = ["".join(text for text, _ in line).rstrip() for line in shown.lines(100, 60)]
+            while told and not told[-1]:
+                told.pop()
+            for line in told:
+                fsa.output.line(line)
         else:
             from fsa_cli.terminal.screen import Screen
 

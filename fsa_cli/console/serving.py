@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -150,16 +150,25 @@ def _common(source: Source | None, access: Access, name: str, etag: str = "") ->
 
 
 def _message(
-    request: Request, source: Source | None, access: Access, text: str, hint: str, status: int
+    request: Request,
+    source: Source | None,
+    access: Access,
+    text: str,
+    hint: str,
+    status: int,
+    details: Sequence[str] = (),
 ) -> Response:
     context = {
         **_common(source, access, ""),
         "text": text,
+        "details": details,
         "hint": hint,
-        "now": instant_of(0),
+        "now": None,
     }
     response = rendering.page(request, "message.html", context, status)
     response.headers["Cache-Control"] = "no-store"
+    if status == 503 and request.method == "GET":
+        response.headers["Refresh"] = "5"
     return response
 
 
@@ -168,6 +177,4 @@ def _failed(request: Request, error: FsaError, access: Access) -> Response:
     status = 503 if isinstance(error, DatabaseUnreachable | LedgerUnusable) else 400
     if isinstance(error, actions.Forbidden):
         status = 403
-    details = " ".join(error.details)
-    text = f"{error.message}. {details}".strip()
-    return _message(request, None, access, text, error.hint or "", status)
+    return _message(request, None, access, error.message, error.hint or "", status, error.details)

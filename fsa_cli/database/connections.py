@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fsa_cli.database.dialects import dialect_of
 from fsa_cli.database.identity import address, same_database
@@ -14,7 +14,7 @@ from fsa_cli.exceptions import DatabaseUnreachable, DriverMissing, FsaError, Ref
 from fsa_cli.terminal.user_code import chain_of, summarize_error, user_frame
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Connection
+    from sqlalchemy import URL, Connection, Engine
     from sqlalchemy.engine import ExceptionContext
 
     from fastapi_sqlalchemy import Database
@@ -76,11 +76,13 @@ def check_savepoints(databases: Iterable[Database]) -> None:
             )
 
 
-def watch() -> None:
-    """Mark, from now on, each exception of a connection that could not be opened, on any engine."""
-    from sqlalchemy import Engine
+def watch(engine: Engine | type[Engine]) -> None:
+    """Mark, from now on, each exception of a connection that could not be opened, on *engine*.
 
-    listen_once(Engine, "handle_error", _mark)
+    Args:
+        engine: The class: any engine.
+    """
+    listen_once(engine, "handle_error", _mark)
 
 
 def is_away(error: BaseException) -> bool:
@@ -130,6 +132,19 @@ def unreachable(
 def driver_message(error: BaseException) -> str:
     """The driver's own message, without SQLAlchemy's wrapping and link."""
     return summarize_error(getattr(error, "orig", None) or error)
+
+
+def error_code(error: BaseException) -> str | int | None:
+    """MySQL's and MariaDB's number of an error, PostgreSQL's SQLSTATE; None: it has neither.
+
+    PyMySQL (1.2) has a SQLSTATE beside the number: HY000 for most of what matters here.
+    """
+    original: Any = getattr(error, "orig", None)
+    arguments = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int):
+        return int(arguments[0])
+    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return None if code is None else str(code)
 
 
 async def _aconnected(db: Database, work: Callable[[Connection], T], missing: Exception) -> T:

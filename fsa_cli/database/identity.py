@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fsa_cli.database.dialects import Server, dialect_of
 from fsa_cli.database.dialects.postgresql import HOST_AND_PORT
-from fsa_cli.database.dialects.sqlite import sqlite_file
+from fsa_cli.database.dialects.sqlite import file_trouble, sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -18,6 +18,7 @@ __all__ = [
     "Server",
     "address",
     "database_name",
+    "file_trouble",
     "hosts",
     "identity",
     "same_database",

@@ -11,7 +11,7 @@ __all__ = ["listen_once"]
 _lock = threading.Lock()
 
 
-def listen_once(target: type[Any], name: str, listener: Callable[..., Any]) -> None:
+def listen_once(target: object, name: str, listener: Callable[..., Any]) -> None:
     """`event.listen`, once.
 
     SQLAlchemy adds a listener twice where two threads add it at the same moment, and calls it twice

@@ -16,6 +16,7 @@ _READ_ONLY = (
     "nothing can be written there: a read-only file or folder, a standby, or a user who may only "
     "read"
 )
+_DAMAGED = "the file is no SQLite database, or a damaged one: name another, or take its backup"
 _FORBIDDEN = "the database's user may not do that: GRANT it, or use another user"
 
 _COMPARE = "fsa db check compares the database with the models"
@@ -45,6 +46,7 @@ _STEPS = (
         _FULL,
     ),
     (r"disk i/o error", _FAILS),
+    (r"file is not a database|file is encrypted|disk image is malformed", _DAMAGED),
     (
         r"unable to open database file",
         "does the directory of the file exist, and may this user read and write in it?",
@@ -97,7 +99,7 @@ def refuses(error: BaseException | None) -> bool:
 
     SQLite says so already when its file is opened.
     """
-    return next_step(error) in (_FULL, _FAILS, _READ_ONLY, _FORBIDDEN)
+    return next_step(error) in (_FULL, _FAILS, _DAMAGED, _READ_ONLY, _FORBIDDEN)
 
 
 def disk_is_full(error: BaseException | None) -> bool:

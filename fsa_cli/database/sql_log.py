@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from fsa_cli.terminal.masking import mask_head
 from fsa_cli.terminal.output import Output
 
 _LONGEST_PARAMETERS = 300
@@ -27,14 +28,14 @@ def start(output: Output) -> None:
         context: Any,
         many: bool,
     ) -> None:
-        lines = statement[:_MAX_STATEMENT_LENGTH].strip().splitlines()
+        lines = mask_head(statement, _MAX_STATEMENT_LENGTH).strip().splitlines()
         if len(statement) > _MAX_STATEMENT_LENGTH:
             lines.append("... (cut)")
         say("\n     ".join(line.rstrip() for line in lines))
         if parameters:
             shown = repr(parameters)
             if len(shown) > _LONGEST_PARAMETERS:
-                shown = shown[:_LONGEST_PARAMETERS] + " ..."
+                shown = mask_head(shown, _LONGEST_PARAMETERS) + " ..."
             say(f"     {shown}")
         connection.info[_STARTED] = time.perf_counter()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from fsa_cli.exceptions import CheckFailed
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import existing
 from fsa_cli.ledger.queries import Vitals
-from fsa_cli.runs.problems import NOBODY_TAKES_IT, lock_holder
+from fsa_cli.runs.problems import NOBODY_TAKES_IT, held_locks, lock_holder
 from fsa_cli.terminal.formatting import format_span
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def tasks(seen: Vitals, scheduled: Collection[str]) -> str:
         parts = [f"missed {missed}"] if missed else []
         parts += [f"failed {failures} times in a row"] if failures >= _FAILURES else []
         if parts:
-            wrong.append(f"{name} {' and '.join(parts)}: fsa runs {name}")
+            wrong.append(f"{name} {' and '.join(parts)}: fsa runs {quote(name)}")
     if wrong:
         raise CheckFailed("; ".join(wrong))
     return "nothing since the last success"
@@ -93,14 +94,15 @@ def queue(seen: Vitals, known: Collection[str]) -> str:
     unknown = sorted(each.task for each in late if each.task not in known)
     if unknown:
         raise CheckFailed(
-            f"{said}; the app has no task {', '.join(unknown)}: fsa runs {unknown[0]}"
+            f"{said}; the app has no task {', '.join(unknown)}: fsa runs {quote(unknown[0])}"
         )
     if late and not seen.executing:
         raise CheckFailed(f"{said}; nobody executes runs: fsa scheduler start, fsa worker start")
-    free = [each.task for each in late if lock_holder(seen.running, each.task) is None]
+    held = held_locks(seen.running)
+    free = [each.task for each in late if lock_holder(held, each.task) is None]
     busy = sum(each.executor == "local" for each in seen.running)
     if free and busy < seen.takers:  # a process has nothing to do
-        raise CheckFailed(f"{said}; {NOBODY_TAKES_IT}: fsa runs {free[0]}")
+        raise CheckFailed(f"{said}; {NOBODY_TAKES_IT}: fsa runs {quote(free[0])}")
     return said
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database import connections
-from fsa_cli.database.identity import same_database
+from fsa_cli.database.identity import file_trouble, same_database
 from fsa_cli.database.next_step import disk_is_full, next_step, refuses
 from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable, UsageError
 from fsa_cli.ledger.location import ledger_of
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fsa_cli.project.loader import LoadedApp
 
 __all__ = ["existing", "is_there", "reached", "require"]
+
+_ELSEWHERE = "ledger_url in [tool.fsa] puts it elsewhere"
 
 
 @contextlib.contextmanager
@@ -58,10 +60,11 @@ def is_there(ledger: Ledger) -> bool:
 def require(ledger: Ledger) -> None:
     """Raises LedgerUnusable if *ledger* does not exist, or not whole."""
     if not is_there(ledger):
+        trouble = _trouble(ledger)
         raise LedgerUnusable(
             "there is no ledger of runs yet",
-            details=[f"looked for at {ledger.where}"],
-            hint="fsa scheduler start creates it, or fsa scheduler init",
+            details=[f"looked for at {ledger.where}", *trouble],
+            hint=_ELSEWHERE if trouble else "fsa scheduler start creates it, or fsa scheduler init",
         )
 
 
@@ -83,10 +86,10 @@ def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
         half = str(exc.object)[exc.start : exc.end]
         raise UsageError(f"a text has {half!r}, which is no character: no UTF-8?") from exc
     except SQLAlchemyError as exc:
-        details = [ledger.where, connections.driver_message(exc)]
+        details = [ledger.where, connections.driver_message(exc), *_trouble(ledger)]
         if url_source:
             details.append(f"its URL is from {url_source}")
-        if refuses(exc) or not connections.is_away(exc):
+        if refuses(exc) or not connections.is_away(exc) or _trouble(ledger):
             raise LedgerUnusable(
                 "the disk of the ledger's database is full"
                 if disk_is_full(exc)
@@ -97,8 +100,13 @@ def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
         raise DatabaseUnreachable(
             "the ledger cannot be reached",
             details=details,
-            hint=next_step(exc) or "ledger_url in [tool.fsa] puts it elsewhere",
+            hint=next_step(exc) or _ELSEWHERE,
         ) from exc
+
+
+def _trouble(ledger: Ledger) -> list[str]:
+    trouble = file_trouble(ledger.engine.url) if ledger.is_sqlite else None
+    return [trouble] if trouble else []
 
 
 def _url_source(loaded: LoadedApp, settings: Settings, ledger: Ledger) -> str | None:

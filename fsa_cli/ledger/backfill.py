@@ -15,10 +15,17 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, TextClause, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger import control
-from fsa_cli.ledger.dialects import DialectSQL, execute_rows, insert_rows, typed
+from fsa_cli.ledger.dialects import (
+    DialectSQL,
+    execute_rows,
+    insert_rows,
+    is_taken,
+    refuses_row,
+    typed,
+)
 from fsa_cli.ledger.instants import with_row
 from fsa_cli.ledger.records import SCHEDULED, ExpectedInstant, RegisteredTask, RunStatus
 from fsa_cli.ledger.run_rows import insert_runs
@@ -44,8 +51,9 @@ def register_tasks(ledger: Ledger, known: Sequence[RegisteredTask]) -> dict[str,
     while True:
         try:
             return _register(ledger, known)
-        except IntegrityError:  # another replica registered the same task at this moment
-            continue
+        except DBAPIError as exc:
+            if not is_taken(exc):  # by another replica, which registered it at this moment
+                raise
 
 
 def backfill(
@@ -54,6 +62,7 @@ def backfill(
     expected: Sequence[ExpectedInstant],
     cut_ms: int,
     hashes: Mapping[str, str],
+    refused: dict[tuple[str, int], Exception] | None = None,
 ) -> dict[str, int]:
     """Give every expected instant a row and raise the watermarks to *cut_ms*.
 
@@ -63,6 +72,8 @@ def backfill(
     Args:
         hashes: The tasks, each with the hash of its schedule, of which every instant up to *cut_ms*
             is among *expected*, or has a row.
+        refused: Filled with the instants whose rows the database refuses: the watermarks of their
+            tasks stay. None: that is raised.
 
     Returns:
         How many rows were written with each status.
@@ -77,11 +88,10 @@ def backfill(
         )
         for status, chosen in decided.items():
             for some in _parts(chosen):
-                given = {"namespace": ledger.namespace, "rows": _json(some)}
-                ledger.at_once(partial(_execute, _insert(ledger.sql, status), given))
-            counts[status] += len(chosen)
+                counts[status] += _write(ledger, status, some, refused)
     # Only now that the rows are there.
-    for names in _parts(sorted(hashes)):
+    without = {name for name, _ in refused or ()}
+    for names in _parts(sorted(hashes.keys() - without)):
         marks = [
             {
                 "in_namespace": ledger.namespace,
@@ -93,6 +103,27 @@ def backfill(
         ]
         ledger.at_once(partial(_execute_rows, ledger, _raising(ledger.sql), marks))
     return dict(counts)
+
+
+def _write(
+    ledger: Ledger,
+    status: RunStatus,
+    rows: Sequence[tuple[ExpectedInstant, str, str | None]],
+    refused: dict[tuple[str, int], Exception] | None,
+) -> int:
+    """Insert these rows; how many, without those that the database refuses."""
+    given = {"namespace": ledger.namespace, "rows": _json(rows)}
+    try:
+        ledger.at_once(partial(_execute, _insert(ledger.sql, status), given))
+    except DBAPIError as exc:
+        if refused is None or not refuses_row(exc):
+            raise
+        if len(rows) == 1:
+            refused[rows[0][0].due.key] = exc
+            return 0
+        half = len(rows) // 2
+        return sum(_write(ledger, status, e, refused) for e in (rows[:half], rows[half:]))
+    return len(rows)
 
 
 def _execute(statement: TextClause, given: Mapping[str, object], connection: Connection) -> None:

@@ -47,16 +47,24 @@ def candidates(
     locks: Mapping[str, str | None],
     most: int,
     executor: str,
+    without: Collection[str] = (),
+    *,
+    spare: bool = False,
 ) -> QueueClaim:
     """The runs to claim, up to *most*, and what else a look at the queue has shown.
 
     What cannot start (its lock is held, its task is unknown here) must not stand before what can,
     however much of it there is: where it does, the tasks that can start are named to the database.
+
+    Args:
+        without: Runs that are passed by, by their ids.
+        spare: Whether there may be more, in their order, if none of them has a lock: for a
+            statement that passes over those which another process is claiming.
     """
     wanted: list[ClaimedRun] = []
-    known: set[str] = set()
+    known = set(without)
     held: set[str] = set()
-    limit = max(most * _MANY, 50)
+    limit = max(most * _MANY, 50) + len(known)
     by_age = random.random() < _BY_AGE
     startable: list[str] | None = None
     waits = more = empty = False
@@ -77,6 +85,8 @@ def candidates(
             if lock is not None:  # of those that share it the oldest
                 held.add(lock)
             chosen.append((row, lock))
+        if spare and not wanted and len(chosen) > most and all(lock is None for _, lock in chosen):
+            return QueueClaim([claimed_run(row, token) for row, _ in chosen], True, waits, empty)
         # Replicas that look at once should not all try the same ones first.
         room = most - len(wanted)
         several = chosen[: most * 2]

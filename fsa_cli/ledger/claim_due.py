@@ -131,22 +131,31 @@ def _contested(ledger: Ledger, rest: Mapping[str, Due], given: Mapping[str, Any]
     ):
         chosen = {i: e for i, e in rest.items() if e.waits is (status == RunStatus.QUEUED)}
         if chosen:
-            there = _insert_unclaimed(ledger, status, chosen, given)
-            into += [e for e in chosen.values() if e.key in there]
-            outcome.left += [e for e in chosen.values() if e.key not in there]
+            ours, known = _insert_unclaimed(ledger, status, chosen, given)
+            into += [e for i, e in chosen.items() if i in ours]
+            theirs = [e for i, e in chosen.items() if i not in ours]
+            outcome.others += [e for e in theirs if e.key in known]
+            outcome.left += [e for e in theirs if e.key not in known]
     return outcome
 
 
 def _insert_unclaimed(
     ledger: Ledger, status: RunStatus, chosen: Mapping[str, Due], given: Mapping[str, Any]
-) -> set[tuple[str, int]]:
-    """Insert rows of instants whose lock is held; which of these instants have a row now."""
+) -> tuple[set[str], set[tuple[str, int]]]:
+    """Insert rows of instants whose lock is held; the rows that are there, and the instants that
+    have one, be it another's: a replica has made up for them meanwhile."""
     values = {key: given[key] for key in ("namespace", "early_ms", "window_ms")}
     values["rows"] = _json(chosen, locked=False)
     statement = _insert(ledger.sql, status, "")
     ledger.at_once(lambda connection: connection.execute(statement, values) and None)
     keys = [each.key for each in chosen.values()]
-    return ledger.read(lambda connection: instants_with_row(ledger, connection, keys))
+    ours = select(run.c.id).where(run.c.id.in_(list(chosen)))
+    return ledger.read(
+        lambda connection: (
+            set(connection.scalars(ours)),
+            instants_with_row(ledger, connection, keys),
+        )
+    )
 
 
 def _claimed(run_id: str, token: str, due: Due) -> ClaimedRun:

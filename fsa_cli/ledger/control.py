@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 from sqlalchemy import BigInteger, Connection, and_, insert, literal_column, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 
+from fsa_cli.ledger.dialects import is_taken
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run, task
 
-__all__ = ["cancel", "cancel_many", "cancel_requested", "pause", "record_attempt", "resume"]
+__all__ = [
+    "add_task",
+    "cancel",
+    "cancel_many",
+    "cancel_requested",
+    "pause",
+    "paused",
+    "record_attempt",
+    "resume",
+]
 
 _AT_ONCE = 1000
 
@@ -100,6 +109,22 @@ def cancel_requested(ledger: Ledger, node_id: str) -> list[str]:
     )
 
 
+def add_task(ledger: Ledger, name: str) -> None:
+    """Make the row of a task that no process has registered yet, unless it is there."""
+    statement = insert(task).values(
+        namespace=ledger.namespace,
+        name=name,
+        options="{}",
+        watermark_ms=literal_column(ledger.sql.now_ms, BigInteger()),
+        consecutive_failures=0,
+    )
+    try:
+        ledger.at_once(lambda connection: connection.execute(statement))
+    except DBAPIError as exc:
+        if not is_taken(exc):
+            raise
+
+
 def _pause(ledger: Ledger, names: Sequence[str], by: str | None, *, paused: bool) -> list[str]:
     of_names = and_(task.c.namespace == ledger.namespace, task.c.name.in_(names))
     known, now_ms = ledger.read(
@@ -109,7 +134,7 @@ def _pause(ledger: Ledger, names: Sequence[str], by: str | None, *, paused: bool
         )
     )
     for name in sorted(set(names) - known):
-        _add(ledger, name, now_ms)
+        add_task(ledger, name)
     before = task.c.paused_ms.is_(None) if paused else task.c.paused_ms.is_not(None)
     asked = select(task.c.name).where(of_names, before)
     changed = ledger.read(lambda connection: list(connection.scalars(asked)))
@@ -120,15 +145,3 @@ def _pause(ledger: Ledger, names: Sequence[str], by: str | None, *, paused: bool
     )
     ledger.at_once(lambda connection: connection.execute(statement))
     return sorted(changed)
-
-
-def _add(ledger: Ledger, name: str, now_ms: int) -> None:
-    statement = insert(task).values(
-        namespace=ledger.namespace,
-        name=name,
-        options="{}",
-        watermark_ms=now_ms,
-        consecutive_failures=0,
-    )
-    with contextlib.suppress(IntegrityError):  # a scheduler has registered it at this moment
-        ledger.at_once(lambda connection: connection.execute(statement))

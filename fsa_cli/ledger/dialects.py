@@ -18,6 +18,8 @@ from sqlalchemy import BigInteger, Connection, Dialect, TextClause, bindparam, t
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.types import String, TypeEngine
 
+from fsa_cli.database.connections import error_code
+
 __all__ = [
     "IDLE_S",
     "LOCK_S",
@@ -30,8 +32,10 @@ __all__ = [
     "holds_ledger",
     "insert_rows",
     "is_lock_wait",
+    "is_taken",
     "joining",
     "prepare",
+    "refuses_row",
     "transient",
     "typed",
 ]
@@ -56,6 +60,11 @@ _POSTGRESQL_AGAIN = {
     "57P03",
     "53300",
 }
+_POSTGRESQL_TAKEN = "23505"
+# Data, constraints, WITH CHECK OPTION, what a trigger raises.
+_POSTGRESQL_ROW = ("22", "23", "44", "P0")
+_MYSQL_TAKEN = 1062
+_MYSQL_ROW = {1048, 1264, 1265, 1292, 1364, 1366, 1406, 1452, 1644, 3819, 4025}
 _MYSQL_LOCK_WAIT = 1205
 _MYSQL_AGAIN = {1020, 1040, 1053, 1205, 1213, 1317, 1927, 1969, 2006, 2013, 3024}
 
@@ -307,10 +316,32 @@ def _read_text(raw: bytes) -> str:
 
 def is_lock_wait(error: BaseException) -> bool:
     """Whether a statement has waited for another transaction's row, in vain."""
-    original = getattr(error, "orig", None)
-    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    arguments: Any = getattr(original, "args", ())
-    return code == "55P03" or (bool(arguments) and arguments[0] == _MYSQL_LOCK_WAIT)
+    return error_code(error) in ("55P03", _MYSQL_LOCK_WAIT)
+
+
+def is_taken(error: BaseException) -> bool:
+    """Whether a UNIQUE key has refused a row: another has what this one asks for."""
+    code = error_code(error)
+    if isinstance(code, str):
+        return code == _POSTGRESQL_TAKEN
+    if isinstance(code, int):
+        return code == _MYSQL_TAKEN
+    return isinstance(error, IntegrityError) and str(error.orig).startswith("UNIQUE")
+
+
+def refuses_row(error: BaseException) -> bool:
+    """Whether the database has refused what one row would be, and may take another's.
+
+    Not where it refuses the statement (a missing column, a revoked privilege), whatever the row.
+    """
+    if not isinstance(error, DBAPIError) or is_taken(error):
+        return False
+    code = error_code(error)
+    if isinstance(code, str):
+        return code[:2] in _POSTGRESQL_ROW
+    if isinstance(code, int):
+        return code in _MYSQL_ROW
+    return isinstance(error, IntegrityError)
 
 
 def transient(error: BaseException) -> bool:
@@ -319,16 +350,14 @@ def transient(error: BaseException) -> bool:
         return False
     if error.connection_invalidated:
         return True
-    original: Any = error.orig
-    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    if code is not None:
+    code = error_code(error)
+    if isinstance(code, str):
         return code in _POSTGRESQL_AGAIN or code[:2] == "08"
-    arguments = getattr(original, "args", ())
-    if arguments and isinstance(arguments[0], int):
-        return arguments[0] in _MYSQL_AGAIN
+    if code is not None:
+        return code in _MYSQL_AGAIN
     if isinstance(error, IntegrityError | DataError):
         return False  # it may hold anybody's words: a trigger's, a value's
-    said = str(original).lower()
+    said = str(error.orig).lower()
     return "locked" in said or "connect" in said or "closed" in said
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, select, update
 
 from fsa_cli.ledger.attempts import write_attempts
+from fsa_cli.ledger.control import add_task
 from fsa_cli.ledger.dialects import DialectSQL, execute_rows
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import run
+from fsa_cli.ledger.tables import run, task
 
 __all__ = ["count_outcomes", "finish", "free", "write_outcomes"]
 
@@ -62,10 +63,24 @@ def _free_recorded(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> None:
 
 
 def count_outcomes(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> None:
-    """Update each task's last success, and its failures since: one statement."""
+    """Update each task's last success, and its failures since: one statement.
+
+    A task that only `fsa run-task` runs, from cron, nobody has registered: it gets its row.
+    """
     rows = _counts(ledger, outcomes)
-    if rows:
-        _executed(ledger, _counted(ledger.sql), rows)
+    if rows and _executed(ledger, _counted(ledger.sql), rows) < len(rows):
+        unknown = _without_row(ledger, rows)
+        for each in unknown:
+            add_task(ledger, each["task_name"])
+        if unknown:
+            _executed(ledger, _counted(ledger.sql), unknown)
+
+
+def _without_row(ledger: Ledger, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = [each["task_name"] for each in rows]
+    there = select(task.c.name).where(task.c.namespace == ledger.namespace, task.c.name.in_(names))
+    known = ledger.read(lambda connection: set(connection.scalars(there)))
+    return [each for each in rows if each["task_name"] not in known]
 
 
 def _executed(ledger: Ledger, statement: TextClause, rows: Sequence[Mapping[str, Any]]) -> int:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from fsa_cli.database.identity import file_trouble
 from fsa_cli.ledger import nodes, queries, run_search, task_history
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.serving import Serving, serving
@@ -83,6 +84,7 @@ class Glance:
         waiting: What waits, the oldest first.
         serving: Who executes runs, of which queues.
         open_runs: Of each task and open status the number, where the look is a full one.
+        unwritable: What keeps this user from writing it, where it is a file.
     """
 
     now_ms: int
@@ -98,6 +100,7 @@ class Glance:
     waiting: Sequence[Waiting]
     serving: Serving
     open_runs: Mapping[str, Mapping[str, int]]
+    unwritable: str | None
 
 
 def glance(ledger: Ledger, at_ms: int | None = None, *, full: bool = False) -> Glance:
@@ -128,6 +131,7 @@ def glance(ledger: Ledger, at_ms: int | None = None, *, full: bool = False) -> G
             waiting=_waiting(connection, ledger, now_ms),
             serving=serving(connection, ledger, now_ms),
             open_runs=queries.open_runs(connection, ledger.namespace) if full else {},
+            unwritable=file_trouble(ledger.engine.url) if ledger.is_sqlite else None,
         )
 
     return ledger.read(work)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
-from sqlalchemy import URL
+from sqlalchemy import URL, Dialect, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["Access", "access_of", "cannot_hold", "ledger_of", "shares"]
 
 Access = tuple[object, str | None]
+
+#: How long a server may take to greet, and by which argument a driver takes that.
+CONNECT_S = 10
+_GREETING_LIMITS = {
+    "psycopg": "connect_timeout",
+    "psycopg2": "connect_timeout",
+    "pymysql": "read_timeout",
+}
 
 
 def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
@@ -72,6 +80,8 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
             single = engine_with(
                 pool_size=SINGLE_POOL_SIZE, isolation_level="AUTOCOMMIT", pool_reset_on_return=None
             )
+            for each in (engine, single):
+                event.listen(each, "do_connect", _connect)
     except (ImportError, MissingDriverError) as exc:
         raise LedgerUnusable(
             f"the ledger needs a driver that is not installed: {urls.installation(url, 'sync')}",
@@ -144,7 +154,7 @@ def _place(
         # A file on each machine would have each of them run every instant.
         raise LedgerUnusable(
             f"the app's database cannot hold the ledger of runs: it is {backend}",
-            details=["PostgreSQL, MySQL, MariaDB and SQLite can; every machine needs the same one"],
+            details=["PostgreSQL, MySQL, MariaDB, SQLite can; all machines need the same"],
             hint='[tool.fsa] ledger_url = "postgresql://...", or FSA_LEDGER_URL',
         )
     database = _first(databases)
@@ -166,14 +176,49 @@ def _creator(database: Database) -> Callable[..., Any] | None:
         engine = database.engine
     except DBSessionError:  # only an async driver: another one is taken for the same URL
         return None
-    return lambda: engine.pool._creator()  # type: ignore[call-arg]
+
+    def connect() -> Any:
+        known = _known_to_creator(engine)
+        dialect, cparams = known.get("dialect"), known.get("cparams")
+        cargs = known.get("cargs_tup", known.get("cargs"))  # older SQLAlchemy's
+        if dialect is None or cargs is None or cparams is None or dialect.dispatch.do_connect:
+            return engine.pool._creator()  # type: ignore[call-arg]  # the app's own way
+        return _connect(dialect, None, cargs, cparams)
+
+    return connect
+
+
+def _connect(
+    dialect: Dialect, record: object, cargs: Sequence[Any], cparams: Mapping[str, Any]
+) -> Any:
+    """A connection to a server that greets within `CONNECT_S`, unless the app gives a time.
+
+    Where one says nothing psycopg waits 130 s, and psycopg2 for ever; so does pymysql, whose
+    `connect_timeout` is over before the greeting.
+    """
+    name = _GREETING_LIMITS.get(dialect.driver)
+    is_of_libpq = name == "connect_timeout"
+    if name is None or name in cparams or (is_of_libpq and os.environ.get("PGCONNECT_TIMEOUT")):
+        return dialect.connect(*cargs, **cparams)
+    connection: Any = dialect.connect(*cargs, **cparams, **{name: CONNECT_S})
+    if not is_of_libpq:
+        connection._read_timeout = None  # statements may take longer
+    return connection
+
+
+def _known_to_creator(engine: Engine) -> Mapping[str, Any]:
+    """What SQLAlchemy keeps in the function that connects; nothing of an app's own.
+
+    https://github.com/sqlalchemy/sqlalchemy `engine/create.py`.
+    """
+    creator = engine.pool._creator
+    return inspect.getclosurevars(creator).nonlocals if inspect.isfunction(creator) else {}
 
 
 def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]:
     """The `connect_args` of an app's engine on the server of *url*, as far as that has not its own.
 
-    They are what a connection to that server needs (TLS, a time limit), and SQLAlchemy keeps them
-    in the function that connects: https://github.com/sqlalchemy/sqlalchemy `engine/create.py`.
+    They are what a connection to that server needs (TLS, a time limit).
     """
     for database in databases.values():
         if not same_server(database.url, url):
@@ -184,7 +229,7 @@ def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]
             continue
         if engine.url.drivername != url.drivername:
             continue
-        known = inspect.getclosurevars(engine.pool._creator).nonlocals.get("cparams", {})
+        known = _known_to_creator(engine).get("cparams", {})
         of_urls = [engine.dialect.create_connect_args(each)[1] for each in (engine.url, url)]
         return {
             name: value

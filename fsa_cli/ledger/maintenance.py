@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, and_, or_, select, update
+from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger.attempts import write_lost_attempt
+from fsa_cli.ledger.dialects import refuses_row
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, node, run, task
 from fsa_cli.ledger.values import options_in
@@ -60,12 +62,14 @@ class Died:
         marked: Runs that are now `interrupted`.
         queued: Runs that will be executed again.
         succeeded: Runs whose effects were found in the data's database.
+        refused: Why the database did not let one of them be decided.
     """
 
     nodes: tuple[str, ...]
     marked: tuple[str, ...]
     queued: tuple[str, ...]
     succeeded: tuple[str, ...]
+    refused: Exception | None = None
 
 
 def left_running(ledger: Ledger, dead: Sequence[str] = ()) -> list[str]:
@@ -111,6 +115,7 @@ def reap(
     ids = left_running(ledger) if left is None else left
     outcome: dict[str, list[str]] = {"interrupted": [], "queued": [], "succeeded": []}
     nodes = dict.fromkeys(died)
+    refused: Exception | None = None
     for row in _left_rows(ledger, ids):
         if row.id in has_effect:
             status = "succeeded"
@@ -119,7 +124,14 @@ def reap(
             ledger.write(lambda c, it=row: write_lost_attempt(c, ledger.sql, it, now_ms))  # type: ignore[misc]
         else:
             status = "interrupted"
-        if _change_running(ledger, row, **_after_crash(status, row.attempt, now_ms)):
+        try:
+            changed = _change_running(ledger, row, **_after_crash(status, row.attempt, now_ms))
+        except DBAPIError as exc:
+            if not refuses_row(exc):
+                raise
+            refused = exc
+            continue
+        if changed:
             outcome[status].append(row.id)
             nodes[row.node] = None
     return Died(
@@ -127,6 +139,7 @@ def reap(
         tuple(outcome["interrupted"]),
         tuple(outcome["queued"]),
         tuple(outcome["succeeded"]),
+        refused,
     )
 
 

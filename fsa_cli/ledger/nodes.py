@@ -39,7 +39,6 @@ __all__ = [
     "leases",
     "listed",
     "lives",
-    "lives_then",
     "namespaces_beside",
     "register",
     "release",
@@ -157,17 +156,8 @@ def leases(ledger: Ledger) -> Leases:
     )
 
 
-def lives(ledger: Ledger, now_ms: int) -> ColumnElement[bool]:
-    """The condition that a row of `fsa_node` holds a lease."""
-    return and_(
-        node.c.namespace == ledger.namespace,
-        node.c.state.in_(OPEN_STATES),
-        node.c.lease_until_ms >= now_ms,
-    )
-
-
-def lives_then() -> ColumnElement[bool]:
-    """As `lives`, for a statement that is built once, with `of_namespace` and `at_ms`."""
+def lives() -> ColumnElement[bool]:
+    """The condition that a row of `fsa_node` holds a lease, of `of_namespace` and at `at_ms`."""
     return and_(
         node.c.namespace == bindparam("of_namespace"),
         node.c.state.in_(OPEN_STATES),
@@ -192,7 +182,7 @@ def _fired(of_one: bool) -> Select[tuple[str]]:
     statement = (
         select(node_task.c.task)
         .join(node, node.c.id == node_task.c.node)
-        .where(lives_then(), node.c.role == "scheduler")
+        .where(lives(), node.c.role == "scheduler")
         .distinct()
     )
     return statement.where(node_task.c.task == bindparam("of_task")) if of_one else statement
@@ -202,11 +192,11 @@ def alive(ledger: Ledger, role: str | None = None) -> list[str]:
     """The nodes that hold a lease now."""
 
     def work(connection: Connection) -> list[str]:
-        now_ms = ledger.now_ms(connection)
-        statement = select(node.c.id).where(lives(ledger, now_ms))
+        given = {"of_namespace": ledger.namespace, "at_ms": ledger.now_ms(connection)}
+        statement = select(node.c.id).where(lives())
         if role is not None:
             statement = statement.where(node.c.role == role)
-        return list(connection.scalars(statement))
+        return list(connection.scalars(statement, given))
 
     return ledger.read(work)
 
@@ -226,7 +216,7 @@ def _listed() -> Select[Any]:
             node.c.namespace == bindparam("of_namespace"),
             node.c.lease_until_ms >= bindparam("since_ms"),
         )
-        .order_by(case((lives_then(), 0), else_=1), node.c.started_ms.desc(), node.c.id)
+        .order_by(case((lives(), 0), else_=1), node.c.started_ms.desc(), node.c.id)
         .limit(_LISTED)
     )
 

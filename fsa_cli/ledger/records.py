@@ -7,7 +7,7 @@ is written back.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -27,6 +27,7 @@ __all__ = [
     "NewRun",
     "NodeState",
     "QueueClaim",
+    "RefusedClaim",
     "RegisteredTask",
     "RunOutcome",
     "RunStatus",
@@ -201,6 +202,20 @@ class ClaimResult:
             getattr(self, each.name).extend(getattr(other, each.name))
 
 
+class RefusedClaim(NamedTuple):
+    """A run of which the database refuses that it starts.
+
+    Attributes:
+        reason: What the database said.
+        is_ended: Whether it has failed now; otherwise its row is as it was.
+    """
+
+    run_id: str
+    task: str
+    reason: str
+    is_ended: bool
+
+
 class QueueClaim(NamedTuple):
     """Runs claimed from the queue.
 
@@ -208,12 +223,14 @@ class QueueClaim(NamedTuple):
         more: Whether there may be more to claim.
         waits: Whether there are others whose lock is held.
         empty: Whether nothing at all has waited.
+        refused: Those that the database does not let start.
     """
 
     runs: list[ClaimedRun]
     more: bool
     waits: bool
     empty: bool
+    refused: Sequence[RefusedClaim] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

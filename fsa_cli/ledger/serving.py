@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
+from shlex import quote
 
 from sqlalchemy import Connection, Select, and_, func, select
 
-from fsa_cli.ledger.nodes import lives_then
+from fsa_cli.ledger.nodes import lives
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import node, node_task, run
 
@@ -68,7 +69,7 @@ class Unserved:
     @property
     def cure(self) -> str:
         """The command after which they are executed."""
-        named = f" --queue {self.queue}" if self.executor != _LOCAL and self.queue else ""
+        named = f" --queue {quote(self.queue)}" if self.executor != _LOCAL and self.queue else ""
         return f"fsa worker start{named}"
 
 
@@ -90,7 +91,7 @@ def _serving() -> Select[tuple[str, str, str]]:
     return (
         select(node.c.id, node.c.role, node_task.c.task)
         .outerjoin(node_task, said)
-        .where(lives_then(), node.c.role.in_(("scheduler", "worker")))
+        .where(lives(), node.c.role.in_(("scheduler", "worker")))
     )
 
 

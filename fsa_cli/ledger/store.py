@@ -15,7 +15,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql import literal_column
 
-from fsa_cli.database.identity import sqlite_file
+from fsa_cli.database import connections
+from fsa_cli.database.identity import file_trouble, sqlite_file
 from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import LedgerUnusable
 from fsa_cli.ledger import dialects, tables, upgrade
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 _ATTEMPTS = 6
 _PAUSE_S = 0.02
+_SILENT_S = 2.0
 # Of one process, for transactions of several statements: a session's run, a broker's messages.
 POOL_SIZE = 2
 # For single statements. Six threads keep one: they claim here, claim for a broker, take messages,
@@ -74,8 +76,9 @@ class Ledger:
         """The accesses (`location.access_of`) to its own database that may not write its tables."""
         self.effect_schemas: dict[tuple[object, str | None], str] = {}
         """The schema of `fsa_effect`, by access to a database."""
-        for each in {engine, single} - {None}:
+        for each in {engine, single or engine}:
             event.listen(each, "connect", self._on_connect)
+            connections.watch(each)  # in a web process nobody else does
         if self.is_sqlite:
             event.listen(engine, "begin", dialects.begin)
 
@@ -165,7 +168,7 @@ class Ledger:
             LedgerUnusable: A table has not the columns of this version.
         """
         if self.is_sqlite:
-            if not self._file.is_file():
+            if not self._has_file():
                 return False
             self._keep_private()
         found, newest = self.read(upgrade.found_in)
@@ -180,7 +183,7 @@ class Ledger:
 
     def lost_tables(self) -> list[str]:
         """The tables that do not exist although others do: dropped, or of a later version."""
-        if self.is_sqlite and not self._file.is_file():
+        if self.is_sqlite and not self._has_file():
             return []
         found = self.read(upgrade.columns_in)
         every = [table.name for table in tables.metadata.sorted_tables]
@@ -209,7 +212,7 @@ class Ledger:
         Raises:
             LedgerUnusable: It cannot be created here.
         """
-        if self.is_sqlite and not self._file.is_file():
+        if self.is_sqlite and not self._has_file():
             self._keep_private()
         elif upgrade.is_whole(*self.read(upgrade.found_in)):
             return not self.exists()
@@ -219,9 +222,11 @@ class Ledger:
             step = next_step(exc)
             if step is None or "GRANT" in step:
                 step = "fsa scheduler init --sql prints them for a person who may"
+            said = mask(str(getattr(exc, "orig", exc)).splitlines()[0])
+            trouble = file_trouble(self.engine.url) if self.is_sqlite else None
             raise LedgerUnusable(
                 "the ledger's tables cannot be created",
-                details=[self.where, mask(str(getattr(exc, "orig", exc)).splitlines()[0])],
+                details=[self.where, said, *([mask(trouble)] if trouble else [])],
                 hint=step,
             ) from exc
         return self.exists()
@@ -267,6 +272,16 @@ class Ledger:
     def _file(self) -> Path:
         return Path((self.engine.url.database or "").removeprefix("file:"))
 
+    def _has_file(self) -> bool:
+        try:
+            return self._file.is_file()
+        except PermissionError as exc:
+            raise LedgerUnusable(
+                "the ledger's file cannot be looked for",
+                details=[mask(str(exc))],
+                hint="may this user enter its directory?",
+            ) from exc
+
     def _keep_private(self) -> None:
         """Make its file and folder, or see to it that they are this user's own."""
         if sqlite_file(self.engine.url) is None:
@@ -282,7 +297,7 @@ class Ledger:
         except OSError as exc:
             raise LedgerUnusable(
                 "there is no place for the ledger",
-                details=[mask(str(exc))],
+                details=[mask(file_trouble(self.engine.url) or str(exc))],
                 hint="ledger_url in [tool.fsa], FSA_LEDGER_URL, or FSA_STATE_DIR",
             ) from exc
 
@@ -336,6 +351,12 @@ class Ledger:
             with contextlib.suppress(Exception):  # it was lost
                 connection.close()
 
+    def on_lost(self, listener: Callable[[], None]) -> None:
+        """Call *listener* for each connection of these that turns out to be lost, before it is
+        opened again, in the thread that has met that."""
+        for pool in {self.engine.pool, self._single.pool}:
+            event.listen(pool, "invalidate", lambda *_: listener())
+
     def new_connection(self) -> PoolProxiedConnection:
         """A connection for the caller's own use, set up as the others are."""
         return self._single.raw_connection()
@@ -361,11 +382,16 @@ def _persistently(
     waits: bool = True,
 ) -> T:
     for attempt in range(1, attempts + 1):
+        begun_s, is_connected = time.monotonic(), False
         try:
             with connected() as connection:
+                is_connected = True
                 return work(connection)
         except DBAPIError as exc:
             if attempt == attempts or not dialects.transient(exc):
+                raise
+            # A server that says nothing says nothing the next time either.
+            if not is_connected and time.monotonic() - begun_s > _SILENT_S:
                 raise
             if not waits and dialects.is_lock_wait(exc):
                 raise

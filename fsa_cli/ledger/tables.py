@@ -5,6 +5,7 @@ An app's Alembic can import `metadata`, or leave the tables to `fsa scheduler in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -69,10 +70,8 @@ class _AnyText(TypeDecorator[str]):
     impl = String
     cache_ok = True
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "backslashreplace")
-        return value if value is None else str(value)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None]:
+        return _any_text
 
 
 class _AnyLongText(_AnyText):
@@ -86,18 +85,30 @@ class _AnyInteger(TypeDecorator[int]):
     impl = BigInteger
     cache_ok = True
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
-        if value is None or isinstance(value, int):
-            return value
-        try:
-            return int(value)
-        except (TypeError, ValueError, OverflowError):
-            return 0
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], int | None]:
+        return _any_integer
 
 
 class _AnySmallInteger(_AnyInteger):
     impl = Integer  # type: ignore[assignment]
     cache_ok = True
+
+
+# Not `process_result_value`, which SQLAlchemy calls by a function of its own: a page of the console
+# reads thousands of cells.
+def _any_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _any_integer(value: Any) -> int | None:
+    if value is None or isinstance(value, int):
+        return value
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _plain(length: int) -> TypeEngine[str]:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, TextClause, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger.candidates import CLAIMED_COLUMNS, RETURNED, claimed_run
-from fsa_cli.ledger.dialects import DialectSQL, execute_rows, is_lock_wait, typed
-from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun
+from fsa_cli.ledger.dialects import (
+    DialectSQL,
+    execute_rows,
+    is_lock_wait,
+    is_taken,
+    refuses_row,
+    typed,
+)
+from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, RefusedClaim
+from fsa_cli.ledger.refusals import end_refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["LISTED", "starting", "take", "take_at_once"]
+__all__ = ["ARRAY", "LISTED", "starting", "take", "take_at_once", "takes_at_once"]
 
-#: One of the texts in an array of JSON.
-LISTED = "ANY(ARRAY(SELECT json_array_elements_text(CAST({} AS JSON))))"
+#: The texts in an array of JSON, as PostgreSQL's array; and one of them.
+ARRAY = "ARRAY(SELECT json_array_elements_text(CAST({} AS JSON)))"
+LISTED = f"ANY({ARRAY})"
 
 
 def take(
@@ -31,13 +40,17 @@ def take(
     to: str = "running",
     joined: str = "",
     locked: list[ClaimedRun] | None = None,
+    refused: list[RefusedClaim] | None = None,
 ) -> list[ClaimedRun]:
     """Claim *wanted* in one statement; those of them that are ours now.
+
+    A run of which the database refuses that it starts is failed, and the others are claimed.
 
     Args:
         since, to: The status before and after.
         joined: SQL that is part of the statement, as in `dialects.joining`.
         locked: Filled with those whose lock is held.
+        refused: Filled with those that the database does not let start.
     """
     ordered = sorted(wanted, key=lambda each: each.run_id)
     values = [
@@ -55,16 +68,20 @@ def take(
         if ledger.at_once(work, waits=False):
             return ordered
     except DBAPIError as exc:  # a lock is held, or in a transaction that does not end
-        if not (isinstance(exc, IntegrityError) or is_lock_wait(exc)):
+        is_refused = refuses_row(exc)
+        if not (is_refused or is_taken(exc) or is_lock_wait(exc)):
             raise
         if len(ordered) == 1:
-            if locked is not None:
+            if is_refused:
+                told = end_refused(ledger, ordered[0], since, exc)
+                if refused is not None:
+                    refused.append(told)
+            elif locked is not None:
                 locked += ordered
             return []
+        one_by_one = partial(take, ledger, node, since=since, to=to, joined=joined)
         return [
-            each
-            for one in ordered
-            for each in take(ledger, node, [one], since=since, to=to, joined=joined, locked=locked)
+            each for one in ordered for each in one_by_one([one], locked=locked, refused=refused)
         ]
     # By the token, because a COMMIT whose outcome was unknown may have happened.
     ids = [each.run_id for each in ordered]
@@ -90,10 +107,16 @@ def _taking(sql: DialectSQL, since: str, to: str, joined: str) -> TextClause:
         {"run_id": "text", "token": "text", "by_node": "text", "lock_name": "text"},
         ("id", "run_id"),
         f"status = '{to}', node = v.by_node, claim = v.token, lock_key = v.lock_name, {times}",
-        f"t.status = '{since}'",
+        # By `IS TRUE` each is looked up by its key, not in the index of all that is queued.
+        f"(t.status = '{since}') IS TRUE",
         joined=joined,
         bounds_locks=True,
     )
+
+
+def takes_at_once(sql: DialectSQL) -> bool:
+    """Whether one statement can find and claim runs, and say which: PostgreSQL's."""
+    return sql.update is not None and sql.returns
 
 
 def take_at_once(
@@ -103,18 +126,21 @@ def take_at_once(
     claiming: Callable[[DialectSQL], TextClause],
     *mine: ColumnElement[bool],
     token: str,
+    refusals: list[DBAPIError] | None = None,
     **given: object,
 ) -> list[ClaimedRun]:
     """Claim runs without a lock in the one statement that finds them.
 
-    It is PostgreSQL's; elsewhere nothing is claimed.
+    Where no statement can (`takes_at_once`) nothing is claimed, nor where the database refuses one
+    of them: `take` finds which it is.
 
     Args:
         claiming: Makes that statement, by `starting`; *given* are its own parameters, beside
             `:namespace` and `:tasks`, an array of JSON.
         mine: Conditions that find, with the token, what it has claimed already.
+        refusals: Filled with what the database said.
     """
-    if ledger.sql.update is None or not ledger.sql.returns:
+    if not takes_at_once(ledger.sql):
         return []
     tasks = json.dumps([name for name, lock in locks.items() if lock is None])
     given |= {"namespace": ledger.namespace, "node": node, "claim": token, "tasks": tasks}
@@ -129,7 +155,15 @@ def take_at_once(
         tried = True
         return list(taken or connection.execute(claiming(ledger.sql), given).all())
 
-    return [claimed_run(row, token) for row in sorted(ledger.at_once(work), key=_urgency)]
+    try:
+        rows = ledger.at_once(work)
+    except DBAPIError as exc:
+        if not refuses_row(exc):
+            raise
+        if refusals is not None:
+            refusals.append(exc)
+        return []
+    return [claimed_run(row, token) for row in sorted(rows, key=_urgency)]
 
 
 def _urgency(row: Any) -> tuple[int, int]:

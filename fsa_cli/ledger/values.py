@@ -9,7 +9,7 @@ from typing import Any
 
 from fsa_cli.exceptions import ArgumentError
 from fsa_cli.ledger.records import RunStatus
-from fsa_cli.terminal.masking import mask
+from fsa_cli.terminal.masking import mask_within
 
 __all__ = ["arguments_in", "has_ended", "is_run_id", "options_in", "value_in"]
 
@@ -25,9 +25,9 @@ def arguments_in(text: str, run_id: str) -> dict[str, Any]:
     """
     found = _object(text)
     if found is None:
-        shown = text if len(text) <= 60 else f"{text[:60]} ..."
+        shown = mask_within(text, 60)
         raise ArgumentError(
-            f"the arguments of run {run_id[:8]} are no JSON object: {mask(shown)}",
+            f"the arguments of run {run_id[:8]} are no JSON object: {shown}",
             details=["they are in the column `arguments` of fsa_run"],
         )
     return found

@@ -289,7 +289,8 @@ class Migrations:
             raise UsageError(
                 "this project has no migrations",
                 details=[f"there is no alembic.ini, no [tool.alembic], no {self.scripts.folder}"],
-                hint='fsa db revision --autogenerate -m "first" begins them',
+                hint='fsa db revision --autogenerate -m "first" begins them; where the tables are '
+                "there already, --baseline instead of --autogenerate",
             )
 
     @contextlib.contextmanager

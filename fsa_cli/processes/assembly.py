@@ -163,7 +163,9 @@ class ProcessBuilder:
                 timer.expect(self.planned, until_ms)
             expected = catch_up(self.planned, watermarks, until_ms, self.ledger.namespace)
             plain = {e.task.name: e.schedule_hash for e in self.planned if not e.jitter_ms}
-            backfill(self.ledger, context.lease.id, expected, until_ms, plain)
+            refused: dict[tuple[str, int], Exception] = {}
+            backfill(self.ledger, context.lease.id, expected, until_ms, plain, refused)
+            maintenance.note_refused(refused)
 
         intake: list[Service] = [brokers, local]
         if role == "scheduler":
@@ -281,7 +283,14 @@ class ProcessBuilder:
             | dict.fromkeys(served, ""),
         )
         self.run_factory.trusted = lambda: context.lease.trusted
+        self.ledger.on_lost(self._renew_connections)
         return context
+
+    def _renew_connections(self) -> None:
+        """Where the ledger has lost a connection, so has the app: a run is claimed through the
+        ledger, and its task is not to be the first to meet that."""
+        for database in self.loaded.databases.values():
+            database.renew_connections()
 
     def _lifecycle(
         self, context: NodeContext, concurrency: int | None

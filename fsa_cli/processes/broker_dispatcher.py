@@ -92,10 +92,12 @@ class BrokerDispatcher(Claimer):
                 most=room,
                 executor=broker.name,
                 dispatch=broker.joined,
+                without=self._without,
             )
             self._publish_unjoined(broker, _messages(found.runs))
+            is_new = self._tell_refused(found.refused)
             waits = waits or found.waits
-            more = more or (found.more and bool(found.runs))
+            more = more or (found.more and (is_new or bool(found.runs)))
         self._waits_for_lock = waits
         if time.monotonic() >= self._late_at_s:
             self._late_at_s = time.monotonic() + _LATE_EVERY_S

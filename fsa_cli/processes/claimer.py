@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 
-from fsa_cli.ledger.records import ClaimResult, Due, RunOutcome
+from fsa_cli.ledger.records import ClaimResult, Due, RefusedClaim, RunOutcome
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeListener
 from fsa_cli.processes.schedule_plan import Scheduled
@@ -24,6 +24,9 @@ _POLL_S = 1.0
 _OFTEN_S = 0.31
 # Older instants are left to the backfill, which knows whether a live node covered them.
 _WINDOW_MS = 5000
+# A row that the database lets nobody change is tried again after so long.
+_STUCK_S = 60.0
+_MOST_STUCK = 1000
 
 #: A task and one of its instants.
 Fired = tuple[Scheduled, int]
@@ -48,6 +51,7 @@ class Claimer(ServiceThread, NodeListener, ABC):
         self._claiming: list[Fired] = []
         self._wanted = threading.Condition()
         self._closed = False
+        self._stuck: dict[str, float] = {}
         self._poll_at_s = 0.0
         self._poll_s = _POLL_S
         self._asking = self._more_queued = self._waits_for_lock = False
@@ -130,6 +134,26 @@ class Claimer(ServiceThread, NodeListener, ABC):
     def _claim_queued(self, room: int) -> bool:
         """Claim up to *room* queued runs; whether there may be more to claim."""
 
+    @property
+    def _without(self) -> set[str]:
+        """Queued runs that are not tried for now: the database lets nobody change their rows."""
+        now_s = time.monotonic()
+        self._stuck = {run_id: at_s for run_id, at_s in self._stuck.items() if at_s > now_s}
+        return set(self._stuck)
+
+    def _tell_refused(self, refused: Sequence[RefusedClaim]) -> bool:
+        """Report runs that cannot start; whether what stood before others is gone."""
+        is_new = False
+        for each in refused:
+            if not each.is_ended and len(self._stuck) >= _MOST_STUCK:
+                continue
+            is_new = True
+            if not each.is_ended:
+                self._stuck[each.run_id] = time.monotonic() + _STUCK_S
+            said = f"run {each.run_id} of {each.task} cannot start"
+            self._context.events.warned(f"{said}: {each.reason}")
+        return is_new
+
     def _settle(self, due: Sequence[Fired], outcome: ClaimResult) -> None:
         """Report skipped instants; put back those that are early by the database's clock."""
         for each in outcome.skipped:
@@ -204,8 +228,9 @@ class Claimer(ServiceThread, NodeListener, ABC):
         return self._claim_or_isolate(due[half:]) or first
 
     def _take_queued(self) -> bool:
+        """Claim queued runs; whether to look again once there is room."""
         room = self._room()
-        return room > 0 and self._claim_queued(room)
+        return room <= 0 or self._claim_queued(room)
 
     def _has_work(self) -> bool:
         if not self._lease.trusted:

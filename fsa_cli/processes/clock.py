@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 __all__ = ["Clock"]
+
+# By how much two machines' clocks run apart at most: NTP bounds it with 500 ppm.
+_DRIFT = 0.0005
+# The database's answer is in whole milliseconds.
+_GRAIN_S = 0.001
 
 
 class Clock:
@@ -13,10 +19,19 @@ class Clock:
     def __init__(self) -> None:
         self._at_s = time.monotonic()
         self._ms = time.time() * 1000
+        self._error_s = math.inf
 
     def set(self, database_ms: int, asked_s: float, answered_s: float) -> None:
-        """Note that the database answered *database_ms* between two monotonic readings."""
-        self._at_s, self._ms = (asked_s + answered_s) / 2, float(database_ms)
+        """Note that the database answered *database_ms* between two monotonic readings.
+
+        An answer that was long on its way tells less than an earlier one, unless they contradict
+        each other: somebody has set the database's clock.
+        """
+        at_s, error_s = (asked_s + answered_s) / 2, (answered_s - asked_s) / 2
+        known_s = self._error_s + (at_s - self._at_s) * _DRIFT
+        apart_s = (database_ms - self._ms) / 1000 - (at_s - self._at_s)
+        if error_s <= known_s or abs(apart_s) > error_s + known_s + _GRAIN_S:
+            self._at_s, self._ms, self._error_s = at_s, float(database_ms), error_s
 
     @property
     def now_ms(self) -> int:

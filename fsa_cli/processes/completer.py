@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fsa_cli.database.connections import driver_message
 from fsa_cli.ledger.finish import count_outcomes, free, write_outcomes
 from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.ledger.refusals import refusal_text
 from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.outage import Outage
@@ -223,12 +224,11 @@ class TaskCounters(ServiceThread):
 
 def without_details(outcome: RunOutcome, error: Exception) -> RunOutcome:
     """*outcome* as any database can keep it, with the reason why its details are missing."""
-    said = mask(driver_message(error)).encode("ascii", "backslashreplace").decode()[:1000]
     return replace(
         outcome,
         result=None,
         error_type=None if outcome.status == "succeeded" else "OutcomeRefused",
-        error=f"the ledger could not keep how it ended: {said}".replace("\0", "\\0"),
+        error=f"the ledger could not keep how it ended: {refusal_text(error)}",
         traceback=None,
     )
 

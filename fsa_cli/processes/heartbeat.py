@@ -36,15 +36,19 @@ def age_s() -> float | None:
     """How long ago the last heartbeat was; None if there is none."""
     try:
         return max(time.time() - os.stat(path()).st_mtime, 0.0)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def live() -> int:
     """Print whether the heartbeat is recent; the exit code, 0 or 1."""
-    age = age_s()
+    try:
+        age, where = age_s(), path()
+    except OSError as exc:  # another user's folder, a current directory that is gone
+        sys.stderr.write(f"not alive: the heartbeat cannot be read: {exc}\n")
+        return 1
     if age is None:
-        sys.stderr.write(f"not alive: there is no heartbeat at {path()}\n")
+        sys.stderr.write(f"not alive: there is no heartbeat at {where}\n")
         return 1
     if age > STALE_S:
         sys.stderr.write(f"not alive: the last heartbeat was {age:.0f} s ago\n")

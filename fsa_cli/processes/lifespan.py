@@ -73,6 +73,8 @@ def _started(
 
 
 def _ended(builder: ProcessBuilder, node: Node) -> None:
-    node.drain(None)
+    left = node.drain(None)
+    if left is not None and left.unrecorded is not None:
+        builder.log.warned(left.unrecorded.message)
     builder.executors.close()
     builder.ledger.dispose()

@@ -119,12 +119,20 @@ class LocalDispatcher(Claimer):
             self._poll_at_s = min(self._poll_at_s, time.monotonic() + _LOCKED_LATER_S)
             return not self._was_empty
         with self._lifecycle.claiming() as token:
-            found = claim_queued(self._ledger, self._lease.id, self._locks, most=room, token=token)
+            found = claim_queued(
+                self._ledger,
+                self._lease.id,
+                self._locks,
+                most=room,
+                token=token,
+                without=self._without,
+            )
             claimed = self._lifecycle.add(found.runs)
         self._waits_for_lock, self._was_empty = found.waits, found.empty
         for each in claimed:
             self._lifecycle.start(each)
-        return found.more and bool(found.runs)
+        is_new = self._tell_refused(found.refused)
+        return found.more and (is_new or bool(found.runs))
 
     def _claim_next(self, room: int) -> int:
         """Claim and start what was just asked for; how many."""

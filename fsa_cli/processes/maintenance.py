@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 from fsa_cli.ledger import control, maintenance, nodes, queries
 from fsa_cli.ledger.activity import write_activity
@@ -84,6 +85,7 @@ class Maintenance(ServiceThread):
         self._knows = knows
         self._pruning = pruning
         self._told: set[str] = set()
+        self._behind: set[str] = set()
         self._look_at_s = time.monotonic() + _RECONCILED_EVERY_S
         self._lock = threading.Lock()
         self._fired: list[tuple[int, Scheduled, int]] = []
@@ -95,6 +97,13 @@ class Maintenance(ServiceThread):
         """Backfill these instants, which have come due, a second later."""
         with self._lock:
             self._fired.extend((each.start_ms(instant), each, instant) for each, instant in due)
+
+    def note_refused(self, refused: Mapping[tuple[str, int], Exception]) -> None:
+        """Report instants whose rows the database refuses. The watermarks of their tasks stay: the
+        next process to start finds what has no row."""
+        self._behind |= {name for name, _ in refused}
+        if refused:
+            self._context.outage.note_refusal(self._sweep, next(iter(refused.values())))
 
     def reap(self) -> None:
         """Reap at once, before it is started."""
@@ -145,13 +154,17 @@ class Maintenance(ServiceThread):
         queued = 0
         for jitter_ms in jitters:
             chosen = [each for each in ripe if each[1].jitter_ms == jitter_ms]
+            refused: dict[tuple[str, int], Exception] = {}
+            hashes = {scheduled.task.name: scheduled.schedule_hash for _, scheduled, _ in chosen}
             counts = backfill(
                 self._ledger,
                 self._lease.id,
                 [scheduled.expected(instant, namespace) for _, scheduled, instant in chosen],
                 cut_ms - jitter_ms,
-                {scheduled.task.name: scheduled.schedule_hash for _, scheduled, _ in chosen},
+                {name: it for name, it in hashes.items() if name not in self._behind},
+                refused,
             )
+            self.note_refused(refused)
             queued += counts.get("queued", 0)
         swept = {(scheduled.task.name, at_ms) for _, scheduled, at_ms in ripe}
         for part in self._parts:
@@ -175,6 +188,8 @@ class Maintenance(ServiceThread):
         if dead or left:
             died = maintenance.reap(self._ledger, dead, self._effects.applied(left), left=left)
             self._context.events.node_died(died)
+            if died.refused is not None:
+                self._context.outage.note_refusal(self._reap, died.refused)
             if died.queued:
                 self.poll()
         return True
@@ -228,7 +243,7 @@ class Maintenance(ServiceThread):
             runs = "1 run" if each.number == 1 else f"{each.number} runs"
             self._context.events.warned(
                 f"{runs} of {each.task} for {span}: this app has no such task (renamed? "
-                f"an old version?): fsa runs {each.task} --status {each.status}"
+                f"an old version?): fsa runs {quote(each.task)} --status {each.status}"
             )
 
     def _write_activity(self, now_s: float) -> None:

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fsa_cli.exceptions import DatabaseUnreachable, LifespanFailed, SchedulerStuck, Terminated
+from fsa_cli.exceptions import SchedulerStuck, Terminated
+from fsa_cli.ledger.offload import in_thread
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.claimer import Claimer
 from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.drain import LEDGER_S, Drain, Unfinished, ledger_problem, unrecorded
 from fsa_cli.processes.events import NodeListener, RunCounts
 from fsa_cli.processes.maintenance import Maintenance
 from fsa_cli.processes.notifications import Notifications
@@ -33,29 +37,17 @@ from fsa_cli.runner.signal_handlers import handling
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["Node", "NodeOptions", "NodeParts", "Unfinished"]
+__all__ = ["Node", "NodeOptions", "NodeParts"]
 
 _PULSE_S = 5.0
 _LOOK_S = 0.5
 _JUMPED_S = 0.2
-# A cancelled task has this long for its rollback: Kubernetes kills 30 s after SIGTERM, grace is 25.
-_CANCEL_S = 3.0
-_CANCEL_NOW_S = 0.5
+# So long a node that begins has to end that at a signal.
+_BEGUN_S = 3.0
 _STUCK_MS = 5000
-# A tick tries so long, when nothing else is left, to tell the ledger how its runs have ended.
-_LEDGER_S = 10.0
-_NAMED = 3
 _SKEW_S = 1.0
 # Python's 5 ms is how long a thread that has its answer waits for one that computes.
 _SWITCH_S = 0.001
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """The runs that had not ended when the node gave up waiting."""
-
-    signal: signal.Signals
-    runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +107,8 @@ class Node(NodeListener):
         self._started: list[Service] = []
         # A SimpleQueue: a signal handler may put to it while this very thread waits on it.
         self._inbox: queue.SimpleQueue[signal.Signals | None] = queue.SimpleQueue()
-        self._hosting = self._stopping = self._skewed = False
+        self._hosting = self._skewed = False
+        self._drain: Drain | None = None
         parts.context.events.add(self)
 
     @property
@@ -151,7 +144,7 @@ class Node(NodeListener):
     @property
     def unready(self) -> str | None:
         """Why it starts no runs now; None if it does."""
-        if self._stopping:
+        if self._drain is not None:
             return "draining"
         if not self._hosting:
             return "starting"
@@ -199,42 +192,60 @@ class Node(NodeListener):
             with contextlib.suppress(queue.Empty):
                 if (number := self._inbox.get(timeout=0.05)) is not None:
                     return self.drain(number)
-            if self._ledger_problem() is None or self.lifecycle.pool.running:
+            if ledger_problem(self.context, self.lifecycle) is None or self.lifecycle.pool.running:
                 failing_since_s = None
                 continue
             failing_since_s = failing_since_s or time.monotonic()
-            if time.monotonic() - failing_since_s > _LEDGER_S:
-                failure = self._unrecorded()
-                self.drain(None)
+            if time.monotonic() - failing_since_s > LEDGER_S:
+                failure = unrecorded(self.context, self.lifecycle)
+                self.drain(None, grace_s=0.0)
                 raise failure
         self._parts.maintenance.prune()
         return self.drain(None)
 
-    def _ledger_problem(self) -> str | None:
-        """Why the ledger takes nothing, or not all outcomes; None if it does."""
-        unrecorded = [each.unrecorded for each in self.lifecycle.runs if each.unrecorded]
-        return self.context.outage.reason or next(iter(unrecorded), None)
+    def drain(
+        self, number: signal.Signals | None, grace_s: float | None = None
+    ) -> Unfinished | None:
+        """Take no more, wait for what runs, record it, and stop the services.
 
-    def _unrecorded(self) -> DatabaseUnreachable:
-        runs = [f"{each.claim.run_id} of {each.claim.task}" for each in self.lifecycle.runs]
-        left = f"the end of {len(runs)} run{'' if len(runs) == 1 else 's'}"
-        return DatabaseUnreachable(
-            f"the ledger does not take {left if runs else 'anything'}: {self._ledger_problem()}",
-            details=[self.context.ledger.where, *(f"run {run}" for run in runs[:_NAMED])],
-            hint="their rows say `running`, and become `interrupted` once this node is known to "
-            "be gone"
-            if runs
-            else None,
-        )
+        Args:
+            grace_s: Instead of the node's.
+
+        Raises:
+            LifespanFailed: The end of the app's lifespan has raised.
+        """
+        grace_s = self._options.grace_s if grace_s is None else grace_s
+        self._drain = Drain(self.context, self.lifecycle, self._started, self._inbox, grace_s)
+        return self._drain.run(number)
 
     def start(self, *, reaping: bool = False) -> None:
-        """Register as a node, and start the services.
+        """Register as a node, and start the services, and then what they have claimed.
 
         Args:
             reaping: Decide the runs of dead nodes first: it may have ended before it would come to
                 that, and their locks would keep what is due waiting for ever.
+
+        Raises:
+            Terminated: A signal has come, and the ledger does not answer.
         """
         self._start_lifespan()
+        starting = in_thread(lambda: self._start(reaping))
+        number, until_s = None, math.inf
+        while not futures.wait([starting], _LOOK_S / 5).done:
+            with contextlib.suppress(queue.Empty):
+                if number is None and (number := self._inbox.get_nowait()) is not None:
+                    until_s = time.monotonic() + _BEGUN_S
+            if time.monotonic() > until_s:
+                assert number is not None
+                raise Terminated(
+                    f"stopped by {number.name} while it began: the ledger does not answer",
+                    details=[self.context.ledger.where],
+                )
+        starting.result()
+        if number is not None:
+            self._inbox.put(number)
+
+    def _start(self, reaping: bool) -> None:
         self._parts.join()
         self._started.append(self.context.lease)
         if reaping:
@@ -242,9 +253,14 @@ class Node(NodeListener):
         # The app and its schedules stay: looking through them stops every thread for 50 ms.
         gc.collect()
         gc.freeze()
-        for service in self._services:
-            service.start()
-            self._started.append(service)
+        try:
+            for service in self._services:
+                service.start()
+                self._started.append(service)
+        except BaseException:
+            self.lifecycle.give_back(self.lifecycle.pool.close())
+            raise
+        self.lifecycle.pool.open()
 
     def _start_lifespan(self) -> None:
         if self._options.lifespan_of is None:
@@ -259,7 +275,7 @@ class Node(NodeListener):
         starting.result()
 
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
-        if self._stopping:
+        if self._drain is not None:
             self._inbox.put(None)
 
     def _until_signal(self) -> signal.Signals:
@@ -298,51 +314,6 @@ class Node(NodeListener):
                 f"{'ahead of' if skew_s > 0 else 'behind'} the database's, which counts"
             )
         self._skewed = abs(skew_s) > _SKEW_S
-
-    def drain(self, number: signal.Signals | None) -> Unfinished | None:
-        """Take no more, wait for what runs, record it, and stop the services.
-
-        Twice from the last service to the first: `quiesce` before what runs is waited for, `stop`
-        after it.
-
-        Raises:
-            LifespanFailed: The end of the app's lifespan has raised.
-        """
-        self._stopping = True
-        pool = self.lifecycle.pool
-        self.lifecycle.drain()
-        for service in reversed(self._started):
-            service.quiesce()
-        if waiting := pool.close():
-            self.lifecycle.give_back(waiting)
-        if number is not None:
-            self.context.events.node_stopping(number.name, pool.running, self._options.grace_s)
-        again = self._wait(self._options.grace_s)
-        left = tuple(pool.running)
-        if left:
-            pool.cancel()
-            self._wait(_CANCEL_NOW_S if again else _CANCEL_S)
-            self.lifecycle.mark_interrupted()
-        failure: LifespanFailed | None = None
-        if not pool.running:
-            try:
-                pool.stop(self._options.grace_s)
-            except LifespanFailed as exc:
-                failure = exc
-        for service in reversed(self._started):
-            service.stop()
-        if failure is not None:
-            raise failure
-        return Unfinished(again or number or signal.SIGTERM, left) if left else None
-
-    def _wait(self, seconds: float) -> signal.Signals | None:
-        """Wait until nothing runs, *seconds* at most; a signal that comes meanwhile is returned."""
-        until = time.monotonic() + seconds
-        while self.lifecycle.pool.running and (left := until - time.monotonic()) > 0:
-            with contextlib.suppress(queue.Empty):
-                if (number := self._inbox.get(timeout=left)) is not None:
-                    return number
-        return None
 
 
 def _wall_ahead_s() -> float:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from fsa_cli.database.connections import driver_message, is_away
+from fsa_cli.database.connections import driver_message, error_code, is_away
 from fsa_cli.database.next_step import disk_is_full
 from fsa_cli.ledger.dialects import transient
 from fsa_cli.terminal.masking import mask
@@ -41,13 +41,12 @@ def is_outage(error: BaseException) -> bool:
         return True
     if not isinstance(error, DBAPIError):
         return False
-    original: Any = error.orig
-    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    if code is not None:
+    code = error_code(error)
+    if isinstance(code, str):
         return code[:2] in _POSTGRESQL_CLASSES or code == _POSTGRESQL_READ_ONLY
-    arguments = getattr(original, "args", ())
-    if arguments and isinstance(arguments[0], int):
-        return arguments[0] in _MYSQL_AWAY
+    if code is not None:
+        return code in _MYSQL_AWAY
+    original: Any = error.orig
     kind = type(original).__name__
     if type(original).__module__.partition(".")[0] == "sqlite3":
         said = str(original).lower()

@@ -40,6 +40,8 @@ Executed = Callable[[ActiveRun], Coroutine[Any, Any, None]]
 class RunPool:
     """Executes runs, *concurrency* at a time; the others wait in the order of their submission.
 
+    None starts before `open`: a task may do to the process what it could not begin with.
+
     Each run has a context of its own, so that no ContextVar is carried from one to the next. The
     threads are daemons: one that hangs cannot keep the process from ending.
 
@@ -58,11 +60,16 @@ class RunPool:
         self._waiting: deque[ActiveRun] = deque()
         # By object, not by id: a run that was lost may be executed here a second time.
         self._running: set[ActiveRun] = set()
-        self._closed = False
+        self._opened = self._closed = False
         self._threads = 0
         self._idle = 0
         self._work: queue.SimpleQueue[ActiveRun] = queue.SimpleQueue()
         self._loop = _LoopThread()
+
+    def open(self) -> None:
+        """Begin to start runs."""
+        self._opened = True
+        self.fill()
 
     def submit(self, active: ActiveRun) -> bool:
         """Take a run that is built; False if the pool is closed."""
@@ -182,7 +189,7 @@ class RunPool:
     def _next(self) -> ActiveRun | None:
         """The next run that may start."""
         with self._lock:
-            if not self._waiting or len(self._running) >= self.concurrency:
+            if not (self._waiting and self._opened) or len(self._running) >= self.concurrency:
                 return None
             active = self._waiting.popleft()
             active.started_s = time.monotonic()

@@ -8,18 +8,20 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.database.connections import driver_message
-from fsa_cli.exceptions import LockHeld
+from fsa_cli.exceptions import DatabaseUnreachable, LockHeld
 from fsa_cli.ledger import control, effects, queries
 from fsa_cli.ledger.attempts import write_attempts
 from fsa_cli.ledger.enqueue import insert_running
 from fsa_cli.ledger.fence import Fence
-from fsa_cli.ledger.finish import finish
+from fsa_cli.ledger.finish import count_outcomes, write_outcomes
+from fsa_cli.ledger.offload import within
 from fsa_cli.ledger.progress import write_progress
 from fsa_cli.ledger.records import ClaimedRun, RunOutcome
 from fsa_cli.ledger.store import Ledger
@@ -45,6 +47,12 @@ if TYPE_CHECKING:
 __all__ = ["RecordedRun"]
 
 _LOOKED_EVERY_S = 1.0
+_AGAIN_S = 0.5
+_SILENT_S = 2.0
+# So long the ledger is told how a run has ended that was stopped, or that another attempt begins.
+_TOLD_S = 10.0
+
+T = TypeVar("T")
 
 
 class RecordedRun:
@@ -64,6 +72,7 @@ class RecordedRun:
         self.cancelled = False
         """Whether somebody has cancelled it: SIGTERM is on its way."""
         self._ledger = ledger
+        self._lease_s = lease_s
         self._warn = warn
         self._clock = Clock()
         self._outage = Outage(warn, ledger.where)
@@ -83,6 +92,9 @@ class RecordedRun:
         self._run: Run | None = None
         self._progress: Progress | None = None
         self._closed = threading.Event()
+        self._tried = threading.Event()
+        self._left = threading.Event()
+        self._is_recorded = False
         self._thread = threading.Thread(target=self._look, name="fsa record", daemon=True)
         self._thread.start()
 
@@ -99,9 +111,7 @@ class RecordedRun:
     def attempt(self, run: Run) -> Run:
         """*run*, fenced: what it commits counts only while the run is this process's."""
         if run.attempt > 1:
-            self._outage.guard(
-                lambda: control.record_attempt(self._ledger, self._claimed, run.attempt)
-            )
+            self._guard(lambda: control.record_attempt(self._ledger, self._claimed, run.attempt))
         if self._fenced:
             claimed = self._claimed
             fence = Fence(
@@ -119,20 +129,28 @@ class RecordedRun:
         def refused(error: Exception) -> None:
             write_attempts(self._ledger, [without_details(end, error)])
 
-        self._outage.guard(lambda: write_attempts(self._ledger, [end]), refused)
+        self._guard(lambda: write_attempts(self._ledger, [end]), refused)
 
     def progress(self, progress: Progress) -> None:
         """Note how far the run has come; it is written about once a second."""
         self._progress = progress
 
     def ended(self, result: RunResult) -> None:
-        """Write how the run ended."""
+        """Write how the run ended; where the ledger is away, wait for it.
+
+        After its lease other nodes take the run for one that was interrupted.
+        """
         assert self._run is not None
-        took_effect = result.at_commit and bool(self._outage.guard(self._applied))
-        now_ms = self._clock.now_ms
-        end = outcome_of(self._run, self._claimed, result, now_ms, took_effect=took_effect)
-        # What a person starts, that person starts again.
-        self._close(replace(end, retry_in_ms=None))
+        run, now_ms = self._run, self._clock.now_ms
+
+        def end() -> RunOutcome:
+            took_effect = result.at_commit and bool(self._outage.guard(self._applied))
+            end = outcome_of(run, self._claimed, result, now_ms, took_effect=took_effect)
+            # What a person starts, that person starts again.
+            return replace(end, retry_in_ms=None)
+
+        # What its COMMIT has recorded, the ledger knows.
+        self._close(end, _TOLD_S if self.committed else 1.5 * self._lease_s)
 
     def broken(self, reason: str) -> None:
         """Write that the run was stopped before its end."""
@@ -144,7 +162,20 @@ class RecordedRun:
             end = self._end("cancelled", None)
         else:
             end = self._end("interrupted", reason)
-        self._close(end)
+        self._close(lambda: end, _TOLD_S)
+
+    @property
+    def unrecorded(self) -> DatabaseUnreachable | None:
+        """Why the ledger does not know how the run has ended; None if it does."""
+        if self._is_recorded or self.committed:
+            return None
+        return DatabaseUnreachable(
+            f"the ledger does not take the end of 1 run: "
+            f"{self._outage.reason or 'it does not answer'}",
+            details=[self._ledger.where, f"run {self.run_id} of {self._claimed.task}"],
+            hint="its row says `running`, and becomes `interrupted` once this process is known to "
+            "be gone",
+        )
 
     def _begin(self, run: Run, name: str, locks: bool) -> ClaimedRun:
         namespace = self._ledger.namespace
@@ -175,18 +206,51 @@ class RecordedRun:
             recorded=recorded,
         )
 
-    def _close(self, end: RunOutcome) -> None:
+    def _close(self, end: Callable[[], RunOutcome], within_s: float) -> None:
         self._closed.set()
+        thread = threading.Thread(target=self._tell, args=(end,), name="fsa end", daemon=True)
+        thread.start()
+        try:
+            if not self._tried.wait(min(_SILENT_S, within_s)):
+                self._warn(f"the ledger is not told yet how run {self.run_id} has ended")
+                self._tried.wait(within_s - _SILENT_S)
+        finally:
+            self._left.set()
+        thread.join(_SILENT_S)
+
+    def _tell(self, end: Callable[[], RunOutcome]) -> None:
+        """Write the end, until the ledger has taken it; the connections are closed after it."""
         self._thread.join(_LOOKED_EVERY_S)
         self._outage.guard(self._write_progress)
+        outcome = end()
 
-        def refused(error: Exception) -> set[str]:
-            return finish(self._ledger, [without_details(end, error)])
+        def write() -> set[str]:
+            return write_outcomes(self._ledger, [outcome])
 
-        if self._outage.guard(lambda: finish(self._ledger, [end]), refused):
+        def refused(error: Exception) -> set[str] | None:
+            plain = without_details(outcome, error)
+            return self._outage.guard(lambda: write_outcomes(self._ledger, [plain]))
+
+        while (lost := self._outage.guard(write, refused)) is None and self._outage.is_open:
+            if self._left.wait(_AGAIN_S):
+                return
+        self._is_recorded = lost is not None
+        self._tried.set()
+        if lost:
             self._warn(f"run {self.run_id} was no longer this process's: its end does not count")
+        elif lost is not None:
+            self._outage.guard(lambda: count_outcomes(self._ledger, [outcome]))
         self._lease.stop()
         self._ledger.dispose()
+
+    def _guard(
+        self, work: Callable[[], T], refused: Callable[[Exception], T] | None = None
+    ) -> None:
+        """As the outage's own; what it waits for is left behind where that takes too long."""
+        try:
+            within(_TOLD_S, partial(self._outage.guard, work, refused))
+        except TimeoutError:
+            self._warn("the ledger does not answer")
 
     def _look(self) -> None:
         while not self._closed.wait(_LOOKED_EVERY_S):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fsa_cli.exceptions import FsaError
+from fsa_cli.exceptions import DatabaseUnreachable, FsaError
 from fsa_cli.ledger.access import is_there, reached, require
 from fsa_cli.ledger.location import cannot_hold, ledger_of
+from fsa_cli.ledger.offload import within
 from fsa_cli.runner.run import Run
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from fsa_cli.project.settings import Settings
 
 __all__ = ["begin"]
+
+# It may wait for a lock of SQLite's, or for a server that begins.
+_BEGUN_S = 30.0
+_SILENT = "the ledger does not answer"
 
 
 def begin(
@@ -42,7 +47,8 @@ def begin(
     """
     if not locks and cannot_hold(loaded.databases, settings) is not None:
         return None
-    try:
+
+    def begun() -> RecordedRun | None:
         ledger = ledger_of(loaded.databases, settings)
         try:
             with reached(ledger):
@@ -58,9 +64,13 @@ def begin(
         except BaseException:
             ledger.dispose()
             raise
-    except FsaError as exc:
+
+    try:
+        return within(_BEGUN_S, begun)
+    except (FsaError, TimeoutError) as exc:
+        error = exc if isinstance(exc, FsaError) else DatabaseUnreachable(_SILENT)
         if locks:
-            raise
-        why = next(iter(reversed(exc.details)), None)
-        warn(f"the run is not recorded: {exc.message}{f' ({why})' if why else ''}")
+            raise error from exc
+        why = next(iter(reversed(error.details)), None)
+        warn(f"the run is not recorded: {error.message}{f' ({why})' if why else ''}")
         return None

@@ -24,6 +24,7 @@ from fsa_cli.project.settings import Settings
 from fsa_cli.runner.outcome import encode_result
 from fsa_cli.runner.run import Run
 from fsa_cli.tasks import arguments
+from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.lookup import database_for
@@ -62,8 +63,13 @@ class RunFactory:
         """Each name of a task, and the lock of its runs."""
         return {name: lock_of(task, self._ledger.namespace) for name, task in self._tasks.items()}
 
-    def __call__(self, claimed: ClaimedRun) -> Run:
+    def __call__(
+        self, claimed: ClaimedRun, report: Callable[[Progress], None] | None = None
+    ) -> Run:
         """The run of a claim.
+
+        Args:
+            report: As that of `Run`.
 
         Raises:
             FsaError: The task is not here, or its arguments are not what it takes.
@@ -89,6 +95,7 @@ class RunFactory:
             attempt=claimed.attempt,
             scheduled_at=at,
             timeout_s=task.timeout_s,
+            report=report,
             isolated=SubprocessRun.of(claimed, self._settings) if task.isolation else None,
             fence=Fence(
                 self._ledger, claimed.run_id, claimed.token, database, encode_result, self.trusted

@@ -22,13 +22,15 @@ from fsa_cli.processes.pool import RunPool
 from fsa_cli.runner.outcome import encode_result, error_fields
 from fsa_cli.runner.retry import RetryPolicy, asked_again
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.context import Progress
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.user_code import summarize_error
 
 __all__ = ["BuildRun", "RunLifecycle", "RunSource", "outcome_of"]
 
-#: Builds the run of a claim. Whatever it raises is that run's failure.
-BuildRun = Callable[[ClaimedRun], Run]
+#: Builds the run of a claim, which reports its progress to a function. Whatever it raises is that
+#: run's failure.
+BuildRun = Callable[[ClaimedRun, Callable[[Progress], None]], Run]
 
 logger = logging.getLogger("fsa.scheduler")
 logger.addFilter(escape_record)
@@ -90,8 +92,7 @@ class RunLifecycle:
                 reason = f"could not start within {limit_ms / 1000:g} s"
                 self._refuse(active, "missed", reason, told="it could not start in time")
                 return False
-            run = self._source.build(claim)
-            active.run = replace(run, report=active.note_progress)
+            active.run = self._source.build(claim, active.note_progress)
         except FsaError as exc:
             self._refuse(active, "failed", exc.message, type(exc).__name__)
             return False

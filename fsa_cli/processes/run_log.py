@@ -16,8 +16,10 @@ from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner import report
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.tasks.outcomes import Discard, Retry
+from fsa_cli.terminal.escaping import escape_json_controls, one_line
 from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_time
 from fsa_cli.terminal.json_values import dumps, jsonable_within
+from fsa_cli.terminal.masking import mask_within
 from fsa_cli.terminal.output import Output, shown
 from fsa_cli.terminal.user_code import error_message, summarize_error, unwrap_error, user_frame
 
@@ -164,7 +166,7 @@ class RunLog(NodeListener):
         stamp = (instant or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
         short = (run_id or "")[:_ID_WIDTH]
         parts = f"{short:<{_ID_WIDTH}}", f"{name:<{self.width}}", f"{status:<{_STATUS_WIDTH}}"
-        line = "  ".join((stamp, *parts, text)).rstrip()
+        line = one_line("  ".join((stamp, *parts, text))).rstrip()
         style = _STYLES.get(status)
         if self.output.quiet and style != "red":
             return
@@ -176,7 +178,7 @@ class RunLog(NodeListener):
             self._write(shown(line))
 
     def _json(self, document: dict[str, object]) -> None:
-        self._write(dumps(document))
+        self._write(escape_json_controls(dumps(document)))
 
     def _write(self, line: str) -> None:
         # One write for the line and its end: several threads write, and lines must not mix.
@@ -195,5 +197,4 @@ def running_for(run: Run) -> str:
 
 
 def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
+    return mask_within(" ".join(text.split()), _SHOWN)

@@ -145,7 +145,8 @@ class Timer:
             after = scheduled.next_ms(instant)
         except Exception as exc:
             self.failure = SchedulerStuck(
-                f"the schedule of {scheduled.task.name!r} raised {summarize_error(exc)}",
+                f"the schedule of {scheduled.task.name!r} raised "
+                f"{summarize_error(exc.__cause__ or exc)}",
                 details=[scheduled.task.place],
             )
             self.failure.__cause__ = exc

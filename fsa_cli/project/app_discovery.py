@@ -16,7 +16,11 @@ from fsa_cli.project.source_search import FoundApp, Source, search
 
 # As fastapi-cli has them, in its order.
 _PLACES = ("main.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py")
-_HINT = 'fsa --app MODULE:ATTR, FSA_APP, or app = "MODULE:ATTR" in [tool.fsa] of pyproject.toml'
+_LEVELS = 4
+_HINT = (
+    "start fsa in the project's directory; or fsa --app MODULE:ATTR, FSA_APP, "
+    'or app = "MODULE:ATTR" in [tool.fsa] of pyproject.toml'
+)
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,23 @@ def searched(settings: Settings, usual: Sequence[Target]) -> list[Target]:
             f"looked for {', '.join(_PLACES)}, src/<package>/",
             f"and for FastAPI( in the sources, in {looked}",
         ],
-        hint=_HINT,
+        hint=_above(settings.directory) or _HINT,
     )
 
 
 def _here(settings: Settings) -> list[Path]:
     return list(dict.fromkeys((settings.directory, settings.project)))
+
+
+def _above(directory: Path) -> str | None:
+    """What to do where *directory* is below one that has an app."""
+    for folder in list(directory.parents)[:_LEVELS]:
+        for file in (folder / place for place in _PLACES):
+            source = Source.read(file) if file.is_file() else None
+            if source is not None and source.may_hold_app():
+                up = os.path.relpath(folder, directory)
+                return f"cd {up}, where {file.relative_to(folder)} is; or fsa --app, or FSA_APP"
+    return None
 
 
 def _shown(found: FoundApp, settings: Settings) -> str:

@@ -113,7 +113,9 @@ def load(settings: Settings, *, needs_app: bool = True) -> LoadedApp:
         ConfigurationError: Its databases are configured wrongly.
     """
     exported = export(settings.variables)
-    connections.watch()
+    from sqlalchemy import Engine
+
+    connections.watch(Engine)
     with contextlib.redirect_stdout(sys.stderr), _without_collections():
         try:
             target, app = _app(settings, needs_app)

@@ -77,10 +77,16 @@ def read(
     """Read the settings for *directory* (the current one). Nothing is imported or changed.
 
     Raises:
-        ConfigurationError: A file cannot be read, a key is unknown, a value has the wrong type.
+        ConfigurationError: A file cannot be read, a key is unknown, a value has the wrong type; or
+            the current directory is gone.
     """
     flags = flags or Flags()
-    directory = directory or Path.cwd()
+    try:
+        directory = directory or Path.cwd()
+    except FileNotFoundError as exc:
+        raise ConfigurationError(
+            "the current directory does not exist any more", hint="cd to that of the project"
+        ) from exc
     environ = os.environ if environ is None else environ
     reader = SettingSources(flags, directory, environ)
     namespace, namespace_source = reader.namespace()

@@ -5,7 +5,7 @@ The folder is its user's alone (0700), and so are the files in it (0600), whoeve
 `fsa health live` reads it: no pathlib here, whose import would cost more than all the rest.
 """
 
-# ruff: noqa: PTH101, PTH102, PTH109, PTH110, PTH116, PTH118, PTH119, PTH120
+# ruff: noqa: PTH101, PTH102, PTH109, PTH110, PTH116, PTH117, PTH118, PTH119, PTH120
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def make_private_file(path: str) -> None:
 
 
 def _own_base(env: Mapping[str, str]) -> str:
-    if home := env.get("XDG_STATE_HOME"):
+    home = env.get("XDG_STATE_HOME")
+    # A relative one is none: https://specifications.freedesktop.org/basedir-spec
+    if home and os.path.isabs(home):
         return os.path.join(home, "fsa")
     if home := env.get("HOME"):
         return os.path.join(home, ".local", "state", "fsa")

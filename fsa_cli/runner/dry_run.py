@@ -22,6 +22,7 @@ from fsa_cli.runner.row_changes import RowChanges, statement_changes
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.runner.signal_handlers import handling
 from fsa_cli.tasks.enqueue_capture import capture
+from fsa_cli.terminal.masking import mask_head
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -169,7 +170,7 @@ def _nothing_outside(watched: list[RowChanges]) -> Iterator[None]:
         if statement_changes(statement, connection.dialect.name):
             raise Refused(
                 "a dry run covers db's own sessions, and this would have been written for good: "
-                f"{' '.join(statement.split())[:60]}",
+                f"{mask_head(' '.join(statement.split()), 60)}",
                 hint="write through db.session or db.engine, not over another engine",
             )
 

@@ -197,7 +197,7 @@ async def _resolve(attempt: _Attempt, value: Any) -> Any:
     for _ in range(_AWAITED):
         if not inspect.isawaitable(value):
             return value
-        with _ending_forked_children():
+        with _EndingForkedChildren():
             value = await value
     _close(value)
     raise TaskDefinitionError(
@@ -206,21 +206,20 @@ async def _resolve(attempt: _Attempt, value: Any) -> Any:
     )
 
 
-@contextlib.contextmanager
-def _ending_forked_children() -> Iterator[None]:
+class _EndingForkedChildren:
     """End a process that the task has forked where it leaves the task.
 
     The run is the parent's, and so is whatever waits in this process: the child would run it too.
     """
-    process_id = os.getpid()
-    try:
-        yield
-    except BaseException as exc:
-        if os.getpid() != process_id:
-            _end_child(exc)
-        raise
-    if os.getpid() != process_id:
-        _end_child(None)
+
+    __slots__ = ("_process_id",)
+
+    def __enter__(self) -> None:
+        self._process_id = os.getpid()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if os.getpid() != self._process_id:
+            _end_child(error)
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
@@ -308,7 +307,7 @@ class _Attempt:
         for name, kind in signature.injected.items():
             values[name] = self._inject(name, kind)
         positional, named = signature.call(values)
-        with _ending_forked_children():
+        with _EndingForkedChildren():
             return self.run.task.function(*positional, **named)
 
     async def await_call(self) -> Any:

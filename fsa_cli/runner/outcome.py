@@ -7,7 +7,7 @@ from typing import Any
 
 from fsa_cli.tasks.context import Progress
 from fsa_cli.terminal.json_values import describe, dumps, jsonable_within
-from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_tail
+from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head, mask_tail
 from fsa_cli.terminal.user_code import (
     error_message,
     is_from_outside,
@@ -52,7 +52,7 @@ def progress_fields(progress: Progress) -> tuple[int, int | None, str]:
     """What a task says of its progress, as the ledger can keep it: done, total, text."""
     total = None if progress.total is None else _whole(progress.total)
     text = progress.text if isinstance(progress.text, str) else describe(progress.text)
-    return _whole(progress.done), total, _storable(text[:_MAX_PROGRESS_LENGTH])
+    return _whole(progress.done), total, _storable(mask_head(text, _MAX_PROGRESS_LENGTH))
 
 
 def _whole(number: Any) -> int:

@@ -10,8 +10,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+from fsa_cli.database.connections import error_code
 from fsa_cli.exceptions import FsaError, TimedOut
 from fsa_cli.runner.outcome import RemoteError
 from fsa_cli.runner.run import Run, RunResult
@@ -122,12 +122,8 @@ def is_conflict(error: BaseException | None) -> bool:
     leaf = unwrap_error(error)
     if not isinstance(leaf, DBAPIError):
         return False
-    original: Any = leaf.orig
-    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    if code is not None:
-        return code in _SQLSTATES
-    arguments: Any = getattr(original, "args", ())
-    return bool(arguments) and arguments[0] in _MYSQL_ERRORS
+    code = error_code(leaf)
+    return code in _SQLSTATES or code in _MYSQL_ERRORS
 
 
 def _is_one_of(error: Exception, wanted: tuple[type[BaseException], ...]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, event
 
 from fastapi_sqlalchemy.sandbox.sql_statements import statements
+from fsa_cli.terminal.masking import mask_within
 
 __all__ = ["Kind", "RowChanges", "StatementChange", "statement_changes"]
 
@@ -109,7 +110,7 @@ def _after_ctes(statement: str) -> str:
 
 
 def _short(statement: str) -> str:
-    return statement if len(statement) <= _SHOWN else statement[: _SHOWN - 3] + "..."
+    return mask_within(statement, _SHOWN)
 
 
 @dataclass

@@ -10,17 +10,20 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["handling", "waking"]
+__all__ = ["handling", "hearing"]
 
 Handler = Callable[[int, FrameType | None], object]
 
 # What is set now, with what was there before; the latest last.
 _handlers: list[tuple[int, Handler, Any]] = []
 _wakeup_fds: list[int] = []
+_listeners: list[Callable[[int], object]] = []
 _is_watched = False
 
 
@@ -40,7 +43,38 @@ def handling(number: int, handler: Handler) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def waking(descriptor: int) -> Iterator[None]:
+def hearing(heard: Callable[[int], object]) -> Iterator[None]:
+    """While inside, *heard* is called with the number of each signal, in a thread of its own.
+
+    Also while the main thread waits in C, where no handler is called. In the main thread only, and
+    unless somebody else, as an event loop's `add_signal_handler`, hears of signals already.
+    """
+    with contextlib.ExitStack() as stack:
+        if not _listeners:
+            reading, writing = socket.socketpair()
+            writing.setblocking(False)
+            listener = threading.Thread(target=_listen, args=(reading,), daemon=True)
+            listener.start()
+            stack.callback(reading.close)
+            stack.callback(listener.join)
+            stack.callback(writing.close)
+            stack.enter_context(_waking(writing.fileno()))
+        _listeners.append(heard)
+        try:
+            yield
+        finally:
+            if heard in _listeners:
+                _listeners.remove(heard)
+
+
+def _listen(reading: socket.socket) -> None:
+    while number := reading.recv(1):
+        for heard in _listeners.copy():
+            threading.Thread(target=heard, args=(number[0],), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _waking(descriptor: int) -> Iterator[None]:
     """While inside, the numbers of signals are written to *descriptor*, unless somebody has one."""
     _watch_forks()
     before = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
@@ -66,6 +100,7 @@ def _watch_forks() -> None:
 
 def _restore() -> None:
     """In a forked child: what was there before. The child's one thread is its main thread."""
+    _listeners.clear()
     if _wakeup_fds:
         _wakeup_fds.clear()
         signal.set_wakeup_fd(-1)

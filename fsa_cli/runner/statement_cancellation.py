@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextvars import ContextVar
@@ -18,15 +19,18 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fsa_cli.database.listening import listen_once
-from fsa_cli.runner.signal_handlers import waking
+from fsa_cli.runner.signal_handlers import hearing
 
 __all__ = ["Statements"]
 
-#: The method that ends a driver's statement, from any thread.
-_ENDING = {"sqlite3": "interrupt", "psycopg2": "cancel"}
+#: The drivers that wait in C.
+_IN_C = {"sqlite3", "psycopg2"}
 _KEY = "fsa_statements"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
 _AGAIN_S = 0.05
+# A server has so long to answer the wish to end a statement, and the ROLLBACK after a signal.
+_ANSWER_S = 5.0
+_TEXT = 256
 
 #: How each driver says the server's number of a connection, without asking the server.
 _SESSION_ID: tuple[Callable[[Any], int], ...] = (
@@ -50,6 +54,7 @@ class Statements:
         self._waiting_in_python: dict[int, Any] = {}
         self._rollbacks: list[asyncio.Task[None]] = []
         self._task: asyncio.Task[Any] | None = None
+        self._cutting: threading.Timer | None = None
         self.thread_id: int | None = None
         """Of the thread that executes the run, while it goes on."""
         self.task: asyncio.Task[Any] | None = None
@@ -65,12 +70,14 @@ class Statements:
 
     def __exit__(self, *exception: object) -> None:
         self.thread_id = self.task = None
+        if self._cutting is not None:
+            self._cutting.cancel()
         _current.reset(self._token)
 
     def add(self, record: object, connection: object) -> None:
         driver_connection: Any = getattr(connection, "driver_connection", connection)
         raw = getattr(driver_connection, "_conn", driver_connection)  # aiosqlite's own
-        if type(raw).__module__.partition(".")[0] in _ENDING:
+        if type(raw).__module__.partition(".")[0] in _IN_C:
             self._connections[id(record)] = raw
             if raw is not driver_connection:
                 self._aiosqlite[id(record)] = driver_connection
@@ -95,7 +102,12 @@ class Statements:
         """End the statements that run on them, if any."""
         for connection in list(self._connections.values()):
             with contextlib.suppress(Exception):  # closed meanwhile
-                getattr(connection, _ENDING[type(connection).__module__.partition(".")[0]])()
+                _end(connection)
+
+    def cut(self) -> None:
+        """End the connections themselves, where the server says nothing."""
+        for connection in [*self._connections.values(), *self._waiting_in_python.values()]:
+            _cut(connection)
 
     def end_of_thread(self) -> None:
         """End them for a run in another thread, which no signal reaches."""
@@ -107,9 +119,9 @@ class Statements:
         for connection in list(self._waiting_in_python.values()):
             with contextlib.suppress(Exception):  # closed meanwhile
                 if hasattr(connection, "cancel"):  # psycopg: it tells the server
-                    connection.cancel()
+                    _end(connection)
                 else:  # pymysql knows no way: its thread gets an error instead of an answer
-                    connection._sock.shutdown(socket.SHUT_RDWR)
+                    _cut(connection)
 
     def cancel(self) -> None:
         """End them, on the loop of a run that is being cancelled.
@@ -124,21 +136,35 @@ class Statements:
 
     @contextlib.contextmanager
     def ended_by_signals(self) -> Iterator[None]:
-        """While inside, a signal ends them, so that its handler is run. In the main thread only."""
+        """While inside, a signal ends them, so that its handler is run. In the main thread only.
+
+        The ROLLBACK that follows has a few seconds.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        reading, writing = socket.socketpair()
-        writing.setblocking(False)
-        watcher = threading.Thread(target=self._watch, args=(reading,), daemon=True)
-        watcher.start()
+        left = threading.Event()
+        ending = threading.Lock()
+
+        def heard(number: int) -> None:
+            with ending:
+                if number in _SIGNALS and not left.is_set():
+                    self.end()
+                    # The signal may have come just before the statement began.
+                    if not left.wait(_AGAIN_S):
+                        self.end()
+
         try:
-            with waking(writing.fileno()):
+            with hearing(heard):
                 yield
+        except KeyboardInterrupt:
+            self._cutting = threading.Timer(_ANSWER_S, self.cut)
+            self._cutting.daemon = True
+            self._cutting.start()
+            raise
         finally:
-            writing.close()
-            watcher.join()
-            reading.close()
+            left.set()
+            ending.acquire()  # what ends the task's statement must not end its COMMIT
 
     @contextlib.contextmanager
     def cancelling_from_elsewhere(self) -> Iterator[None]:
@@ -152,17 +178,6 @@ class Statements:
     def ended_by_cancelling(self, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """*coroutine*, which ends them when it is cancelled: else its cleanup waits for them."""
         return _CancellableCoroutine(coroutine, self)
-
-    def _watch(self, reading: socket.socket) -> None:
-        while number := reading.recv(1):
-            if number[0] not in _SIGNALS:
-                continue
-            self.end()
-            # The signal may have come just before the statement began.
-            poll = select.poll()  # `select` takes no descriptor above 1023
-            poll.register(reading, select.POLLIN)
-            if not poll.poll(_AGAIN_S * 1000):
-                self.end()
 
 
 class _CancellableCoroutine(Generator[Any, Any, Any]):
@@ -185,6 +200,73 @@ class _CancellableCoroutine(Generator[Any, Any, Any]):
 
     def close(self) -> None:
         self._coroutine.close()
+
+
+def _end(connection: Any) -> None:
+    """Have the server end the statement; where it does not answer, end the connection."""
+    if hasattr(connection, "interrupt"):  # SQLite's, which asks nobody
+        connection.interrupt()
+        return
+    asking = threading.Thread(target=_ask, args=(connection,), daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    if asking.is_alive():
+        _cut(connection)
+
+
+def _ask(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # closed meanwhile
+        if hasattr(connection, "cancel_safe"):  # psycopg from 3.2 on
+            connection.cancel_safe(timeout=_ANSWER_S)
+        else:
+            _cancel(connection)
+
+
+def _cancel(connection: Any) -> None:
+    """As psycopg2's `cancel`, which lets no thread of the process go on before the server answers.
+
+    Raises:
+        Exception: The connection was closed meanwhile.
+    """
+    import ctypes  # 3 ms, which few runs need
+
+    try:
+        get, cancel, free = _libpq(type(connection).__module__)
+    except (AttributeError, OSError):  # another build
+        connection.cancel()
+        return
+    asked = get(connection.pgconn_ptr)
+    try:
+        cancel(asked, ctypes.create_string_buffer(_TEXT), _TEXT)
+    finally:
+        free(asked)
+
+
+@cache
+def _libpq(driver: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """PQgetCancel, PQcancel and PQfreeCancel of the libpq that *driver*'s C code is linked to.
+
+    https://www.postgresql.org/docs/current/libpq-cancel.html
+    """
+    import ctypes
+
+    file = sys.modules[f"{driver.partition('.')[0]}._psycopg"].__file__
+    # A PyDLL's functions keep other threads from closing the connection meanwhile.
+    get = ctypes.PyDLL(file).PQgetCancel
+    get.argtypes, get.restype = [ctypes.c_void_p], ctypes.c_void_p
+    library = ctypes.CDLL(file)
+    library.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+    library.PQfreeCancel.argtypes, library.PQfreeCancel.restype = [ctypes.c_void_p], None
+    return get, library.PQcancel, library.PQfreeCancel
+
+
+def _cut(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # closed meanwhile, or SQLite's
+        if hasattr(connection, "fileno"):  # libpq's
+            with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+        else:
+            connection._sock.shutdown(socket.SHUT_RDWR)
 
 
 async def _roll_back(connection: Any) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from shlex import quote
 from typing import Any
 
 from sqlalchemy import Row
@@ -22,9 +23,11 @@ from fsa_cli.terminal.formatting import format_span, format_time, format_times
 from fsa_cli.terminal.masking import mask_head, mask_tail
 
 __all__ = [
+    "BAD",
     "LONG_MS",
     "NOBODY_TAKES_IT",
     "Problem",
+    "held_locks",
     "lives",
     "lock_holder",
     "problems",
@@ -38,7 +41,8 @@ NOBODY_TAKES_IT = "no live process takes it (--only, --tag, another version?)"
 # A group or a long run skips one now and then.
 _SKIPPED = 5
 _DIED_MS = 3600 * 1000
-_BAD = (RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.INTERRUPTED)
+#: How a run ends that somebody may want to try again.
+BAD = (RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def problems(seen: Glance) -> list[Problem]:
     # A web process may have imported a part of the tasks; `fsa` has loaded the app with all.
     places = {task.name: task.place for task in registry} if loader.current() else None
     found = [*_processes(seen, places)]
+    if seen.unwritable is not None:
+        found.insert(0, Problem("ledger", seen.unwritable))
     for task in seen.tasks:
         found += _task(task, seen, places)
     found += _waiting(seen)
@@ -77,7 +83,7 @@ def problems(seen: Glance) -> list[Problem]:
             run.task,
             f"runs on a process that is silent: {run.role} {run.host}, pid {run.pid}",
             "the next scheduler or worker that is alive decides it",
-            (f"fsa runs show {run.id[:8]}",),
+            (f"fsa runs show {quote(run.id[:8])}",),
             is_task=True,
         )
         for run in seen.running
@@ -86,16 +92,23 @@ def problems(seen: Glance) -> list[Problem]:
     return found
 
 
-def waits_because(seen: Glance, name: str) -> tuple[str, tuple[str, ...]]:
-    """Why a queued run of the task *name* waits whose time has come, and what shows or cures it."""
+def waits_because(
+    seen: Glance, name: str, held: Mapping[str, Row[Any]] | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """Why a queued run of the task *name* waits whose time has come, and what shows or cures it.
+
+    Args:
+        held: As `held_locks` of what runs.
+    """
     if loader.current() and registry.get(name) is None:
-        cancel = f"fsa runs cancel --task {name} --status queued"
+        cancel = f"fsa runs cancel --task {quote(name)} --status queued"
         cure = f'aliases=["{name}"] of the task that it is now'
         return f"the app has no such task (renamed? {cure})", (cancel,)
     if not seen.serving.executing:
         return "nobody is alive who executes runs", ("fsa worker start",)
-    if (one := lock_holder(seen.running, name)) is not None:
-        show = (f"fsa runs show {one.id[:8]}",)
+    held = held_locks(seen.running) if held is None else held
+    if (one := lock_holder(held, name)) is not None:
+        show = (f"fsa runs show {quote(one.id[:8])}",)
         if one.task == name:
             return f"its run {one.id[:8]} goes on", show
         return f"its lock is held by run {one.id[:8]} of {one.task}", show
@@ -104,17 +117,21 @@ def waits_because(seen: Glance, name: str) -> tuple[str, tuple[str, ...]]:
     return NOBODY_TAKES_IT, ("fsa worker start",)
 
 
-def lock_holder(running: Sequence[Row[Any]], name: str) -> Row[Any] | None:
-    """The run that holds the lock of this task; of a task that nobody knows here, its own."""
+def held_locks(running: Iterable[Row[Any]]) -> dict[str, Row[Any]]:
+    """The locks that these runs hold; of a task that nobody knows here, its name."""
+    held: dict[str, Row[Any]] = {}
+    for each in running:
+        task = registry.get(each.task)
+        lock = each.task if task is None else lock_of(task, "")
+        if lock is not None:
+            held.setdefault(lock, each)
+    return held
+
+
+def lock_holder(held: Mapping[str, Row[Any]], name: str) -> Row[Any] | None:
+    """The run that holds the lock of this task."""
     task = registry.get(name)
-    if task is None:
-        return next((each for each in running if each.task == name), None)
-    lock = lock_of(task, "")
-    for each in running if lock is not None else ():
-        other = registry.get(each.task)
-        if other is not None and lock_of(other, "") == lock:
-            return each
-    return None
+    return held.get((name if task is None else lock_of(task, "")) or "")
 
 
 def lives(node: Row[Any], now_ms: int) -> bool:
@@ -155,7 +172,7 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
                 node.role,
                 f"one has died {_ago(node.lease_until_ms, seen)} ago: {node.host}, pid {node.pid}",
                 "start it again unless that is done; it is named here for an hour",
-                (f"fsa {node.role} start", "fsa runs --status interrupted"),
+                (f"fsa {quote(node.role)} start", "fsa runs --status interrupted"),
             )
 
 
@@ -170,20 +187,18 @@ def _unserved(seen: Glance, dispatched: Sequence[Waiting]) -> Iterator[Problem]:
             "worker",
             f"none serves the queue {queue} of {executor}, and {number} dispatched for "
             f"{_longest(same, seen)}",
-            commands=(f"fsa worker start --queue {queue}",),
+            commands=(f"fsa worker start --queue {quote(str(queue))}",),
         )
 
 
 def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Iterator[Problem]:
     problem = partial(Problem, task.name, is_task=True)
     last = seen.last_executed.get(task.name)
-    succeeded = task.last_success_ms
-    good = f"last success {since(succeeded, seen.now_ms)}" if succeeded else "never succeeded"
     skipped = seen.skipped.get(task.name, 0)
-    if task.consecutive_failures and last is not None and last.status in _BAD:
+    if task.consecutive_failures and last is not None and last.status in BAD:
         number = task.consecutive_failures
         yield problem(
-            f"{last.status.replace('_', ' ')} {format_times(number)}, {good}",
+            f"{last.status.replace('_', ' ')} {format_times(number)}, {_last_good(task, seen)}",
             ": ".join(
                 filter(
                     None,
@@ -193,14 +208,15 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
                     ],
                 )
             ),
-            (f"fsa runs show {last.id[:8]}", *_again(last)),
+            (f"fsa runs show {quote(last.id[:8])}", *_again(last)),
         )
     elif last is not None and last.status == RunStatus.INTERRUPTED:
         yield problem(
-            f"interrupted {since(last.finished_ms or last.scheduled_ms, seen.now_ms)}, {good}"
+            f"interrupted {since(last.finished_ms or last.scheduled_ms, seen.now_ms)}, "
+            + _last_good(task, seen)
             + (f", {skipped} skipped since" if skipped else ""),
             _error(last),
-            (f"fsa runs show {last.id[:8]}", *_again(last)),
+            (f"fsa runs show {quote(last.id[:8])}", *_again(last)),
         )
     elif (
         skipped >= _SKIPPED
@@ -208,27 +224,32 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
         and all(each.task != task.name for each in seen.running)
     ):
         yield problem(
-            f"skipped {format_times(skipped)}, {good}",
-            commands=(f"fsa runs {task.name} --status skipped",),
+            f"skipped {format_times(skipped)}, {_last_good(task, seen)}",
+            commands=(f"fsa runs {quote(task.name)} --status skipped",),
         )
     if task.paused_ms is not None:
         by = f" by {task.paused_by}" if task.paused_by else ""
         yield problem(
             f"paused {since(task.paused_ms, seen.now_ms)}{by}",
-            commands=(f"fsa scheduler resume {task.name}",),
+            commands=(f"fsa scheduler resume {quote(task.name)}",),
         )
         return
     if missed := seen.missed.get(task.name):
         yield problem(
             f"missed {missed} since its last success",
-            commands=(f"fsa runs {task.name} --status missed",),
+            commands=(f"fsa runs {quote(task.name)} --status missed",),
         )
     is_wanted = task.schedule_hash is not None and (places is None or task.name in places)
     if is_wanted and task.name not in seen.known and "scheduler" in _alive(seen):
         yield problem(
             "no live scheduler knows it (--only, --tag, another version?)",
-            commands=(f"fsa scheduler start --only {task.name}",),
+            commands=(f"fsa scheduler start --only {quote(task.name)}",),
         )
+
+
+def _last_good(task: Row[Any], seen: Glance) -> str:
+    ms = task.last_success_ms
+    return f"last success {since(ms, seen.now_ms)}" if ms else "never succeeded"
 
 
 @lru_cache(maxsize=512)  # what fails is seen again at each look
@@ -239,7 +260,7 @@ def _place_of(traceback: str) -> str | None:
 
 
 def _again(run: Row[Any]) -> tuple[str, ...]:
-    return (f"fsa runs retry {run.id[:8]}",) if run.status == RunStatus.INTERRUPTED else ()
+    return (f"fsa runs retry {quote(run.id[:8])}",) if run.status == RunStatus.INTERRUPTED else ()
 
 
 def _waiting(seen: Glance) -> Iterator[Problem]:
@@ -248,13 +269,14 @@ def _waiting(seen: Glance) -> Iterator[Problem]:
         is_late = each.due and seen.now_ms - each.due_ms >= LONG_MS
         if each.status == RunStatus.QUEUED and is_late:
             late.setdefault(each.task, []).append(each)
+    held = held_locks(seen.running)
     for name, same in late.items():
-        why, cures = waits_because(seen, name)
+        why, cures = waits_because(seen, name, held)
         number = f"{sum(each.due for each in same)}{'+' if same[0].more else ''}"
         yield Problem(
             name,
             f"{number} queued for {_ago(same[0].due_ms, seen)}: {why}",
-            commands=(f"fsa runs {name} --status queued", *cures),
+            commands=(f"fsa runs {quote(name)} --status queued", *cures),
             is_task=True,
         )
 

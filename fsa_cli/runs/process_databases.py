@@ -12,6 +12,7 @@ from sqlalchemy import URL
 from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.project import loader, settings
+from fsa_cli.project.named_databases import configure
 from fsa_cli.project.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = ["databases_here", "process_key"]
 
 # The process that has a ledger and no database: to look for a middleware each time takes 100 ms.
 _without_database: int | None = None
+_named_here: dict[int, dict[str, Database]] = {}
 
 
 def databases_here() -> tuple[Mapping[str, Database], Settings]:
@@ -35,14 +37,34 @@ def databases_here() -> tuple[Mapping[str, Database], Settings]:
     from fastapi_sqlalchemy import db
 
     url, chosen = _url(), settings.read()
-    if url is None and chosen.ledger_url is None:
+    named = {} if url is not None else _named(chosen)
+    if url is None and not named and chosen.ledger_url is None:
         raise ConfigurationError(
             "there is no ledger: db is not configured in this process",
-            hint="db.configure(...), or FSA_LEDGER_URL",
+            hint='db.configure(...), [tool.fsa] database = "core.db:engine", or FSA_LEDGER_URL',
         )
     global _without_database
     _without_database = os.getpid() if url is None else None
-    return ({"default": db} if url is not None else {}), chosen
+    return ({"default": db} if url is not None else named), chosen
+
+
+def _named(chosen: Settings) -> dict[str, Database]:
+    """The databases that `[tool.fsa] database` and FSA_DB_URL name, as `fsa` takes them.
+
+    They are made once, and not the app's `db`, which its own code has not configured.
+    """
+    from fastapi_sqlalchemy import Database
+
+    if os.getpid() not in _named_here:
+        found = {}
+        for name, text in {**chosen.databases, **chosen.database_urls}.items():
+            found[name] = Database(name)
+            if name in chosen.database_urls:
+                found[name].configure(db_url=text)
+            else:
+                configure(found[name], text, chosen)
+        _named_here[os.getpid()] = found
+    return _named_here[os.getpid()]
 
 
 def process_key() -> tuple[object, ...]:

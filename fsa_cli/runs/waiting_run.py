@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Any
 
 from sqlalchemy import Row
@@ -23,7 +24,7 @@ def why_it_waits(ledger: Ledger, run: Row[Any]) -> tuple[str, tuple[str, ...]]:
     if run.status == RunStatus.DISPATCHED:
         if seen.serving.has(run.executor, run.queue):
             return "", ()
-        start = f"fsa worker start{f' --queue {run.queue}' if run.queue else ''}"
+        start = f"fsa worker start{f' --queue {quote(run.queue)}' if run.queue else ''}"
         return f"no live worker serves the queue {run.queue} of {run.executor}", (start,)
     left_ms = run.not_before_ms - seen.now_ms
     if left_ms > 0:

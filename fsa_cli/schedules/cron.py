@@ -32,6 +32,7 @@ _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _DAY = timedelta(days=1)
 _LARGEST_CHANGE_S = 3 * 3600
+_LONGEST_NUMBER = 1000
 # 29 February is the rarest day that there is: 1896 to 1904, 2096 to 2104.
 _FARTHEST = timedelta(days=366 * 9)
 
@@ -258,6 +259,8 @@ def _read_part(field: _Field, part: str, text: str) -> set[int]:
 
     span, slash, step_text = part.partition("/")
     step = 1
+    if max(len(step_text), len(span)) > _LONGEST_NUMBER:  # Python reads no number of 5000 digits
+        raise ScheduleError(f'"{text}": {field.name} has a number that is too long')
     if slash:
         if not (step_text.isascii() and step_text.isdigit()) or int(step_text) == 0:
             raise wrong("has a step that is not a number of 1 or more")

@@ -17,6 +17,7 @@ __all__ = ["FireCheck", "FireTime", "check_fires", "read_instant", "upcoming_fir
 
 _FARTHEST = timedelta(days=366 * 9)
 _MILLISECOND = timedelta(milliseconds=1)
+_YEARS = range(1900, 9900)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def read_instant(text: str, schedule: Schedule) -> datetime:
         raise UsageError(
             f'--at "{text}": expected an instant', hint="2026-10-25T02:30, 2026-10-25T00:30Z"
         ) from None
+    if instant.year not in _YEARS:  # nine years on either side are looked at, in any zone
+        raise UsageError(f'--at "{text}": expected a year from {_YEARS[0]} to {_YEARS[-1]}')
     return instant if instant.tzinfo else instant.replace(tzinfo=schedule.timezone)
 
 

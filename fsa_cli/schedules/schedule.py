@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -21,12 +21,14 @@ from fsa_cli.schedules.cron import Cron
 from fsa_cli.schedules.durations import duration_s
 from fsa_cli.schedules.suggestions import suggest
 from fsa_cli.schedules.timezones import parse_timezone
+from fsa_cli.schedules.triggered import Triggered, trigger_text
 
 __all__ = ["Schedule", "parse_schedule", "upcoming"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _MAX_STEPS = 5000
+_LONGEST_STEP_S = 100 * 366 * 86400
 _EVERY = re.compile(r"every\s+(\S.*)", re.IGNORECASE)
 
 
@@ -53,9 +55,12 @@ class Every:
     timezone: tzinfo
     seconds: int
 
-    def next_after(self, instant: datetime) -> datetime:
+    def next_after(self, instant: datetime) -> datetime | None:
         steps = (instant - _EPOCH) // timedelta(seconds=self.seconds) + 1
-        return _EPOCH + steps * timedelta(seconds=self.seconds)
+        try:
+            return _EPOCH + steps * timedelta(seconds=self.seconds)
+        except OverflowError:  # in the year 10000
+            return None
 
 
 @dataclass(frozen=True)
@@ -95,74 +100,6 @@ class AllOf:
         )
 
 
-@dataclass(frozen=True)
-class Triggered:
-    """An APScheduler trigger, with APScheduler's meaning."""
-
-    text: str
-    timezone: tzinfo
-    trigger: Any
-
-    def next_after(self, instant: datetime) -> datetime | None:
-        # Without the previous instant: in an hour that the clocks repeat, that sticks for ever.
-        found: datetime | None = self.trigger.get_next_fire_time(
-            None, instant.astimezone(UTC) + _MICROSECOND
-        )
-        # Date and calendar triggers ignore "now" and start at their own beginning.
-        while found is not None and found <= instant:
-            following = self.trigger.get_next_fire_time(found, instant)
-            found = following if following is None or following > found else None
-        if found is None:
-            return None
-        return min([found.astimezone(UTC), *self._after_changes(instant, found)])
-
-    def _after_changes(self, instant: datetime, found: datetime) -> Iterator[datetime]:
-        """What the trigger has on the days after a change of the clocks.
-
-        Counted from before the change, CronTrigger passes over the next day:
-        https://github.com/agronholm/apscheduler/issues/606
-        """
-        from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
-
-        if not isinstance(self.trigger, CronTrigger):
-            return
-        day = instant.astimezone(self.timezone).date()
-        last = found.astimezone(self.timezone).date()
-        offset = _midnight(day, self.timezone).utcoffset()
-        while day < last:
-            day += timedelta(days=1)
-            begin = _midnight(day, self.timezone)
-            if begin.utcoffset() != offset:
-                offset = begin.utcoffset()
-                again = self.trigger.get_next_fire_time(None, begin)
-                if again is not None and again > instant:
-                    yield again.astimezone(UTC)
-            if (skipped := self._in_skipped_midnight(begin)) is not None and skipped > instant:
-                yield skipped
-
-    def _in_skipped_midnight(self, begin: datetime) -> datetime | None:
-        """What falls into the hour after midnight where the clocks skip it (Havana, Cairo, Beirut):
-        by the clocks before the change, as in a skipped hour of the day; CronTrigger passes over
-        that whole day."""
-        there = begin.astimezone(UTC).astimezone(self.timezone)
-        gap = there.replace(tzinfo=None) - begin.replace(tzinfo=None)
-        if not gap:
-            return None
-        before = copy.copy(self.trigger)
-        before.timezone = timezone(begin.utcoffset() or timedelta())
-        found: datetime | None = before.get_next_fire_time(None, begin.astimezone(before.timezone))
-        if found is None or found >= begin.astimezone(UTC) + gap:
-            return None
-        return found.astimezone(UTC)
-
-
-def _midnight(day: date, zone: tzinfo) -> datetime:
-    """It in its own offset: a zone that pytz made gives it another way than zoneinfo."""
-    naive = datetime.combine(day, time())
-    localize = getattr(zone, "localize", None)
-    return localize(naive) if localize is not None else naive.replace(tzinfo=zone)
-
-
 def parse_schedule(schedule: object, zone: object = None) -> Schedule:
     """Read a task's ``schedule=`` and ``timezone=``.
 
@@ -180,7 +117,7 @@ def parse_schedule(schedule: object, zone: object = None) -> Schedule:
         if not schedule:
             raise ScheduleError("a list of schedules is empty", hint="leave the schedule out")
         return _any_of([parse_schedule(one, timezone_) for one in schedule], timezone_)
-    if hasattr(schedule, "get_next_fire_time"):
+    if hasattr(schedule, "get_next_fire_time") and not isinstance(schedule, type):
         return _from_trigger(schedule, timezone_)
     raise ScheduleError(
         f"a schedule cannot be a {type(schedule).__name__}",
@@ -218,7 +155,7 @@ def _reads(zone: tzinfo, text: str) -> bool:
 def _parse_every(text: str, zone: tzinfo) -> Every:
     match = _EVERY.fullmatch(text)
     seconds = duration_s(match[1], text) if match else None
-    if seconds is None:
+    if seconds is None or seconds > _LONGEST_STEP_S:
         raise ScheduleError(
             f'"{text}" is not understood', hint='"every 10s", "every 15m", "every 1h30m"'
         )
@@ -244,22 +181,26 @@ def _from_trigger(trigger: Any, zone: tzinfo) -> Schedule:
             f"{trigger} has jitter, so each process would compute other instants",
             hint="leave the trigger's jitter out",
         )
+    if isinstance(trigger, AndTrigger | OrTrigger) and not trigger.triggers:
+        raise ScheduleError(f"an {type(trigger).__name__} has no triggers")
     if isinstance(trigger, AndTrigger):
         schedules = tuple(_from_trigger(one, zone) for one in trigger.triggers)
-        both = AllOf(text=str(trigger), timezone=zone, schedules=schedules)
+        both = AllOf(text=trigger_text(trigger), timezone=zone, schedules=schedules)
         both.next_after(datetime.now(UTC))  # raises where it never comes
         return both
     if isinstance(trigger, OrTrigger):
         return _any_of([_from_trigger(one, zone) for one in trigger.triggers], zone)
     if isinstance(trigger, CalendarIntervalTrigger) and trigger.start_date == date.today():
         trigger = _anchored(trigger)
-    own_zone = getattr(trigger, "timezone", None) or zone
+    own_zone = parse_timezone(getattr(trigger, "timezone", None) or zone)
     if isinstance(trigger, IntervalTrigger) and trigger.start_date.microsecond:
         # Without a start date of its own the trigger counts from the moment of its creation, which
         # no two processes share. A start that a person wrote has no microseconds and is kept.
         trigger = copy.copy(trigger)
         trigger.start_date = _EPOCH
-    return Triggered(text=str(trigger), timezone=own_zone, trigger=trigger)
+    triggered = Triggered(text=trigger_text(trigger), timezone=own_zone, trigger=trigger)
+    triggered.next_after(datetime.now(UTC))  # raises where the trigger does
+    return triggered
 
 
 def _anchored(trigger: Any) -> Any:

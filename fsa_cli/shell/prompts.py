@@ -17,7 +17,7 @@ from typing import Any
 
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.project.state_dir import make_private_file, make_state_dir
-from fsa_cli.shell.session import Shell
+from fsa_cli.shell.session import Shell, await_hint
 from fsa_cli.terminal.output import shown
 from fsa_cli.terminal.user_code import is_user_file
 
@@ -59,6 +59,9 @@ def interact(shell: Shell, prompt: str, *, whole_tracebacks: bool = False) -> No
 
 
 def _recover(shell: Shell, error: BaseException) -> None:
+    """What follows the traceback of *error*."""
+    if hint := await_hint(error):
+        sys.stderr.write(f"hint: {hint}\n")
     if shell.recover(error):
         sys.stderr.write(_ROLLED_BACK + "\n")
 

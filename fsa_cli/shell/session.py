@@ -15,6 +15,7 @@ from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, copy_context
 from functools import partial
+from traceback import walk_tb
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -243,6 +244,17 @@ class Shell:
         yield "names", f"{names}, tasks ({tasks}), {models}"
         for note in self.notes:
             yield "note", note
+
+
+def await_hint(error: BaseException) -> str | None:
+    """What to write in place of a line that has awaited what gives no awaitable; None: no such."""
+    if type(error) is not TypeError or "await" not in str(error):
+        return None
+    names = [frame.f_code.co_names for frame, _ in walk_tb(error.__traceback__)]
+    name = next((each for each in ("session", "run", "sql") if names and each in names[-1]), None)
+    if name is None:
+        return None
+    return f"{name} is not awaited; db.async_session is: await db.async_session.scalar(...)"
 
 
 async def _async_session(db: Database) -> Any:

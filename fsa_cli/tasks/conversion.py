@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from fsa_cli.exceptions import ArgumentError, did_you_mean
 from fsa_cli.tasks.signature import Parameter
+from fsa_cli.terminal.masking import mask_within
 
 __all__ = ["Source", "Verbatim", "quote", "read_value", "validate"]
 
@@ -145,5 +146,4 @@ def _show(parameter: Parameter, text: str) -> str:
 
 
 def quote(text: str) -> str:
-    line = " ".join(text.split())
-    return f'"{line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."}"'
+    return f'"{mask_within(" ".join(text.split()), _SHOWN)}"'

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["escape_json_controls", "escape_record", "escape_terminal"]
+__all__ = ["escape_json_controls", "escape_record", "escape_terminal", "one_line"]
 
 _CONTROLS = (*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20))
 _OTHERS = (
@@ -28,6 +28,8 @@ _ESCAPES = {each: chr(each).encode("unicode_escape").decode() for each in (*_CON
 # JSON's own escapes leave nothing below U+0020.
 _ESCAPES_IN_JSON = {each: json.dumps(chr(each))[1:-1] for each in _OTHERS} | {0x7F: r"\u007f"}
 _UNSAFE = re.compile(f"[{''.join(map(chr, _ESCAPES))}]")
+# The look behind: a run of spaces is looked at from its beginning only.
+_LINE_BREAK = re.compile(r"(?<!\s)[^\S\n]*+\n\s*+")
 
 
 def escape_terminal(text: str) -> str:
@@ -39,6 +41,11 @@ def escape_terminal(text: str) -> str:
     return text.translate(_ESCAPES) if _UNSAFE.search(text) else text
 
 
+def one_line(text: str) -> str:
+    """*text* without line breaks: a name that has one begins no line that would be another's."""
+    return _LINE_BREAK.sub(" ", text.strip("\n")) if "\n" in text else text
+
+
 def escape_json_controls(text: str) -> str:
     """JSON text that means the same, with JSON's escapes for what acts on a terminal."""
     if text.isascii() and "\x7f" not in text:
@@ -47,11 +54,11 @@ def escape_json_controls(text: str) -> str:
 
 
 def escape_record(record: logging.LogRecord) -> bool:
-    """A filter for a logger: what its records say is shown escaped, by whatever handler."""
+    """A filter for a logger: what its records say is one line and escaped, by whatever handler."""
     import traceback
 
     message = record.getMessage()
-    if (escaped := escape_terminal(message)) != message:
+    if (escaped := escape_terminal(one_line(message))) != message:
         record.msg, record.args = escaped, ()
     if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         told = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from fsa_cli.terminal.secret_names import SECRET_NAME
 
-__all__ = ["MAX_TEXT_LENGTH", "mask", "mask_head", "mask_tail"]
+__all__ = ["MAX_TEXT_LENGTH", "mask", "mask_head", "mask_tail", "mask_within"]
 
 #: Characters of a text from outside that are kept, or shown where a person reads.
 MAX_TEXT_LENGTH = 64 * 1024
@@ -48,6 +48,11 @@ def mask(text: str) -> str:
 def mask_head(text: str, length: int = MAX_TEXT_LENGTH) -> str:
     """The first *length* characters of *text*, masked; no secret is left where the cut goes."""
     return _masked(text, 0, min(length, len(text)))
+
+
+def mask_within(text: str, length: int) -> str:
+    """*text*, masked, in so many characters: with `...` where it is cut, as by `mask_head`."""
+    return mask(text) if len(text) <= length else f"{mask_head(text, length - 3)}..."
 
 
 def mask_tail(text: str, length: int = MAX_TEXT_LENGTH) -> str:

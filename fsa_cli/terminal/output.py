@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
 from fsa_cli.exceptions import FsaError
-from fsa_cli.terminal.escaping import escape_json_controls, escape_terminal
+from fsa_cli.terminal.escaping import escape_json_controls, escape_terminal, one_line
 from fsa_cli.terminal.folding import columns_of, fold
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
@@ -82,12 +82,16 @@ class Output:
         """Print one line of data, escaped for a terminal.
 
         Args:
-            exact: In a pipe as it is: a program reads it.
+            exact: In a pipe as it is: a program reads it. It may have several lines.
         """
         if exact and not _is_terminal(sys.stdout):
             self._put(sys.stdout, mask(text))
         else:
-            self._write(sys.stdout, text)
+            self._write(sys.stdout, text if exact else one_line(text))
+
+    def text(self, text: str) -> None:
+        """Print data of several lines, escaped for a terminal."""
+        self._write(sys.stdout, text)
 
     def table(
         self,
@@ -140,19 +144,22 @@ class Output:
             self.fact(key.ljust(width), _plain(item))
 
     def fact(self, name: str, text: str) -> None:
-        """Print *text* beside *name*; a terminal shows it folded between words, below itself."""
+        """Print *text* beside *name*."""
+        for line in self.fact_lines(name, text):
+            self.line(line)
+
+    def fact_lines(self, name: str, text: str) -> list[str]:
+        """*text* beside *name*; on a terminal folded between words, below itself."""
+        name, text = one_line(name), one_line(text)
         if not _is_terminal(sys.stdout):
-            self.line(f"{name}  {text}")
-            return
+            return [f"{name}  {text}"]
         first, *more = self._folded(shown(text), len(name) + _GAP)
-        self._put(sys.stdout, f"{name}  {first}".rstrip())
-        for line in more:
-            self._put(sys.stdout, f"{'':{len(name)}}  {line}")
+        return [f"{name}  {first}".rstrip(), *(f"{'':{len(name)}}  {line}" for line in more)]
 
     def say(self, text: str) -> None:
-        """Narrate, on stderr."""
+        """Narrate a line, on stderr."""
         if not self.quiet and not self.json:
-            self._tell(text)
+            self._tell(one_line(text))
 
     def tell(self, text: str) -> None:
         """Write what a flag of its own asked for to stderr, also with `-q` and `--json`."""
@@ -170,7 +177,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Warn on stderr, also with `-q` and `--json`."""
-        self._tell(text, "warning:", "33")
+        self._tell(one_line(text), "warning:", "33")
 
     def error(self, error: FsaError) -> None:
         """Print *error* on stderr: at most eight lines, or one JSON object."""
@@ -180,10 +187,10 @@ class Output:
         if self.traceback and error.__cause__ is not None:
             self._write(sys.stderr, traceback_text(error.__cause__))
         lines = [line for part in error.details for line in part.splitlines()]
-        message = error.message.splitlines()
+        message = one_line(error.message)
         hint = error.hint.splitlines() if error.hint else []
-        room = _MAX_ERROR_LINES - len(message) - len(hint)
-        self._tell("\n".join(message), "error:", "1;31")
+        room = _MAX_ERROR_LINES - 1 - len(hint)
+        self._tell(message, "error:", "1;31")
         for line in lines[: max(room, 0)]:
             self._tell("  " + line)
         for line in hint:

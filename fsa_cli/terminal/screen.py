@@ -61,7 +61,8 @@ class Screen:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
         try:
-            tty.setcbreak(descriptor)
+            # Not TCSAFLUSH, the default: keys that were typed while it started count.
+            tty.setcbreak(descriptor, termios.TCSADRAIN)
             with self._console.screen(hide_cursor=True):
                 yield
         finally:

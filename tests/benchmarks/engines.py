@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import psycopg
 import redis
 from sqlalchemy import Engine, create_engine, text
 
@@ -196,6 +198,57 @@ class OwnProcrastinate:
         )
 
 
+class OwnPgQueuer:
+    """Where it is installed. Its tables are made anew, and are as durable as PostgreSQL's are."""
+
+    title = "PgQueuer's own"
+
+    def __init__(self, place: Place) -> None:
+        queries = importlib.import_module("pgqueuer.queries")
+        drivers = importlib.import_module("pgqueuer.adapters.drivers.psycopg")
+        self._place = place
+        self._dsn = place.url.replace("+psycopg", "")
+        for command in ("uninstall", "install"):
+            self._command(command)
+        # It refuses a connection that is not in autocommit, and so a session's.
+        self._connection = psycopg.connect(self._dsn, autocommit=True)
+        self._queries = queries.SyncQueries(drivers.SyncPsycopgDriver(self._connection))
+
+    def _command(self, command: str) -> None:
+        argv = [str(SCRIPTS / "pgq"), "--pg-dsn", self._dsn, command]
+        subprocess.run(argv, check=command == "install", capture_output=True)
+
+    def argv(self) -> list[str]:
+        return ["python", "engine_pgqueuer.py", str(CONCURRENCY)]
+
+    def environ(self) -> Mapping[str, str]:
+        return {}
+
+    def reset(self) -> None:
+        self._place.execute("TRUNCATE pgqueuer, pgqueuer_log")
+
+    def up(self) -> int:
+        return self._place.number(
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE application_name = 'pgq'"
+            " AND datname = current_database()"
+        )
+
+    def send(self, count: int) -> None:
+        for start in range(0, count, AT_ONCE):
+            number = min(count, start + AT_ONCE) - start
+            self._queries.enqueue(["empty"] * number, [None] * number, [0] * number)
+
+    def send_one(self) -> None:
+        self._queries.enqueue("tell", None)
+
+    def enqueue(self) -> None:
+        with self._connection.transaction():
+            self._queries.enqueue("empty", None)
+
+    def ended(self) -> int:
+        return self._place.number("SELECT COUNT(*) FROM pgqueuer_log WHERE status = 'successful'")
+
+
 class OwnCelery:
     """Celery's own tasks; *results*: with its database result backend."""
 
@@ -236,6 +289,10 @@ class OwnCelery:
         if self._results:
             return self._place.number("SELECT COUNT(*) FROM celery_taskmeta")
         return self._sent - int(self._place.redis.llen("own") + self._place.redis.hlen("unacked"))
+
+
+def _pgqueuer(place: Place) -> list[OwnPgQueuer]:
+    return [OwnPgQueuer(place)] if find_spec("pgqueuer") is not None else []
 
 
 def _celery() -> Any:
@@ -300,7 +357,7 @@ def throughput(place: Place, engines: list[str], count: int, rounds: int) -> Non
         if engine != "celery":
             contestants += [OwnProcrastinate(place)]
         if engine == "local":
-            contestants += [OwnCelery(place, "threads", results=True)]
+            contestants += [*_pgqueuer(place), OwnCelery(place, "threads", results=True)]
         if engine == "celery":
             contestants += [
                 OwnCelery(place, pool, results=results)
@@ -321,7 +378,7 @@ def throughput(place: Place, engines: list[str], count: int, rounds: int) -> Non
 
 def enqueueing(place: Place, rounds: int, count: int = 300) -> None:
     """In the caller's transaction, which does nothing else; in turns. By the clock, and of CPU."""
-    contestants = [Ours(place, "local"), OwnProcrastinate(place)]
+    contestants = [Ours(place, "local"), OwnProcrastinate(place), *_pgqueuer(place)]
     backends = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
     found: dict[str, list[tuple[float, float]]] = {each.title: [] for each in contestants}
     for each in contestants:
@@ -358,6 +415,8 @@ def latency(place: Place, engines: list[str], samples: int) -> None:
             else OwnProcrastinate(place)
         )
         contestants: list[Contestant] = [own, Ours(place, engine)]
+        if engine == "local":
+            contestants += _pgqueuer(place)
         found: dict[str, list[float]] = {each.title: [] for each in contestants}
         for each in contestants:
             each.reset()

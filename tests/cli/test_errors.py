@@ -150,7 +150,13 @@ BROKEN = [
     Broken(
         "a URL that is none",
         {"main.py": WELL.replace("sqlite://", "postgresql:/u:hidden@h/d")},
-        ["database cannot be configured"],
+        ["database cannot be configured", "postgresql://user:", "percent-encoded"],
+        never=["hidden"],
+    ),
+    Broken(
+        "a URL of a database that nobody knows",
+        {"main.py": WELL.replace("sqlite://", "postgrs://u:hidden@h/d")},
+        ["database cannot be configured", "write postgresql:// for postgrs://"],
         never=["hidden"],
     ),
     Broken(
@@ -261,6 +267,35 @@ def test_a_broken_app_is_reported_in_at_most_eight_lines(
         whole = fsa(*flags, "--traceback", "health")
         assert whole.returncode == broken.exit_code
         assert text not in whole.stderr + as_json.stderr
+
+
+def test_below_the_app_one_is_led_up_to_it(fsa, write_app, tmp_path) -> None:
+    write_app(tmp_path, {"main.py": WELL, "docs/old/readme.txt": ""})
+    done = fsa("tasks", cwd=tmp_path / "docs" / "old")
+    assert done.returncode == 3
+    assert "hint: cd ../.., where main.py is; or fsa --app" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["manual"], "fsa docs"),
+        (["db", "migrate"], "fsa db upgrade"),
+        (["scheduler", "run"], "fsa scheduler start"),
+        (["start"], "fsa scheduler start"),
+    ],
+)
+def test_what_other_tools_call_it_leads_to_the_command(fsa, argv: list[str], hint: str) -> None:
+    done = fsa(*argv)
+    assert done.returncode == 2
+    assert f"error: fsa has no command '{' '.join(argv)}'" in done.stderr
+    assert hint in done.stderr.partition("hint: ")[2]
+
+
+def test_an_unknown_status_is_said_in_no_library_s_words(fsa) -> None:
+    said = fsa("runs", "--status", "fail").stderr
+    assert "'fail' is not one of" in said
+    assert "Value error" not in said
 
 
 def test_traceback_shows_the_whole_traceback_and_no_local_variables(

@@ -334,6 +334,34 @@ def test_what_a_task_does_to_its_process_is_not_done_to_other_runs(
         assert len(set(notes)) == 2  # all in one process
 
 
+STARTS_SLOWLY = """
+from apscheduler.schedulers.background import BackgroundScheduler
+
+begin = BackgroundScheduler.start
+
+def begin_slowly(self):
+    time.sleep(1)
+    begin(self)
+
+BackgroundScheduler.start = begin_slowly
+"""
+
+
+def test_no_run_begins_before_all_of_its_process_has(
+    lay: Callable[[str], None], rows: Rows, fsa: Run, fsa_process: Start
+) -> None:
+    lay(UNRULY + STARTS_SLOWLY)
+    assert fsa("run-task", "takes_all_threads", "--enqueue").returncode == 0
+
+    process = fsa_process("scheduler", "start")
+    for name in ("takes_all_threads", "every_second"):
+        succeeded = f"task = '{name}' AND status = 'succeeded'"
+        wait_until(lambda it=succeeded: rows("id", it))  # type: ignore[misc]
+    process.stop()
+
+    assert process.returncode == 0, process.stderr
+
+
 @pytest.mark.slow
 def test_what_a_row_says_is_that_run_s_failure(
     lay: Callable[[str], None],

@@ -35,6 +35,17 @@ def test_a_page_is_searched_and_an_unknown_one_is_guessed(fsa: Run) -> None:
     assert "hint: did you mean scheduling?" in wrong.stderr
 
 
+def test_what_a_search_finds_is_readable_at_80_columns(terminal: OpenTerminal) -> None:
+    child = terminal("fsa", "docs", "--search", "lease", columns=80, env={"NO_COLOR": "1"})
+    child.expect(pexpect.EOF)
+    lines = str(child.before).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "configuring: Behind PgBouncer" in lines
+    shown = [line for line in lines if line.startswith("  ")]
+    assert all("|" not in line[:3] for line in shown)
+    assert any("lease" in line and len(line) > 60 for line in shown)
+
+
 def test_a_person_reads_it_formatted_and_a_long_one_in_a_pager(
     terminal: OpenTerminal, tmp_path: Path
 ) -> None:
@@ -62,6 +73,6 @@ def test_a_person_reads_it_formatted_and_a_long_one_in_a_pager(
 def test_at_eighty_columns_a_line_that_is_found_shows_the_word(terminal: OpenTerminal) -> None:
     child = terminal("fsa", "docs", "--search", "enqueue", columns=80)
     child.expect(pexpect.EOF)
-    found = [line for line in str(child.before).splitlines() if "..." in line]
+    found = [line for line in str(child.before).splitlines() if line.startswith("  ... ")]
     assert found
     assert all("enqueue" in line.lower() for line in found), found

@@ -368,7 +368,7 @@ def test_a_function_that_is_not_registered_is_run_by_module_and_name(
         (["write", "--m", "7"], "no such option: --m"),
         (["write", "--timeout", "0"], '--timeout "0": expected seconds, more than 0'),
         (["--timeout", "-1", "write"], '--timeout "-1": expected seconds, more than 0'),
-        (["main:plain"], "missing N (a whole number)"),
+        (["main:plain"], "missing N (a whole number)\nhint: fsa run-task main:plain -h"),
         (["write", "--retries", "x"], '--retries "x": expected a whole number, 0 or more'),
         (["write", "--timeout"], "--timeout needs a value"),
         (["write", "--args-json", "n=1"], '--args-json "n=1": not JSON: '),

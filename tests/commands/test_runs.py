@@ -111,6 +111,7 @@ def test_runs_are_chosen_by_task_status_and_time(fsa: Run, ran: Shop) -> None:
 
 def test_a_run_is_shown_in_full_by_the_beginning_of_its_id(fsa: Run, ran: Shop) -> None:
     (run,) = documents(fsa, "fail")
+    assert isinstance(run["id"], str)
     short = str(run["id"])[:6]
 
     shown = fsa("runs", "show", short).stdout
@@ -118,6 +119,7 @@ def test_a_run_is_shown_in_full_by_the_beginning_of_its_id(fsa: Run, ran: Shop) 
 
     assert f"run\t{run['id']}\ntask\tfail\nstatus\tfailed\n" in shown
     assert "error\tLookupError: no such user\n" in shown
+    assert f"try it again\tfsa runs retry {run['id'][:8]}\n" in shown
     assert shown.rstrip().endswith("LookupError: no such user")
     assert "Traceback (most recent call last):" in shown
     assert document == {**run, "earlier_attempts": []}
@@ -187,6 +189,9 @@ def test_a_retried_run_is_carried_as_its_task_is_today(
     assert fsa("run-task", "--enqueue", "ship", env=broker).returncode == 0
     (before,) = documents(fsa)
     assert (before["executor"], before["status"]) == ("procrastinate", "handed_off")
+    # As the screens call it, and as it is stored.
+    assert documents(fsa, "--status", "dispatched") == documents(fsa, "--status", "handed_off")
+    assert documents(fsa, "--status", "dispatched") == [before]
     assert fsa("runs", "cancel", str(before["id"])).returncode == 0
 
     done = fsa("runs", "retry", str(before["id"]))

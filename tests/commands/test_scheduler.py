@@ -138,6 +138,9 @@ def test_a_schedule_is_tested_without_an_app(fsa: Run) -> None:
     assert done.returncode == 0
     assert "fires\tyes\n" in done.stdout
     assert fsa("scheduler", "test", "0 3 * * *", "--at", "noon").returncode == 2
+    for end in ("0001-01-01", "9999-12-31"):
+        refused = fsa("scheduler", "test", "0 3 * * *", "--at", end)
+        assert (refused.returncode, "expected a year" in refused.stderr) == (2, True)
     assert fsa("scheduler", "test", "0 3 * *", "--at", "2026-07-01").returncode == 3
 
 

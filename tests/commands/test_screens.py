@@ -135,7 +135,8 @@ LOOSE = (
     # Whole, or cut by the end of the line.
     (
         re.compile(
-            r"\b\d+(\.\d+)? (ms|s|min|h|d)\b(( \d+( s| min| h| m| mi)?)?\.\.\.|( \d+ (s|min|h)\b))?"
+            r"\b\d+(\.\d+)? (ms|s|min|h|d)\b"
+            r"(( \d+( s| min| h| m| mi)?)? ?\.\.\.|( \d+ (s|min|h)\b))?"
         ),
         "SPAN",
     ),

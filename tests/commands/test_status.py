@@ -85,6 +85,7 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     child = terminal("fsa", "status", columns=80)
     child.expect(pexpect.EOF)
     lines = COLORS.sub("", str(child.before)).splitlines()
+    assert not any(line.endswith("...") for line in lines)
     # A path alone is never cut.
     assert max(len(line) for line in lines if len(line.split()) > 1) <= 80
     assert [line for line in lines if line in ("needs a look", "next")] == ["needs a look", "next"]
@@ -92,6 +93,38 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     assert place is not None
     source = (small_shop.directory / "main.py").read_text().splitlines()
     assert "raise LookupError" in source[int(place[1]) - 1]  # where it failed, not where it begins
+
+
+def test_the_first_lines_stay_on_a_terminal_however_much_needs_a_look(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    small_shop.write("".join(f"@task\ndef bad{n:02}():\n    [][0]\n\n" for n in range(30)) + TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+
+    def lines() -> list[str]:
+        child = terminal("fsa", "status", columns=80, rows=24)
+        child.expect(pexpect.EOF)
+        return COLORS.sub("", str(child.before)).splitlines()
+
+    for number in range(5):
+        assert fsa("run-task", f"bad{number:02}").returncode == 1
+    some = lines()
+    assert len(some) < 24
+    assert "next" not in some
+    assert "in full: fsa status | less" in some[:4]
+    # A cron job's: neither a scheduler nor a worker has registered them.
+    assert sum(line.startswith("  bad") for line in some) == 5
+    first = some.index(next(line for line in some if line.startswith("  bad00")))
+    assert "main.py:" in some[first + 1]
+    assert "fsa runs show" in some[first + 2]
+
+    for number in range(5, 30):
+        assert fsa("run-task", f"bad{number:02}").returncode == 1
+    many = lines()
+    assert len(many) == 23
+    shown = sum(line.startswith("  bad") for line in many)
+    assert many[-1] == f"  and {31 - shown - 1} more"
+    assert "bad29" in fsa("status").stdout  # nothing is left out in a pipe
 
 
 def test_names_and_times_do_not_fold_at_eighty_columns(

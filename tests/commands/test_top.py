@@ -34,6 +34,11 @@ def test_top_shows_what_has_failed_and_acts_on_the_run_that_is_chosen(
     assert [(each["task"], each["number"]) for each in told["failures"]] == [("fails", 1)]
     assert "fails" in fsa("top").stdout
 
+    early = terminal("fsa", "top", columns=160)
+    early.send("q")  # before it has taken the keyboard
+    early.expect_exact("\x1b[?1049l")
+    early.wait()
+
     screen = terminal("fsa", "top", columns=160)
     screen.expect_exact("> " + run_id[:8])
     screen.expect_exact("[red]no[/red] \\x1b[31m <b>")

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -298,6 +299,18 @@ def test_mounting_the_console_loads_no_template_and_no_database() -> None:
     assert done.stdout == "[]\n"
 
 
+MOUNTED = """
+import sys, threading
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from fastapi_sqlalchemy import DBSessionMiddleware
+from fsa_cli import console
+app = FastAPI()
+app.add_middleware(DBSessionMiddleware, db_url=sys.argv[1])
+app.include_router(console.router(access=lambda: 'view'))
+"""
+
+
 def test_the_first_page_after_an_apps_start_has_nothing_to_load(postgresql: Backend) -> None:
     create_tables(postgresql.url)
     postgresql.execute(
@@ -305,14 +318,7 @@ def test_the_first_page_after_an_apps_start_has_nothing_to_load(postgresql: Back
         "VALUES ('look', 'tea', '{}', 0)"
     )
     program = (
-        "import sys, threading\n"
-        "from fastapi import FastAPI\n"
-        "from fastapi.testclient import TestClient\n"
-        "from fastapi_sqlalchemy import DBSessionMiddleware\n"
-        "from fsa_cli import console\n"
-        "app = FastAPI()\n"
-        "app.add_middleware(DBSessionMiddleware, db_url=sys.argv[1])\n"
-        "app.include_router(console.router(access=lambda: 'view'))\n"
+        f"{MOUNTED}"
         "with TestClient(app) as client:\n"
         "    for each in threading.enumerate():\n"
         "        if each.name == 'fsa console':\n"
@@ -336,6 +342,24 @@ def test_the_first_page_after_an_apps_start_has_nothing_to_load(postgresql: Back
     )
 
     assert done.stdout == "0\nTrue\n[]\n['MainThread']\n"
+
+
+def test_a_database_that_is_away_is_said_so_and_asked_for_again() -> None:
+    """The web process has loaded nothing of `fsa`'s."""
+    program = (
+        f"{MOUNTED}"
+        "answer = TestClient(app).get('/')\n"
+        "print(answer.status_code, answer.headers['Refresh'], answer.text)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"postgresql+psycopg://postgres@127.0.0.1:{free.getsockname()[1]}/shop"
+    done = subprocess.run(
+        [sys.executable, "-c", program, url], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("503 5 "), done.stdout
+    assert "<h1>the ledger cannot be reached</h1>" in done.stdout
+    assert "is the server running" in done.stdout
+    assert "00:00:00" not in done.stdout
 
 
 def test_a_nul_in_an_address_or_a_form_is_the_askers_mistake() -> None:

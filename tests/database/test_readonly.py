@@ -2,12 +2,14 @@
 
 import json
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from fsa_cli.database.read_statements import check_reads
+from fsa_cli.exceptions import StatementFailed
 
 PROGRAM = """
 import asyncio, json, sys
@@ -236,6 +238,15 @@ def test_the_query_command_writes_nothing_either(
 )
 def test_what_reads_is_sent(statement: str, dialect: str) -> None:
     check_reads(statement, dialect)
+
+
+@pytest.mark.parametrize("dialect", ["mysql", "postgresql"])
+@pytest.mark.parametrize("opening", ["/*", "/*!", "/* '", "(/*", "/*$a$"])
+def test_comments_that_do_not_end_are_refused_at_once(dialect: str, opening: str) -> None:
+    begun_s = time.monotonic()
+    with pytest.raises(StatementFailed):
+        check_reads("select 1 " + opening * 50_000, dialect)
+    assert time.monotonic() - begun_s < 1
 
 
 def test_nothing_is_left_in_the_session_that_a_pooler_gives_to_others(python, postgresql) -> None:

@@ -87,7 +87,10 @@ def test_an_instant_without_a_row_is_found(
     cut_ms = replicas.settle()
     assert replicas.stop() == [0]
     judge(replicas, cut_ms).assert_kept()
-    gone = replicas.ledger.rows("SELECT id FROM fsa_run WHERE status = 'succeeded' LIMIT 1")[0][0]
+    gone = replicas.ledger.rows(
+        "SELECT id FROM fsa_run WHERE status = 'succeeded'"
+        f" AND scheduled_ms BETWEEN {replicas.first_ms() + 1} AND {cut_ms} LIMIT 1"
+    )[0][0]
     replicas.ledger.execute(f"DELETE FROM fsa_run WHERE id = '{gone}'")
 
     with pytest.raises(AssertionError, match="0 rows"):

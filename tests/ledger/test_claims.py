@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +16,13 @@ from sqlalchemy import Connection, event, select
 from fsa_cli.ledger import control
 from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_next, claim_queued, requeue_claimed
+from fsa_cli.ledger.dialects import LOCK_S
 from fsa_cli.ledger.enqueue import write_run
 from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.records import ClaimedRun, Due, NewRun, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
-from support.ledgers import enqueue, make_node, now_ms, open_ledger, runs_of
+from support.ledgers import dispose, enqueue, make_node, now_ms, open_ledger, runs_of
 
 WINDOW_MS = 5000
 LOCAL: dict[str, Any] = {"executor": "local", "queue": None, "dispatched": False}
@@ -69,6 +72,32 @@ def test_of_many_replicas_at_once_exactly_one_gets_each_instant(ledger: Ledger) 
     rows = runs_of(ledger)
     assert {(row.task, row.scheduled_ms) for row in rows} == {each.key for each in due}
     assert Counter(row.status for row in rows) == {"running": 10, "skipped": 10}
+
+
+def test_an_instant_that_a_replica_makes_up_for_meanwhile_is_not_said_to_be_skipped(
+    ledger: Ledger,
+) -> None:
+    node = make_node(ledger)
+    url = ledger.engine.url.render_as_string(hide_password=False)
+    replica = open_ledger(url, ledger.namespace)
+    goes_on = due_now(ledger)
+    late = replace(goes_on, scheduled_ms=goes_on.scheduled_ms - 2 * WINDOW_MS)
+    assert claim_due(ledger, node.id, [goes_on], window_ms=WINDOW_MS).mine
+    asked: list[object] = []
+
+    def make_up(*_: object) -> None:
+        asked.append(None)
+        if len(asked) == 3:  # to insert it as skipped; it had no row when that was looked at
+            unlocked = replace(late, lock_key=None)
+            assert claim_due(replica, node.id, [unlocked], window_ms=10 * WINDOW_MS).mine
+
+    for engine in {ledger.engine.pool, ledger._single.pool}:
+        event.listen(engine, "checkout", make_up)
+    outcome = claim_due(ledger, node.id, [late], window_ms=WINDOW_MS)
+
+    dispose(replica)
+    assert (outcome.skipped, outcome.others, outcome.left) == ([], [late], [])
+    assert {row.status for row in runs_of(ledger)} == {"running"}
 
 
 def test_while_the_run_before_goes_on_an_instant_is_skipped_or_waits(ledger: Ledger) -> None:
@@ -229,6 +258,25 @@ def test_what_was_just_asked_for_is_claimed_in_one_statement(ledger_on_postgresq
     assert {rows[each.run_id].claim for each in mine} == {"a" * 32}
     assert {rows[each.run_id].node for each in theirs} == {second.id}
     assert {row.id for row in rows.values() if row.status == "queued"} == {*left, waiting[3]}
+
+
+def test_rows_in_a_transaction_that_does_not_end_keep_no_others_waiting(
+    ledger_on_postgresql: Ledger,
+) -> None:
+    ledger = ledger_on_postgresql
+    node = make_node(ledger)
+    waiting = [enqueue(ledger, "ship", "{}") for _ in range(130)]
+    held = set(waiting[:120])
+
+    with ledger.engine.connect() as connection:
+        connection.execute(select(run.c.id).where(run.c.id.in_(held)).with_for_update())
+        began_s = time.monotonic()
+        found = claim_queued(ledger, node.id, {"ship": None}, most=7)
+        took_s = time.monotonic() - began_s
+
+    assert [each.run_id for each in found.runs] == waiting[120:127]
+    assert found.more
+    assert took_s < LOCK_S
 
 
 def test_what_an_unanswered_commit_has_claimed_is_known(

@@ -6,9 +6,11 @@ import multiprocessing
 from typing import Any
 
 from sqlalchemy import event, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger import tables
 from fsa_cli.ledger.claim_queued import claim_queued
+from fsa_cli.ledger.dialects import transient
 from fsa_cli.ledger.enqueue import insert_run, write_run, write_runs
 from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.pruning import Pruning
@@ -39,7 +41,12 @@ def ask(url: str, namespace: str, own: bool, told: Any) -> None:
             got.add(write_run(ledger, wanted()))
             continue
         with ledger.engine.connect() as connection:
-            run_id = insert_run(ledger, connection, wanted()).run_id
+            try:
+                run_id = insert_run(ledger, connection, wanted()).run_id
+            except DBAPIError as exc:  # InnoDB: those who wait for one that is rolled back
+                if not transient(exc):
+                    raise
+                continue
             if n % 5 == 0:
                 connection.rollback()
             else:

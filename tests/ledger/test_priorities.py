@@ -154,4 +154,18 @@ def test_without_statistics_a_claim_reads_what_it_claims(
                 ).scalar()
                 shown = plan[0]["Plan"]
                 assert shown["Shared Hit Blocks"] + shown["Shared Read Blocks"] < 120, plan
+    sent: list[tuple[str, Any]] = []
+    event.listen(
+        fresh._single, "before_cursor_execute", lambda *given: sent.append((given[2], given[3]))
+    )
     assert len(claim_queued(fresh, node, LOCKS, most=50).runs) == 50
+    assert len(claim_queued(fresh, node, {"ship": "shop/ship"}, most=50).runs) == 1
+    updates = [each for each in sent if each[0].startswith("UPDATE")]
+    assert len(updates) == 2
+    with fresh.engine.connect() as connection:
+        for statement, given in updates:
+            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", given).scalars())
+            assert "fsa_run_pkey" in plan
+            # What is claimed is named; nothing looks through all that waits.
+            assert not any(f" on {name}" in plan for name in ("fsa_run_priority", "fsa_run_queue"))
+            assert "Seq Scan on fsa_run" not in plan

@@ -1,8 +1,5 @@
 """A ledger that may not be created, may not be written, or has no room left: what `fsa` says."""
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +7,7 @@ import pytest
 from sqlalchemy import make_url
 
 from support.backends import Backend
-from support.processes import FSA, Run, environment
+from support.processes import Run, as_a_user, environment
 from support.shops import Shop
 from support.waiting import wait_until
 
@@ -133,24 +130,65 @@ def test_a_full_disk_under_a_file_is_no_outage(
 
 
 @pytest.mark.slow
+def test_the_file_that_cannot_be_written_is_named(
+    fsa: Run, tmp_path: Path, sqlite: Backend
+) -> None:
+    """`fsa status` said that all is well, and SQLite's "readonly database" names no file."""
+    Shop(tmp_path, sqlite).write(TASKS)
+    ledger = tmp_path / "ledger.db"
+    changes = {"FSA_LEDGER_URL": f"sqlite:///{ledger}"}
+    assert fsa("scheduler", "init", env=changes).returncode == 0
+    ledger.chmod(0o444)
+
+    seen = as_a_user("status", tmp_path, environment(changes))
+    refused = as_a_user("scheduler pause ship", tmp_path, environment(changes))
+
+    assert (seen.returncode, refused.returncode) == (0, 3)
+    is_written = f"{ledger} may not be written by this user: its mode is 0"
+    assert f"ledger     {is_written}" in seen.stdout
+    assert f"  {is_written}" in refused.stderr
+    # The reader has made the files beside it with its mode, and they stay when it is cured.
+    ledger.chmod(0o644)
+    refused = as_a_user("scheduler pause ship", tmp_path, environment(changes))
+    assert (refused.returncode, f"{ledger}-shm may not" in refused.stderr) == (3, True)
+    Path(f"{ledger}-shm").chmod(0o644)
+    assert as_a_user("scheduler pause ship", tmp_path, environment(changes)).returncode == 0
+
+
+def test_a_ledger_that_is_no_file_of_sqlites_is_no_outage(
+    fsa: Run, tmp_path: Path, sqlite: Backend
+) -> None:
+    Shop(tmp_path, sqlite).write(TASKS)
+    (tmp_path / "text.db").write_text("no database")
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "link.db").symlink_to("nowhere/ledger.db")
+    said = {
+        "text": "the file is no SQLite database, or a damaged one",
+        "folder": f"{tmp_path}/folder.db is a directory",
+        "link": f"{tmp_path}/link.db is a link to nowhere/ledger.db, which does not exist",
+    }
+    for name, text in said.items():
+        env = {"FSA_LEDGER_URL": f"sqlite:///{tmp_path}/{name}.db"}
+        for command in ("status", "runs", "scheduler init", "scheduler start"):
+            done = fsa(*command.split(), env=env)
+            assert done.returncode == (0 if command == "status" else 3), (name, command)
+            assert text in done.stdout + done.stderr, (name, command)
+            assert len(done.stderr.splitlines()) < 8
+
+
+@pytest.mark.slow
 def test_a_folder_that_is_read_only_is_no_outage(fsa: Run, tmp_path: Path, sqlite: Backend) -> None:
     Shop(tmp_path, sqlite).write(TASKS)
     (ledger := tmp_path / "files").mkdir()
     env = environment({"FSA_LEDGER_URL": f"sqlite:///{ledger}/ledger.db"})
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # who may write everywhere
-        setpriv = shutil.which("setpriv") or pytest.skip("setpriv is not installed")
-        as_user = [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
 
     def said(command: str) -> str:
-        done = subprocess.run(
-            [*as_user, FSA, *command.split()], cwd=tmp_path, env=env, capture_output=True, text=True
-        )
+        done = as_a_user(command, tmp_path, env)
         assert done.returncode == 3, command
         return done.stderr
 
     ledger.chmod(0o555)
-    assert f"Permission denied: '{ledger}/ledger.db'" in said("scheduler init")
+    assert f"  {ledger} may not be written by this user: its mode is 0555" in said("scheduler init")
     ledger.chmod(0o755)
     assert fsa("scheduler", "init", env={"FSA_LEDGER_URL": env["FSA_LEDGER_URL"]}).returncode == 0
     ledger.chmod(0o555)

@@ -4,10 +4,11 @@ import asyncio
 import gc
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from sqlalchemy import event, func, select, text
 from sqlalchemy.pool import PoolResetState
 from starlette.background import BackgroundTask
@@ -42,6 +43,38 @@ def test_a_background_task_of_an_error_reads_what_the_route_has_loaded(
             assert client.get(f"/{side}").status_code == 403
             async_store.assert_settled()
     assert seen == ["ann", "ann"]
+
+
+@pytest.mark.anyio
+async def test_a_file_that_the_server_sends_by_its_path_is_a_whole_response(
+    postgresql_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, db = postgresql_store, postgresql_store.db
+    app = store.app(commit_on_exit=True)
+    (tmp_path / "file").write_text("whole")
+    held: list[int] = []
+
+    def write() -> None:
+        held.append(store.checked_out())
+        db.session.add(User(name="lost"))
+        db.session.flush()
+
+    @app.get("/")
+    def route() -> FileResponse:
+        db.session.scalar(select(User.id))
+        return FileResponse(tmp_path / "file", background=BackgroundTask(write))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            await asyncio.to_thread(lambda: db.session.scalar(select(User.id)))
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    await app({**scope, "extensions": {"http.response.pathsend": {}}}, receive, send)
+    assert held == [0]
+    assert "GET / wrote to the database without a commit" in caplog.text
 
 
 @pytest.mark.parametrize("pending", [False, True], ids=["executed", "pending"])

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from support.models import Membership, User
 from support.stores import REFUSE, Store, at_commit
 from support.waiting import wait_until
-from support.web import Serve, client_of
+from support.web import Serve, add_http_middleware, client_of
 
 
 def add_nothing(app: FastAPI) -> None:
@@ -25,12 +25,6 @@ def add_nothing(app: FastAPI) -> None:
 
 def add_gzip(app: FastAPI) -> None:
     app.add_middleware(GZipMiddleware, minimum_size=0)
-
-
-def add_http_middleware(app: FastAPI) -> None:
-    @app.middleware("http")
-    async def pass_on(request: Request, call_next: Any) -> Any:
-        return await call_next(request)
 
 
 AROUND = {"plain": add_nothing, "gzip": add_gzip, "http_middleware": add_http_middleware}
@@ -441,6 +435,39 @@ def test_event_listeners_of_the_commit_can_use_the_session(
         db.session.add(User(name="bob"))
     assert audited == [True, True]
     assert postgresql_store.users() == ["ann", "bob"]
+
+
+def test_what_listens_to_commits_hears_none_of_an_error_response(
+    serve: Serve, async_store: Store
+) -> None:
+    db = async_store.db
+    heard: list[Session] = []
+
+    class Audited(Session): ...
+
+    @event.listens_for(Audited, "before_commit")
+    def audit(session: Session) -> None:
+        heard.append(session)
+        session.add(User(name="audit"))
+
+    app = async_store.app(
+        commit_on_exit=True,
+        session_args={"class_": Audited},
+        async_session_args={"sync_session_class": Audited},
+    )
+
+    @app.get("/sync")
+    def read() -> None:
+        raise HTTPException(404, db.session.scalars(select(User.name)).all())
+
+    @app.get("/async")
+    async def read_async() -> None:
+        raise HTTPException(404, (await db.async_session.scalars(select(User.name))).all())
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async"):
+            assert client.get(path).json() == {"detail": []}
+    assert (heard, async_store.users()) == ([], [])
 
 
 def test_a_request_that_wrote_through_both_sessions_commits_both(

@@ -14,12 +14,13 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
+from fastapi_sqlalchemy.engines import engines
 from fastapi_sqlalchemy.sessions import handles, shielding
 from support.backends import Backend, connect_postgresql
 from support.models import User
 from support.proxy import proxy_to
 from support.stores import Store, at_commit, opened
-from support.waiting import wait_until
+from support.waiting import DEADLINE_S, wait_until
 from support.web import Serve, client_of
 
 SERVERS = {
@@ -87,6 +88,24 @@ async def test_a_sync_session_ends_although_the_server_hangs_at_rollback(
         proxy.silent.clear()
         async with db():
             assert db.session.scalar(select(User)) is None
+
+
+async def test_a_pool_is_disposed_although_its_server_is_silent(
+    async_server_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg waits for an answer to its goodbye: SIGTERM would never end a server."""
+    monkeypatch.setattr(engines, "CLOSE_TIMEOUT_S", 0.3)
+
+    store = async_server_store
+    with proxy_to(store.url) as proxy:
+        store.db.configure(db_url=proxy.url(store.url))
+        engine = store.db.async_engine
+        async with engine.connect(), engine.connect(), engine.connect():
+            pass
+        assert engine.pool.checkedin() == 3
+        proxy.silent.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await store.db.adispose()
 
 
 async def test_a_rollback_at_the_response_that_hangs_is_given_up_once(

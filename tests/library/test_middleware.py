@@ -1,9 +1,13 @@
 """`DBSessionMiddleware`: what it lets through, what it warns about, what it costs."""
 
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from fastapi.middleware.gzip import GZipMiddleware
@@ -14,7 +18,7 @@ from fastapi_sqlalchemy import Database, DBSessionMiddleware, MissingSessionErro
 from support.models import User
 from support.stores import Store
 from support.waiting import wait_until
-from support.web import Serve, client_of
+from support.web import Serve, add_http_middleware, client_of
 
 
 def add_nothing(app: FastAPI) -> None:
@@ -23,12 +27,6 @@ def add_nothing(app: FastAPI) -> None:
 
 def add_gzip(app: FastAPI) -> None:
     app.add_middleware(GZipMiddleware, minimum_size=0)
-
-
-def add_http_middleware(app: FastAPI) -> None:
-    @app.middleware("http")
-    async def pass_on(request: Request, call_next: Any) -> Any:
-        return await call_next(request)
 
 
 @pytest.fixture(params=[add_nothing, add_gzip, add_http_middleware], ids=lambda f: f.__name__)
@@ -277,6 +275,59 @@ def test_a_request_has_one_session_for_all_that_it_runs(serve: Serve, sqlite_sto
         assert len(set(seen)) == 1
     with pytest.raises(MissingSessionError):
         _ = db.session
+
+
+@pytest.mark.anyio
+async def test_a_request_that_a_route_makes_to_its_own_app_has_a_session_of_its_own(
+    async_postgresql_store: Store,
+) -> None:
+    store, db = async_postgresql_store, async_postgresql_store.db
+    app = store.app(commit_on_exit=True)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://own")
+
+    @app.post("/users/{name}")
+    async def create(name: str) -> None:
+        db.async_session.add(User(name=name))
+
+    @app.post("/batch")
+    async def batch() -> None:
+        db.async_session.add(User(name="lost"))
+        assert (await client.post("/users/kept")).status_code == 200
+        raise HTTPException(409)
+
+    async with client:
+        assert (await client.post("/batch")).status_code == 409
+    assert store.users() == ["kept"]
+    await db.adispose()
+
+
+def test_a_request_that_uvicorn_begins_inside_the_one_before_has_a_session_of_its_own(
+    serve: Serve, postgresql_store: Store
+) -> None:
+    """A pipelined one begins in the context of that before it, whose background task goes on."""
+    store, db = postgresql_store, postgresql_store.db
+    app = store.app(commit_on_exit=True)
+
+    @app.get("/first")
+    def first(tasks: BackgroundTasks) -> str:
+        tasks.add_task(time.sleep, 0.5)
+        return str(db.session.scalar(text("select 'first'")))
+
+    @app.get("/second")
+    def second() -> str:
+        db.session.add(User(name="second"))
+        return "second"
+
+    with serve(app) as served:
+        address = urlsplit(served.base_url)
+        with socket.create_connection((address.hostname, address.port), 20) as connection:
+            for path in ("first", "second"):
+                connection.sendall(f"GET /{path} HTTP/1.1\r\nHost: own\r\n\r\n".encode())
+            answers = b""
+            while not answers.endswith(b'"second"'):
+                answers += connection.recv(1000)
+    assert answers.count(b"HTTP/1.1 200") == 2
+    assert store.users() == ["second"]
 
 
 def test_two_middlewares_serve_two_databases(

@@ -1,8 +1,11 @@
 """Small pools, many requests: nobody waits for somebody who waits for him."""
 
+import asyncio
+import contextlib
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -20,7 +23,7 @@ from fastapi_sqlalchemy.sessions import pool_waiting, request_scope
 from support.models import User
 from support.stores import Store
 from support.waiting import wait_until
-from support.web import Serve, client_of
+from support.web import Serve, add_http_middleware, client_of
 
 REQUESTS = 200
 #: Who waits for somebody who waits for him waits for ever; a busy machine serves them all in time.
@@ -105,6 +108,61 @@ def test_a_tiny_pool_serves_200_requests_that_write(
     with client_of(serve, app) as client:
         assert ask_all_at_once(client, "/sync", "/async") == {200: REQUESTS}
     assert Counter(store.users()) == {"sync": REQUESTS // 2, "async": REQUESTS // 2}
+
+
+def test_a_tiny_pool_serves_200_streams_under_an_http_middleware(
+    serve: Serve, postgresql_store: Store
+) -> None:
+    """Each waits for a connection in one thread, and for its turn after that in another."""
+    store, db = postgresql_store, postgresql_store.db
+    app = FastAPI()
+
+    add_http_middleware(app)
+    served = store.app(commit_on_exit=True, engine_args={**NARROW, "pool_size": 2})
+    app.user_middleware[:0] = served.user_middleware
+
+    @app.get("/stream")
+    def stream() -> StreamingResponse:
+        db.session.add(User(name="ann"))
+        parts = (str(db.session.scalar(text("SELECT 1"))) for _ in range(3))
+        return StreamingResponse(parts)
+
+    with client_of(serve, app) as client:
+        assert ask_all_at_once(client, "/stream") == {200: REQUESTS}
+    assert len(store.users()) == REQUESTS
+
+
+def test_a_sync_session_on_the_loop_does_not_wait_there_for_a_commit_that_needs_the_loop(
+    serve: Serve, postgresql_store: Store
+) -> None:
+    store, db = postgresql_store, postgresql_store.db
+    app = FastAPI()
+
+    add_http_middleware(app)
+    served = store.app(commit_on_exit=True, engine_args={**NARROW, "pool_size": 1})
+    app.user_middleware[:0] = served.user_middleware
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[str]:
+            await asyncio.sleep(0.2)  # the COMMIT waits for a connection by now
+            yield str(db.session.scalar(text("SELECT 1")))
+
+        db.session.add(User(name="ann"))
+        return StreamingResponse(parts())
+
+    @app.get("/alive")
+    async def alive() -> str:
+        return "alive"
+
+    with client_of(serve, app) as client, ThreadPoolExecutor(1) as threads:
+        with db.engine.connect():
+            asked = threads.submit(client.get, "/stream")
+            time.sleep(0.5)
+            assert client.get("/alive", timeout=5).json() == "alive"
+        # Starlette before 1 cuts an answer that fails; 1 ends it.
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            assert asked.result(10).status_code in (200, 500)
 
 
 def test_the_thread_limit_is_what_it_was_after_a_crowd(

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+import httpx
 import pytest
 from fastapi import FastAPI, WebSocket
 from fastapi.testclient import TestClient
@@ -310,6 +311,22 @@ def test_a_failed_statement_leaves_the_sandbox_usable(stored: Backend, db: Datab
             assert db.session.scalars(select(User.name)).all() == ["ann"]
 
 
+def test_the_options_of_a_sessions_connection_end_with_its_transaction(
+    stored: Backend, db: Database
+) -> None:
+    """As outside: a tenant's schema is none of the next session's."""
+    tenant = {"schema_translate_map": {None: "tenant"}, "isolation_level": "SERIALIZABLE"}
+    with db.sandbox():
+        with db():
+            assert db.session.connection(execution_options=tenant).get_execution_options()[
+                "schema_translate_map"
+            ]
+        with db():
+            assert db.session.scalars(select(User.name)).all() == ["ann"]
+        with db(), pytest.raises(SandboxError, match="AUTOCOMMIT"):
+            db.session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+
+
 def test_sandboxes_do_not_nest(stored: Backend, db: Database) -> None:
     with db.sandbox():
         with pytest.raises(SandboxError, match="open already"), db.sandbox():
@@ -355,6 +372,26 @@ def test_requests_inside_run_one_at_a_time(stored: Backend, db: Database) -> Non
             thread.join()
         assert len(TestClient(app).get("/users").json()) == 7
     assert most == 1
+    assert names(stored) == ["ann"]
+
+
+def test_a_mounted_app_and_a_route_that_calls_its_own_app_wait_for_nobody(
+    stored: Backend, db: Database
+) -> None:
+    app = users_app(db)
+    app.mount("/mounted", users_app(db))
+
+    @app.get("/own")
+    async def own() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://own") as client:
+            assert (await client.post("/users/by-the-app")).status_code == 200
+
+    client = TestClient(app)
+    with db.sandbox():
+        assert client.post("/mounted/users/in-the-mounted").status_code == 200
+        assert client.get("/own").status_code == 200
+        assert client.get("/mounted/users").json() == ["ann", "in-the-mounted", "by-the-app"]
     assert names(stored) == ["ann"]
 
 

@@ -213,6 +213,20 @@ async def session_on_the_engine(db: Database) -> Any:
     return await entities(db)
 
 
+@way(NAMES)
+async def connection_with_a_level(db: Database) -> Any:
+    level = {"isolation_level": "SERIALIZABLE"}
+    connection = await db.async_session.connection(execution_options=level)
+    return list(await connection.scalars(text("SELECT name FROM users ORDER BY name")))
+
+
+@way(NAMES)
+async def engine_connection_with_a_level(db: Database) -> Any:
+    async with db.async_engine.connect() as connection:
+        await connection.execution_options(isolation_level="SERIALIZABLE")
+        return list(await connection.scalars(text("SELECT name FROM users ORDER BY name")))
+
+
 @way([NAMES, NAMES])
 async def gathered(db: Database) -> Any:
     return await db.gather(text_scalars(db), entities(db))

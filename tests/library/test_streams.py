@@ -9,15 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
-from sqlalchemy import event, insert, select
+from sqlalchemy import event, insert, select, text
 from starlette.background import BackgroundTask
 
 from support.models import Membership, User
 from support.releases import LOSES_CANCELLED_CONNECTIONS, LOSES_THEM
 from support.stores import Store
-from support.web import Serve, client_of
+from support.web import Serve, add_http_middleware, client_of
 
 try:
     from fastapi.sse import EventSourceResponse
@@ -95,6 +95,43 @@ def test_with_commit_on_exit_a_stream_opens_a_scope_for_its_cursor(
 
     with client_of(serve, app) as client:
         assert len(client.get("/").text.splitlines()) == ROWS + 1
+
+
+@pytest.mark.parametrize("path", ["/sync", "/async"])
+def test_a_stream_under_an_http_middleware_and_its_requests_commit_keep_apart(
+    serve: Serve, async_postgresql_store: Store, path: str
+) -> None:
+    """A BaseHTTPMiddleware passes the start on while the stream is at its first chunk already."""
+    db = async_postgresql_store.db
+    app = FastAPI()
+
+    add_http_middleware(app)
+    app.user_middleware[:0] = async_postgresql_store.app(commit_on_exit=True).user_middleware
+    wait = text("SELECT pg_sleep(0.02)")
+
+    @app.get("/sync")
+    def route() -> StreamingResponse:
+        def produce() -> Iterator[str]:
+            for number in range(5):
+                db.session.execute(wait)
+                yield str(number)
+
+        db.session.add(User(name="ann"))
+        return StreamingResponse(produce())
+
+    @app.get("/async")
+    async def route_async() -> StreamingResponse:
+        async def produce() -> AsyncIterator[str]:
+            for number in range(5):
+                await db.async_session.execute(wait)
+                yield str(number)
+
+        db.async_session.add(User(name="ann"))
+        return StreamingResponse(produce())
+
+    with client_of(serve, app) as client:
+        assert [client.get(path).text for _ in range(3)] == ["01234"] * 3
+    assert async_postgresql_store.users() == ["ann"] * 3
 
 
 def test_a_stream_reads_loaded_objects_without_a_further_select(serve: Serve, store: Store) -> None:
@@ -203,12 +240,6 @@ def add_streams(store: Store, app: FastAPI, chunks: int, pause_s: float = 0.0) -
 
 def path_of(kind: str, side: str) -> str:
     return f"/fastapi-{side}" if kind == "fastapi" else f"/{kind}/{side}"
-
-
-def add_http_middleware(app: FastAPI) -> None:
-    @app.middleware("http")
-    async def pass_on(request: Request, call_next: Any) -> Any:
-        return await call_next(request)
 
 
 @pytest.mark.parametrize("side", ["sync", "async"])

@@ -1,5 +1,6 @@
 """One URL, said for the other side."""
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,17 @@ def test_a_url_that_cannot_be_read_is_not_repeated_in_the_error(url: str) -> Non
 def test_postgres_urls_are_told_the_name_that_sqlalchemy_knows() -> None:
     with pytest.raises(ConfigurationError, match="write postgresql://"):
         Database("test").configure("postgres://u:p@h/d")
+    for wrong, right in (("postgrs", "postgresql"), ("postgresql+psycpg", "postgresql+psycopg")):
+        with pytest.raises(ConfigurationError, match=re.escape(f"write {right}:// for {wrong}")):
+            Database("test").configure(f"{wrong}://u:p@h/d")
+
+
+@pytest.mark.parametrize("name", ["zzzz", "sqlite+libsql"])
+def test_a_database_of_another_package_is_one_until_its_engine_is_made(name: str) -> None:
+    db = Database("test")
+    db.configure(f"{name}://u:p@h/d")
+    with pytest.raises(MissingDriverError, match="is its package installed"):
+        _ = db.engine
 
 
 # "=" + a word that occurs nowhere else in what is printed

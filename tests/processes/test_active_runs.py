@@ -156,6 +156,7 @@ def test_a_run_that_is_claimed_a_second_time_here_leaves_the_pool_whole() -> Non
         ended.append((active.claim.token, result.status))
 
     pool = RunPool(1, lambda active: None, end)
+    pool.open()
     pool.concurrency = 2
     for token in ("first", "second"):
         active = ActiveRun(ClaimedRun("run", token, "waits", 0, "manual", 1, "{}"))

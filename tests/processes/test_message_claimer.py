@@ -25,7 +25,7 @@ def test_a_message_that_names_no_run_is_dropped_with_a_warning(tmp_path: Path) -
     context = NodeContext.of(ledger, NodeEvents(Heard()), role="worker", lease_s=20.0, tasks={})
     context.lease.join()
 
-    def build(claimed: object) -> Any:
+    def build(claimed: object, report: object) -> Any:
         raise AssertionError(claimed)
 
     source = RunSource(build, lambda run_ids: set(), {})

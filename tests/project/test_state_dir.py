@@ -12,7 +12,7 @@ import pytest
 from fsa_cli.processes import heartbeat
 from fsa_cli.project.state_dir import make_state_dir, state_dir
 from fsa_cli.shell.prompts import _history
-from support.processes import Run
+from support.processes import Run, as_a_user, environment
 
 MAIN = """
     from fastapi import FastAPI
@@ -110,6 +110,66 @@ def test_a_folder_of_another_user_or_that_others_may_write_is_not_used(
     assert _history("python") is None
     with pytest.raises(PermissionError, match="another user"):
         heartbeat.beat()
+
+
+def test_the_heartbeat_that_cannot_be_read_is_none(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_app(tmp_path, main=MAIN)
+    file = tmp_path / "main.py"
+
+    for options in ([], ["--json"]):
+        done = fsa("health", "live", *options, env={"FSA_STATE_DIR": str(file)})
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+    assert "Not a directory" in fsa("scheduler", "init", env={"FSA_STATE_DIR": str(file)}).stderr
+
+
+@pytest.mark.slow
+def test_a_folder_that_this_user_may_not_enter_is_named(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_app(tmp_path, main=MAIN)
+    changes = {"FSA_STATE_DIR": str(tmp_path / "state")}
+    assert fsa("scheduler", "init", env=changes).returncode == 0
+    (tmp_path / "state").chmod(0)
+    try:
+        for command, code in (
+            ("status", 0),
+            ("runs", 3),
+            ("scheduler init", 3),
+            ("health live", 1),
+        ):
+            done = as_a_user(command, tmp_path, environment(changes))
+            assert done.returncode == code, (command, done.stderr)
+            told = done.stdout + done.stderr
+            if command != "status":  # which says that there is no database
+                assert f"Permission denied: '{tmp_path}/state" in told, told
+    finally:
+        (tmp_path / "state").chmod(0o700)
+
+
+def test_a_current_directory_that_is_gone_is_said(python: Run, tmp_path: Path) -> None:
+    program = """
+import os, sys
+from fsa_cli.cli.app import main
+os.mkdir("gone")
+os.chdir("gone")
+os.rmdir("../gone")
+sys.exit(main(sys.argv[1:]))
+"""
+    # A file: with -c an import looks into the current directory, which 3.13.0 does not survive.
+    (tmp_path / "program.py").write_text(program)
+    done = python("program.py", "status")
+
+    assert done.returncode == 3
+    assert "error: the current directory does not exist any more" in done.stderr
+
+
+def test_a_state_home_that_is_relative_is_none() -> None:
+    """Else each directory of a project had a ledger of its own."""
+    env = {"XDG_STATE_HOME": "state", "HOME": "/home/ann"}
+    assert state_dir(env, "/").startswith("/home/ann/.local/state/fsa/")
 
 
 def test_without_a_home_the_folder_bears_the_users_number() -> None:

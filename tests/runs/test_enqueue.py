@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import event, text
+from sqlalchemy.orm import Session
 
 from fastapi_sqlalchemy import db
 from fsa_cli import Task, task
@@ -291,6 +292,63 @@ def test_a_run_of_a_transaction_in_another_database_follows_its_commit(
             db.session.commit()
     ledger.dispose()
     assert "could not be enqueued" in caplog.text
+
+
+@pytest.fixture
+def elsewhere(ship: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
+    """The items of the runs in a ledger that is another database."""
+    monkeypatch.setenv("FSA_LEDGER_URL", f"sqlite:///{Path.cwd()}/elsewhere.db")
+    ledger = ledger_of({"default": db}, read())
+    ledger.create()
+    yield lambda: [json.loads(row.arguments)["item"] for row in runs_of(ledger)]
+    ledger.dispose()
+
+
+@pytest.mark.parametrize("end", ["close", "reset", "invalidate", "rollback"])
+def test_a_run_of_a_transaction_that_was_given_up_does_not_follow_the_next_commit(
+    end: str, ship: Any, elsewhere: Runs
+) -> None:
+    with db():
+        ship.using(session=db.session).enqueue("gone")
+        getattr(db.session, end)()
+        ship.using(session=db.session).enqueue("kept")
+        db.session.commit()
+
+    assert elsewhere() == ["kept"]
+
+
+def test_a_run_follows_its_savepoint(ship: Any, elsewhere: Runs) -> None:
+    with db():
+        with db.session.begin_nested(), db.session.begin_nested():
+            ship.using(session=db.session).enqueue("kept")
+        with pytest.raises(LookupError), db.session.begin_nested():
+            with db.session.begin_nested():
+                ship.using(session=db.session).enqueue("gone")
+            raise LookupError("the outer one")
+        savepoint = db.session.begin_nested()
+        ship.using(session=db.session).enqueue("gone")
+        savepoint.close()
+        db.session.commit()
+
+    assert elsewhere() == ["kept"]
+
+
+def test_a_run_of_a_session_on_a_connection_follows_the_commit_that_is_one(
+    ship: Any, elsewhere: Runs
+) -> None:
+    with db.engine.connect() as connection:
+        with Session(connection) as session:
+            ship.using(session=session).enqueue("kept")
+            session.commit()
+        with connection.begin() as outer, Session(connection) as session:
+            ship.using(session=session).enqueue("gone")
+            session.commit()
+            outer.rollback()
+    with db.sandbox(), Session(db.engine) as session:
+        ship.using(session=session).enqueue("gone")
+        session.commit()
+
+    assert elsewhere() == ["kept"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time as clock
 import zoneinfo
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,7 @@ from fsa_cli.schedules.timezones import parse_timezone, zone_name
 BERLIN = "Europe/Berlin"
 NEW_YORK = "America/New_York"
 LORD_HOWE = "Australia/Lord_Howe"
+WEST = timezone(timedelta(hours=-5))
 
 
 def utc(text: str) -> datetime:
@@ -311,6 +312,100 @@ def test_an_and_trigger_has_what_its_triggers_have_in_common_or_is_refused() -> 
     with pytest.raises(ScheduleError, match="never comes"):
         parse_schedule(never)
     assert clock.monotonic() - begun_s < 5
+
+
+class OwnTrigger:
+    timezone: object = None
+
+    def __init__(self, next_fire_time: Callable[[datetime | None, datetime], object]) -> None:
+        self.get_next_fire_time = next_fire_time
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def _raises(previous: datetime | None, now: datetime) -> object:
+    raise KeyError("holidays")
+
+
+def _creeps(previous: datetime | None, now: datetime) -> object:
+    step = timedelta(microseconds=1)
+    return previous + step if previous else datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("next_fire_time", "said"),
+    [
+        (_raises, "raised KeyError: 'holidays'"),
+        (_creeps, "has more than 5000 instants that are past"),
+        (lambda previous, now: now - timedelta(hours=1), "does not go on after"),
+        (lambda previous, now: datetime(2100, 1, 1), "gives a datetime that is no time with"),
+        (lambda previous, now: "tomorrow", "gives a str that is no time with"),
+        (lambda previous, now: datetime.max.replace(tzinfo=WEST), "raised OverflowError"),
+    ],
+)
+def test_a_trigger_that_raises_goes_back_or_hangs_is_refused(
+    next_fire_time: Callable[[datetime | None, datetime], object], said: str
+) -> None:
+    begun_s = clock.monotonic()
+    with pytest.raises(ScheduleError, match=f'"OwnTrigger" {said}'):
+        parse_schedule(OwnTrigger(next_fire_time)).next_after(utc("2026-03-28 00:00"))
+    assert clock.monotonic() - begun_s < 1
+
+
+def test_a_trigger_says_its_zone_by_name_and_its_text_need_not_be_had() -> None:
+    trigger = OwnTrigger(lambda previous, now: now + timedelta(hours=1))
+    trigger.timezone = "Europe/Berlin"
+    schedule = parse_schedule(trigger)
+    assert (schedule.text, schedule.timezone) == ("OwnTrigger", ZoneInfo("Europe/Berlin"))
+
+
+@pytest.mark.parametrize("trigger", [AndTrigger([]), OrTrigger([]), CronTrigger])
+def test_a_trigger_without_triggers_and_a_class_are_no_schedules(trigger: object) -> None:
+    with pytest.raises(ScheduleError, match=r"has no triggers|cannot be a"):
+        parse_schedule(trigger)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000 + " * * * *", "*/" + "9" * 5000 + " * * * *"])
+def test_a_number_of_5000_digits_is_no_time(text: str) -> None:
+    with pytest.raises(ScheduleError, match="too long"):
+        parse_schedule(text)
+
+
+@pytest.mark.parametrize("days", [36_601, 99_999_999_999_999])
+def test_a_step_that_no_calendar_has_is_refused(days: int) -> None:
+    with pytest.raises(ScheduleError, match="not understood"):
+        parse_schedule(f"every {days}d")
+
+
+@pytest.mark.parametrize(("weeks", "days"), [(0, 1), (0, 3), (2, 0), (1, 2)])
+@pytest.mark.parametrize("clock_time", [(0, 0), (2, 30)])
+def test_a_calendar_trigger_that_began_long_ago_is_read_from_nearby(
+    weeks: int, days: int, clock_time: tuple[int, int]
+) -> None:
+    def trigger(start: str) -> CalendarIntervalTrigger:
+        hour, minute = clock_time
+        return CalendarIntervalTrigger(
+            weeks=weeks, days=days, hour=hour, minute=minute, start_date=start, timezone=BERLIN
+        )
+
+    one_by_one, found = [], trigger("2026-01-01").get_next_fire_time(None, utc("2026-01-01 00:00"))
+    while len(one_by_one) < 200:
+        one_by_one.append(found.astimezone(UTC))
+        found = trigger("2026-01-01").get_next_fire_time(found, found)
+    step = timedelta(weeks=weeks, days=days)
+    ages_ago = date(2026, 1, 1) - step * (700_000 // step.days)
+    begun_s = clock.monotonic()
+    schedule = parse_schedule(trigger(str(ages_ago)))
+    assert upcoming(schedule, one_by_one[0] - timedelta(seconds=1), 200) == one_by_one
+    assert clock.monotonic() - begun_s < 2
+
+
+def test_a_cron_trigger_of_the_year_9999_is_read_at_once() -> None:
+    begun_s = clock.monotonic()
+    schedule = parse_schedule(CronTrigger(year=9999, timezone=BERLIN))
+    assert schedule.next_after(utc("2026-03-28 00:00")) == utc("9998-12-31 23:00")
+    assert clock.monotonic() - begun_s < 3
 
 
 @settings(max_examples=60, deadline=None)

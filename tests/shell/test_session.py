@@ -113,6 +113,17 @@ def test_session_is_the_async_one_where_only_that_has_a_driver(fsa, project, pos
     assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
 
 
+@pytest.mark.parametrize("called", ["session.scalar(text('select 1'))", "run('add_user', 'ann')"])
+def test_what_to_await_is_said_where_nothing_can_be_awaited(fsa, project, called, sqlite) -> None:
+    sqlite.execute(TABLE.format(serial="integer"))
+
+    done = fsa("shell", "-c", f"await {called}", env={"FSA_DB_URL": sqlite.url})
+
+    assert done.returncode == 1
+    hint = "is not awaited; db.async_session is: await db.async_session.scalar(...)"
+    assert f"hint: {called.partition('(')[0].partition('.')[0]} {hint}\n" in done.stderr
+
+
 def test_a_file_is_run_with_its_arguments_as_a_program(fsa, project) -> None:
     (project / "report.py").write_text(
         "import sys, asyncio\n"
@@ -298,6 +309,7 @@ def test_the_prompt_awaits_and_recovers_and_says_what_is_lost(prompt, database) 
     prompt.say("70 + await db.async_session.scalar(text('select 7'))", "77")
     prompt.say("session.add(User(name='kept'))", "")
     prompt.say("1 + 'mis' 'take'", "TypeError")
+    prompt.say("await session.scalar(text('select 1'))", "hint: session is not awaited; db.async")
     prompt.say("session.commit(); print('com' + 'mitted')", "committed")
     prompt.say(
         "session.add(User(name='forgotten')); session.flush(); print('flu' + 'shed')", "flushed"

@@ -131,6 +131,7 @@ def _serve(address: str) -> dict[str, Any]:
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, not `nohup`
                     # Here, and not by the garbage collector: the numbers are others' by then.
                     selector.close()
                     for each in (listener, ended, wake_up, connection, *children.values()):

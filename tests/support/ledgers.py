@@ -16,7 +16,8 @@ from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
 from support.databases import MariaDBServer, PostgreSQLServer
 
-LEASE_MS = 20_000
+#: Longer than a busy machine stands still in the middle of a test.
+LEASE_MS = 300_000
 OLD_INSERT = """
     INSERT INTO fsa_run (attempt, commits, queued_ms, id, namespace, task, slot, kind, arguments,
         scheduled_ms, status, executor, queue, not_before_ms)

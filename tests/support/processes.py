@@ -68,6 +68,18 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     return env
 
 
+def as_a_user(
+    command: str, directory: Path, env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """`fsa` as somebody who may not write everywhere, as root may."""
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        setpriv = shutil.which("setpriv") or pytest.skip("setpriv is not installed")
+        as_user = [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
+    argv = [*as_user, FSA, *command.split()]
+    return subprocess.run(argv, cwd=directory, env=env, capture_output=True, text=True)
+
+
 class _ForkServer:
     """The interpreter that forks; one for each test process, started when it is first needed."""
 
@@ -433,6 +445,7 @@ class OpenTerminal(Protocol):
         cwd: Path | None = None,
         env: Mapping[str, str | None] | None = None,
         columns: int = 100,
+        rows: int = 40,
     ) -> "pexpect.spawn[str]": ...
 
 
@@ -494,7 +507,7 @@ def fsa_process(start: Start) -> Start:
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[OpenTerminal]:
-    """`terminal("fsa", "shell", cwd=, env=, columns=100)`: a pty to type into (pexpect)."""
+    """`terminal("fsa", "shell", cwd=, env=, columns=, rows=)`: a pty to type into (pexpect)."""
     with contextlib.ExitStack() as stack:
 
         def call(
@@ -502,6 +515,7 @@ def terminal(tmp_path: Path) -> Iterator[OpenTerminal]:
             cwd: Path | None = None,
             env: Mapping[str, str | None] | None = None,
             columns: int = 100,
+            rows: int = 40,
         ) -> "pexpect.spawn[str]":
             spawn = _Spawn if argv[0] in ("fsa", FSA) and _can_fork((FSA,), env) else pexpect.spawn
             child = spawn(
@@ -509,7 +523,7 @@ def terminal(tmp_path: Path) -> Iterator[OpenTerminal]:
                 list(argv[1:]),
                 cwd=str(cwd or tmp_path),
                 env=environment({"TERM": "xterm-256color", **(env or {})}),
-                dimensions=(40, columns),
+                dimensions=(rows, columns),
                 encoding="utf-8",
                 timeout=DEADLINE_S,
             )

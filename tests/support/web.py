@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI, Request
 
 from support.processes import Process, Start
 from support.waiting import DEADLINE_S, wait_until
@@ -23,6 +24,14 @@ from support.waiting import DEADLINE_S, wait_until
 def anyio_backend() -> str:
     """Async tests run on asyncio, the only loop that SQLAlchemy's async side knows."""
     return "asyncio"
+
+
+def add_http_middleware(app: FastAPI) -> None:
+    """Add a middleware of Starlette's BaseHTTPMiddleware, which changes nothing."""
+
+    @app.middleware("http")
+    async def pass_on(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
 
 
 @dataclass

@@ -94,6 +94,42 @@ def test_no_password_is_left_where_a_text_is_cut(password: str, cut: int) -> Non
                     assert part not in shown or part in mask(text), text
 
 
+_LONG = "x" * 20 + " postgresql://me:hunter2hunter2hunter2hunter2@db.example/shop"
+CUT = f"""
+    from fastapi import FastAPI
+    from sqlalchemy import text
+    from fastapi_sqlalchemy import DBSessionMiddleware, db
+    from fsa_cli import task
+
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db")
+
+    @task
+    def give(number: int = 1): return {_LONG!r}
+"""
+
+
+def test_a_line_is_cut_after_its_passwords_are_masked(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A URL whose "@" was cut off was no URL any more, and its password was shown."""
+    write_app(tmp_path, main=CUT)
+    (tmp_path / "echo.py").write_text(
+        f"session.execute(text('select :a'), {{'a': {_LONG!r} * 20}})"
+    )
+    assert fsa("scheduler", "trigger", "give").returncode == 0
+    said = {
+        "in the log": fsa("scheduler", "tick"),
+        "of an argument": fsa("run-task", "give", _LONG),
+        "of a parameter": fsa("shell", "--echo", "echo.py"),
+    }
+
+    for where, done in said.items():
+        told = done.stdout + done.stderr
+        assert "postgresql://me:***" in told, (where, told)
+        assert "hunter" not in told, (where, told)
+
+
 HOSTILE = {
     "hexadecimal digits": "0123456789abcdef",
     "names": "password",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from stat import S_IMODE
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +24,7 @@ from fsa_cli.exceptions import UsageError
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Inspector
 
-__all__ = ["SQLite", "sqlite_file"]
+__all__ = ["SQLite", "file_trouble", "sqlite_file"]
 
 _TABLES = (
     "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -47,6 +48,40 @@ def sqlite_file(url: URL) -> str | None:
     if is_uri_filename(url) and database.startswith("file:"):
         return unquote(urlsplit(database).path)  # https://www.sqlite.org/uri.html
     return database
+
+
+def file_trouble(url: URL) -> str | None:
+    """What keeps this user from reading and writing the file of a SQLite database; None: nothing.
+
+    SQLite's own words for it name no file: it may be the one beside it, or their directory.
+    """
+    if not (name := sqlite_file(url)):
+        return None
+    file = Path(name)
+    try:
+        return _trouble(file)
+    except OSError as exc:  # a directory that this user may not enter
+        return str(exc)
+
+
+def _trouble(file: Path) -> str | None:
+    if file.is_symlink() and not file.exists():
+        return f"{file} is a link to {file.readlink()}, which does not exist"
+    if file.is_dir():
+        return f"{file} is a directory"
+    # Whoever opens it for reading alone makes the others with its mode, and they outlast its cure.
+    beside = [Path(f"{file}{suffix}") for suffix in ("-wal", "-shm")]
+    for each in (file, *beside, *(() if all(map(Path.exists, beside)) else (file.parent,))):
+        if each.exists() and not _may(each, os.R_OK | os.W_OK):
+            if hasattr(os, "statvfs") and os.statvfs(each).f_flag & os.ST_RDONLY:
+                return f"{each} is on a file system that is read-only"
+            may, mode = "written" if _may(each, os.R_OK) else "read", S_IMODE(each.stat().st_mode)
+            return f"{each} may not be {may} by this user: its mode is {mode:04o}"
+    return None
+
+
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 class SQLite(DatabaseDialect):

@@ -1,4 +1,7 @@
-"""A user's file with every public name is clean under `mypy --strict` and `pyright`."""
+"""What type checkers say of a user's file with every public name, of tasks, and of the library.
+
+Each reads all of them at once: most of its time goes into what they import.
+"""
 
 import importlib.util
 import re
@@ -130,20 +133,67 @@ USER = """
 """
 
 
+TASKS = """
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from fsa_cli import Task, TaskContext, TaskResult, task
+
+@task
+def plain(a: int, b: str = "") -> float:
+    return 1.0
+
+@task(schedule=["0 3 * * *", "every 15m"], timeout_s=60, priority=10)
+async def scheduled(context: TaskContext, a: int) -> str:
+    return "a"
+
+@task
+def both(session: Session, context: TaskContext, a: int, *, b: int = 1) -> list[int]:
+    return [a]
+
+@task
+def loose(a: Any, b: object = None) -> int:
+    return 1
+
+made: Task = plain.task
+number: float = plain(1, b="x")
+one: TaskResult[float] = plain.enqueue(1, b="x")
+value: float = one.return_value
+loose.enqueue(1, 2)
+
+async def use(context: TaskContext, session: Session) -> str:
+    two: TaskResult[str] = await scheduled.aenqueue(a=1)
+    three: list[int] = await both.using(session=session, unique="a").enqueue(1, b=2)
+    both(session, context, 1)
+    text: str = await two
+    return text + await scheduled(context, a=1)
+
+plain("wrong")
+scheduled(1)
+plain.enqueue("wrong")
+scheduled.enqueue()
+scheduled.enqueue(1, 2)
+both.using(priority=1).enqueue(1, c=2)
+both.using(prioritty=1)
+wrong: TaskResult[int] = scheduled.enqueue(1)
+"""
+WRONG = TASKS[TASKS.index('plain("wrong")') :].splitlines()
+
 # It would look for a newer version of itself.
 OFFLINE = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
 
 
-def lay(directory: Path) -> tuple[Path, dict[int, str]]:
-    """The user's file, and what each of its lines is to show."""
-    path = directory / "user.py"
-    path.write_text(dedent(USER))
-    expected = {
+def lay(directory: Path) -> dict[int, str]:
+    """Write user.py and tasks.py; what each line of the first is to show."""
+    text = f"# pyright: strict\n{dedent(USER)}"
+    (directory / "user.py").write_text(text)
+    (directory / "tasks.py").write_text(TASKS)
+    return {
         number: line.partition("# shows: ")[2]
-        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for number, line in enumerate(text.splitlines(), 1)
         if "# shows: " in line
     }
-    return path, expected
 
 
 def shown(output: str, pattern: str) -> dict[int, str]:
@@ -154,44 +204,54 @@ def shown(output: str, pattern: str) -> dict[int, str]:
     }
 
 
+def errors_of(output: str) -> tuple[list[str], set[str]]:
+    """The lines of *output* that name errors outside of tasks.py, and the lines of it that have."""
+    lines = TASKS.splitlines()
+    others, wrong = [], set()
+    for line in output.splitlines():
+        if re.search(r"(: | - )error: ", line):
+            if found := re.search(r"\btasks\.py:(\d+)", line):
+                wrong.add(lines[int(found[1]) - 1])
+            else:
+                others.append(line)
+    return others, wrong
+
+
 def test_every_public_name_is_in_the_users_file() -> None:
     for name in fastapi_sqlalchemy.__all__:
         assert re.search(rf"\b{name}\b", USER), name
 
 
 @pytest.mark.slow
-def test_the_users_file_passes_mypy_strict(tmp_path: Path, python: Run) -> None:
-    path, expected = lay(tmp_path)
+def test_mypy_strict_finds_what_is_wrong_and_nothing_else(tmp_path: Path, python: Run) -> None:
+    expected = lay(tmp_path)
+
     done = python(
         "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache"),
-        str(path), cwd=tmp_path, timeout=300,
+        "user.py", "tasks.py", timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    others, wrong = errors_of(done.stdout)
+    assert not others, done.stdout + done.stderr
     assert shown(done.stdout, r'user\.py:(\d+): note: Revealed type is "(.*)"') == expected
+    assert wrong == set(WRONG), done.stdout
+    assert "[arg-type]" in done.stdout
+    assert "[call-arg]" in done.stdout
 
 
 @pytest.mark.slow
 @needs_node
-def test_the_users_file_passes_pyright(tmp_path: Path, python: Run) -> None:
-    path, expected = lay(tmp_path)
-    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
-    done = python("-m", "pyright", str(path), cwd=tmp_path, env=OFFLINE, timeout=300)
+def test_pyright_finds_what_is_wrong_and_nothing_else(tmp_path: Path, python: Run) -> None:
+    expected = lay(tmp_path)
+    library = str(Path(fastapi_sqlalchemy.__file__).parent)
+
+    done = python("-m", "pyright", "user.py", "tasks.py", library, env=OFFLINE, timeout=300)
+
+    others, wrong = errors_of(done.stdout)
     # Strict reports the imports that exist to be listed here, and nothing else.
-    errors = [
-        line
-        for line in done.stdout.splitlines()
-        if " - error: " in line and "reportUnused" not in line
-    ]
-    assert not errors, done.stdout + done.stderr
-    assert (
-        shown(done.stdout, r"user\.py:(\d+):\d+ - information: Type of \".*\" is \"(.*)\"")
-        == expected
-    )
-
-
-@pytest.mark.slow
-@needs_node
-def test_the_library_passes_pyright(tmp_path: Path, python: Run) -> None:
-    package = Path(fastapi_sqlalchemy.__file__).parent
-    done = python("-m", "pyright", str(package), cwd=tmp_path, env=OFFLINE, timeout=300)
-    assert done.stdout.startswith("0 errors"), done.stdout + done.stderr
+    unused = {line for line in others if "user.py:" in line and "reportUnused" in line}
+    assert set(others) == unused, done.stdout + done.stderr
+    revealed = r"user\.py:(\d+):\d+ - information: Type of \".*\" is \"(.*)\""
+    assert shown(done.stdout, revealed) == expected
+    assert wrong == set(WRONG), done.stdout
+    assert "reportArgumentType" in done.stdout
