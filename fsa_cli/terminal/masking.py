@@ -109,11 +109,12 @@ def _in_urls(text: str) -> Iterator[tuple[int, int]]:
         if last_at <= at:
             at = text.find("://", run_end)
             continue
-        password = _end(_USER, text, at + 3) + 1
         found = at + 3
         scheme = None
-        if text[password - 1 : password] == ":" and text[max(at - 1, 0)].isalnum():
-            scheme = _SCHEME.search(text[max(at - _MAX_SCHEME_LENGTH, 0) : at])
+        if text[max(at - 1, 0)].isalnum():
+            password = _end(_USER, text, found) + 1
+            if text[password - 1 : password] == ":":
+                scheme = _SCHEME.search(text[max(at - _MAX_SCHEME_LENGTH, 0) : at])
         if scheme:
             secret_end = last_at
             if scheme[0].lower() in ("http", "https"):

@@ -246,7 +246,7 @@ def test_comments_that_do_not_end_are_refused_at_once(dialect: str, opening: str
     begun_s = time.monotonic()
     with pytest.raises(StatementFailed):
         check_reads("select 1 " + opening * 50_000, dialect)
-    assert time.monotonic() - begun_s < 1
+    assert time.monotonic() - begun_s < 3
 
 
 def test_nothing_is_left_in_the_session_that_a_pooler_gives_to_others(python, postgresql) -> None:

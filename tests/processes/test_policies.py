@@ -362,17 +362,18 @@ def test_on_failure_and_pings_hear_how_runs_end(
 def test_a_ping_that_nobody_answers_delays_nothing(
     lay: Lay, rows: Rows, host: Callable[..., Process]
 ) -> None:
-    lay(
-        """
-        @task(schedule="every 1s", ping="http://127.0.0.1:1/check")
-        def tick(): ...
-        """
-    )
-    process = host()
-    wait_until(lambda: len(rows("id", "status = 'succeeded'")) >= 3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a ping is given up after 10 s
+        lay(
+            f"""
+            @task(schedule="every 1s", ping="http://127.0.0.1:{silent.getsockname()[1]}/check")
+            def tick(): ...
+            """
+        )
+        process = host()
+        wait_until(lambda: len(rows("id", "status = 'succeeded'")) >= 3)
 
-    assert process.stop().returncode == 0
-    assert all(late < 1000 for (late,) in rows("started_ms - scheduled_ms"))
+        assert process.stop().returncode == 0
+    assert all(late < 5000 for (late,) in rows("started_ms - scheduled_ms"))
 
 
 def test_a_tick_runs_what_is_due_and_ends(lay: Lay, rows: Rows, fsa: Run, sqlite: Backend) -> None:
@@ -620,7 +621,7 @@ def test_probes_and_metrics_are_served(
             each.sendall(b"GET /livez HTTP/1.1\r\nX: ")
     start_s = time.monotonic()
     assert get("/livez") == (200, "alive\n")
-    assert time.monotonic() - start_s < 2
+    assert time.monotonic() - start_s < 5
     assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) < 150
     for each in held:  # each is closed by the other side
         with contextlib.suppress(OSError):

@@ -350,7 +350,7 @@ def test_a_trigger_that_raises_goes_back_or_hangs_is_refused(
     begun_s = clock.monotonic()
     with pytest.raises(ScheduleError, match=f'"OwnTrigger" {said}'):
         parse_schedule(OwnTrigger(next_fire_time)).next_after(utc("2026-03-28 00:00"))
-    assert clock.monotonic() - begun_s < 1
+    assert clock.monotonic() - begun_s < 5
 
 
 def test_a_trigger_says_its_zone_by_name_and_its_text_need_not_be_had() -> None:
@@ -398,14 +398,14 @@ def test_a_calendar_trigger_that_began_long_ago_is_read_from_nearby(
     begun_s = clock.monotonic()
     schedule = parse_schedule(trigger(str(ages_ago)))
     assert upcoming(schedule, one_by_one[0] - timedelta(seconds=1), 200) == one_by_one
-    assert clock.monotonic() - begun_s < 2
+    assert clock.monotonic() - begun_s < 5
 
 
 def test_a_cron_trigger_of_the_year_9999_is_read_at_once() -> None:
     begun_s = clock.monotonic()
     schedule = parse_schedule(CronTrigger(year=9999, timezone=BERLIN))
     assert schedule.next_after(utc("2026-03-28 00:00")) == utc("9998-12-31 23:00")
-    assert clock.monotonic() - begun_s < 3
+    assert clock.monotonic() - begun_s < 5
 
 
 @settings(max_examples=60, deadline=None)

@@ -145,27 +145,29 @@ HOSTILE = {
 }
 
 
+def shortest_s(function: Callable[..., object], *arguments: object) -> float:
+    """The least CPU that some calls take: no test depends on how fast the machine is."""
+    took_s = []
+    for _ in range(5):
+        start_s = time.thread_time()
+        function(*arguments)
+        took_s.append(time.thread_time() - start_s)
+    return max(min(took_s), 0.0005)
+
+
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
-def test_a_text_of_20_mb_is_told_in_a_moment(piece: str) -> None:
-    """Each takes the interpreter for less than 50 ms here; the scheduler waits for as long."""
-    text = piece * (20_000_000 // len(piece)) + "@"
+def test_a_text_of_20_mb_is_told_as_fast_as_one_of_200_kb(piece: str) -> None:
+    """The scheduler waits for as long. That 20 MB were read would be seen."""
+    short, long = (piece * (length // len(piece)) + "@" for length in (200_000, 20_000_000))
     for shorten in (mask_head, mask_tail, encode_result, lambda t: encode_result([t, {t: t}])):
-        took_s = []
-        for _ in range(3):
-            start_s = time.thread_time()
-            shorten(text)
-            took_s.append(time.thread_time() - start_s)
-        assert min(took_s) < 0.05, took_s
-    start_s = time.thread_time()
-    mask(text[:1_000_000])
-    assert time.thread_time() - start_s < 1
+        assert shortest_s(shorten, long) < 4 * shortest_s(shorten, short)
+    assert shortest_s(mask, long[:1_000_000]) < 40 * shortest_s(mask, long[:100_000])
 
 
 def test_a_result_of_a_million_values_is_cut_before_it_is_looked_at() -> None:
-    value = {"rows": [{"id": n} for n in range(1_000_000)]}
-    start_s = time.thread_time()
-    told = encode_result(value)
-    assert time.thread_time() - start_s < 0.1
+    few, many = ({"rows": [{"id": n} for n in range(count)]} for count in (20_000, 1_000_000))
+    assert shortest_s(encode_result, many) < 4 * shortest_s(encode_result, few)
+    told = encode_result(many)
     assert told is not None
     assert json.loads(told).startswith('{"rows": [{"id": 0}')
     assert json.loads(told).endswith(" ... (cut)")
