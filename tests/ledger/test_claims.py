@@ -24,7 +24,7 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 from support.ledgers import dispose, enqueue, make_node, now_ms, open_ledger, runs_of
 
-WINDOW_MS = 5000
+WINDOW_MS = 30_000
 LOCAL: dict[str, Any] = {"executor": "local", "queue": None, "dispatched": False}
 
 
