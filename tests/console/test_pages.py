@@ -18,6 +18,9 @@ MAIN = r"""
         "Count the seconds."
         return 7
 
+    @task(schedule="every 1m")
+    def prices_of_all_suppliers_are_fetched_and_compared_with_those_of_yesterday() -> None: ...
+
     @task(schedule="every 2s")
     def fails() -> None:
         "<script>alert(1)</script> [red]what it does[/red]"
