@@ -144,7 +144,8 @@ def test_the_top_is_seen_at_one_look() -> None:
 
 
 def test_the_page_of_each_package_names_its_files() -> None:
-    for package in (path.parent for path in HOUSE.glob("*/__init__.py")):
+    inside = [path.parent for top in (HOUSE, LIBRARY) for path in top.glob("*/__init__.py")]
+    for package in (HOUSE, LIBRARY, *inside):
         page = (package / "README.md").read_text(encoding="utf-8")
         files = {path.name for path in package.glob("*.py")} - {"__init__.py"}
         assert {name for name in files if f"`{name}`" not in page} == set(), package.name

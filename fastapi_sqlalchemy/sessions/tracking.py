@@ -231,7 +231,7 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
 
 
 def shares_bind(first: Session, second: Session) -> bool:
-    """Whether both connect to one database, whatever they execute."""
+    """Whether both are bound to databases of one name, as the two of a binding are."""
     binds = [getattr(session.bind, "engine", None) for session in (first, second)]
     databases = {getattr(getattr(bind, "url", None), "database", None) for bind in binds}
     return (

@@ -114,9 +114,7 @@ def run_task(
     ] = None,
     lock: Annotated[
         bool,
-        option(
-            "run-task", "--lock", help="Not while the scheduler or somebody else runs it: exit 75."
-        ),
+        option("run-task", "--lock", help="Not while a run that holds its lock goes on: exit 75."),
     ] = False,
     no_record: Annotated[
         bool, option("run-task", "--no-record", help="Leave the run out of `fsa runs`.")

@@ -11,7 +11,8 @@ __all__ = ["lock_of"]
 def lock_of(task: TaskDefinition, namespace: str) -> str | None:
     """The key that only one run at a time may hold; None: runs of the task may overlap.
 
-    The default `overlap="skip"` is about instants: enqueued runs go on side by side.
+    The default `overlap="skip"` is about instants: where there is neither a schedule nor a group,
+    runs of the task go on side by side.
     """
     if task.schedule is None and task.overlap == "skip" and task.group is None:
         return None
