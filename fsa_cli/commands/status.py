@@ -110,6 +110,7 @@ def _schema(fsa: Fsa) -> str:
 
 
 def _counts(seen: Glance) -> Iterator[str]:
+    from fsa_cli.ledger.records import RunStatus
     from fsa_cli.runs.problems import lives
 
     alive = Counter(each.role for each in seen.nodes if lives(each, seen.now_ms))
@@ -117,14 +118,17 @@ def _counts(seen: Glance) -> Iterator[str]:
         f"{number} {role}{'s' if number > 1 else ''}" for role, number in sorted(alive.items())
     ]
     running = sum(each.get("running", 0) for each in seen.open_runs.values())
-    waiting = sum(each.due for each in seen.waiting)
-    oldest = min((each.due_ms for each in seen.waiting if each.due), default=None)
-    queued = f"{waiting} queued"
-    if oldest is not None:
-        queued += f", the oldest for {format_span(seen.now_ms - oldest)}"
+    due = [each for each in seen.waiting if each.due and each.status == RunStatus.QUEUED]
+    queued = f"{sum(each.due for each in due)} queued"
+    if due:
+        oldest_ms = min(each.due_ms for each in due)
+        queued += f", the oldest for {format_span(seen.now_ms - oldest_ms)}"
+    carried = sum(each.number for each in seen.waiting if each.status == RunStatus.DISPATCHED)
+    dispatched = f"{carried} dispatched" if carried else ""
     clock_s = time.time() - seen.now_ms / 1000
     clock = f"clock {clock_s:+.1f} s" if abs(clock_s) >= 1 else ""
-    parts = [f"{', '.join(processes) or 'no process'} alive", f"{running} running", queued, clock]
+    alive_here = f"{', '.join(processes) or 'no process'} alive"
+    parts = [alive_here, f"{running} running", queued, dispatched, clock]
     yield "   ".join(part for part in parts if part)
     if seen.elsewhere:
         others = ", ".join(seen.elsewhere)

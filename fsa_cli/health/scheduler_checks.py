@@ -11,6 +11,7 @@ from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import existing
 from fsa_cli.ledger.queries import Vitals
 from fsa_cli.runs.problems import NOBODY_TAKES_IT, held_locks, lock_holder
+from fsa_cli.runs.worker_command import worker_command
 from fsa_cli.terminal.formatting import format_span
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def workers(seen: Vitals) -> str:
         if each.executor != "local" and waits_ms > _STRANDED_MS:
             of = f" of the queue {each.queue}" if each.queue else ""
             said = f"no worker takes runs{of}, for {format_span(waits_ms)}"
-            raise CheckFailed(f"{said}: {each.cure}")
+            raise CheckFailed(f"{said}: {worker_command(each.executor, each.queue)}")
     return f"{seen.executing} alive"
 
 

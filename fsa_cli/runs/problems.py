@@ -17,6 +17,7 @@ from fsa_cli.project import loader
 from fsa_cli.runs.run_pages import own_frames
 from fsa_cli.runs.run_view import brief_error
 from fsa_cli.runs.status_view import node_state
+from fsa_cli.runs.worker_command import worker_command
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_span, format_time, format_times
@@ -160,7 +161,7 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
         yield Problem(
             "worker",
             f"none is alive, and {number} dispatched for {_longest(dispatched, seen)}",
-            commands=("fsa worker start",),
+            commands=tuple(sorted({worker_command(each.executor) for each in dispatched})),
         )
     elif dispatched:
         yield from _unserved(seen, dispatched)
@@ -187,7 +188,7 @@ def _unserved(seen: Glance, dispatched: Sequence[Waiting]) -> Iterator[Problem]:
             "worker",
             f"none serves the queue {queue} of {executor}, and {number} dispatched for "
             f"{_longest(same, seen)}",
-            commands=(f"fsa worker start --queue {quote(str(queue))}",),
+            commands=(worker_command(executor, queue),),
         )
 
 

@@ -14,6 +14,7 @@ from fsa_cli.ledger.offload import off_the_loop
 from fsa_cli.ledger.serving import Serving, serving
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runs.executor import Executor
+from fsa_cli.runs.worker_command import worker_command
 
 __all__ = ["UnservedQueues", "unserved_queue"]
 
@@ -41,8 +42,8 @@ def unserved_queue(ledger: Ledger, executor: Executor, queue: str | None) -> str
         )
     if found.workers:
         said = f"no live worker serves the queue {queue} of {executor.name}"
-        return f"{said}: it waits for fsa worker start --queue {queue}"
-    return f"no worker is alive{here}: it waits for fsa worker start"
+        return f"{said}: it waits for {worker_command(executor.name, queue)}"
+    return f"no worker is alive{here}: it waits for {worker_command(executor.name)}"
 
 
 class UnservedQueues:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shlex import quote
 from typing import Any
 
 from sqlalchemy import Row
@@ -11,6 +10,7 @@ from fsa_cli.ledger.glance import glance
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runs.problems import LONG_MS, NOBODY_TAKES_IT, waits_because
+from fsa_cli.runs.worker_command import worker_command
 from fsa_cli.terminal.formatting import format_span
 
 __all__ = ["why_it_waits"]
@@ -24,7 +24,7 @@ def why_it_waits(ledger: Ledger, run: Row[Any]) -> tuple[str, tuple[str, ...]]:
     if run.status == RunStatus.DISPATCHED:
         if seen.serving.has(run.executor, run.queue):
             return "", ()
-        start = f"fsa worker start{f' --queue {quote(run.queue)}' if run.queue else ''}"
+        start = worker_command(run.executor, run.queue)
         return f"no live worker serves the queue {run.queue} of {run.executor}", (start,)
     left_ms = run.not_before_ms - seen.now_ms
     if left_ms > 0:

@@ -427,7 +427,8 @@ def test_health_reports_that_no_worker_takes_dispatched_runs(
     assert workers["ok"] is False
     assert workers["detail"].startswith("no worker takes runs of the queue fsa.")
     assert ", for 2 min" in workers["detail"]
-    assert ": fsa worker start --queue fsa." in workers["detail"]
+    assert ": fsa worker start --executor procrastinate --queue fsa." in workers["detail"]
+    assert re.search(r"   0 queued   [1-9]\d* dispatched\n", fsa("status", env=carried).stdout)
 
     worker = fsa_process("worker", "start", env={**carried, "FSA_STATE_DIR": "worker"})
     wait_until(lambda: checks(fsa)["workers"]["ok"])

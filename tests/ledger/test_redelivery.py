@@ -442,6 +442,8 @@ def test_dispatched_runs_are_stranded_while_no_worker_lives(ledger: Ledger) -> N
     write_run(ledger, wanted())
     (row,) = runs_of(ledger)
     assert waits() == [(row.executor, row.queue, row.queued_ms)]
+    (problem,) = [each for each in problems(glance(ledger)) if each.subject == "worker"]
+    assert problem.commands == (f"fsa worker start --executor {row.executor}",)
 
     other = {service(row.executor, "other"): "", service("local"): ""}
     nodes.register(ledger, "worker", LEASE_MS, other)
@@ -453,7 +455,7 @@ def test_dispatched_runs_are_stranded_while_no_worker_lives(ledger: Ledger) -> N
     (problem,) = [each for each in problems(glance(ledger)) if each.subject == "worker"]
     assert " dispatched for 10 min" in problem.said
     assert problem.said.startswith(f"none serves the queue {row.queue} of {row.executor}, and 1 ")
-    assert problem.commands == (f"fsa worker start --queue {row.queue}",)
+    assert problem.commands == (f"fsa worker start --executor {row.executor} --queue {row.queue}",)
 
     mine = nodes.register(ledger, "worker", LEASE_MS, {service(row.executor, row.queue): ""})
     assert waits() == []
