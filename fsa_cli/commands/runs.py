@@ -14,7 +14,7 @@ import typer
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import confirm_option, option
-from fsa_cli.exceptions import UsageError
+from fsa_cli.exceptions import TaskNotFound, UsageError
 from fsa_cli.terminal.folding import side_by_side
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _ID_OR_FILTERS = typer.Argument(
 # Of one statement's answer; who has more does it again.
 _MOST = 10_000
 _OPEN = ("queued", "handed_off", "running")
+# As many characters of an id as are shown.
+_ID_SHOWN = 8
 _BROKEN_OFF = ("interrupted", "timed_out")
 
 
@@ -325,6 +327,7 @@ def _filters(
 
     Raises:
         TaskNotFound: Nobody knows the task.
+        UsageError: It is the id of a run.
     """
     from fsa_cli.ledger import queries
     from fsa_cli.runs import control
@@ -334,7 +337,13 @@ def _filters(
     task = None if name is None else registry.get(name)
     names = None if name is None else {name, *(task.names if task is not None else ())}
     if name is not None and not queries.runs(ledger, names=names, limit=1):
-        control.known([name], [each.name for each in queries.tasks(ledger)])
+        try:
+            control.known([name], [each.name for each in queries.tasks(ledger)])
+        except TaskNotFound:
+            if len(name) >= _ID_SHOWN and queries.find(ledger, name.lower()):
+                hint = f"fsa runs show {name}"
+                raise UsageError(f"{name!r} is a run, not a task", hint=hint) from None
+            raise
     if tag is not None:
         tagged = {name for each in registry if tag in each.tags for name in each.names}
         names = tagged if names is None else names & tagged

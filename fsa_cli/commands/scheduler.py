@@ -103,7 +103,8 @@ def start(
     if not builder.planned:
         raise UsageError(
             "no task has a schedule: there is nothing to run",
-            hint='@task(schedule="0 3 * * *"), @task(schedule="every 15m")',
+            hint='@task(schedule="0 3 * * *"), @task(schedule="every 15m"); '
+            "fsa worker start executes what is enqueued",
         )
     builder.open()
     if paused:

@@ -20,7 +20,8 @@ __all__ = ["NONE_REGISTERED", "database_for", "get_task"]
 
 #: What is said where there is no task: also how one that is written is found.
 NONE_REGISTERED = (
-    "no task is registered: write @task above a function in the app or in tasks.py beside it, "
+    "no task is registered: write @task above a function in the app or in tasks.py beside its "
+    "module (shop/tasks.py for shop/main.py), "
     'or name its module in [tool.fsa]: tasks = ["shop.jobs"]'
 )
 _LISTED = 8

@@ -153,6 +153,17 @@ def test_an_unknown_task_is_said_with_the_one_that_was_meant(fsa: Run, small: Sh
     assert fsa("runs", "ship").stderr == "ship has not run yet\n"
 
 
+def test_the_id_of_a_run_in_place_of_a_task_is_said_with_the_command_that_shows_it(
+    fsa: Run, ran: Shop
+) -> None:
+    shown = str(documents(fsa, "ship")[0]["id"])[:8]
+
+    done = fsa("runs", shown)
+
+    assert done.returncode == 2
+    assert f"error: {shown!r} is a run, not a task\nhint: fsa runs show {shown}\n" in done.stderr
+
+
 def test_the_runs_of_a_task_that_is_no_longer_there_are_shown(fsa: Run, ran: Shop) -> None:
     ran.write("")
 

@@ -535,7 +535,11 @@ def test_it_can_be_pid_1(start: Start, lay: Lay, sqlite: Backend, tmp_path: Path
 @pytest.mark.parametrize(
     ("source", "code", "messages"),
     [
-        ("@task\ndef by_hand(): ...", 2, ["no task has a schedule", "@task(schedule="]),
+        (
+            "@task\ndef by_hand(): ...",
+            2,
+            ["no task has a schedule", "@task(schedule=", "fsa worker start executes what is"],
+        ),
         (
             "@task(schedule='5/15 * * * *')\ndef a(): ...\n@task(schedule='every x')\ndef b(): ...",
             3,

@@ -360,6 +360,7 @@ def test_no_task_is_said(fsa: Run, write_app: Callable[..., Path], tmp_path: Pat
 
     assert done.returncode == 0
     assert "no task is registered" in done.stderr
+    assert "tasks.py beside its module (shop/tasks.py for shop/main.py)" in done.stderr
     assert 'tasks = ["shop.jobs"]' in fsa("run-task", "ship").stderr
 
 
