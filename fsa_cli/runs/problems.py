@@ -165,16 +165,28 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
         )
     elif dispatched:
         yield from _unserved(seen, dispatched)
+    yield from _died(seen)
+
+
+def _died(seen: Glance) -> Iterator[Problem]:
+    """The processes that have died in the last hour, those of one role together."""
+    by_role: dict[str, list[Row[Any]]] = {}
     for node in seen.nodes:
-        ended_ms = seen.now_ms - node.lease_until_ms
         is_dead = node_state(node, seen.now_ms) == "dead"
-        if is_dead and node.role != "command" and ended_ms <= _DIED_MS:
-            yield Problem(
-                node.role,
-                f"one has died {_ago(node.lease_until_ms, seen)} ago: {node.host}, pid {node.pid}",
-                "start it again unless that is done; it is named here for an hour",
-                (f"fsa {quote(node.role)} start", "fsa runs --status interrupted"),
-            )
+        is_new = seen.now_ms - node.lease_until_ms <= _DIED_MS
+        if is_dead and is_new and node.role != "command":
+            by_role.setdefault(node.role, []).append(node)
+    for role, dead in by_role.items():
+        last = max(dead, key=lambda each: each.lease_until_ms)
+        ago = f"{_ago(last.lease_until_ms, seen)} ago: {last.host}, pid {last.pid}"
+        many = len(dead) > 1
+        yield Problem(
+            role,
+            f"{len(dead)} have died, the last {ago}" if many else f"one has died {ago}",
+            f"start {'them' if many else 'it'} again unless that is done; "
+            f"{'' if many else 'it is '}named here for an hour",
+            (f"fsa {quote(role)} start", "fsa runs --status interrupted"),
+        )
 
 
 def _unserved(seen: Glance, dispatched: Sequence[Waiting]) -> Iterator[Problem]:

@@ -291,6 +291,17 @@ def test_what_nobody_takes_waits_for_no_run_where_none_goes_on(ledger: Ledger) -
     assert "fsa worker start" in mail.commands
 
 
+def test_processes_that_have_died_are_one_problem_for_each_role(ledger: Ledger) -> None:
+    for lease_ms in (-120_000, -3000, -60_000):
+        make_node(ledger, lease_ms=lease_ms)
+    seen = overview(ledger, ComingInstants(), now_ms(ledger), zone=None)
+
+    (died,) = [each for each in seen.problems if "died" in each.said]
+    assert re.fullmatch(r"3 have died, the last \d{1,2} s ago: .*, pid \d+", died.said)
+    assert died.detail.startswith("start them again unless that is done")
+    assert died.commands == ("fsa scheduler start", "fsa runs --status interrupted")
+
+
 def test_a_calendar_counts_every_run_a_few_at_a_look(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
