@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fsa_cli.api import Task, task
+    from fsa_cli.exceptions import RunNotFound
     from fsa_cli.ledger.migration import downgrade_ledger, upgrade_ledger
     from fsa_cli.migrations.own_tables import include_name
     from fsa_cli.processes.lifespan import scheduling
@@ -23,6 +24,7 @@ __all__ = [
     "Discard",
     "Progress",
     "Retry",
+    "RunNotFound",
     "Task",
     "TaskContext",
     "TaskResult",
@@ -37,6 +39,7 @@ _HOMES = {
     "Discard": "tasks.outcomes",
     "Progress": "tasks.context",
     "Retry": "tasks.outcomes",
+    "RunNotFound": "exceptions",
     "Task": "api",
     "TaskContext": "tasks.context",
     "TaskResult": "runs.task_result",

@@ -109,6 +109,10 @@ class TaskNotFound(UsageError):
     """No task has this name."""
 
 
+class RunNotFound(UsageError):
+    """No run has this id, or the transaction that asked for it is not committed yet."""
+
+
 class ArgumentError(UsageError):
     """A word after a task's name is not what the task takes."""
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fsa_cli.exceptions import UsageError
+from fsa_cli.exceptions import RunNotFound
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import reached
 from fsa_cli.runs.enqueue import enqueuer_here
@@ -30,7 +30,7 @@ def get(run_id: str) -> TaskResult[Any]:
     """The run with this id, as its row says it now.
 
     Raises:
-        UsageError: There is none, or it is not committed yet.
+        RunNotFound: There is none, or it is not committed yet.
         ConfigurationError: There is no ledger here.
         DatabaseUnreachable: The ledger's database is away.
     """
@@ -38,7 +38,7 @@ def get(run_id: str) -> TaskResult[Any]:
     with reached(ledger):
         row = queries.get(ledger, run_id)
     if row is None:
-        raise UsageError(f"there is no run {run_id!r}", hint="fsa runs lists the latest ones")
+        raise RunNotFound(f"there is no run {run_id!r}", hint="fsa runs lists the latest ones")
     return TaskResult.of(row, lambda: ledger)
 
 
@@ -56,7 +56,7 @@ async def events(run_id: str) -> AsyncIterator[str]:
     https://html.spec.whatwg.org/multipage/server-sent-events.html
 
     Raises:
-        UsageError: There is no such run, or no longer.
+        RunNotFound: There is no such run, or no longer.
     """
     result = await aget(run_id)
     told = ""

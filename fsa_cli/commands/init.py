@@ -32,11 +32,11 @@ def ask_database() -> int:
     """Ask the database whether it is there."""
     return db.session.scalar(text("SELECT 1")) or 0
 '''
-_CONFTEST = '''"""Fixtures whose tests are rolled back: db_session, async_db_session, db_sandbox."""
+_CONFTEST = '''"""Fixtures; their tests are rolled back: db_session, db_sandbox, enqueued, run."""
 
 {reach}import {module}  # noqa: {ignored} - configures db
 
-pytest_plugins = ["fastapi_sqlalchemy.testing"]
+pytest_plugins = ["fastapi_sqlalchemy.testing", "fsa_cli.testing"]
 '''
 _REACH = """import sys
 from pathlib import Path

@@ -86,7 +86,8 @@ def queue(seen: Vitals, known: Collection[str]) -> str:
     """
     waiting = [each for each in seen.waiting if each.status == "queued"]
     if not waiting:
-        return "nothing waits"
+        dispatched = sum(each.number for each in seen.waiting)
+        return f"{dispatched} dispatched" if dispatched else "nothing waits"
     number = sum(each.number for each in waiting)
     oldest_ms = seen.now_ms - waiting[0].since_ms
     waits = "runs wait" if number > 1 else "run waits"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from shlex import quote
 
 from sqlalchemy import Connection, Select, and_, func, select
 
@@ -65,12 +64,6 @@ class Unserved:
     status: str
     number: int
     since_ms: int
-
-    @property
-    def cure(self) -> str:
-        """The command after which they are executed."""
-        named = f" --queue {quote(self.queue)}" if self.executor != _LOCAL and self.queue else ""
-        return f"fsa worker start{named}"
 
 
 def serving(connection: Connection, ledger: Ledger, now_ms: int) -> Serving:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Row
 
-from fsa_cli.exceptions import TaskFailed, UsageError
+from fsa_cli.exceptions import RunNotFound, TaskFailed, UsageError
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.records import RunStatus
@@ -169,7 +169,7 @@ class TaskResult(Generic[R_co]):
         if row is not None:
             self._row = row
         elif self._row is not None:
-            raise UsageError(f"the run {self._id[:8]} of {self._task} is no longer kept")
+            raise RunNotFound(f"the run {self._id[:8]} of {self._task} is no longer kept")
 
     async def arefresh(self) -> None:
         """As `refresh`, without blocking the event loop."""

@@ -37,8 +37,8 @@ def unserved_queue(ledger: Ledger, executor: Executor, queue: str | None) -> str
     here = f" in the namespace {ledger.namespace}, but in {', '.join(others)}" if others else ""
     if not executor.carries:
         return (
-            f"no scheduler is alive{here}, and no worker: it waits for fsa scheduler start, "
-            "fsa scheduler tick or fsa worker start"
+            f"no scheduler is alive{here}, and no worker: it waits for fsa worker start, "
+            "fsa scheduler start or fsa scheduler tick"
         )
     if found.workers:
         said = f"no live worker serves the queue {queue} of {executor.name}"

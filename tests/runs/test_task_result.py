@@ -15,7 +15,7 @@ from sqlalchemy import insert, update
 
 from fastapi_sqlalchemy import db
 from fsa_cli import results, task
-from fsa_cli.exceptions import TaskFailed, UsageError
+from fsa_cli.exceptions import RunNotFound, TaskFailed
 from fsa_cli.ledger import queries, tables
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.finish import finish
@@ -94,7 +94,7 @@ def test_a_result_says_how_its_run_fares(ship: Any) -> None:
     assert result.started_at is not None
     assert result.finished_at is not None
     assert result.started_at < result.finished_at
-    with pytest.raises(UsageError, match="there is no run"):
+    with pytest.raises(RunNotFound, match="there is no run"):
         results.get("no such run")
 
 
@@ -107,7 +107,7 @@ async def test_a_coroutine_awaits_it_and_a_failure_is_raised(ship: Any) -> None:
     with pytest.raises(TaskFailed, match="is failed: LookupError: no tea"):
         await result
     await ledger_forgets(ledger)
-    with pytest.raises(UsageError, match="no longer kept"):
+    with pytest.raises(RunNotFound, match="no longer kept"):
         await result.arefresh()
 
 
@@ -175,7 +175,7 @@ def test_a_run_that_two_keys_name_is_one_run(ship: Any) -> None:
 @pytest.mark.parametrize("text", ["\0", "\ud800", "\u00e4", 5, None])
 def test_what_no_run_can_have_as_its_id_names_none(ship: Any, text: Any) -> None:
     ship.enqueue("tea")
-    with pytest.raises(UsageError, match="there is no run"):
+    with pytest.raises(RunNotFound, match="there is no run"):
         results.get(text)
 
 
