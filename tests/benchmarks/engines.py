@@ -127,20 +127,15 @@ class Ours:
             for n in range(count)
         ]
         for start in range(0, count, AT_ONCE):
-            messages: list[Message] = []
-
-            def enlist(connection: Any, claimed: Any, messages: list[Message] = messages) -> None:
-                messages[:] = [Message(each.run_id, "fsa") for each in claimed]
-                self._executor.enlist(connection, messages)
-
-            claim_due(
+            claimed = claim_due(
                 self._enqueuer.ledger,
                 "benchmark",
                 dues[start : start + AT_ONCE],
                 window_ms=600_000,
-                dispatch=enlist,
+                dispatch=self._executor.joined,
             )
-            self._executor.publish(messages)
+            if not self._executor.joined:
+                self._executor.publish([Message(each.run_id, "fsa") for each in claimed.mine])
 
     def send_one(self) -> None:
         getattr(self._app, f"tell_{self.engine}").enqueue()
