@@ -6,7 +6,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import anyio
@@ -47,6 +47,8 @@ async def _open(connect: Callable[..., Any], *args: Any, **arguments: Any) -> An
     connection = connect(*args, **arguments)
     if sqlalchemy.__version__.startswith("2.0."):
         connection.lock = _UnderWay(connection)
+    if hasattr(connection, "stop"):  # since aiosqlite 0.22
+        connection.__class__ = _stopped_once(type(connection))
     _outlast_loop(connection)
     cancelled = await _wait(opening := asyncio.ensure_future(connection))
     if cancelled is None:
@@ -98,6 +100,20 @@ def _outlast_loop(connection: Any) -> None:
 
     thread.run = run
     thread.daemon = True  # as in SQLAlchemy's own connect()
+
+
+@cache
+def _stopped_once(kind: type) -> type:
+    """Connections whose second `stop()` waits for nothing: their thread may have ended by then.
+
+    SQLAlchemy stops a connection whose shielded `close()` was cancelled. `close()` stops it too,
+    and would wait for good where the end of the loop cancels it.
+    """
+
+    def stop(self: Any) -> Any:
+        return kind.stop(self) if self._running else None  # type: ignore[attr-defined]
+
+    return type(kind.__name__, (kind,), {"stop": stop})
 
 
 class _UnderWay:

@@ -238,6 +238,26 @@ async def test_a_custom_aiosqlite_engine_closes_what_it_was_opening_when_it_was_
     await engine.dispose()
 
 
+async def test_a_connection_that_is_stopped_while_it_closes_keeps_no_loop_from_ending(
+    sqlite_store: Store,
+) -> None:
+    """SQLAlchemy stops one whose `close()` was cancelled, and leaves the `close()` behind."""
+    db = sqlite_store.configure()
+    async with db():
+        lent = await (await db.async_session.connection()).get_raw_connection()
+        connection: Any = lent.driver_connection
+        if not hasattr(connection, "stop"):
+            pytest.skip("aiosqlite before 0.22 has no stop()")
+        closing = asyncio.create_task(connection.close())
+        await asyncio.sleep(0)
+        connection.stop()
+        connection._thread.join(10)
+        closing.cancel()
+        done, _ = await asyncio.wait([closing], timeout=10)
+        assert done
+    await db.adispose()
+
+
 @pytest.mark.parametrize("side", ["sync", "async"])
 async def test_a_request_cancelled_at_any_await_is_committed_or_has_not_answered(
     async_store: Store, cancelled_by: Callable[[Interrupted], Any], side: str
