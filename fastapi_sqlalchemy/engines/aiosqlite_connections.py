@@ -48,7 +48,8 @@ async def _open(connect: Callable[..., Any], *args: Any, **arguments: Any) -> An
     if sqlalchemy.__version__.startswith("2.0."):
         connection.lock = _UnderWay(connection)
     if hasattr(connection, "stop"):  # since aiosqlite 0.22
-        connection.__class__ = _stopped_once(type(connection))
+        kind: Any = type(connection)
+        connection.__class__ = _stopped_once(kind)
     _outlast_loop(connection)
     cancelled = await _wait(opening := asyncio.ensure_future(connection))
     if cancelled is None:

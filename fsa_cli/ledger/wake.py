@@ -42,8 +42,9 @@ def notify(ledger: Ledger) -> None:
 class Listening:
     """A connection that hears of new runs."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, session: int) -> None:
         self._connection = connection
+        self._session = session
 
     def wait(self, within_s: float, or_readable: int | None = None) -> bool:
         """Whether something was heard, *within_s* at most.
@@ -71,11 +72,21 @@ class Listening:
         self._connection.notifies.clear()
         return heard
 
-    def forget(self) -> None:
-        """Hear no more. A pooler would keep the session that listens for its other clients."""
+    def forget(self) -> bool:
+        """Hear no more. A pooler would keep the session that listens for its other clients.
+
+        Returns:
+            False: the pooler has lent another session for it; ask again.
+        """
         cursor = self._connection.cursor()
-        cursor.execute("UNLISTEN *")
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT pg_catalog.pg_backend_pid()")
+        is_same = bool(cursor.fetchone()[0] == self._session)
+        if is_same:
+            cursor.execute("UNLISTEN *")
+        cursor.execute("COMMIT")
         cursor.close()
+        return is_same
 
 
 @contextlib.contextmanager
@@ -87,9 +98,13 @@ def listening(ledger: Ledger) -> Iterator[Listening]:
         pooled.detach()
         driver_connection.autocommit = True  # type: ignore[union-attr]
         cursor = pooled.cursor()
+        cursor.execute("BEGIN")
         cursor.execute(f"LISTEN {_channel(ledger)}")
+        cursor.execute("SELECT pg_catalog.pg_backend_pid()")
+        session = int(cursor.fetchone()[0])  # type: ignore[index]
+        cursor.execute("COMMIT")
         cursor.close()
-        yield Listening(driver_connection)
+        yield Listening(driver_connection, session)
     finally:
         pooled.close()
 

@@ -17,6 +17,9 @@ _LOOK_S = 1.0
 _FILE_LOOKED_AT_EVERY_S = 0.1
 _AGAIN_S = 5.0
 _HEARD_WITHIN_S = 3.0
+# Others have the pooler's session that listens, or it is no more.
+_FORGET_EVERY_S = 0.1
+_FORGET_TRIES = 50
 
 
 class Listener(ServiceThread):
@@ -60,9 +63,11 @@ class Listener(ServiceThread):
         with wake.listening(self._context.ledger) as connection:
             wake.notify(self._context.ledger)
             heard = connection.wait(_HEARD_WITHIN_S, ended)
-            if not heard and not self._stopping.is_set():
-                connection.forget()
-                return False
+            if not heard:
+                for _ in range(_FORGET_TRIES):
+                    if connection.forget() or self._stopping.wait(_FORGET_EVERY_S):
+                        break
+                return self._stopping.is_set()
             self._heard()  # of what came while nobody listened
             while not self._stopping.is_set():
                 if connection.wait(_LOOK_S, ended):

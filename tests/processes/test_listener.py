@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 
+from fsa_cli.ledger import wake
 from fsa_cli.processes import listener
 from fsa_cli.processes.listener import FileWatch
 from support.backends import Backend
@@ -109,6 +111,20 @@ def test_what_has_a_lock_waits_for_nothing_else_and_two_workers_share_both(
         done = each.stop()
         assert (done.returncode, done.stderr.count("Error")) == (0, 0), done
     assert shop.ledger("SELECT COUNT(*) FROM fsa_run WHERE status <> 'succeeded'") == [(0,)]
+
+
+def test_a_session_that_listens_and_that_the_pooler_has_lent_to_another_is_waited_for(
+    pgbouncer: PgBouncer,
+) -> None:
+    ledger = open_ledger(pgbouncer.url)
+    with wake.listening(ledger) as connection:
+        with psycopg.connect(pgbouncer.url.replace("+psycopg", "")) as other:
+            other.execute("SELECT 1")
+            assert not connection.forget()
+        wait_until(connection.forget)
+    ledger.dispose()
+
+    assert pgbouncer.answers("SELECT count(*) FROM pg_listening_channels()") == {"0"}
 
 
 def test_behind_a_pooler_that_passes_no_notice_on_it_is_said_once_and_asked(
