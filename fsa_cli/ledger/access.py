@@ -86,10 +86,11 @@ def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
         half = str(exc.object)[exc.start : exc.end]
         raise UsageError(f"a text has {half!r}, which is no character: no UTF-8?") from exc
     except SQLAlchemyError as exc:
-        details = [ledger.where, connections.driver_message(exc), *_trouble(ledger)]
+        trouble = _trouble(ledger)
+        details = [ledger.where, connections.driver_message(exc), *trouble]
         if url_source:
             details.append(f"its URL is from {url_source}")
-        if refuses(exc) or not connections.is_away(exc) or _trouble(ledger):
+        if refuses(exc) or not connections.is_away(exc) or trouble:
             raise LedgerUnusable(
                 "the disk of the ledger's database is full"
                 if disk_is_full(exc)

@@ -80,8 +80,7 @@ class Listening:
         """
         cursor = self._connection.cursor()
         cursor.execute("BEGIN")
-        cursor.execute("SELECT pg_catalog.pg_backend_pid()")
-        is_same = bool(cursor.fetchone()[0] == self._session)
+        is_same = _session_of(cursor) == self._session
         if is_same:
             cursor.execute("UNLISTEN *")
         cursor.execute("COMMIT")
@@ -100,13 +99,18 @@ def listening(ledger: Ledger) -> Iterator[Listening]:
         cursor = pooled.cursor()
         cursor.execute("BEGIN")
         cursor.execute(f"LISTEN {_channel(ledger)}")
-        cursor.execute("SELECT pg_catalog.pg_backend_pid()")
-        session = int(cursor.fetchone()[0])  # type: ignore[index]
+        session = _session_of(cursor)
         cursor.execute("COMMIT")
         cursor.close()
         yield Listening(driver_connection, session)
     finally:
         pooled.close()
+
+
+def _session_of(cursor: Any) -> int:
+    """The server's session that a pooler has lent for this transaction."""
+    cursor.execute("SELECT pg_catalog.pg_backend_pid()")
+    return int(cursor.fetchone()[0])
 
 
 def _channel(ledger: Ledger) -> str:
