@@ -23,7 +23,7 @@ from .sandbox.sandbox import Sandbox
 from .sessions.binding import Binding, OpenSandbox
 from .sessions.gather import gather
 from .sessions.request_scope import RequestScope
-from .sessions.scope import Scope
+from .sessions.scope import Scope, refuse_other_loops
 
 __all__ = ["Database", "DatabaseContext"]
 
@@ -423,6 +423,8 @@ class DatabaseContext:
 
     def _new_scope(self, *, asynchronous: bool) -> tuple[Scope, OpenSandbox | None]:
         """A scope inside the current one, and the sandbox in which it has to wait for its turn."""
+        if asynchronous:
+            refuse_other_loops()
         database = self._database
         outer = database._scope.get()
         scope = Scope(

@@ -20,7 +20,9 @@ from .asgi.pending_middleware import given_arguments
 from .configuration import ARGUMENTS, UNSET, Configuration, Options, Unset, refuse_unknown
 from .database import Database
 from .engines.urls import masked
+from .exceptions import ConfigurationError
 from .sessions.request_scope import RequestScope
+from .sessions.scope import refuse_other_loops
 from .sessions.shielding import collect_abandoned
 
 __all__ = ["DBSession", "DBSessionMeta", "DBSessionMiddleware", "db"]
@@ -258,7 +260,7 @@ class DBSessionMiddleware:
         """Say what the end of a request that went well, as far as it knows, will roll back."""
         if started is None or completed or not self.commit_on_exit:
             if started is None or self._commits(started):
-                request.warn_of_uncommitted()
+                request.warn_of_uncommitted(was_committed=self.commit_on_exit and completed)
         elif request.uncommitted:
             logger.info("%s: its client left before the end: rolled back", request)
 
@@ -283,6 +285,13 @@ class DBSessionMiddleware:
                 await self.db._close_idle()
             await send(message)
 
+        try:
+            refuse_other_loops()
+        except ConfigurationError as exc:
+            # Where it is raised, a server goes on without a lifespan, and may not say why.
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(exc)})
+            return
         try:
             await self.app(asgi, receive, send_closed)
         finally:

@@ -17,6 +17,7 @@ what the other has committed, and nothing is left for the next test.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -45,6 +46,12 @@ def db_sandbox(sandboxed_database: Database) -> Iterator[Database]:
     """
     with sandboxed_database.sandbox():
         yield sandboxed_database
+    if sandboxed_database.url is None:
+        warnings.warn(
+            "db_sandbox has held nothing: no code has configured db. Import the app in conftest.py "
+            "or override the fixture sandboxed_database.",
+            stacklevel=1,
+        )
 
 
 @pytest.fixture

@@ -133,7 +133,11 @@ def _meant(name: str) -> str | None:
 def masked(url: URL) -> str:
     """`url` as text for people and logs: no password, in the query arguments neither."""
     query = {name: "***" if is_secret(name) else url.query[name] for name in url.query}
-    return url.set(query=query).render_as_string().replace("%2A%2A%2A", "***")
+    database = url.database
+    if database is not None:  # the file's name may be no UTF-8
+        database = database.encode(errors="backslashreplace").decode()
+    shown = url.set(query=query, database=database)
+    return shown.render_as_string().replace("%2A%2A%2A", "***")
 
 
 def is_secret(parameter: str) -> bool:

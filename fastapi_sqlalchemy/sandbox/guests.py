@@ -144,7 +144,16 @@ class Guest(Connection):
         return super()._savepoint_impl(name or f"fsa_{uuid4().hex}")
 
     def _begin_twophase_impl(self, transaction: Any) -> None:
-        raise SandboxError("A sandbox cannot hold a two-phase transaction.")
+        self._begin_impl(transaction)
+
+    def _prepare_twophase_impl(self, xid: Any) -> None:
+        """Nothing: a savepoint cannot fail to be released."""
+
+    def _commit_twophase_impl(self, xid: Any, is_prepared: bool) -> None:
+        self._commit_impl()
+
+    def _rollback_twophase_impl(self, xid: Any, is_prepared: bool) -> None:
+        self._rollback_impl()
 
 
 class _SandboxAsyncConnection(AsyncConnection):

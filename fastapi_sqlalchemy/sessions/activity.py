@@ -11,31 +11,57 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from operator import call
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from ..exceptions import ConcurrentUseError
+from .connections import lost_by
 from .writes import locks_rows, looks_like_read, surely_reads
 
-__all__ = ["Activity", "log_holders"]
+__all__ = ["Activity", "User", "log_holders", "user_here"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
 #: Of those that hold a pool's connections, in a log line.
 _MOST_NAMED = 10
 
+#: Of the text of an error.
+_MOST_SHOWN = 200
+
 #: Of so many statements of one transaction it is found out later whether they write, if at all.
 _MOST_UNCHECKED = 100
+
+#: Who executes something: a task, or where no event loop runs a call in a thread.
+User = weakref.ref[asyncio.Task[Any]] | tuple[int, object] | None
+
+#: What a call has that somebody else's, later, in the same thread has not.
+_call: ContextVar[object] = ContextVar("fastapi_sqlalchemy_call")
+
+
+def user_here() -> User:
+    """This task, or this call in a thread."""
+    if asyncio._get_running_loop() is not None:
+        task = asyncio.current_task()
+        return None if task is None else weakref.ref(task)
+    call = _call.get(None)
+    if call is None:
+        call = object()
+        _call.set(call)
+    return get_ident(), call
 
 
 class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
     `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
-    `may_have_written` is True unless all of them are surely reads.
+    `may_have_written` is True unless all of them are surely reads. `failure` says why a statement
+    of it has failed, the first one, and `lost` whether one has rolled back all of it.
 
     `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`;
     `left` is what another task waits for until then.
@@ -44,6 +70,8 @@ class Activity:
     the identifier of a thread; whoever comes meanwhile is refused, or waits if `takes_turns`. In a
     sandbox, `awaitable` makes a sync driver's result an
     `AsyncSession`'s. `beside` is its scope's other session where both use one SQLite database.
+    `has_others` says that it may wait for a lock of another session of its request's or block's, as
+    `lock_waiting` watches it; `first_user` is who has asked for the session first.
     """
 
     # Nothing here leads back to the session: a cycle would keep what it has loaded, and everything
@@ -54,9 +82,14 @@ class Activity:
         "beside",
         "connection",
         "ended",
+        "failure",
+        "first_user",
         "forget",
+        "has_others",
+        "is_watched",
         "left",
         "left_s",
+        "lost",
         "on_loop_thread",
         "owner",
         "restore",
@@ -76,6 +109,8 @@ class Activity:
         self.connection: Connection | None = None
         self.wrote = False
         self.unsure = False
+        self.failure: str | None = None
+        self.lost = False
         self.unchecked: list[Any] = []
         #: Those of `unchecked` whose SQL did not show that they read.
         self.unread: list[Any] = []
@@ -90,6 +125,8 @@ class Activity:
         self.takes_turns = False
         self.awaitable: Callable[[Any], Any] | None = None
         self.beside: weakref.ref[Activity] | None = None
+        self.first_user: User = None
+        self.has_others = self.is_watched = False
 
     @property
     def has_written(self) -> bool:
@@ -187,6 +224,17 @@ class Activity:
             if harmless and self.unchecked and self.unchecked[-1] is statement:
                 self.unchecked.pop()
 
+    def failed(self, error: DBAPIError) -> None:
+        """Remember that a statement has failed, for a commit in spite of it."""
+        connection = self.connection
+        if connection is None:
+            return
+        if self.failure is None:
+            # Its text alone: the exception would keep whoever has caught it.
+            text = (str(error.orig).splitlines() or [""])[0]
+            self.failure = f"{type(error.orig).__name__}: {text[:_MOST_SHOWN]}"
+        self.lost = self.lost or lost_by(error, connection)
+
     def leave(self) -> None:
         """Its `user` has ended a statement."""
         self.user = None
@@ -198,7 +246,8 @@ class Activity:
     def reset(self) -> None:
         """Its transaction has ended."""
         self.connection = None
-        self.wrote = self.unsure = False
+        self.wrote = self.unsure = self.lost = False
+        self.failure = None
         self.unchecked.clear()
         self.unread.clear()
         self.results.clear()

@@ -64,6 +64,7 @@ class Binding:
         self.configuration = configuration
         self.engines = Engines(configuration.engine)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.is_postgresql = self.url.get_backend_name() == "postgresql"
         self.holders: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sandbox: OpenSandbox | None = None
         self._lock = threading.Lock()
@@ -98,6 +99,7 @@ class Binding:
                 return sandbox.main_for(self, choose(*args, **kwargs))
 
             vars(session)["get_bind"] = get_bind
+            session.twophase = False  # what it begins is a savepoint
             activity.awaitable = sandbox.awaitable
 
     def open_session(self, session_args: Mapping[str, Any]) -> Session:

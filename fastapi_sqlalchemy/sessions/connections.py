@@ -1,4 +1,4 @@
-"""Connections that cannot be ended in order: seen in use, cut, and thrown away."""
+"""Connections that cannot be ended in order: seen in use, cut, thrown away, or not to commit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ import socket
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from ..engines import aiosqlite_connections
 
-__all__ = ["adiscard", "discard", "hang_up", "is_busy"]
+__all__ = [
+    "adiscard",
+    "discard",
+    "hang_up",
+    "in_autocommit",
+    "is_aborted",
+    "is_busy",
+    "libpq_status",
+    "lost_by",
+]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
+
+#: libpq's PQTRANS_INERROR.
+_LIBPQ_IN_ERROR = 3
+#: Changed since the snapshot, no room for locks, deadlock.
+_MYSQL_LOST = ((1020,), (1206,), (1213,))
 
 
 def is_busy(connection: Connection | None) -> bool:
@@ -30,6 +45,63 @@ def is_busy(connection: Connection | None) -> bool:
         return True
     lock = getattr(lent.driver_connection, "lock", None)
     return lock is not None and hasattr(lock, "locked") and bool(lock.locked())
+
+
+def in_autocommit(connection: Connection | None) -> bool:
+    """Whether each of its statements is committed by itself, and no rollback undoes it."""
+    return connection is not None and connection._is_autocommit_isolation()
+
+
+def libpq_status(connection: Connection) -> int | None:
+    """What libpq knows of its transaction (PQTRANS_IDLE is 0); None: the driver has no libpq.
+
+    https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
+    """
+    info = getattr(connection.connection.driver_connection, "info", None)
+    status = getattr(info, "transaction_status", None)
+    return None if status is None else int(status)
+
+
+def is_aborted(connection: Connection) -> bool:
+    """Whether PostgreSQL would answer a COMMIT with a ROLLBACK, and no error.
+
+    libpq knows; with asyncpg the server is asked.
+    """
+    if connection.dialect.name != "postgresql" or connection.closed or connection.invalidated:
+        return False
+    status = libpq_status(connection)
+    if status is not None:
+        return status == _LIBPQ_IN_ERROR
+    try:
+        connection.exec_driver_sql("SELECT 1")
+    except DBAPIError as exc:
+        if exc.connection_invalidated:
+            raise
+        return True
+    return False
+
+
+def lost_by(error: DBAPIError, connection: Connection) -> bool:
+    """Whether `error` has ended the whole transaction, and a COMMIT would say nothing of it.
+
+    MySQL does that to the victim of a deadlock; SQLite by `INSERT OR ROLLBACK`, by a trigger's
+    RAISE(ROLLBACK), and where the disk is full.
+    """
+    if connection.closed or connection.invalidated or in_autocommit(connection):
+        return False
+    if connection.dialect.name in ("mysql", "mariadb"):
+        return error.orig is not None and error.orig.args[:1] in _MYSQL_LOST
+    if connection.dialect.name != "sqlite" or not _begins(error.statement):
+        return False
+    driver_connection: Any = connection.connection.driver_connection
+    # Without a level, Python has begun nothing before it.
+    return driver_connection.isolation_level is not None and not driver_connection.in_transaction
+
+
+def _begins(statement: str | None) -> bool:
+    """Whether Python begins a transaction of SQLite's before `statement`."""
+    words = (statement or "").split(maxsplit=1)
+    return bool(words) and words[0].lower() in ("insert", "update", "delete", "replace")
 
 
 def discard(connection: Connection | None) -> None:

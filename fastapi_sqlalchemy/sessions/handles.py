@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from .activity import Activity
-from .connections import adiscard, discard, hang_up, is_busy
+from .connections import adiscard, discard, hang_up, in_autocommit, is_busy
 from .shielding import in_default_thread, in_thread, start, wait_shielded
 from .tracking import TrackedSession
 
@@ -63,7 +63,9 @@ class SessionHandle:
     @property
     def uncommitted(self) -> bool:
         """Whether something was written, or is waiting to be, that a rollback would lose."""
-        return self.activity.has_written or (self.session.in_transaction() and self.pending)
+        if self.activity.has_written and (self.in_sandbox or not in_autocommit(self.connection)):
+            return True
+        return self.session.in_transaction() and self.pending
 
     @property
     def user(self) -> str | None:

@@ -12,7 +12,7 @@ from time import monotonic
 from starlette.types import Scope as ASGIScope
 
 from .binding import Binding
-from .scope import Scope
+from .scope import Scope, refuse_other_loops
 
 __all__ = ["RequestScope"]
 
@@ -33,6 +33,7 @@ class RequestScope(Scope):
     def __init__(
         self, binding: Binding, outer: Scope | None, asgi: ASGIScope, warned: set[str]
     ) -> None:
+        refuse_other_loops()
         super().__init__(binding, outer, asynchronous=True)
         self._asgi = asgi
         self._app = asgi.get("app")
@@ -76,14 +77,24 @@ class RequestScope(Scope):
         """Whether it may stay open for hours, mostly idle."""
         return bool(self._asgi["type"] == "websocket")
 
-    def warn_of_uncommitted(self) -> None:
-        """Log a warning if the end is about to roll something back that was written."""
+    def warn_of_uncommitted(self, *, was_committed: bool = False) -> None:
+        """Log a warning if the end is about to roll something back that was written.
+
+        `was_committed`: what was written before the response is not lost.
+        """
         if not self.uncommitted:
             return
         if self.is_websocket:
             logger.warning(
                 "%s wrote to the database without a commit: rolled back at its end. Open a scope "
                 "for each message: `async with db(commit_on_exit=True):`.",
+                self,
+            )
+        elif was_committed:
+            logger.warning(
+                "%s wrote to the database without a commit, after its response was committed: "
+                "rolled back at the end of the request. What runs then (a background task, the end "
+                "of a dependency with `yield`) commits for itself: db.session.commit().",
                 self,
             )
         else:

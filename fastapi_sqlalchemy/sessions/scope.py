@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import weakref
@@ -12,13 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from ..engines import fork_safety
-from ..exceptions import ConcurrentUseError, MissingSessionError
+from ..exceptions import ConcurrentUseError, ConfigurationError, MissingSessionError
+from .activity import Activity, user_here
 from .binding import Binding
 from .handles import AsyncSessionHandle, SessionHandle, SyncSessionHandle
 from .shielding import start, wait_shielded
 from .tracking import ENDED, shares_bind
 
-__all__ = ["Scope"]
+__all__ = ["Scope", "refuse_other_loops"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
@@ -106,7 +108,7 @@ class Scope:
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._sync_handle = handle
                     self.handles = (handle, *self.handles)
-                    self._introduce()
+                    self._introduce(handle.activity)
         return handle.session
 
     @property
@@ -134,7 +136,7 @@ class Scope:
                     self.binding.enter_sandbox(handle.session, handle.activity)
                     self._async_handle = handle
                     self.handles = (*self.handles, handle)
-                    self._introduce()
+                    self._introduce(handle.activity)
         return handle.async_session
 
     @property
@@ -269,14 +271,22 @@ class Scope:
     def _on_loop_thread(self) -> None:
         """The sync session begins in a thread that runs an event loop: a request says so."""
 
-    def _introduce(self) -> None:
-        """Let two sessions of one SQLite database know of each other."""
-        sync_handle, async_handle = self._sync_handle, self._async_handle
-        if sync_handle is None or async_handle is None or self.binding.sandbox is not None:
+    def _introduce(self, activity: Activity) -> None:
+        """Let a session know of those for whose end it might wait in vain."""
+        binding = self.binding
+        if binding.sandbox is not None or not (binding.is_sqlite or binding.is_postgresql):
             return
-        if self.binding.is_sqlite and shares_bind(sync_handle.session, async_handle.session):
-            sync_handle.activity.beside = weakref.ref(async_handle.activity)
-            async_handle.activity.beside = weakref.ref(sync_handle.activity)
+        if binding.is_postgresql:
+            activity.first_user = user_here()
+        activity.has_others = self.outer is not None
+        sync_handle, async_handle = self._sync_handle, self._async_handle
+        if sync_handle is None or async_handle is None:
+            return
+        first, second = sync_handle.activity, async_handle.activity
+        if binding.is_postgresql:
+            first.has_others = second.has_others = True
+        elif shares_bind(sync_handle.session, async_handle.session):
+            first.beside, second.beside = weakref.ref(second), weakref.ref(first)
 
     def _check_open(self) -> None:
         if self._ended:
@@ -354,6 +364,19 @@ class Scope:
                     self,
                 )
             raise
+
+
+def refuse_other_loops() -> None:
+    """Refuse a coroutine that no asyncio runs: nothing that it opened could be closed.
+
+    Raises:
+        ConfigurationError: it runs on trio.
+    """
+    if asyncio._get_running_loop() is None:
+        raise ConfigurationError(
+            "No asyncio event loop runs this code, and SQLAlchemy's async side knows no other (a "
+            "server on trio?). Serve the app on asyncio or uvloop: hypercorn -k asyncio."
+        )
 
 
 def _still_open(scope: Scope | None) -> Scope | None:

@@ -10,12 +10,15 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
 from ..exceptions import ConcurrentUseError, MissingSessionError, SandboxError
 from .activity import Activity, log_holders
+from .connections import is_aborted
+from .lock_waiting import watched
 from .pool_waiting import one_more_thread, with_spare_thread
 from .writes import reads_only
 
@@ -77,7 +80,7 @@ class TrackedSession(Session):
 
     def _bulk_save_mappings(self, *args: Any, **kwargs: Any) -> None:
         self.fsa_activity.wrote = True
-        super()._bulk_save_mappings(*args, **kwargs)
+        self._fsa_run(super()._bulk_save_mappings, *args, **kwargs)
 
     def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         activity = self.fsa_activity
@@ -86,9 +89,12 @@ class TrackedSession(Session):
         is_inner = self.fsa_begin()
         activity.notice(statement)
         try:
-            result = super()._execute_internal(statement, *args, **kwargs)
+            result = self._fsa_run(super()._execute_internal, statement, *args, **kwargs)
             activity.executed(statement, result)
             return result if activity.awaitable is None else self.fsa_result(result)
+        except DBAPIError as exc:
+            activity.failed(exc)
+            raise
         finally:
             if not is_inner:
                 activity.leave()
@@ -108,6 +114,9 @@ class TrackedSession(Session):
         is_inner = self.fsa_begin()
         try:
             super().flush(objects)
+        except DBAPIError as exc:
+            activity.failed(exc)
+            raise
         finally:
             if not is_inner:
                 activity.leave()
@@ -121,13 +130,28 @@ class TrackedSession(Session):
             if not is_inner:
                 activity.leave()
 
+    def invalidate(self) -> None:
+        if self.fsa_activity.awaitable is None:
+            super().invalidate()
+        else:
+            self.close()  # the connection is the sandbox's
+
     def _connection_for_bind(self, engine: Any, *args: Any, **kwargs: Any) -> Connection:
         return self._fsa_connect(engine, super()._connection_for_bind, engine, *args, **kwargs)
 
     def _flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.fsa_activity.beside is not None:
             self.fsa_activity.refuse_if_locked_out()
-        self._fsa_connect(self.bind, super()._flush, objects)
+        self._fsa_run(self._fsa_connect, self.bind, super()._flush, objects)
+
+    def _fsa_run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `work`, which executes a statement."""
+        activity = self.fsa_activity
+        return (
+            watched(activity, work, *args, **kwargs)
+            if activity.has_others
+            else work(*args, **kwargs)
+        )
 
     def _fsa_connect(self, bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `connect`, which takes a connection from the pool of `bind` if it has none."""
@@ -227,6 +251,7 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
     event.listen(made, "after_flush", _on_flush)
     event.listen(made, "after_begin", _on_begin)
     event.listen(made, "after_transaction_end", _on_end)
+    event.listen(made, "before_commit", _on_commit)
     return made
 
 
@@ -268,6 +293,32 @@ def _on_begin(
 def _on_end(session: TrackedSession, transaction: SessionTransaction) -> None:
     if transaction._parent is None:
         session.fsa_activity.reset()
+
+
+def _on_commit(session: TrackedSession) -> None:
+    """Refuse what the database would answer as if it had committed.
+
+    PostgreSQL takes the COMMIT of a transaction one of whose statements has failed, and rolls back.
+    https://www.postgresql.org/docs/current/sql-commit.html
+
+    Raises:
+        PendingRollbackError: it has been rolled back, or would be.
+    """
+    activity, transaction = session.fsa_activity, session._transaction
+    if activity.failure is None and not activity.unsure:
+        return
+    if transaction is not None and transaction.nested:
+        return  # the database refuses to release the savepoint
+    root = session.get_transaction()
+    held = root._connections.values() if root is not None else ()
+    if activity.lost or any(is_aborted(connection) for connection, *_ in list(held)):
+        raise PendingRollbackError(
+            "Nothing is committed: a statement has failed "
+            f"({activity.failure or 'on db.session.connection()'}), and with it the database has "
+            "given up the whole transaction, although the exception was caught. Execute what may "
+            "fail in a savepoint, `with db.session.begin_nested():`, or call db.session.rollback() "
+            "and begin again."
+        )
 
 
 def _listen(connection: Connection, activity: Activity) -> Callable[[], None]:

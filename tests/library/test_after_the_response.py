@@ -2,13 +2,18 @@
 
 import asyncio
 import gc
+import inspect
 import threading
 import weakref
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import fastapi
 import pytest
+from fastapi import Depends
 from fastapi.responses import FileResponse, JSONResponse
+from packaging.version import Version
 from sqlalchemy import event, func, select, text
 from sqlalchemy.pool import PoolResetState
 from starlette.background import BackgroundTask
@@ -75,6 +80,49 @@ async def test_a_file_that_the_server_sends_by_its_path_is_a_whole_response(
     await app({**scope, "extensions": {"http.response.pathsend": {}}}, receive, send)
     assert held == [0]
     assert "GET / wrote to the database without a commit" in caplog.text
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_what_a_dependency_writes_at_its_end_is_committed_with_the_response_or_warned_of(
+    serve: Serve, async_store: Store, caplog: pytest.LogCaptureFixture, side: str
+) -> None:
+    db = async_store.db
+    app = async_store.app(commit_on_exit=True)
+
+    def writes(name: str) -> Any:
+        def dependency() -> Iterator[None]:
+            yield
+            db.session.add(User(name=name))
+            db.session.flush()
+
+        async def asynchronous() -> AsyncIterator[None]:
+            yield
+            db.async_session.add(User(name=name))
+            await db.async_session.flush()
+
+        return dependency if side == "sync" else asynchronous
+
+    @app.get("/after", dependencies=[Depends(writes("lost"))])
+    def after() -> None: ...
+
+    chooses = "scope" in inspect.signature(Depends).parameters  # FastAPI 0.121
+    if chooses:
+
+        @app.get("/before", dependencies=[Depends(writes("kept"), scope="function")])
+        def before() -> None: ...
+
+    with client_of(serve, app) as client:
+        for path in ("/before", "/after"):
+            client.get(path)
+        async_store.assert_settled()
+    warnings = [each.getMessage() for each in caplog.records if "wrote to" in each.getMessage()]
+    if Version(fastapi.__version__) < Version("0.118"):  # each is left before the response
+        assert (async_store.users(), warnings) == (["lost"], [])
+        return
+    assert async_store.users() == ["kept"] * chooses
+    (warning,) = warnings
+    assert warning.startswith("GET /after wrote to the database without a commit, after its resp")
+    assert "commit_on_exit" not in warning
 
 
 @pytest.mark.parametrize("pending", [False, True], ids=["executed", "pending"])

@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from sqlalchemy import insert, select, text
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware, MissingSessionError
+from fastapi_sqlalchemy.exceptions import ConfigurationError
 from support.models import User
 from support.stores import Store
 from support.waiting import wait_until
@@ -368,3 +369,36 @@ def test_the_pools_are_empty_when_the_server_has_stopped(
         assert client.get("/").status_code == 200
         assert store.backend.connections() == 2
     store.backend.assert_released()
+
+
+@pytest.mark.parametrize("kind", ["lifespan", "http", "websocket", "block"])
+def test_where_no_asyncio_runs_the_code_nothing_is_served_and_the_error_says_why(
+    postgresql_store: Store, kind: str
+) -> None:
+    """Hypercorn's trio workers drive the app without asyncio: each request kept a connection."""
+    app, db = postgresql_store.app(), postgresql_store.db
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def serve() -> None:
+        if kind == "block":
+            async with postgresql_store.configure()():
+                db.session.execute(select(User))
+        else:
+            await app({"type": kind, "path": "/", "method": "GET", "headers": []}, receive, send)
+
+    if kind == "lifespan":
+        with pytest.raises(StopIteration):
+            serve().send(None)
+        (answer,) = sent
+        assert answer["type"] == "lifespan.startup.failed"
+        assert "hypercorn -k asyncio" in answer["message"]
+        return
+    with pytest.raises(ConfigurationError, match="hypercorn -k asyncio"):
+        serve().send(None)
+    assert postgresql_store.checked_out() == 0

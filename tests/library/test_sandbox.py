@@ -138,6 +138,39 @@ async def test_both_sessions_work_on_one_connection(stored: Backend, db: Databas
     assert names(stored) == ["ann"]
 
 
+async def test_sessions_of_two_phases_are_rolled_back_too(stored: Backend, db: Database) -> None:
+    db.configure(stored.url, async_db_url=stored.async_url, session_args={"twophase": True})
+    async with db.sandbox():
+        async with db(commit_on_exit=True):
+            db.session.add(User(name="bob"))
+            db.session.commit()
+            db.async_session.add(User(name="cid"))
+        async with db():
+            found = await db.async_session.scalars(select(User.name))
+            assert found.all() == ["ann", "bob", "cid"]
+    assert names(stored) == ["ann"]
+
+
+async def test_a_session_that_gives_up_its_connection_leaves_the_sandbox_usable(
+    stored: Backend, db: Database
+) -> None:
+    async with db.sandbox():
+        async with db(commit_on_exit=True):
+            db.session.add(User(name="lost"))
+            db.session.flush()
+            db.session.invalidate()
+            db.session.add(User(name="bob"))
+            db.session.commit()
+            db.async_session.add(User(name="lost"))
+            await db.async_session.flush()
+            await db.async_session.invalidate()
+            db.async_session.add(User(name="cid"))
+        async with db():
+            found = await db.async_session.scalars(select(User.name))
+            assert found.all() == ["ann", "bob", "cid"]
+    assert names(stored) == ["ann"]
+
+
 async def test_gather_runs_one_at_a_time(stored: Backend, db: Database) -> None:
     running = most = 0
 

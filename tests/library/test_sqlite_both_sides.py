@@ -19,9 +19,9 @@ WRITE, READ = text("INSERT INTO note VALUES (1)"), text("SELECT count(*) FROM no
 Run = Callable[[Any], Awaitable[Any]]
 
 
-def configured(url: str) -> Database:
+def configured(url: str, timeout_s: float = 60) -> Database:
     db = Database("both_sides")
-    db.configure(db_url=url, engine_args={"connect_args": {"timeout": 60}})
+    db.configure(db_url=url, engine_args={"connect_args": {"timeout": timeout_s}})
     with db(commit_on_exit=True):
         db.session.execute(text("CREATE TABLE note (n int)"))
     return db
@@ -74,6 +74,22 @@ async def test_after_a_commit_or_what_commits_itself_the_other_goes_on(db: Datab
         assert (await run["db.async_session"](READ)).scalar_one() == 1
         await run["db.session"](text("CREATE TABLE other (n int)"))  # Python begins nothing for it
         await run["db.async_session"](WRITE)
+    await db.adispose()
+
+
+@pytest.mark.parametrize("side", ["session", "async_session"])
+async def test_what_waits_in_vain_for_the_block_around_it_says_so(
+    tmp_path: Path, side: str
+) -> None:
+    db = configured(f"sqlite:///{tmp_path}/a.db", timeout_s=0.2)
+    run = sides(db)
+    async with db(commit_on_exit=True):
+        await run[f"db.{side}"](WRITE)
+        async with db():
+            with pytest.raises(ConcurrentUseError, match=f"^db.{side} of `async with .* around it"):
+                await run[f"db.{side}"](WRITE)
+    async with db():
+        assert (await run[f"db.{side}"](READ)).scalar_one() == 1
     await db.adispose()
 
 

@@ -177,15 +177,30 @@ def test_writes(db_session):
     assert reports.session is db_session
 """
     )
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
-        cwd=tmp_path,
+    ran = run_pytest(tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert sqlite.rows("SELECT * FROM users") == []
+
+
+@pytest.mark.slow
+def test_a_sandbox_of_a_database_that_nobody_has_configured_warns(tmp_path: Path) -> None:
+    """The tests write by an engine of the app's own, and what they write stays."""
+    (tmp_path / "test_nothing.py").write_text(
+        'pytest_plugins = ["fastapi_sqlalchemy.testing"]\n\n\ndef test(db_sandbox): ...\n'
+    )
+    ran = run_pytest(tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "db_sandbox has held nothing: no code has configured db." in ran.stdout
+
+
+def run_pytest(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert sqlite.rows("SELECT * FROM users") == []
 
 
 def test_the_fixtures_are_not_imported_with_the_library() -> None:

@@ -202,3 +202,20 @@ def test_writes_that_a_request_does_not_commit_are_warned_of(
     assert store.users() == ["ann"]
     warnings = [record.getMessage().split(":")[0] for record in caplog.records]
     assert warnings == ["GET /write wrote to the database without a commit"]
+
+
+def test_what_autocommit_has_kept_is_not_said_to_be_rolled_back(
+    serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = store.app(engine_args={"isolation_level": "AUTOCOMMIT"})
+
+    @app.get("/write")
+    def write() -> bool:
+        store.db.session.add(User(name="kept"))
+        store.db.session.flush()
+        return store.db.uncommitted
+
+    with client_of(serve, app) as client:
+        assert client.get("/write").json() is False
+    assert store.users() == ["kept"]
+    assert caplog.records == []

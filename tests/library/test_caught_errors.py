@@ -1,0 +1,243 @@
+"""A route that catches a database error and goes on: what the database has given up is no 200."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import create_engine, text, update
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+
+from fastapi_sqlalchemy import Database
+from support.backends import Backend
+from support.models import User
+from support.stores import DRIVERS, Store, opened
+from support.web import Serve, client_of
+
+WRONG = text("SELECT * FROM nowhere")
+
+
+@pytest.fixture(params=["psycopg", "asyncpg", "psycopg2"])
+def postgresql_stores(
+    request: pytest.FixtureRequest, db: Database, emptied: Callable[[str], Backend]
+) -> Iterator[Store]:
+    """PostgreSQL by each driver; psycopg2 and asyncpg go together."""
+    backend = emptied("postgresql")
+    with opened(db, backend, backend.with_driver(request.param)) as store:
+        yield store
+
+
+@pytest.fixture(params=[driver for driver, name in DRIVERS.items() if name == "mariadb"])
+def mariadb_stores(
+    request: pytest.FixtureRequest, db: Database, emptied: Callable[[str], Backend]
+) -> Iterator[Store]:
+    """MariaDB by each async driver, and pymysql beside it."""
+    backend = emptied("mariadb")
+    with opened(db, backend, backend.with_driver(request.param)) as store:
+        yield store
+
+
+@pytest.fixture(params=["sync", "async", "connection", "async_connection"])
+def fails(request: pytest.FixtureRequest) -> str:
+    """By which session the statement goes that fails."""
+    return str(request.param)
+
+
+def routes(store: Store, fails: str, statement: Any = WRONG) -> FastAPI:
+    """`/caught` goes on after an error, `/rolled_back` and `/savepoint` do what ends it first."""
+    app, db = store.app(commit_on_exit=True), store.db
+
+    def sync_write(how: str, on_connection: bool) -> None:
+        db.session.add(User(name="before"))
+        db.session.flush()
+
+        def fail() -> None:
+            target = db.session.connection() if on_connection else db.session
+            target.execute(statement)
+
+        if how == "savepoint":
+            with pytest.raises(DBAPIError), db.session.begin_nested():
+                fail()
+            return
+        with pytest.raises(DBAPIError):
+            fail()
+        if how == "rolled_back":
+            db.session.rollback()
+            db.session.add(User(name="after"))
+
+    async def async_write(how: str, on_connection: bool) -> None:
+        session = db.async_session
+        session.add(User(name="before"))
+        await session.flush()
+
+        async def fail() -> None:
+            target = await session.connection() if on_connection else session
+            await target.execute(statement)
+
+        if how == "savepoint":
+            with pytest.raises(DBAPIError):
+                async with session.begin_nested():
+                    await fail()
+            return
+        with pytest.raises(DBAPIError):
+            await fail()
+        if how == "rolled_back":
+            await session.rollback()
+            session.add(User(name="after"))
+
+    on_connection = fails.endswith("connection")
+    if fails.startswith("async"):
+
+        @app.post("/{how}")
+        async def async_route(how: str) -> int:
+            await async_write(how, on_connection)
+            return 1
+
+    else:
+
+        @app.post("/{how}")
+        def route(how: str) -> int:
+            sync_write(how, on_connection)
+            return 1
+
+    return app
+
+
+def test_what_postgresql_would_roll_back_is_answered_500(
+    serve: Serve, postgresql_stores: Store, fails: str
+) -> None:
+    with client_of(serve, routes(postgresql_stores, fails)) as client:
+        assert client.post("/caught").status_code == 500
+        assert postgresql_stores.users() == []
+        assert client.post("/savepoint").status_code == 200
+        assert client.post("/rolled_back").status_code == 200
+    assert postgresql_stores.users() == ["before", "after"]
+
+
+def test_where_one_statement_failed_alone_the_others_are_committed(
+    serve: Serve, store: Store, fails: str
+) -> None:
+    if store.backend.name == "postgresql":
+        pytest.skip("there, no statement fails alone")
+    with client_of(serve, routes(store, fails)) as client:
+        assert client.post("/caught").status_code == 200
+    assert store.users() == ["before"]
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_what_sqlite_has_rolled_back_is_answered_500(
+    serve: Serve, sqlite_store: Store, side: str
+) -> None:
+    sqlite_store.backend.execute("INSERT INTO users VALUES (100, 'there')")
+    or_rollback = text("INSERT OR ROLLBACK INTO users VALUES (100, 'twice')")
+    with client_of(serve, routes(sqlite_store, side, or_rollback)) as client:
+        assert client.post("/caught").status_code == 500
+        assert client.post("/rolled_back").status_code == 200
+    assert sqlite_store.users() == ["there", "after"]
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_the_victim_of_a_deadlock_is_answered_500(
+    serve: Serve, mariadb_stores: Store, side: str
+) -> None:
+    backend, db = mariadb_stores.backend, mariadb_stores.db
+    app = mariadb_stores.app(commit_on_exit=True)
+    backend.execute("INSERT INTO users VALUES (101, 'a'), (102, 'b'), (103, 'c')")
+    engine = create_engine(backend.url)
+
+    def rename(user_id: int) -> Any:
+        return update(User).where(User.id == user_id).values(name="renamed")
+
+    # The one that has changed fewer rows is the victim.
+    other = engine.connect()
+    other.execute(rename(101))
+    other.execute(rename(102))
+    thread = threading.Thread(target=lambda: other.execute(rename(103)))
+
+    @app.post("/sync")
+    def sync_route() -> int:
+        db.session.execute(rename(103))
+        thread.start()  # whichever of the two waits first
+        with pytest.raises(DBAPIError, match="1213"):
+            db.session.execute(rename(101))
+        db.session.add(User(name="after"))
+        return 1
+
+    @app.post("/async")
+    async def async_route() -> int:
+        await db.async_session.execute(rename(103))
+        thread.start()  # whichever of the two waits first
+        with pytest.raises(DBAPIError, match="1213"):
+            await db.async_session.execute(rename(101))
+        db.async_session.add(User(name="after"))
+        return 1
+
+    with client_of(serve, app) as client:
+        assert client.post(f"/{side}").status_code == 500
+    thread.join()
+    other.close()
+    engine.dispose()
+    assert mariadb_stores.users() == ["a", "b", "c"]
+
+
+def test_a_record_that_has_changed_since_the_snapshot_is_answered_500(
+    serve: Serve, db: Database, emptied: Callable[[str], Backend]
+) -> None:
+    backend = emptied("mariadb")
+    if not backend.rows("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'"):
+        pytest.skip("this server knows no snapshot isolation")
+    backend.execute("INSERT INTO users VALUES (101, 'a')")
+    with opened(db, backend, backend.url) as store:
+        app = store.app(commit_on_exit=True)
+
+        @app.post("/")
+        def route() -> int:
+            db.session.execute(text("SET SESSION innodb_snapshot_isolation = 1"))
+            db.session.get(User, 101)
+            db.session.add(User(name="before"))
+            db.session.flush()
+            backend.execute("UPDATE users SET name = 'changed' WHERE id = 101")
+            with pytest.raises(DBAPIError, match="1020"):
+                db.session.execute(update(User).where(User.id == 101).values(name="mine"))
+            return 1
+
+        with client_of(serve, app) as client:
+            assert client.post("/").status_code == 500
+        assert store.users() == ["changed"]
+
+
+def test_whoever_commits_a_transaction_that_is_lost_is_told_what_failed(
+    postgresql_stores: Store,
+) -> None:
+    db = postgresql_stores.configure()
+
+    def fail() -> None:
+        db.session.add(User(name="lost"))
+        db.session.flush()
+        with pytest.raises(DBAPIError):
+            db.session.execute(WRONG)
+
+    told = pytest.raises(PendingRollbackError, match='UndefinedTable: relation "nowhere" does not')
+    with told, db(commit_on_exit=True):
+        fail()
+    with db():
+        fail()
+        with told:
+            db.session.commit()
+        db.session.rollback()
+        db.session.add(User(name="again"))
+        db.session.commit()
+    with db(), told, db.session.begin():
+        fail()
+    assert postgresql_stores.users() == ["again"]
+
+
+def test_an_error_in_autocommit_ends_nothing(postgresql_stores: Store) -> None:
+    db = postgresql_stores.configure(engine_args={"isolation_level": "AUTOCOMMIT"})
+    with db(commit_on_exit=True):
+        db.session.add(User(name="kept"))
+        db.session.flush()
+        with pytest.raises(DBAPIError):
+            db.session.execute(WRONG)
+    assert postgresql_stores.users() == ["kept"]
