@@ -4,6 +4,7 @@ FsaError                    1
 ├── TaskFailed              1    the task raised
 ├── Fenced                  1    a run that another process has taken over commits nothing
 ├── ScriptFailed            1    what `fsa shell` was given to run raised
+├── OutputFailed            1    what a command shows cannot be written
 ├── CheckFailed             1    a check of `fsa health` failed
 ├── StatementFailed         1    the database refused a statement
 ├── MigrationFailed         1    a migration raised, or Alembic refused
@@ -77,6 +78,10 @@ class LifespanFailed(FsaError):
 
 class Fenced(FsaError):
     """The run is no longer this process's: it was declared dead, or cancelled."""
+
+
+class OutputFailed(FsaError):
+    """What a command shows cannot be written: the disk is full, the terminal has gone."""
 
 
 class ScriptFailed(FsaError):
@@ -239,3 +244,9 @@ def did_you_mean(word: str, known: Iterable[str], *, most: int = 3, form: str = 
 
     close = [form.format(each) for each in get_close_matches(word, list(known), n=most)]
     return f"did you mean {' or '.join(close)}?" if close else None
+
+
+def no_text(error: UnicodeEncodeError) -> UsageError:
+    """The error of a text with half a character: an argument's bytes that are no UTF-8."""
+    half = error.object[error.start : error.end]
+    return UsageError(f"a text has {half!r}, which is no character: no UTF-8?")

@@ -16,6 +16,7 @@ from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import reached
 from fsa_cli.runs.enqueue import enqueuer_here
 from fsa_cli.runs.task_result import TaskResult
+from fsa_cli.tasks.enqueue_capture import diversion
 from fsa_cli.terminal.json_values import dumps
 
 __all__ = ["TaskResult", "aget", "events", "get"]
@@ -34,12 +35,16 @@ def get(run_id: str) -> TaskResult[Any]:
         ConfigurationError: There is no ledger here.
         DatabaseUnreachable: The ledger's database is away.
     """
-    ledger = enqueuer_here().ledger
-    with reached(ledger):
-        row = queries.get(ledger, run_id)
-    if row is None:
+    if (kept := diversion()) is not None:
+        found: TaskResult[Any] | None = kept.find(run_id)
+    else:
+        ledger = enqueuer_here().ledger
+        with reached(ledger):
+            row = queries.get(ledger, run_id)
+        found = None if row is None else TaskResult.of(row, lambda: ledger)
+    if found is None:
         raise RunNotFound(f"there is no run {run_id!r}", hint="fsa runs lists the latest ones")
-    return TaskResult.of(row, lambda: ledger)
+    return found
 
 
 async def aget(run_id: str) -> TaskResult[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import typer
 
 from fsa_cli.cli.command_tree import command, command_path
 from fsa_cli.cli.context import Fsa
-from fsa_cli.exceptions import ConfigurationError, FsaError, Interrupted, UsageError
+from fsa_cli.exceptions import ConfigurationError, FsaError, Interrupted, UsageError, no_text
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -35,9 +34,7 @@ def main(argv: Sequence[str]) -> int:
     except typer.Exit as exc:
         return exc.exit_code
     except BrokenPipeError:
-        # What reads us has gone; the interpreter's own flush at exit must not complain of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _CLOSED_PIPE
+        return _CLOSED_PIPE  # what reads us has gone
     except Exception as exc:
         error = _as_error(exc, fsa)
     except KeyboardInterrupt:
@@ -69,6 +66,10 @@ def _as_error(error: Exception, fsa: Fsa) -> FsaError:
         wrong_setting = ConfigurationError(str(error), hint="fsa config says where the URL is from")
         wrong_setting.__cause__ = error
         return wrong_setting
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        half = no_text(error)
+        half.__cause__ = error
+        return half
     unexpected = FsaError(
         f"{type(error).__name__}: {error}", hint="--traceback shows where it comes from"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fsa_cli.exceptions import Refused
 from fsa_cli.project.environments import Environment
 from fsa_cli.terminal.escaping import escape_terminal
+from fsa_cli.terminal.folding import is_terminal
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -58,7 +59,7 @@ def confirm(
 
 
 def _can_ask() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
 def _ask(question: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fsa_cli.tasks.context import Progress
 from fsa_cli.terminal.escaping import escape_terminal
+from fsa_cli.terminal.folding import is_terminal
 from fsa_cli.terminal.output import Output
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ProgressBars:
 
     @property
     def is_shown(self) -> bool:
-        return sys.stderr.isatty() and not self._output.json and not self._output.quiet
+        return is_terminal(sys.stderr) and not self._output.json and not self._output.quiet
 
     @property
     def seen(self) -> list[Progress]:
@@ -88,7 +89,7 @@ class ProgressBars:
             TimeRemainingColumn(),
             console=self._output.narration,
             # What the task prints goes above the bar, but never from a pipe to the terminal.
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=is_terminal(sys.stdout),
         )
         display.start()
         return display

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from fsa_cli.ledger.records import status_words
 from fsa_cli.runs.lanes import Bar, Lanes
 from fsa_cli.runs.overview import Overview
 from fsa_cli.runs.run_pages import RunDetail, RunLine
@@ -15,6 +16,7 @@ __all__ = ["detail_lines", "overview_lines"]
 
 _NAME_WIDTH = 24
 _MOST_PROBLEMS = 4
+_WIDE = 100
 _STYLES = {
     **dict.fromkeys(("succeeded", "alive"), "green"),
     **dict.fromkeys(("failed", "timed_out", "interrupted", "dead"), "bold red"),
@@ -59,7 +61,7 @@ def overview_lines(
     room = max(width - len(now) - len(verdict) - 6, 20)  # the name gives way, the verdict does not
     lines: list[Line] = [
         [
-            (where if len(where) <= room else where[: room - 1] + "…", "bold"),
+            (_short(where, room), "bold"),
             (f"   {now}   ", ""),
             (verdict, "bold red" if count else "green"),
         ]
@@ -73,9 +75,10 @@ def overview_lines(
     lines += [[], *_waiting(seen), [_heading(seen)]]
     left = height - len(lines)
     first = max(min(chosen - left + 1, len(runs) - left), 0)
-    name_width = min(max((len(run.task) for run in runs), default=0), 28)
+    cells = [_cells(run, seen.now, 28 if width >= _WIDE else 20) for run in runs]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines += [
-        _run_line(run, seen.now, name_width, is_chosen=place == chosen)
+        _run_line(run, cells[place], widths, is_chosen=place == chosen)
         for place, run in list(enumerate(runs))[first : first + left]
     ]
     return lines
@@ -86,13 +89,13 @@ def detail_lines(run: RunDetail, now: datetime, first: int, height: int) -> list
     lines: list[Line] = [
         [
             (f"{run.line.task}  {run.line.id}  ", "bold"),
-            (run.line.status.replace("_", " "), _STYLES.get(run.line.status, "")),
+            (status_words(run.line.status), _STYLES.get(run.line.status, "")),
         ]
     ]
     for label, moment in run.timeline:
         lines.append([(f"  {moment:%Y-%m-%d %H:%M:%S}  {label}", "")])
     for each in run.attempts:
-        status = each.status.replace("_", " ")
+        status = status_words(each.status)
         told = f"attempt {each.number}  {status}  {each.place}  {each.said}"
         lines.append([(f"  {each.at:%Y-%m-%d %H:%M:%S}  {told}", "")])
     facts = {
@@ -132,12 +135,13 @@ def _lane_lines(lanes: Lanes, room: int, width: int) -> list[Line]:
             free = start + len(label) + 1
     lines: list[Line] = [[(" " * _NAME_WIDTH + " " + "".join(marks), "dim")]]
     for lane in lanes.lanes[:room]:
-        name = lane.task if len(lane.task) < _NAME_WIDTH else lane.task[: _NAME_WIDTH - 2] + "…"
+        name = _short(lane.task, _NAME_WIDTH - 1)
         style = "bold red" if lane.note.startswith("failed") else ""
         lines.append([(name.ljust(_NAME_WIDTH), style), (" ", ""), *_drawn(lane.bars, cells)])
     hidden = lanes.hidden + max(len(lanes.lanes) - room, 0)
     if hidden:
-        lines.append([(f"{hidden} more lanes: fsa console, or a higher window", "dim")])
+        more = "1 more lane" if hidden == 1 else f"{hidden} more lanes"
+        lines.append([(f"{more}: fsa console, or a higher window", "dim")])
     return lines
 
 
@@ -171,15 +175,25 @@ def _heading(seen: Overview) -> tuple[str, str]:
     return f"{running} running; failed since yesterday below", "dim"
 
 
-def _run_line(run: RunLine, now: datetime, name_width: int, *, is_chosen: bool) -> Line:
+def _cells(run: RunLine, now: datetime, name_width: int) -> tuple[str, str, str, str]:
+    """What stands before what it said: its task, status, time and duration."""
     took = "" if run.duration_ms is None else format_elapsed(run.duration_ms)
+    return _short(run.task, name_width), status_words(run.status), format_time(run.at, now), took
+
+
+def _run_line(
+    run: RunLine, cells: Sequence[str], widths: Sequence[int], *, is_chosen: bool
+) -> Line:
+    name, status, at, took = cells
+    of_name, of_status, of_at, of_took = widths
     around = " reverse" if is_chosen else ""
     return [
-        (
-            f"{'>' if is_chosen else ' '} {run.id[:8]}  {run.task[:name_width]:<{name_width}}  ",
-            around.strip(),
-        ),
-        (f"{run.status.replace('_', ' '):<11}", (_STYLES.get(run.status, "") + around).strip()),
-        (f"  {format_time(run.at, now):>8}  {took:>12}  ", around.strip()),
+        (f"{'>' if is_chosen else ' '} {run.id[:8]}  {name:<{of_name}}  ", around.strip()),
+        (f"{status:<{of_status}}", (_STYLES.get(run.status, "") + around).strip()),
+        (f"  {at:>{of_at}}  {took:>{of_took}}  ", around.strip()),
         (run.said, around.strip()),
     ]
+
+
+def _short(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"

@@ -17,6 +17,7 @@ import typer
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError, StatementFailed, UsageError
+from fsa_cli.terminal.folding import is_terminal
 
 if TYPE_CHECKING:
     from fsa_cli.database.query import Rows
@@ -121,7 +122,7 @@ def refusals(fsa: Fsa) -> Iterator[None]:
     except (FsaError, OSError):
         raise
     except Exception as exc:
-        if fsa.load().unreachable(exc) is not None:
+        if isinstance(exc, UnicodeEncodeError) or fsa.load().unreachable(exc) is not None:
             raise
         said = driver_message(exc)
         more = str(getattr(exc, "orig", exc)).splitlines()[1:]
@@ -142,7 +143,7 @@ def _statement(sql: str) -> str:
 
 
 def _is_read_by_a_person(fsa: Fsa, as_csv: bool) -> bool:
-    return sys.stdout.isatty() and not fsa.output.json and not as_csv
+    return is_terminal(sys.stdout) and not fsa.output.json and not as_csv
 
 
 def _shown(fsa: Fsa, row: list[Any]) -> list[Any]:

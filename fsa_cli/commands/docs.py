@@ -13,7 +13,7 @@ from fsa_cli.cli.completion import page_names
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.terminal import manual
-from fsa_cli.terminal.folding import fold
+from fsa_cli.terminal.folding import fold, is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,9 +70,9 @@ def _show_page(fsa: Fsa, page: manual.Page) -> None:
     if fsa.output.json:
         fsa.output.document({"page": page.name, "title": page.title, "text": page.text})
     elif fsa.output.console.is_terminal:
-        manual.show(page, fsa.output.console, paged=sys.stdin.isatty())
+        manual.show(page, fsa.output.console, paged=is_terminal(sys.stdin))
     else:
-        sys.stdout.write(page.text)  # ours: a manifest's `secretRef: name: shop` is not masked
+        fsa.output.raw(page.text)  # ours: a manifest's `secretRef: name: shop` is not masked
 
 
 def _show_matches(fsa: Fsa, text: str, found: Sequence[manual.Match]) -> None:

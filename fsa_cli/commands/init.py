@@ -34,7 +34,7 @@ def ask_database() -> int:
 '''
 _CONFTEST = '''"""Fixtures; their tests are rolled back: db_session, db_sandbox, enqueued, run."""
 
-{reach}import {module}  # noqa: {ignored} - configures db
+{reach}import {module}  # noqa: {ignored} - the app, with its database
 
 pytest_plugins = ["fastapi_sqlalchemy.testing", "fsa_cli.testing"]
 '''

@@ -12,6 +12,7 @@ from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError, ScriptFailed, UsageError
 from fsa_cli.project.environments import ShellMode
+from fsa_cli.terminal.folding import is_terminal
 from fsa_cli.terminal.user_code import summarize_error, user_frame
 
 app = typer.Typer()
@@ -134,7 +135,7 @@ def _program(code: str | None, argv: list[str]) -> tuple[str, str, list[str]] | 
             return Path(argv[0]).read_text(encoding="utf-8"), argv[0], argv[1:]
         except OSError as exc:
             raise UsageError(f"{argv[0]} cannot be read: {exc.strerror}") from exc
-    if argv or not sys.stdin.isatty():
+    if argv or not is_terminal(sys.stdin):
         return sys.stdin.read(), "<stdin>", argv[1:]
     return None
 

@@ -91,6 +91,11 @@ def read_value(parameter: Parameter, given: list[str], source: Source) -> Any:
 
 def _read(parameter: Parameter, text: str | bytes) -> Any:
     """The input of Pydantic for one text."""
+    if isinstance(text, str) and not parameter.is_path:  # a file may have any name
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # the run could not be recorded
+            raise _wrong(parameter, text, parameter.label, "not UTF-8") from None
     if parameter.choices:
         if text in parameter.choices:
             return parameter.choices[str(text)]

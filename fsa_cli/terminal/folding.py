@@ -45,9 +45,15 @@ def side_by_side(parts: Sequence[str], columns: int) -> list[str]:
     return [together] if not columns or len(together) <= columns else list(parts)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether *stream* writes to, or reads from, a terminal."""
+    # What an app puts in its place, to have all of it in its log, may have `write` alone.
+    return stream is not None and not getattr(stream, "closed", True) and stream.isatty()
+
+
 def columns_of(stream: TextIO) -> int:
     """The width of the terminal that *stream* writes to; 0: it is none, and nothing is folded."""
-    if stream.closed or not stream.isatty():
+    if not is_terminal(stream):
         return 0
     if (asked := os.environ.get("COLUMNS", "")).isdigit():
         return int(asked)

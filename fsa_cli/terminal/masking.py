@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from fsa_cli.terminal.secret_names import SECRET_NAME
+from fsa_cli.terminal.secret_names import SECRET_NAME, is_secret_name
 
 __all__ = ["MAX_TEXT_LENGTH", "mask", "mask_head", "mask_tail", "mask_within"]
 
@@ -33,6 +33,9 @@ _PAIR = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# What Pydantic says was given to a field, and how far before that its name may be.
+_GIVEN, _GIVEN_END = ", input_value=", ", input_type="
+_MAX_FIELD_LENGTH = 500
 _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]{0,40}+\Z", re.IGNORECASE)
 _MAX_SCHEME_LENGTH = 40
 _RUN = re.compile(r"[^\s'\"]*+")
@@ -41,7 +44,8 @@ _PATH = re.compile(r"[/?#]")
 
 
 def mask(text: str) -> str:
-    """*text* with `***` for the passwords of URLs and of `password=...` pairs."""
+    """*text* with `***` for the passwords of URLs and of `password=...` pairs, and what Pydantic
+    says was given to a field called `password`."""
     return _masked(text, 0, len(text))
 
 
@@ -66,7 +70,9 @@ def _masked(text: str, start: int, end: int) -> str:
     start, end = start - window_start, end - window_start
     parts = []
     done = start
-    for secret_start, secret_end in sorted([*_in_urls(window), *_in_pairs(window)]):
+    for secret_start, secret_end in sorted(
+        [*_in_urls(window), *_in_pairs(window), *_in_fields(window)]
+    ):
         if secret_end <= done:
             continue
         if secret_start >= end:
@@ -88,6 +94,18 @@ def _in_pairs(text: str) -> Iterator[tuple[int, int]]:
     for match in _PAIR.finditer(text):
         if match["value"] is not None and not _says_whether(text, match.start(), match["value"]):
             yield match.span("value")
+
+
+def _in_fields(text: str) -> Iterator[tuple[int, int]]:
+    at, end = text.find(_GIVEN), 0
+    while at >= 0:
+        given = at + len(_GIVEN)
+        # The name is on the line before, if it still is one.
+        if is_secret_name(text[max(at - _MAX_FIELD_LENGTH, end) : at]):
+            found = text.find(_GIVEN_END, given, given + _CONTEXT)
+            end = found if found >= 0 else min(given + _CONTEXT, len(text))
+            yield given, end
+        at = text.find(_GIVEN, max(given, end))
 
 
 def _says_whether(text: str, start: int, value: str) -> bool:

@@ -12,9 +12,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
-from fsa_cli.exceptions import FsaError
+from fsa_cli.exceptions import FsaError, OutputFailed
 from fsa_cli.terminal.escaping import escape_json_controls, escape_terminal, one_line
-from fsa_cli.terminal.folding import columns_of, fold
+from fsa_cli.terminal.folding import columns_of, fold, is_terminal
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
 from fsa_cli.terminal.user_code import traceback_text
@@ -31,7 +31,7 @@ _BREAKS = re.compile(r"(?<!\s)[^\S\t\n\r\v\f]*+[\t\n\r\v\f]\s*+")
 _STATES = {
     **dict.fromkeys(("ok", "succeeded", "alive"), "green"),
     **dict.fromkeys(("FAILED", "failed", "timed_out", "dead"), "bold red"),
-    **dict.fromkeys(("running", "queued", "handed_off"), "cyan"),
+    **dict.fromkeys(("running", "queued", "dispatched"), "cyan"),
     **dict.fromkeys(("interrupted", "missed", "paused", "draining"), "yellow"),
     **dict.fromkeys(("skipped", "cancelled", "discarded", "stopped"), "dim"),
 }
@@ -76,7 +76,7 @@ class Output:
 
     def document(self, value: object) -> None:
         """Print *value* as one JSON document."""
-        self._json(sys.stdout, value, indent=2 if _is_terminal(sys.stdout) else None)
+        self._json(sys.stdout, value, indent=2 if is_terminal(sys.stdout) else None)
 
     def line(self, text: str, *, exact: bool = False) -> None:
         """Print one line of data, escaped for a terminal.
@@ -84,7 +84,7 @@ class Output:
         Args:
             exact: In a pipe as it is: a program reads it. It may have several lines.
         """
-        if exact and not _is_terminal(sys.stdout):
+        if exact and not is_terminal(sys.stdout):
             self._put(sys.stdout, mask(text))
         else:
             self._write(sys.stdout, text if exact else one_line(text))
@@ -92,6 +92,10 @@ class Output:
     def text(self, text: str) -> None:
         """Print data of several lines, escaped for a terminal."""
         self._write(sys.stdout, text)
+
+    def raw(self, text: str) -> None:
+        """Print data of our own as it is."""
+        self._put(sys.stdout, text.removesuffix("\n"))
 
     def table(
         self,
@@ -107,11 +111,12 @@ class Output:
             columns: The keys to show and their headings. JSON has every key of a row.
             wraps: The columns whose texts may take several lines of a terminal; without any, each
                 row is one line, and the last column is cut to the room that is left.
-            spare: The columns that are left out first where a terminal has no room for all.
+            spare: The columns that are left out first where a terminal has no room for all, if
+                none but the last one may take several lines.
         """
         if self.json:
             self.document(rows)
-        elif _is_terminal(sys.stdout):
+        elif is_terminal(sys.stdout):
             if rows:
                 self._table(rows, columns, wraps, spare)
         else:
@@ -121,7 +126,7 @@ class Output:
 
     def heading(self, text: str) -> None:
         """Print the heading of a section of data; bold on a terminal."""
-        if _is_terminal(sys.stdout):
+        if is_terminal(sys.stdout):
             self._put(sys.stdout, self._styled(shown(text), "1", sys.stdout))
         else:
             self.line(text)
@@ -136,7 +141,7 @@ class Output:
         if self.json:
             self.document(value)
             return
-        width = max(map(len, value), default=0) if _is_terminal(sys.stdout) else 0
+        width = max(map(len, value), default=0) if is_terminal(sys.stdout) else 0
         for key, item in value.items():
             if not width:
                 self._write(sys.stdout, f"{key}\t{_plain(item)}")
@@ -148,13 +153,20 @@ class Output:
         for line in self.fact_lines(name, text):
             self.line(line)
 
-    def fact_lines(self, name: str, text: str) -> list[str]:
-        """*text* beside *name*; on a terminal folded between words, below itself."""
+    def fact_lines(self, name: str, text: str, *, below: int | None = None) -> list[str]:
+        """*text* beside *name*; on a terminal folded between words, below itself.
+
+        Args:
+            below: The column that the other lines begin in, below a name that is longer.
+        """
         name, text = one_line(name), one_line(text)
-        if not _is_terminal(sys.stdout):
+        if not is_terminal(sys.stdout):
             return [f"{name}  {text}"]
-        first, *more = self._folded(shown(text), len(name) + _GAP)
-        return [f"{name}  {first}".rstrip(), *(f"{'':{len(name)}}  {line}" for line in more)]
+        taken = len(name) + _GAP
+        indent = taken if below is None else min(below, taken)
+        width = max(self.console.width, indent + _LEAST)
+        first, *more = fold(shown(text), width, first=taken, indent=indent)
+        return [f"{name}  {first}".rstrip(), *more]
 
     def say(self, text: str) -> None:
         """Narrate a line, on stderr."""
@@ -172,7 +184,7 @@ class Output:
 
     def leave_line(self) -> None:
         """Begin a new line where a terminal has echoed ^C."""
-        if _is_terminal(sys.stderr) and not self.json:
+        if is_terminal(sys.stderr) and not self.json:
             self._put(sys.stderr, "")
 
     def warn(self, text: str) -> None:
@@ -186,16 +198,17 @@ class Output:
             return
         if self.traceback and error.__cause__ is not None:
             self._write(sys.stderr, traceback_text(error.__cause__))
-        lines = [line for part in error.details for line in part.splitlines()]
+        # Masked as a whole: what is secret on a line may be said on the one before.
+        lines = [line for part in error.details for line in mask(part).splitlines()]
         message = one_line(error.message)
-        hint = error.hint.splitlines() if error.hint else []
+        hint = mask(error.hint).splitlines() if error.hint else []
         room = _MAX_ERROR_LINES - 1 - len(hint)
         self._tell(message, "error:", "1;31")
         for line in lines[: max(room, 0)]:
             self._tell("  " + line)
         for line in hint:
             self._tell(line, "hint:", "36")
-        if error.page is not None and _is_terminal(sys.stderr) and room > len(lines):
+        if error.page is not None and is_terminal(sys.stderr) and room > len(lines):
             self._tell(f"fsa docs {error.page}", "more:", "36")
 
     def _console(self, file: TextIO) -> Console:
@@ -222,29 +235,29 @@ class Output:
             key: [escape_terminal(heading), *(shown(_plain(row.get(key))) for row in rows)]
             for key, heading in columns.items()
         }
-        if not wraps:
+        folds = list(wraps) == [*columns][-1:]  # the last column, which takes several lines
+        if folds or not wraps:
             widths = {key: max(map(cell_len, texts[key])) for key in columns}
             for key in (None, *spare):
                 texts.pop(key or "", None)
                 *others, last = texts
                 room = self.console.width - sum(widths[each] + _GAP for each in others)
-                if room >= min(_LEAST, widths[last]):
+                least = min(2 * _LEAST if folds else _LEAST, widths[last])
+                if room >= least:
                     break
-            is_narrow = room < min(_LEAST, widths[last])
-            if is_narrow and others and room >= -_GAP:  # what gives way goes before a name folds
-                del texts[last]
+            is_narrow = room < least
+            if is_narrow and others and room >= -_GAP and not folds:
+                del texts[last]  # what gives way goes before a name folds
             elif is_narrow:  # a name of 190 characters, too many columns
-                wraps, room = [max(others or [last], key=widths.__getitem__)], _LEAST
-            if last in texts and room < widths[last]:
+                wraps = [max(others or [last], key=widths.__getitem__), *wraps]
+                room = min(2 * _LEAST, widths[last])
+            if last in texts and folds:
+                texts[last] = ["\n".join(fold(text, room)) for text in texts[last]]
+            elif last in texts and room < widths[last]:
                 texts[last] = [
                     text if cell_len(text) <= room else f"{set_cell_size(text, room - 3)}..."
                     for text in texts[last]
                 ]
-        *others, last = texts
-        if list(wraps) == [last]:
-            taken = sum(max(map(cell_len, texts[each])) + _GAP for each in others)
-            room = max(self.console.width - taken, _LEAST)
-            texts[last] = ["\n".join(fold(text, room)) for text in texts[last]]
         table = Table(
             box=SIMPLE_HEAD,
             padding=(0, _GAP - 1, 0, 0),  # and the box has a column of its own
@@ -269,16 +282,12 @@ class Output:
             table.add_row(*cells.values())
         self.console.print(table)
 
-    def _folded(self, text: str, indent: int) -> list[str]:
-        """*text* in lines that a terminal shows after an indent; no word is cut in two."""
-        return fold(text, max(self.console.width - indent, _LEAST))
-
     def _styled(self, text: str, code: str, stream: TextIO) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colors(stream) else text
 
     def _colors(self, stream: TextIO) -> bool:
         plain = self.color is False or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-        return not plain and _is_terminal(stream)
+        return not plain and is_terminal(stream)
 
     def _json(self, stream: TextIO | None, value: object, *, indent: int | None = None) -> None:
         text = dumps(value, indent=indent)
@@ -311,12 +320,20 @@ class Output:
         if stream is None:  # started with that descriptor closed
             return
         try:
-            stream.write(text + "\n")
-        except UnicodeEncodeError:
-            encoding = stream.encoding or "ascii"
-            stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        if stream is sys.stdout:
-            stream.flush()
+            try:
+                stream.write(text + "\n")
+            except UnicodeEncodeError:
+                encoding = getattr(stream, "encoding", None) or "ascii"
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            if stream is sys.stdout:
+                stream.flush()
+        except (OSError, ValueError) as exc:
+            # Narration that nobody can read keeps nothing from being done.
+            if stream is not sys.stdout:
+                return
+            if isinstance(exc, BrokenPipeError) or not isinstance(exc, OSError):
+                raise
+            raise OutputFailed(f"the output cannot be written: {exc.strerror}") from exc
 
 
 def shown(text: str) -> str:
@@ -354,7 +371,3 @@ def _plain(value: object) -> str:
             return dumps(value) if value else ""
         case _:
             return _BREAKS.sub(" ", str(value))
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and not stream.closed and stream.isatty()

@@ -69,7 +69,7 @@ class Screen:
             termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
     def draw(self, lines: Sequence[Line]) -> None:
-        """Show these lines from the top; what does not fit is cut off."""
+        """Show these lines from the top; one that does not fit ends with an ellipsis."""
         from rich.control import Control
         from rich.text import Text
 
@@ -78,6 +78,9 @@ class Screen:
             text = Text(no_wrap=True, overflow="crop", end="")
             for part, style in line:
                 text.append(self._showable(part), style)
+            if text.cell_len > self.width:
+                text.truncate(max(self.width - 3, 0))
+                text.append("...", line[-1][1])
             text.truncate(self.width, pad=True)
             shown.append(text)
         blank = Text(" " * self.width, end="")

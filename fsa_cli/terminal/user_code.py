@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
+import sys
 import sysconfig
 import threading
 import traceback
@@ -17,6 +19,8 @@ from fsa_cli.terminal.masking import mask_head
 
 _MAX_SUMMARY_LENGTH = 4000
 _MAX_SUMMARY_SOURCE = 64 * 1024
+_MAX_FIELDS = 5
+_FLUSHED_FOR = re.compile(r"\A\(raised as a result of [^\n]*\)\s+")
 _OURS = str(Path(__file__).parents[1])
 _LIBRARY = str(Path(_OURS).parent / "fastapi_sqlalchemy")
 _INSTALLED = tuple(
@@ -116,13 +120,14 @@ def is_from_outside(error: BaseException) -> bool:
 
 
 def error_message(error: BaseException) -> str:
-    """`str(error)`, also where the exception cannot say it.
+    """`str(error)`, also where the exception cannot say it, without SQLAlchemy's first line of what
+    it was flushing for: the error is the next one.
 
     The `__str__` of an exception is the user's code, or that of a library: it may raise, and it may
     give a str with methods of its own.
     """
     try:
-        return str.__str__(str(error))
+        return _FLUSHED_FOR.sub("", str.__str__(str(error)), count=1)
     except BaseException as exc:
         if is_from_outside(exc):
             raise
@@ -130,13 +135,37 @@ def error_message(error: BaseException) -> str:
 
 
 def summarize_error(error: BaseException) -> str:
-    """The exception's type and the first line of its message."""
+    """The exception's type and the first line of its message.
+
+    The first line of Pydantic's says only how many fields are wrong: here it says which, and why.
+    """
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
-    first, *_ = error_message(error)[:_MAX_SUMMARY_SOURCE].strip().splitlines() or [""]
+    text = _invalid_fields(error) or error_message(error)
+    first, *_ = text[:_MAX_SUMMARY_SOURCE].strip().splitlines() or [""]
     if len(first) > _MAX_SUMMARY_LENGTH:
         first = mask_head(first, _MAX_SUMMARY_LENGTH) + " ... (cut)"
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _invalid_fields(error: BaseException) -> str | None:
+    """`Settings cannot be made: port (Field required), ...`, without what was given: secrets."""
+    if "pydantic" not in sys.modules:  # nothing is imported for this alone
+        return None
+    from pydantic import ValidationError
+
+    if type(error) is not ValidationError:
+        return None
+    wrong = error.errors(include_url=False, include_context=False, include_input=False)
+    said = [_invalid_field(each["loc"], each["msg"]) for each in wrong[:_MAX_FIELDS]]
+    more = [f"and {len(wrong) - _MAX_FIELDS} more"] if len(wrong) > _MAX_FIELDS else []
+    return f"{error.title} cannot be made: {', '.join([*said, *more])}"
+
+
+def _invalid_field(path: tuple[int | str, ...], message: str) -> str:
+    first, *_ = message.splitlines() or [""]
+    # As `password: Field` it would be masked.
+    return f"{'.'.join(map(str, path))} ({first})" if path else first
 
 
 def relative_path(file: str) -> str:

@@ -269,6 +269,29 @@ def test_a_broken_app_is_reported_in_at_most_eight_lines(
         assert text not in whole.stderr + as_json.stderr
 
 
+def test_missing_settings_are_named_and_what_others_were_given_is_not(
+    fsa, write_app, tmp_path
+) -> None:
+    settings = """
+        import os
+        from pydantic import BaseModel
+        class Settings(BaseModel):
+            db_password: str
+            pool: dict[str, int]
+            api_token: int
+        settings = Settings(pool={"size": "many"}, api_token=os.environ["TOKEN"])
+    """
+    write_app(tmp_path, main=settings)
+
+    done, whole = (fsa("health", *words, env={"TOKEN": SECRET}) for words in ((), ("--traceback",)))
+
+    assert done.returncode == whole.returncode == 3
+    said = "Settings cannot be made: db_password (Field required), pool.size (Input should be a"
+    assert said in done.stderr
+    assert "input_value='many'" in whole.stderr
+    assert SECRET not in done.stderr + whole.stderr
+
+
 def test_below_the_app_one_is_led_up_to_it(fsa, write_app, tmp_path) -> None:
     write_app(tmp_path, {"main.py": WELL, "docs/old/readme.txt": ""})
     done = fsa("tasks", cwd=tmp_path / "docs" / "old")
@@ -296,6 +319,13 @@ def test_an_unknown_status_is_said_in_no_library_s_words(fsa) -> None:
     said = fsa("runs", "--status", "fail").stderr
     assert "'fail' is not one of" in said
     assert "Value error" not in said
+
+
+def test_an_argument_that_is_no_utf_8_is_the_user_s_mistake(fsa, write_app, tmp_path) -> None:
+    write_app(tmp_path, {"main.py": WELL})
+    result = fsa("db", "query", "select '\udcff'", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: a text has '\\udcff', which is no character")
 
 
 def test_traceback_shows_the_whole_traceback_and_no_local_variables(

@@ -46,6 +46,8 @@ def texts(password: str) -> list[str]:
         json.dumps({"url": f"postgresql://me:{encoded}@db/shop"}),
         f"the variable DB_PASSWORD={encoded} is set",
         repr(make_url("postgresql://me@db/shop").set(password=password)),
+        "1 validation error for Settings\ndb_password\n  Extra inputs are not permitted "
+        f"[type=extra_forbidden, input_value={password!r}, input_type=str]\n    For further",
     ]
 
 
@@ -142,6 +144,8 @@ HOSTILE = {
     "words": "a-",
     "spaces": " ",
     "an @ at each": "a://a:b@",
+    "what was given": ", input_value=",
+    "what fields were given": "token\n, input_value=",
 }
 
 
