@@ -59,7 +59,18 @@ _STEPS = (
         r"permission denied|command denied|insufficient privilege|must be owner",
         _FORBIDDEN,
     ),
+    (
+        r"lock timeout|lock wait timeout",
+        "a transaction that has not ended, perhaps the caller's own, holds what this waits for: "
+        "commit it first",
+    ),
+    (r"statement timeout", "the server ended what took longer than it may: is it busy?"),
     (r"database is locked", "another process writes to the file: try again when it has ended"),
+    (
+        r"no such table: (\w+\.)?fsa_|relation \"(\w+\.)?fsa_\w+\" does not exist"
+        r"|table '[^']*\.fsa_\w+' doesn't exist",
+        "fsa scheduler init creates the tables of the ledger",
+    ),
     (
         r"no such (table|column)|(relation|column|table) \S+ (of relation \S+ )?does not exist"
         r"|table '.*' doesn't exist|unknown column",

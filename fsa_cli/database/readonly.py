@@ -12,6 +12,7 @@ that takes a user of the database who may only read.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -75,7 +76,7 @@ def _on_connect(dialect: Any, record: Any, arguments: list[Any], options: dict[s
     if not options.get("uri"):
         if name in ("", ":memory:"):
             return
-        name = f"file:{quote(name)}"
+        name = f"file:{quote(os.fsencode(name))}"
     path, _, query = name.partition("?")
     words = [word for word in query.split("&") if word and not word.startswith("mode=")]
     if path == "file::memory:" or "vfs=memdb" in words or "mode=memory" in query.split("&"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,7 +22,7 @@ from fsa_cli.migrations.scripts import Scripts, find, require_alembic
 from fsa_cli.migrations.state import Revision, State, Step, change_of, revision_of, step_of
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Settings
-from fsa_cli.terminal.user_code import summarize_error, user_frame
+from fsa_cli.terminal.user_code import relative_path, summarize_error, user_frame
 
 if TYPE_CHECKING:
     from fsa_cli.migrations.environment import AlembicCall
@@ -273,6 +274,7 @@ class Migrations:
     def _call(self, output: Any = None) -> AlembicCall:
         from fsa_cli.migrations.environment import AlembicCall
 
+        self._refuse_several()
         return AlembicCall(self.scripts, self.database, self._metadata, output=output, x=self._x)
 
     def _metadata(self) -> list[Any] | None:
@@ -284,7 +286,17 @@ class Migrations:
                 raise
             return None
 
+    def _refuse_several(self) -> None:
+        if self.scripts.several and not self.scripts.exist:
+            each = [relative_path(str(file)) for file in self.scripts.several]
+            raise UsageError(
+                f"which migrations? There are {len(each)} alembic.ini below this project",
+                details=each,
+                hint=f"ALEMBIC_CONFIG={quote(each[0])} names one",
+            )
+
     def _need_scripts(self) -> None:
+        self._refuse_several()
         if not self.scripts.exist:
             raise UsageError(
                 "this project has no migrations",

@@ -1,8 +1,8 @@
 """Where a project's migrations are, and Alembic's configuration for them.
 
 An `alembic.ini` (the nearest, or what ALEMBIC_CONFIG names) or `[tool.alembic]` of pyproject.toml
-says where; without either it is `migrations`, or `alembic`, in the project. A folder without an
-env.py uses the one of this package.
+says where; without either it is `migrations`, or `alembic`, in the project, else the only
+`alembic.ini` below it. A folder without an env.py uses the one of this package.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import ConfigurationError
 from fsa_cli.project.settings import Settings
+from fsa_cli.project.source_search import files_named
 from fsa_cli.terminal.log_levels import quieten
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ class Scripts:
     Attributes:
         found: The alembic.ini or pyproject.toml that says so; None if their folder was found.
         folder: Their folder, if no file names one; it may not exist yet.
+        several: The alembic.ini below the project of which none can be chosen.
     """
 
     database: str
     found: Path | None = None
     folder: Path | None = None
+    several: tuple[Path, ...] = ()
 
     @property
     def exist(self) -> bool:
@@ -129,7 +132,12 @@ def find(settings: Settings) -> Scripts:
     suffix = "" if database == "default" else f"_{database}"
     folders = [settings.project / (name + suffix) for name in _FOLDERS]
     there = [each for each in folders if (each / "versions").is_dir()]
-    return Scripts(database=database, folder=[*there, *folders][0])
+    if there:
+        return Scripts(database=database, folder=there[0])
+    below = files_named("alembic.ini", settings.project)
+    if len(below) == 1:
+        return Scripts(database=database, found=below[0])
+    return Scripts(database=database, folder=folders[0], several=tuple(below))
 
 
 def require_alembic() -> None:

@@ -185,7 +185,9 @@ class RunLog(NodeListener):
         text = f"{line}\n"
         # Celery's worker puts something in its place that has no encoding.
         encoding = getattr(sys.stderr, "encoding", None) or "ascii"
-        sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        # Its reader has gone, the disk is full, the app has closed it or put None in its place.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def running_for(run: Run) -> str:

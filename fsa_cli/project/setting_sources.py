@@ -146,7 +146,7 @@ class SettingSources:
         return None
 
     def _table(self) -> dict[str, Any]:
-        table = self.pyproject.get("tool", {}).get("fsa", {})
+        table = self._named("tool", "fsa")
         where = self.project / "pyproject.toml"
         for key, value in table.items():
             if key not in KEYS:
@@ -170,6 +170,18 @@ class SettingSources:
                     details=[f"in {where}"],
                 )
         return dict(table)
+
+    def _named(self, *names: str) -> dict[str, Any]:
+        """The table of pyproject.toml that *names* lead to; an empty one if there is none."""
+        table = self.pyproject
+        for number, name in enumerate(names, start=1):
+            table = table.get(name, {})
+            if not isinstance(table, dict):
+                raise ConfigurationError(
+                    f"[{'.'.join(names[:number])}] must be a table, not {table!r}",
+                    details=[f"in {self.project / 'pyproject.toml'}"],
+                )
+        return table
 
     def _find(self, name: str) -> tuple[Any, str]:
         """The first of flag, environment, env file and pyproject.toml that has a value."""
@@ -247,7 +259,7 @@ class SettingSources:
     def app(self) -> tuple[str | None, Path]:
         value, source = self._find("app")
         if value is None:
-            entrypoint = self.pyproject.get("tool", {}).get("fastapi", {}).get("entrypoint")
+            entrypoint = self._named("tool", "fastapi").get("entrypoint")
             if isinstance(entrypoint, str):
                 pyproject = self.project / "pyproject.toml"
                 value, source = entrypoint, f"[tool.fastapi] entrypoint in {pyproject}"
@@ -257,10 +269,12 @@ class SettingSources:
     def namespace(self) -> tuple[str, str]:
         value, source = self._find("namespace")
         if value is None:
-            project = self.pyproject.get("project", {}).get("name")
+            project = self._named("project").get("name")
             if isinstance(project, str):
                 return project, f"[project] name in {self.project / 'pyproject.toml'}"
-            return self.project.name, "the directory's name"
+            # A ledger keeps text: bytes that are no UTF-8, and all others in an ASCII locale.
+            name = os.fsencode(self.project.name).decode(errors="replace") or "root"
+            return name, "the directory's name"
         return str(value), source
 
     def database_urls(self) -> dict[str, str]:
@@ -310,7 +324,7 @@ def _why_strange(place: Path, directory: Path) -> str | None:
 def _names_modules(path: Path) -> bool:
     try:
         return "fsa" in _toml(path).get("tool", {})
-    except ConfigurationError:
+    except (ConfigurationError, AttributeError, TypeError):
         return False
 
 
@@ -322,7 +336,6 @@ def _toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin so
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{path} cannot be read: {exc}") from exc

@@ -88,7 +88,13 @@ def read(
             "the current directory does not exist any more", hint="cd to that of the project"
         ) from exc
     environ = os.environ if environ is None else environ
-    reader = SettingSources(flags, directory, environ)
+    try:
+        reader = SettingSources(flags, directory, environ)
+    except PermissionError as exc:
+        raise ConfigurationError(
+            f"{exc.filename} cannot be looked for: {exc.strerror}",
+            hint="may this user enter the directory, and those above it?",
+        ) from exc
     namespace, namespace_source = reader.namespace()
     app_value, app_base = reader.app()
     settings = Settings(

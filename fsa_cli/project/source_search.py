@@ -6,9 +6,10 @@ import ast
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-__all__ = ["USUAL_NAMES", "FoundApp", "Source", "search"]
+__all__ = ["USUAL_NAMES", "FoundApp", "Source", "files_named", "search"]
 
 #: So many directories and files of a repository are looked at, those near its top first.
 MAX_DIRECTORIES = 2_000
@@ -23,6 +24,8 @@ _USUAL_FILES = ("main.py", "app.py", "api.py")
 #: Files that may call a factory of another one: `app = create_app()`.
 _ENTRIES = {*_USUAL_FILES, "asgi.py", "wsgi.py", "server.py", "__init__.py", "__main__.py"}
 USUAL_NAMES = ("app", "api", "application")
+_MIDDLEWARES = ("DBSessionMiddleware", "SQLAlchemyMiddleware")
+_WORDS = tuple(word.encode() for word in ("FastAPI", *_MIDDLEWARES))
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class FoundApp:
     """An app, or a factory, that a source file makes.
 
     Attributes:
-        has_database: Whether the file adds DBSessionMiddleware to it.
+        has_database: Whether the file adds our middleware to it.
     """
 
     file: Path
@@ -45,14 +48,16 @@ class Source:
 
     Attributes:
         apps: Names of the module that are apps.
-        factories: Its functions that return one.
-        with_database: Names to which DBSessionMiddleware is added; of a factory its own.
+        factories: Its functions that return one and need no arguments.
+        makers: All its functions and methods that return one.
+        with_database: Names to which our middleware is added; of a maker its own.
         calls: Names that are assigned what a function returns: `app = create_app()`.
         bound: Every name of the module.
     """
 
     apps: list[str] = field(default_factory=list)
     factories: list[str] = field(default_factory=list)
+    makers: list[str] = field(default_factory=list)
     with_database: set[str] = field(default_factory=set)
     calls: dict[str, str] = field(default_factory=dict)
     bound: set[str] = field(default_factory=set)
@@ -82,10 +87,14 @@ def search(directory: Path) -> list[FoundApp]:
     """
     files = list(_files(directory))
     found: list[FoundApp] = []
+    makers: dict[str, list[FoundApp]] = {}
     for file in files:
-        if _mentions(file, (b"FastAPI", b"DBSessionMiddleware")) and (source := Source.read(file)):
+        if _mentions(file, _WORDS) and (source := Source.read(file)):
             found.extend(_apps_of(file, source))
-    found = _called(files, found)
+            for name in source.makers:
+                has_database = name in source.with_database
+                makers.setdefault(name, []).append(FoundApp(file, name, True, has_database))
+    found = _called(files, found, makers)
     for chosen in (
         [each for each in found if not _is_aside(each.file, directory)],
         found,
@@ -99,7 +108,19 @@ def search(directory: Path) -> list[FoundApp]:
 
 def _files(directory: Path) -> Iterator[Path]:
     """Python files, breadth first, in a fixed order."""
-    level, directories, files = [directory], 0, 0
+    found = (file for file in _walk(directory) if file.name.endswith(".py"))
+    yield from islice(found, MAX_FILES)
+
+
+def files_named(name: str, directory: Path) -> list[Path]:
+    """The files of that name below *directory*, but in tests, docs and examples; ten at most."""
+    found = (file for file in _walk(directory) if file.name == name)
+    return list(islice((file for file in found if not _is_aside(file, directory)), 10))
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """Files, breadth first, in a fixed order; none of virtual environments and hidden folders."""
+    level, directories = [directory], 0
     for _ in range(_MAX_DEPTH):
         below: list[Path] = []
         for each in level:
@@ -117,10 +138,7 @@ def _files(directory: Path) -> Iterator[Path]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     below.append(Path(entry.path))
-                elif entry.name.endswith(".py"):
-                    files += 1
-                    if files > MAX_FILES:
-                        return
+                else:
                     yield Path(entry.path)
         level = below
 
@@ -138,7 +156,7 @@ def _mentions(file: Path, words: Iterable[bytes]) -> bool:
 def _apps_of(file: Path, source: Source) -> list[FoundApp]:
     """The apps of a file; its factories where it has none, and those of a usual name alone."""
     apps = list(dict.fromkeys((*source.apps, *(source.with_database & source.bound))))
-    apps = [name for name in apps if name not in source.factories]
+    apps = [name for name in apps if name not in source.makers]
     names, is_factory = (apps, False) if apps else (source.factories, True)
     usual = [name for name in USUAL_NAMES if name in names]
     return [
@@ -147,12 +165,13 @@ def _apps_of(file: Path, source: Source) -> list[FoundApp]:
     ]
 
 
-def _called(files: list[Path], found: list[FoundApp]) -> list[FoundApp]:
-    """With `app = create_app()` of another file in the place of its factory."""
-    factories = {each.attribute: each for each in found if each.is_factory}
-    if not factories:
+def _called(
+    files: list[Path], found: list[FoundApp], makers: dict[str, list[FoundApp]]
+) -> list[FoundApp]:
+    """With `app = create_app()` of another file, in the place of its factory where that is one."""
+    if not makers:
         return found
-    words = [name.encode() for name in factories]
+    words = [name.encode() for name in makers]
     known = {each.file for each in found}
     called: dict[FoundApp, FoundApp] = {}
     for file in files:
@@ -160,10 +179,17 @@ def _called(files: list[Path], found: list[FoundApp]) -> list[FoundApp]:
             continue
         source = Source.read(file)
         for name, function in source.calls.items() if source else ():
-            if function in factories:
-                factory = factories[function]
-                called.setdefault(factory, FoundApp(file, name, has_database=factory.has_database))
-    return [called.get(each, each) for each in found]
+            if function in makers:
+                maker = max(makers[function], key=lambda each: _nearness(each.file, file))
+                called.setdefault(maker, FoundApp(file, name, has_database=maker.has_database))
+    return [
+        *(called.pop(each, each) for each in found),
+        *called.values(),  # of makers that need arguments
+    ]
+
+
+def _nearness(one: Path, other: Path) -> int:
+    return len(os.path.commonpath([one, other]))
 
 
 def _is_aside(file: Path, directory: Path) -> bool:
@@ -186,7 +212,7 @@ class _Reader:
         self._classes = {"FastAPI"}
         """Names of FastAPI and of its subclasses in this module."""
         self._modules: set[str] = set()
-        self._middlewares = {"DBSessionMiddleware"}
+        self._middlewares = set(_MIDDLEWARES)
         statements = list(_top_level(module.body))
         for statement in statements:
             self._import(statement)
@@ -204,7 +230,7 @@ class _Reader:
                 source.bound.add(name)
                 if alias.name == "FastAPI":
                     self._classes.add(name)
-                elif alias.name == "DBSessionMiddleware":
+                elif alias.name in _MIDDLEWARES:
                     self._middlewares.add(name)
         elif isinstance(statement, ast.Import):
             for alias in statement.names:
@@ -226,6 +252,9 @@ class _Reader:
             source.bound.add(statement.name)
             if any(self._is_class(base) for base in statement.bases):
                 self._classes.add(statement.name)
+            if any(isinstance(b, ast.Name) and b.id in self._middlewares for b in statement.bases):
+                self._middlewares.add(statement.name)
+            self._methods(statement)
         elif isinstance(statement, ast.FunctionDef):
             source.bound.add(statement.name)
             self._function(statement)
@@ -242,11 +271,13 @@ class _Reader:
         if not isinstance(value, ast.Call):
             return
         function = value.func.id if isinstance(value.func, ast.Name) else ""
+        if isinstance(value.func, ast.Attribute):  # factory.create_app(), Server().create_app()
+            function = value.func.attr
         if self._is_class(value.func):
             self.source.apps.append(name)
             if self._names_middleware(value):
                 self.source.with_database.add(name)
-        elif function in self.source.factories:
+        elif function in self.source.makers:
             self.source.apps.append(name)
             if function in self.source.with_database:
                 self.source.with_database.add(name)
@@ -254,29 +285,42 @@ class _Reader:
             self.source.calls[name] = function
 
     def _function(self, function: ast.FunctionDef) -> None:
-        """A factory returns an app that it makes, or says that it returns one."""
+        if self._makes_app(function):
+            self.source.makers.append(function.name)
+            arguments = function.args
+            positional = [*arguments.posonlyargs, *arguments.args]
+            if len(positional) == len(arguments.defaults) and None not in arguments.kw_defaults:
+                self.source.factories.append(function.name)
+            if self._gives_database(function):
+                self.source.with_database.add(function.name)
+
+    def _methods(self, of: ast.ClassDef) -> None:
+        for each in of.body:
+            if isinstance(each, ast.FunctionDef) and self._makes_app(each):
+                self.source.makers.append(each.name)
+                if self._gives_database(of):  # often in another method
+                    self.source.with_database.add(each.name)
+
+    def _makes_app(self, function: ast.FunctionDef) -> bool:
+        """Whether it returns an app that it makes, or says that it returns one."""
         made: set[str] = set()
         returned: set[str] = set()
-        given = False
-        returns = function.returns is not None and self._is_class(_unquoted(function.returns))
+        given_back = function.returns is not None and self._is_class(_unquoted(function.returns))
         for each in ast.walk(function):
             if isinstance(each, ast.Assign | ast.AnnAssign) and isinstance(each.value, ast.Call):
                 targets = each.targets if isinstance(each, ast.Assign) else [each.target]
                 if self._is_class(each.value.func):
-                    made.update(target.id for target in targets if isinstance(target, ast.Name))
-            elif isinstance(each, ast.Return) and isinstance(each.value, ast.Name):
-                returned.add(each.value.id)
+                    made.update(ast.unparse(target) for target in targets)  # also self.app
             elif isinstance(each, ast.Return) and isinstance(each.value, ast.Call):
-                returns = returns or self._is_class(each.value.func)
-            elif isinstance(each, ast.Call):
-                given = given or self._names_middleware(each)
-        arguments = function.args
-        positional = [*arguments.posonlyargs, *arguments.args]
-        needs = len(positional) > len(arguments.defaults) or None in arguments.kw_defaults
-        if (returns or made & returned) and not needs:
-            self.source.factories.append(function.name)
-            if given:
-                self.source.with_database.add(function.name)
+                given_back |= self._is_class(each.value.func)
+            elif isinstance(each, ast.Return) and each.value is not None:
+                returned.add(ast.unparse(each.value))
+        return given_back or bool(made & returned)
+
+    def _gives_database(self, node: ast.AST) -> bool:
+        return any(
+            isinstance(each, ast.Call) and self._names_middleware(each) for each in ast.walk(node)
+        )
 
     def _is_class(self, node: ast.expr | None) -> bool:
         if isinstance(node, ast.Name):

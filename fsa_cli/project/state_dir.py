@@ -5,7 +5,7 @@ The folder is its user's alone (0700), and so are the files in it (0600), whoeve
 `fsa health live` reads it: no pathlib here, whose import would cost more than all the rest.
 """
 
-# ruff: noqa: PTH101, PTH102, PTH109, PTH110, PTH116, PTH117, PTH118, PTH119, PTH120
+# ruff: noqa: PTH101, PTH102, PTH109, PTH110, PTH116, PTH117, PTH118, PTH119, PTH120, SIM105
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def state_dir(environ: Mapping[str, str] | None = None, directory: str | None = 
             break
         project = above
     name = os.path.basename(project) or "root"
-    return os.path.join(base, f"{name}-{crc32(project.encode()):08x}")
+    return os.path.join(base, f"{name}-{crc32(os.fsencode(project)):08x}")
 
 
 def make_state_dir() -> str:
@@ -87,11 +87,11 @@ def _own_base(env: Mapping[str, str]) -> str:
 
 
 def _make(directory: str) -> None:
+    above = os.path.dirname(directory)
+    if above not in ("", directory) and not os.path.lexists(above):
+        _make(above)
     try:
         os.mkdir(directory, 0o700)
-    except FileNotFoundError:
-        _make(os.path.dirname(directory))
-        _make(directory)
     except FileExistsError:
         pass
 

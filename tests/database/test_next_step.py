@@ -61,6 +61,7 @@ def test_real_servers_are_told_apart(
     assert "password is wrong" in step(wrong.render_as_string(hide_password=False))
     for backend in (postgresql, mariadb, sqlite):
         assert "fsa db check" in step(backend.url, "SELECT * FROM missing")
+        assert "fsa scheduler init" in step(backend.url, "SELECT * FROM fsa_run")
     made = "SET TRANSACTION READ ONLY", "CREATE TABLE made (n INTEGER)"
     assert "nothing can be written" in step(postgresql.url, *made)
     assert "directory" in step(f"sqlite:///{tmp_path}/absent/x.db")

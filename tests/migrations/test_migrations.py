@@ -218,6 +218,36 @@ def test_the_files_of_alembic_init_work_as_they_are(
     assert columns(postgresql) == {"id", "name"}
 
 
+def test_the_only_alembic_ini_below_the_project_is_used(fsa, project, alembic_init, sqlite) -> None:
+    alembic_init("generic")
+    service = project / "src" / "service"
+    service.mkdir(parents=True)
+    for name in ("alembic.ini", "scripts"):
+        (project / name).rename(service / name)
+    ini = service / "alembic.ini"
+    ini.write_text(ini.read_text().replace("%(here)s/scripts", "scripts"))
+    write_migration(service / "scripts" / "versions", "one")
+    env = {"FSA_DB_URL": sqlite.url}
+
+    checked, health = fsa("db", "check", env=env), fsa("health", env=env)
+
+    assert (checked.returncode, health.returncode) == (5, 1)
+    assert "hint: fsa db upgrade" in checked.stderr
+    assert "has no revision, head is one" in health.stdout
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    assert "current, head" in fsa("db", "current", env=env).stdout
+    (project / "other").mkdir()
+    (project / "other" / "alembic.ini").write_text("[alembic]\n")
+    several = fsa("db", "current", env=env)
+    assert several.returncode == 2
+    assert "which migrations? There are 2 alembic.ini below" in several.stderr
+    assert "hint: ALEMBIC_CONFIG=other/alembic.ini names one" in several.stderr
+    assert fsa("db", "revision", "-m", "third", env=env).returncode == 2
+    assert not (project / "migrations").exists()
+    named = {**env, "ALEMBIC_CONFIG": "src/service/alembic.ini"}
+    assert "current, head" in fsa("db", "current", env=named).stdout
+
+
 def test_an_env_py_of_another_database_is_refused(fsa, project, alembic_init, sqlite) -> None:
     alembic_init("generic")
     environment = project / "scripts" / "env.py"

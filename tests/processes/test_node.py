@@ -25,8 +25,8 @@ from fsa_cli.processes.schedule_plan import plan
 from fsa_cli.processes.timer import Timer
 from fsa_cli.tasks.registry import registry
 from support.backends import Backend
-from support.processes import Process, Run, Start
-from support.waiting import wait_until
+from support.processes import FSA, Process, Run, Start, write_files
+from support.waiting import DEADLINE_S, wait_until
 
 HEAD = """
 import asyncio, contextvars, os, pathlib, sys, threading, time
@@ -513,6 +513,20 @@ def can_unshare() -> bool:
     unshare = shutil.which("unshare")
     probe = [unshare or "", "--fork", "--pid", "true"]
     return unshare is not None and subprocess.run(probe, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="no right to make a PID namespace")
+def test_as_pid_1_a_sigterm_ends_it_while_the_app_is_imported(tmp_path: Path) -> None:
+    write_files(tmp_path, {"main.py": "import time\nopen('began', 'w').close()\ntime.sleep(60)"})
+    process = subprocess.Popen(["unshare", "--fork", "--pid", FSA, "tasks"], cwd=tmp_path)
+    try:
+        wait_until((tmp_path / "began").exists)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+
+        assert process.wait(DEADLINE_S) == 143
+    finally:
+        process.kill()
 
 
 @pytest.mark.skipif(not can_unshare(), reason="no right to make a PID namespace")

@@ -154,6 +154,58 @@ LAYOUTS = {
             service.add_middleware(DBSessionMiddleware, db_url="sqlite://")
         """,
     },
+    "a factory that needs arguments, beside another app": {
+        "depends.py": PLAIN.replace("found", "without a database"),
+        "service/server.py": """
+            from fastapi import FastAPI
+            from fastapi_sqlalchemy.compat import SQLAlchemyMiddleware
+            def generate_app(url: str) -> FastAPI:
+                made = FastAPI(title="found")
+                made.add_middleware(SQLAlchemyMiddleware, db_url=url)
+                return made
+            app = generate_app("sqlite+aiosqlite://")
+        """,
+    },
+    "a class that makes the app": {
+        "core/application.py": """
+            from fastapi import FastAPI
+            from fastapi_sqlalchemy import DBSessionMiddleware
+            class Application:
+                def __init__(self, title):
+                    self.title = title
+                def create_app(self):
+                    self.app = FastAPI(title=self.title)
+                    self.bind_database()
+                    return self.app
+                def bind_database(self):
+                    self.app.add_middleware(DBSessionMiddleware, db_url="sqlite://")
+        """,
+        "service/__init__.py": """
+            from core.application import Application
+            app = Application("found").create_app()
+        """,
+        "tools/web.py": PLAIN.replace("found", "without a database"),
+    },
+    "a factory that needs arguments, called by its module": {
+        "lib/factory.py": """
+            from fastapi import FastAPI
+            def create_app(title):
+                app = FastAPI(title=title)
+                return app
+        """,
+        "lib/asgi.py": "import factory\napp = factory.create_app('found')",
+    },
+    "a middleware of their own": {
+        "lib/admin.py": PLAIN.replace("found", "without a database"),
+        "lib/web.py": """
+            from fastapi import FastAPI
+            from fastapi_sqlalchemy import DBSessionMiddleware
+            class Sessions(DBSessionMiddleware):
+                pass
+            site = FastAPI(title="found")
+            site.add_middleware(Sessions, db_url="sqlite://")
+        """,
+    },
     "tests and examples with apps of their own": {
         "tests/conftest.py": PLAIN.replace("found", "of the tests"),
         "examples/main.py": PLAIN.replace("found", "an example"),
@@ -190,6 +242,22 @@ def test_several_apps_are_listed_as_lines_to_run(fsa, title, write_app, tmp_path
     only = fsa("routes")
     assert only.returncode == 0
     assert "app web:app, found by the sources: one/web.py:app is the only one" in only.stderr
+
+
+def test_each_service_is_listed_though_their_factories_have_one_name(
+    fsa, write_app, tmp_path
+) -> None:
+    for name in ("one", "two"):
+        factory = (
+            f"from fastapi import FastAPI\ndef create_app():\n    return FastAPI(title='{name}')"
+        )
+        main = f"from {name}.factory import create_app\napp = create_app()"
+        write_app(tmp_path, {f"{name}/factory.py": factory, f"{name}/asgi.py": main})
+
+    done = fsa("routes")
+
+    lines = [line.split() for line in done.stderr.splitlines() if "fsa --app" in line]
+    assert lines == [["fsa", "--app", f"{name}/asgi.py:app"] for name in ("one", "two")]
 
 
 def test_a_big_repository_is_searched_in_a_moment(title, write_app, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.processes.subprocess_run import SubprocessRun
 from fsa_cli.project import dotenv
 from fsa_cli.project.settings import KEYS, Flags, read
-from support.processes import Run
+from support.processes import FSA, Run, as_a_user, environment, run
 
 PYPROJECT = """
 [project]
@@ -318,3 +319,75 @@ def test_how_long_runs_are_kept_is_a_duration(tmp_path: Path) -> None:
     for wrong in ("30", "-1d", "5s", "for ever", "3 weeks"):
         with pytest.raises(ConfigurationError, match=f"FSA_KEEP must be .* not '{wrong}'"):
             found(FSA_KEEP=wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("tool = 3", "[tool]"),
+        ('[tool]\nfsa = "main:app"', "[tool.fsa]"),
+        ('[tool]\nfastapi = "main:app"', "[tool.fastapi]"),
+        ('project = "shop"', "[project]"),
+    ],
+)
+def test_what_is_no_table_in_pyproject_is_named(tmp_path: Path, text: str, table: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+
+    with pytest.raises(ConfigurationError) as raised:
+        read(directory=tmp_path, environ={})
+
+    assert raised.value.message.startswith(f"{table} must be a table, not ")
+    assert raised.value.details == (f"in {tmp_path / 'pyproject.toml'}",)
+
+
+def test_a_byte_order_mark_is_no_part_of_pyproject(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_bytes(b'\xef\xbb\xbf[tool.fsa]\r\napp = "shop:app"\r\n')
+
+    assert read(directory=tmp_path, environ={}).app == "shop:app"
+
+
+def test_a_directory_that_this_user_may_not_enter_is_a_wrong_setting(
+    tmp_path: Path, write_app: Callable[..., Path]
+) -> None:
+    write_app(tmp_path, {"main.py": "app = 1"})
+    tmp_path.chmod(0)
+    try:
+        done = as_a_user("tasks", tmp_path, environment())
+    finally:
+        tmp_path.chmod(0o700)
+
+    assert done.returncode == 3
+    assert f"error: {tmp_path}/.git cannot be looked for: Permission denied" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_names_of_a_projects_directories_may_be_no_utf_8(
+    tmp_path: Path, write_app: Callable[..., Path]
+) -> None:
+    directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/shop\xff"))
+    write_app(
+        directory,
+        {
+            "main.py": """
+                from pathlib import Path
+
+                from fastapi import FastAPI
+                from fastapi_sqlalchemy import DBSessionMiddleware
+                from fsa_cli import task
+
+                app = FastAPI()
+                file = Path(__file__).with_name("shop.db")
+                app.add_middleware(DBSessionMiddleware, db_url=f"sqlite:///{file}")
+
+                @task
+                def ship() -> str:
+                    return "tea"
+            """
+        },
+    )
+
+    for words in ("scheduler init", "run-task ship", "db query select+1", "status", "health live"):
+        done = run(FSA, *(word.replace("+", " ") for word in words.split()), cwd=directory)
+        assert done.returncode == (words == "health live"), done.stderr
+    (ran,) = json.loads(run(FSA, "runs", "--json", cwd=directory).stdout)
+    assert (ran["task"], ran["status"]) == ("ship", "succeeded")

@@ -174,3 +174,14 @@ def test_a_state_home_that_is_relative_is_none() -> None:
 
 def test_without_a_home_the_folder_bears_the_users_number() -> None:
     assert state_dir({}, "/").startswith(f"/tmp/fsa-{os.geteuid()}/")
+
+
+@pytest.mark.parametrize("target", ["/proc", "nowhere"])
+def test_a_folder_that_can_hold_none_is_said_and_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    (tmp_path / "volume").symlink_to(target)
+    monkeypatch.setenv("FSA_STATE_DIR", str(tmp_path / "volume" / "state"))
+
+    with pytest.raises(FileNotFoundError):
+        make_state_dir()
