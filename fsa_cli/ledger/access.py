@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fsa_cli.database import connections
 from fsa_cli.database.identity import file_trouble, same_database
 from fsa_cli.database.next_step import disk_is_full, next_step, refuses
-from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable, UsageError
+from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable, no_text
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project.settings import Settings
@@ -83,8 +83,7 @@ def reached(ledger: Ledger, url_source: str | None = None) -> Iterator[None]:
     try:
         yield
     except UnicodeEncodeError as exc:
-        half = str(exc.object)[exc.start : exc.end]
-        raise UsageError(f"a text has {half!r}, which is no character: no UTF-8?") from exc
+        raise no_text(exc) from exc
     except SQLAlchemyError as exc:
         trouble = _trouble(ledger)
         details = [ledger.where, connections.driver_message(exc), *trouble]

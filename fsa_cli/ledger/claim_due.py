@@ -82,7 +82,7 @@ def claim_due(
         return set(inserted.scalars()) if inserted.returns_rows else set()
 
     try:
-        inserted = ledger.at_once(insert, waits=False)
+        inserted = ledger.at_once(insert, waits_s=0)
     except DBAPIError as exc:
         if not is_lock_wait(exc):
             raise

@@ -25,6 +25,7 @@ __all__ = [
     "LOCK_S",
     "STATEMENT_S",
     "SUPPORTED",
+    "WAIT_S",
     "DialectSQL",
     "begin",
     "dialect_sql",
@@ -42,6 +43,9 @@ __all__ = [
 
 #: How long a statement of the ledger's may take. A claim takes a millisecond.
 STATEMENT_S = 15
+#: How long one of several statements waits for another transaction's row. Less than that, or
+#: PostgreSQL would say that it took too long, and not why.
+WAIT_S = STATEMENT_S - 1
 #: How long a transaction of the ledger's may wait for its next statement before the server ends it:
 #: its process is frozen or cut off, and what it has locked others wait for.
 IDLE_S = 4
@@ -207,7 +211,7 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         ignore="ON CONFLICT DO NOTHING",
         returns=True,
         limits=f"SELECT set_config('statement_timeout', '{STATEMENT_S}s', true), "
-        f"set_config('lock_timeout', '{STATEMENT_S}s', true), "
+        f"set_config('lock_timeout', '{WAIT_S}s', true), "
         f"set_config('idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
         bounded_locks=(
             f" CROSS JOIN (SELECT set_config('lock_timeout', '{LOCK_S}s', true)) AS bound"

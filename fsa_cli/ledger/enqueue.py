@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import BigInteger, Connection, TextClause, TwoPhaseTransaction, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from fsa_cli.ledger.dialects import DialectSQL, joining, typed
+from fsa_cli.ledger.dialects import WAIT_S, DialectSQL, joining, typed
 from fsa_cli.ledger.keys import take_keys
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.reach import execute, probe, refused
+from fsa_cli.ledger.reach import execute, is_untouched, probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, NewRun, RunStatus
 from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
@@ -68,10 +68,14 @@ def insert_runs_of(
     nothing = [Inserted("not", each.run_id) for each in new_runs]
     if not ledger.is_located:
         off_the_loop(lambda: ledger.schema)
-    reach = probe(ledger, connection, has_key=first.unique is not None)
+    joined = joined if first.dispatched else ""
+    # To ask first takes as long as to insert.
+    has_key = first.unique is not None
+    is_tried = not (joined or has_key or ledger.was_refused) and is_untouched(connection)
+    reach = None if is_tried else probe(ledger, connection, has_key=has_key)
     if reach is not None and not reach.writes:
         return nothing
-    if not first.dispatched or reach is None or [reach.user, reach.search_path] != ledger.session:
+    if reach is None or [reach.user, reach.search_path] != ledger.session:
         joined = ""
     how: Literal["alone", "with its message"] = "with its message" if joined else "alone"
     try:
@@ -82,6 +86,9 @@ def insert_runs_of(
     except DBAPIError as exc:
         if reach is not None or not refused(exc):
             raise
+        if is_tried:
+            ledger.was_refused = True
+            connection.connection.rollback()
         return nothing
     return [Inserted(how, run_id) for run_id in run_ids]
 
@@ -98,7 +105,9 @@ def write_run(ledger: Ledger, new_run: NewRun, joined: str = "") -> str:
     if new_run.unique is None:
         statement = _inserting(ledger.sql, joined, _waking(ledger, new_run, None), run.name)
         values = _values(ledger, new_run)
-        ledger.write_once(new_run.run_id, lambda connection: connection.execute(statement, values))
+        ledger.write_once(
+            new_run.run_id, lambda connection: execute(connection, statement, values).close()
+        )
         return new_run.run_id
     (run_id,) = write_runs(ledger, [new_run], joined)
     return run_id
@@ -116,7 +125,8 @@ def write_runs(ledger: Ledger, new_runs: Sequence[NewRun], joined: str = "") -> 
                 _insert(ledger, connection, own, joined, run.name)
         return run_ids
 
-    return ledger.write(work)
+    # A transaction of this very request's, which has taken a key, ends only after this.
+    return ledger.write(work, waits_s=WAIT_S)
 
 
 def _ids(

@@ -14,15 +14,20 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, CursorResult, Dialect, TextClause
 from sqlalchemy.exc import DBAPIError
 
+from fastapi_sqlalchemy.sessions.connections import libpq_status
+from fsa_cli.database.connections import error_code
 from fsa_cli.ledger.dialects import typed
 from fsa_cli.ledger.location import access_of
 from fsa_cli.ledger.store import Ledger
 
-__all__ = ["Reach", "execute", "probe", "refused"]
+__all__ = ["Reach", "execute", "is_untouched", "probe", "refused"]
 
-# MySQL's errors for a table that is not there or not for this user, and for a read-only transaction
-# (1792; 1290: the server is). A statement that fails so leaves the transaction as it was.
-_REFUSED = {1044, 1045, 1049, 1142, 1143, 1146, 1227, 1290, 1792, 1836}
+# The errors for a table that is not there or not for this user, and for a read-only transaction:
+# MySQL's (1792; 1290: the server is), where a statement that fails so leaves the transaction as it
+# was, and PostgreSQL's, where it ends it.
+_REFUSED: set[object] = {1044, 1045, 1049, 1142, 1143, 1146, 1227, 1290, 1792, 1836}
+_REFUSED |= {"25006", "3F000", "42501", "42P01"}
+_LIBPQ_IDLE = 0
 
 
 class Reach(NamedTuple):
@@ -60,10 +65,22 @@ def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> R
     return Reach(*json.loads(answer))
 
 
+def is_untouched(connection: Connection) -> bool:
+    """Whether PostgreSQL was sent nothing yet of its transaction, as its driver has heard.
+
+    What is refused there ends nothing: the driver's rollback leaves it as it was.
+    """
+    if connection.dialect.name != "postgresql":
+        return False
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "is_in_transaction"):  # asyncpg
+        return not driver.is_in_transaction()
+    return libpq_status(connection) == _LIBPQ_IDLE
+
+
 def refused(error: DBAPIError) -> bool:
-    """Whether MySQL or MariaDB says that the transaction may not write this table."""
-    arguments: Any = getattr(error.orig, "args", ())
-    return bool(arguments) and arguments[0] in _REFUSED
+    """Whether the database says that the transaction may not write this table."""
+    return error_code(error) in _REFUSED
 
 
 def execute(

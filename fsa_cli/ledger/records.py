@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "RegisteredTask",
     "RunOutcome",
     "RunStatus",
+    "status_word",
+    "status_words",
 ]
 
 
@@ -60,6 +63,17 @@ class RunStatus(StrEnum):
     def is_final(self) -> bool:
         """Whether the run has ended for good."""
         return self not in (RunStatus.QUEUED, RunStatus.DISPATCHED, RunStatus.RUNNING)
+
+
+def status_word(status: str) -> str:
+    """A run's status as a text says it, and as `--status` takes it; JSON has that of the row."""
+    return "dispatched" if status == RunStatus.DISPATCHED else status
+
+
+@lru_cache(maxsize=64)  # each bar of a drawing asks
+def status_words(status: str) -> str:
+    """A run's status as a person says it, in a sentence: `timed out`."""
+    return status_word(status).replace("_", " ")
 
 
 class NodeState(StrEnum):

@@ -21,6 +21,6 @@ def insert_runs(
         table: Its name, qualified where the session is not the ledger's own.
     """
     columns = {"attempt": "1", "commits": "0", "queued_ms": sql.now_ms, **values}
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} {source}"
-    )
+    given = ", ".join(columns.values())
+    rows = f"SELECT {given} {source}" if source else f"VALUES ({given})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) {rows}"

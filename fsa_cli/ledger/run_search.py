@@ -185,7 +185,7 @@ def drawn(
 
     def work(connection: Connection) -> Sequence[Drawn]:
         rows: list[Drawn] = []
-        if names is not None:
+        if names is not None and not ledger.is_sqlite:
             # PostgreSQL would read all since then to sort them: the index alone is cheap to read.
             before = limit + limit // 10  # some go on
             first_ms = connection.scalar(_nth_of_some(), {**given, "before": before})

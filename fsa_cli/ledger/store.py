@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,8 @@ class Ledger:
         self._schema: str | None = None
         self.session: list[str] = []
         """PostgreSQL: the user and the search path of its own sessions, once `schema` is known."""
+        self.was_refused = False
+        """Whether a transaction of the app's could not write its tables: each is asked first."""
         self.apart: set[tuple[object, str | None]] = set()
         """The accesses (`location.access_of`) to its own database that may not write its tables."""
         self.effect_schemas: dict[tuple[object, str | None], str] = {}
@@ -90,29 +93,38 @@ class Ledger:
         self.engine.dispose()
         self._single.dispose()
 
-    def write(self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS) -> T:
+    def write(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        attempts: int = _ATTEMPTS,
+        waits_s: float = math.inf,
+    ) -> T:
         """The value of *work*, committed.
 
         It is done again after a deadlock, and on a new connection where one was lost. Whether a
         COMMIT that was sent has happened is then unknown: *work* must give the same when it is done
         twice.
 
+        Args:
+            waits_s: For how long it is tried again where it waits in vain for another's row.
+
         Raises:
             SQLAlchemyError: The database refused, or was away each time.
         """
-        return _persistently(self._writing, work, attempts)
+        return _persistently(self._writing, work, attempts, waits_s=waits_s)
 
     def at_once(
-        self, work: Callable[[Connection], T], *, attempts: int = _ATTEMPTS, waits: bool = True
+        self,
+        work: Callable[[Connection], T],
+        *,
+        attempts: int = _ATTEMPTS,
+        waits_s: float = math.inf,
     ) -> T:
-        """As `write`, for a single statement: that is a transaction of its own.
-
-        Args:
-            waits: Whether it is tried again where it has waited in vain for another's row.
-        """
+        """As `write`, for a single statement: that is a transaction of its own."""
         if self.is_sqlite:  # its driver does not go back from AUTOCOMMIT to what `begin` needs
-            return self.write(work, attempts=attempts)
-        return _persistently(self._own_connection, work, attempts, waits=waits)
+            return self.write(work, attempts=attempts, waits_s=waits_s)
+        return _persistently(self._own_connection, work, attempts, waits_s=waits_s)
 
     def write_once(self, run_id: str, insert: Callable[[Connection], object]) -> None:
         """As `at_once`, for a statement that inserts the run *run_id*: it is inserted once, also
@@ -121,10 +133,12 @@ class Ledger:
 
         def work(connection: Connection) -> None:
             nonlocal tried
-            there = select(tables.run.c.id).where(tables.run.c.id == run_id)
-            if not tried or connection.scalar(there) is None:
-                tried = True
-                insert(connection)
+            if tried:
+                there = select(tables.run.c.id).where(tables.run.c.id == run_id)
+                if connection.scalar(there) is not None:
+                    return
+            tried = True
+            insert(connection)
 
         self.at_once(work)
 
@@ -379,8 +393,9 @@ def _persistently(
     work: Callable[[Connection], T],
     attempts: int,
     *,
-    waits: bool = True,
+    waits_s: float = math.inf,
 ) -> T:
+    first_s = time.monotonic()
     for attempt in range(1, attempts + 1):
         begun_s, is_connected = time.monotonic(), False
         try:
@@ -393,7 +408,7 @@ def _persistently(
             # A server that says nothing says nothing the next time either.
             if not is_connected and time.monotonic() - begun_s > _SILENT_S:
                 raise
-            if not waits and dialects.is_lock_wait(exc):
+            if dialects.is_lock_wait(exc) and time.monotonic() - first_s >= waits_s:
                 raise
             time.sleep(_PAUSE_S * (attempt - 1))
     raise AssertionError("unreachable")

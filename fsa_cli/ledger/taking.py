@@ -65,7 +65,7 @@ def take(
     if not ordered:
         return []
     try:
-        if ledger.at_once(work, waits=False):
+        if ledger.at_once(work, waits_s=0):
             return ordered
     except DBAPIError as exc:  # a lock is held, or in a transaction that does not end
         is_refused = refuses_row(exc)

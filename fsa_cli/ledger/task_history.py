@@ -17,8 +17,8 @@ from fsa_cli.ledger.tables import run, task
 __all__ = ["days", "first_ms", "get", "known", "last_runs", "latest", "nth_before", "sample"]
 
 _INTERRUPTED = 100
-# Of a traceback, in which the line that raised is the last.
-_FRAMES_LENGTH = 4000
+# Of a traceback: the line that raised is the last, SQLAlchemy's twenty come after the user's.
+_FRAMES_LENGTH = 16_000
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -98,6 +98,7 @@ def sample(ledger: Ledger, name: str, limit: int) -> Sequence[Row[Any]]:
             run.c.scheduled_ms,
             run.c.started_ms,
             run.c.finished_ms,
+            run.c.attempt,
         )
         .where(run.c.namespace == ledger.namespace, run.c.task == name)
         .order_by(run.c.scheduled_ms.desc())

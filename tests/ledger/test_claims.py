@@ -33,6 +33,18 @@ def due_now(ledger: Ledger, name: str = "report", *, lock: bool = True, waits: b
     return Due(name, now_ms(ledger), key, waits, '{"n": 1}')
 
 
+def enqueue_in_order(ledger: Ledger, *names: str) -> list[str]:
+    """Queue runs of these tasks, each a millisecond older than the next: their ids.
+
+    Of runs of one millisecond any may be claimed first.
+    """
+    oldest_ms = now_ms(ledger) - len(names)
+    return [
+        write_run(ledger, NewRun.of(name, "{}", **LOCAL, at_ms=oldest_ms + n))
+        for n, name in enumerate(names)
+    ]
+
+
 def test_an_instant_is_claimed_once_and_its_row_says_by_whom(ledger: Ledger) -> None:
     first, second = make_node(ledger), make_node(ledger)
     due = due_now(ledger)
@@ -156,10 +168,8 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_token(
     node, due = make_node(ledger), due_now(ledger)
     at_once = Ledger.at_once
 
-    def without_answer(
-        self: Ledger, work: Callable[[Connection], object], *, waits: bool = True
-    ) -> set[str]:
-        at_once(self, work, waits=waits)
+    def without_answer(self: Ledger, work: Callable[[Connection], object], **more: Any) -> set[str]:
+        at_once(self, work, **more)
         return set()
 
     monkeypatch.setattr(Ledger, "at_once", without_answer)
@@ -238,7 +248,7 @@ def test_what_was_just_asked_for_is_claimed_in_one_statement(ledger_on_postgresq
     ledger = ledger_on_postgresql
     first, second = make_node(ledger), make_node(ledger)
     locks = {"ship": None, "mail": None, "report": f"{ledger.namespace}/report"}
-    waiting = [enqueue(ledger, name, "{}") for name in ("ship", "mail", "ship", "ship")]
+    waiting = enqueue_in_order(ledger, "ship", "mail", "ship", "ship")
     left = {enqueue(ledger, name, "{}") for name in ("report", "new_here_soon")}
     left.add(write_run(ledger, NewRun.of("ship", "{}", **LOCAL, wait_ms=60_000)))
     left.add(write_run(ledger, NewRun.of("ship", "{}", **{**LOCAL, "executor": "celery"})))
@@ -265,7 +275,7 @@ def test_rows_in_a_transaction_that_does_not_end_keep_no_others_waiting(
 ) -> None:
     ledger = ledger_on_postgresql
     node = make_node(ledger)
-    waiting = [enqueue(ledger, "ship", "{}") for _ in range(130)]
+    waiting = enqueue_in_order(ledger, *["ship"] * 130)
     held = set(waiting[:120])
 
     with ledger.engine.connect() as connection:

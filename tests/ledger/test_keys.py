@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import DBAPIError
 
+from fsa_cli.exceptions import LedgerUnusable
 from fsa_cli.ledger import tables
+from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.claim_queued import claim_queued
-from fsa_cli.ledger.dialects import transient
+from fsa_cli.ledger.dialects import WAIT_S, transient
 from fsa_cli.ledger.enqueue import insert_run, write_run, write_runs
 from fsa_cli.ledger.finish import finish
 from fsa_cli.ledger.pruning import Pruning
@@ -150,6 +154,29 @@ def test_what_a_transaction_of_the_app_sees_may_be_older_than_the_end_of_the_run
         connection.rollback()
     assert [row.id for row in runs_of(ledger)] == [first]
     assert write_run(ledger, wanted()) not in (first, second)
+
+
+def test_a_key_that_an_open_transaction_has_taken_is_waited_for_no_longer_than_a_row(
+    ledger_on_postgresql: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be that of the very request that asks again."""
+    ledger = ledger_on_postgresql
+    assert ledger.sql.limits is not None
+    limits = ledger.sql.limits.replace(f"'{WAIT_S}s'", "'1s'")
+    monkeypatch.setattr(ledger, "sql", replace(ledger.sql, limits=limits))
+    monkeypatch.setattr("fsa_cli.ledger.enqueue.WAIT_S", 1)
+
+    with ledger.engine.begin() as connection:
+        first = insert_run(ledger, connection, wanted()).run_id
+        tried: list[str] = []
+        event.listen(ledger.engine, "before_cursor_execute", lambda *given: tried.append(given[2]))
+        with pytest.raises(LedgerUnusable, match="refuses") as caught, reached(ledger):
+            write_run(ledger, wanted())
+        assert sum("fsa_key (" in each for each in tried) == 1
+
+    assert caught.value.hint is not None
+    assert "commit it first" in caught.value.hint
+    assert write_run(ledger, wanted()) == first
 
 
 def test_many_keys_are_taken_at_once_and_each_decides_for_itself(ledger: Ledger) -> None:

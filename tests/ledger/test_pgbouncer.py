@@ -102,7 +102,7 @@ def test_transactions_of_several_statements_are_bounded(pooled: Ledger) -> None:
         ]
     )
 
-    assert found == ["15s", "15s", "4s"]
+    assert found == ["15s", "14s", "4s"]
 
 
 def test_a_ledger_on_the_apps_server_is_connected_as_the_app_is(

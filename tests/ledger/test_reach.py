@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import URL, Connection, NullPool, create_engine, event, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastapi_sqlalchemy import Database
 from fsa_cli.database.identity import same_database
@@ -255,6 +257,8 @@ def test_the_mark_in_another_database_is_left_whatever_the_search_path(
 
     assert stage.run(task, claimed).error is None
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
+    stage.db.dispose()
+    stage.ledger.dispose()
 
 
 def test_a_process_that_has_prepared_nothing_leaves_the_mark_too(
@@ -264,10 +268,13 @@ def test_a_process_that_has_prepared_nothing_leaves_the_mark_too(
     postgresql.execute("CREATE TABLE written (n INTEGER)")
     stage = stage_on(postgresql, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
     claimed = stage.claim()
+    stage.ledger.dispose()
     stage.ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", stage.ledger.namespace)
 
     assert stage.run(lambda: stage.sql("INSERT INTO written VALUES (1)"), claimed).error is None
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
+    stage.db.dispose()
+    stage.ledger.dispose()
 
 
 def test_a_run_is_enqueued_in_a_transaction_with_another_search_path(stage: Stage) -> None:
@@ -286,6 +293,57 @@ def test_a_run_is_not_enqueued_by_a_role_that_may_not(stage: Stage, tenant: str)
     with stage.db(commit_on_exit=True):
         stage.sql(f"SET LOCAL ROLE {tenant}")
         assert insert_run(stage.ledger, stage.db.session.connection(), new_run).how == "not"
+
+
+REFUSING = {
+    "a role without rights": "SET ROLE {tenant}",
+    "read only": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "no such table": "ALTER TABLE fsa_run RENAME TO fsa_run_elsewhere",
+}
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+@pytest.mark.parametrize("setting", REFUSING.values(), ids=REFUSING)
+def test_a_session_that_may_not_goes_on_and_only_the_first_one_finds_out_by_trying(
+    stage: Stage, tenant: str, driver: str, setting: str
+) -> None:
+    """A pool's `checkout` sets the role, say: nothing was sent in the transaction yet."""
+    url = make_url(stage.backend.url).set(drivername=f"postgresql+{driver}")
+    stage.backend.execute(f"GRANT INSERT ON written TO {tenant}")
+    assert stage.ledger.schema == "public"
+    new_runs = [
+        NewRun.of("report", "{}", executor="local", queue=None, dispatched=False) for _ in range(2)
+    ]
+    sent: list[str] = []
+
+    def use(connection: Connection) -> list[str]:
+        connection.exec_driver_sql(setting.format(tenant=tenant))
+        connection.commit()
+        event.listen(connection, "before_cursor_execute", lambda *given: sent.append(given[2]))
+        found = []
+        for new_run in new_runs:
+            found.append(insert_run(stage.ledger, connection, new_run).how)
+            if "READ ONLY" not in setting:
+                connection.exec_driver_sql("INSERT INTO written VALUES (1)")
+            connection.commit()
+        return found
+
+    if driver == "asyncpg":
+        found = asyncio.run(_aconnected(url, use))
+    else:
+        engine = create_engine(url, poolclass=NullPool)
+        with engine.connect() as connection:
+            found = use(connection)
+
+    assert found == ["not", "not"]
+    assert [each.split()[0] for each in sent if "written" not in each] == ["INSERT", "SELECT"]
+    assert len(stage.written()) == (0 if "READ ONLY" in setting else 2)
+
+
+async def _aconnected(url: URL, use: Callable[[Connection], list[str]]) -> list[str]:
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.connect() as connection:
+        return await connection.run_sync(use)
 
 
 @pytest.mark.parametrize(

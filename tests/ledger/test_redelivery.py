@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, update
@@ -169,9 +170,9 @@ def test_what_was_taken_and_the_answer_lost_is_taken_all_the_same(
         write_run(ledger, each)
     at_once = Ledger.at_once
 
-    def twice(self: Ledger, work: Callable[[Connection], object], *, waits: bool = True) -> object:
-        at_once(self, work, waits=waits)
-        return at_once(self, work, waits=waits)
+    def twice(self: Ledger, work: Callable[[Connection], object], **more: Any) -> object:
+        at_once(self, work, **more)
+        return at_once(self, work, **more)
 
     monkeypatch.setattr(Ledger, "at_once", twice)
 
