@@ -41,6 +41,7 @@ from fsa_cli.runner.retry import RetryPolicy, asked_again
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.runs.after_commit import unless_committed
 from fsa_cli.runs.enqueue import arguments_by_name
+from fsa_cli.runs.process_databases import configure_db
 from fsa_cli.runs.run_options import RunOptions
 from fsa_cli.runs.task_result import HeldResult, TaskResult
 from fsa_cli.tasks import arguments
@@ -69,6 +70,7 @@ Q = ParamSpec("Q")
 V = TypeVar("V")
 
 _MOST_ATTEMPTS = 100
+_USE_DB = {"sandboxed_database", "run", "run_enqueued", "arun_enqueued"}
 
 
 @dataclass(eq=False)
@@ -159,6 +161,10 @@ class EnqueuedRuns(Sequence[EnqueuedRun]):
         if isinstance(session, Session):
             unless_committed(session, lambda: self._forget(kept))
         return [each.result for each in kept]
+
+    def find(self, run_id: str) -> TaskResult[Any] | None:
+        """The result of the run with this id."""
+        return next((each.result for each in self._runs if each.result.id == run_id), None)
 
     def next_waiting(self) -> EnqueuedRun | None:
         """The run to start next: of the highest priority the first."""
@@ -318,11 +324,18 @@ def task_databases() -> Mapping[str, Database]:
     return {}
 
 
+@pytest.fixture(autouse=True)
+def _named_database(request: pytest.FixtureRequest) -> None:
+    """`db` of an app that leaves that to `[tool.fsa] database`, for the tests that use it."""
+    if not _USE_DB.isdisjoint(request.fixturenames):
+        configure_db()
+
+
 @pytest.fixture
 def enqueued() -> Iterator[EnqueuedRuns]:
     """The runs that this test, and the app that it calls, ask for. None reaches a ledger."""
     kept = EnqueuedRuns()
-    with divert(kept.keep):
+    with divert(kept):
         yield kept
 
 

@@ -13,7 +13,7 @@ import fsa_cli.api
 from fsa_cli import TaskContext, exceptions
 from fsa_cli.cli.command_tree import COMMANDS, _load
 from fsa_cli.cli.flags import COMMON
-from fsa_cli.ledger.records import RunStatus
+from fsa_cli.ledger.records import RunStatus, status_word
 from fsa_cli.project import environments
 from fsa_cli.project.settings import KEYS
 from fsa_cli.runner.run import RunResult
@@ -80,7 +80,9 @@ def test_every_key_of_an_environment_is_shown() -> None:
 
 
 def test_every_status_is_in_its_table() -> None:
-    assert [named(row[0])[0] for row in table("runs", under="Statuses")] == [*RunStatus]
+    assert [named(row[0])[0] for row in table("runs", under="Statuses")] == [
+        *map(status_word, RunStatus)
+    ]
 
 
 def test_every_exit_code_is_in_its_table() -> None:

@@ -76,6 +76,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from fastapi_sqlalchemy import db
+from fsa_cli import RunNotFound, results
 from fsa_cli.exceptions import ArgumentError, UsageError
 from fsa_cli.testing import fires_between
 from main import app, mail, ship
@@ -110,6 +111,9 @@ def test_a_request_asks_for_a_run(db_sandbox, enqueued, run_enqueued):
     assert (first.task.name, second.value) == ("mail", "1 x tea")
     assert written() == [1, 2]
     assert asked.result.wait() == "1 x tea"
+    assert results.get(asked.result.id).return_value == "1 x tea"
+    with pytest.raises(RunNotFound):
+        results.get("0" * 32)
     assert run_enqueued() == []
 
 def test_nothing_is_left_of_the_test_before(db_sandbox, enqueued):
@@ -120,8 +124,8 @@ def test_what_a_run_asks_for_and_retries(db_sandbox, enqueued, run_enqueued):
     ship.using(priority=9).enqueue("late", on=date(2026, 2, 3))
     ship.using(priority=8).enqueue("closed")
     enqueued.assert_enqueued(ship, on=date(2026, 2, 3))
-    results = run_enqueued()
-    told = [(each.task.name, each.status, each.attempt) for each in results]
+    ended = run_enqueued()
+    told = [(each.task.name, each.status, each.attempt) for each in ended]
     assert told == [("ship", "succeeded", 3), ("ship", "discarded", 1), ("mail", "succeeded", 1),
                     ("ship", "succeeded", 1)]
     assert written() == [1, 1, 2]
@@ -175,3 +179,59 @@ def test_a_users_tests_of_tasks(
     assert "6 passed" in done.stdout, done.stdout + done.stderr
     assert backend.rows("SELECT n FROM written") == []
     assert list(tmp_path.glob("*-ledger.db")) == []
+
+
+OWN_ENGINE = """
+from fastapi import Depends, FastAPI
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+from fastapi_sqlalchemy import db
+from fsa_cli import task
+
+app = FastAPI()
+engine = create_engine({url!r})
+
+def get_db():
+    with Session(engine) as session:
+        yield session
+
+@task
+def count() -> int:
+    return db.session.scalar(text("SELECT count(*) FROM written"))
+
+@app.post("/")
+def write(session: Session = Depends(get_db)):
+    session.execute(text("INSERT INTO written (n) VALUES (1)"))
+    count.using(session=session).enqueue()
+    session.commit()
+"""
+OWN_TESTS = """
+import pytest
+from fastapi.testclient import TestClient
+from main import app, count
+
+@pytest.mark.parametrize("_", range(2))
+def test_what_the_apps_own_session_commits_is_rolled_back(db_sandbox, run_enqueued, run, _):
+    TestClient(app).post("/")
+    assert [each.value for each in run_enqueued()] == [1]
+    assert run(count) == 1
+"""
+
+
+def test_the_database_that_pyproject_names_is_sandboxed_too(
+    tmp_path: Path, python: Run, backend: Backend
+) -> None:
+    backend.execute("CREATE TABLE written (n INTEGER)")
+    settings = (
+        '[tool.fsa]\ndatabase = "main:engine"\n[tool.pytest.ini_options]\npythonpath = ["."]\n'
+    )
+    (tmp_path / "pyproject.toml").write_text(settings)
+    (tmp_path / "main.py").write_text(OWN_ENGINE.format(url=backend.url))
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_own.py").write_text(OWN_TESTS)
+
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert backend.rows("SELECT n FROM written") == []

@@ -311,12 +311,15 @@ def _unrecorded(kind: type[FsaError], message: str, record: RecordedRun | None) 
 
 def _tell(fsa: Fsa, result: RunResult, changes: DryRun | None) -> None:
     output = fsa.output
-    if result.value is not None:
-        output.line(report.format_result(result.value), exact=True)
     ended = f"{result.task.name} succeeded in {format_elapsed(result.duration_ms)}"
+    committed = result.task.commit or "not committed: the task says commit=False"
+    try:
+        if result.value is not None:
+            output.line(report.format_result(result.value), exact=True)
+    finally:  # it has ended so, whoever reads its value
+        if changes is None:
+            output.say(f"{ended}, {'committed' if committed is True else committed}")
     if changes is None:
-        committed = result.task.commit or "not committed: the task says commit=False"
-        output.say(f"{ended}, {'committed' if committed is True else committed}")
         return
     if changes.tables:
         output.table(changes.tables, changes.columns)

@@ -177,7 +177,11 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
         facts |= {"in": now.place, "sends": now.sends, "waits for": now.waits_for}
         facts["end that session"] = "; ".join(now.cures)
         facts["time limit"] = f"{limit:g} s" if limit is not None else "none"
-        facts["end it"] = f"fsa runs cancel {found.id[:8]}"
+        facts["end it"] = (
+            f"it is asked to; Python that computes ends with pid {by.pid} of {by.host} alone"
+            if found.cancel_requested_ms is not None and by is not None
+            else f"fsa runs cancel {found.id[:8]}"
+        )
     elif waits:
         facts |= {"waits because": waits, "then": "; ".join(cures)}
     elif found.id in was:

@@ -231,7 +231,9 @@ def status(context: typer.Context) -> None:
         fsa.output.line("")
     rows = views.task_rows(seen, dated=every)
     columns = views.task_columns(rows, every=every)
-    fsa.output.table(rows, columns, spare=("running", "queued", "success", "missed"))
+    wraps = ("note",) if "note" in columns else ()
+    spare = ("running", "queued", "success", "missed")
+    fsa.output.table(rows, columns, wraps=wraps, spare=spare)
 
 
 def _schedule(fsa: Fsa, text: str, zone: str | None) -> Schedule:

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from shlex import quote
+from typing import TYPE_CHECKING
 
 import typer
 
 from fsa_cli.cli.context import Fsa
-from fsa_cli.cli.sections import Section, shorten
+from fsa_cli.cli.sections import Section, Thing, shorten
 from fsa_cli.exceptions import FsaError, LedgerUnusable
 from fsa_cli.terminal.escaping import one_line
 from fsa_cli.terminal.folding import fold, side_by_side
-from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_span
+from fsa_cli.terminal.formatting import (
+    format_duration,
+    format_elapsed,
+    format_span,
+    format_time,
+    format_times,
+)
 from fsa_cli.terminal.masking import mask_within
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from fsa_cli.ledger.glance import Glance
+    from fsa_cli.runs.failures import Failures
     from fsa_cli.runs.problems import Problem
     from fsa_cli.runs.run_activity import Doing
 
 app = typer.Typer()
 
 _NEXT = 5
+_PAST = 5
 _SHOWN = 160
 _DETAIL_LINES = 3
+_NAME_WIDTH = 24
+_LEAST = 8
 
 
 @app.command()
@@ -46,6 +55,7 @@ def status(context: typer.Context) -> None:
     """
     from fsa_cli.ledger.access import existing
     from fsa_cli.ledger.glance import glance
+    from fsa_cli.runs.failures import failures
     from fsa_cli.runs.problems import Problem, problems
     from fsa_cli.runs.run_activity import doing
 
@@ -53,10 +63,12 @@ def status(context: typer.Context) -> None:
     loaded = fsa.load()
     seen: Glance | None = None
     does: dict[str, Doing] = {}
+    past: list[Failures] = []
     try:
         with existing(loaded, fsa.settings) as ledger:
             seen = glance(ledger, full=True)
             does = doing(ledger, seen.running, loaded.databases)
+            past = [each for each in failures(ledger, seen.now_ms, seen.tasks) if each.is_over]
         found = problems(seen)
     except LedgerUnusable as exc:
         # Without a database the ledger would be a file of this machine: that comes first.
@@ -65,15 +77,22 @@ def status(context: typer.Context) -> None:
         found = [Problem(subject, wrong.message, "; ".join(wrong.details), (wrong.hint or "",))]
     coming = _coming(fsa, seen)
     if fsa.output.json:
-        fsa.output.document(_document(fsa, seen, found, coming))
+        fsa.output.document(_document(fsa, seen, found, past, coming))
         return
     sections = [
         Section("needs a look", list(_problem_lines(fsa, found))),
         Section("running", list(_running_lines(fsa, seen, does)) if seen is not None else []),
+        Section(
+            "over since yesterday",
+            list(_past_lines(fsa, past[:_PAST])),
+            left_out=max(len(past) - _PAST, 0),
+            is_over=True,
+        ),
         Section("next", _coming_lines(fsa, coming)),
     ]
     head = [*_head(fsa), *(_cut(fsa, line) for line in (_counts(seen) if seen is not None else ()))]
-    if fsa.output.console.is_terminal and shorten(sections, fsa.output.console.height - len(head)):
+    console = fsa.output.console
+    if console.is_terminal and shorten(sections, console.height - len(head), console.width):
         head.append("in full: fsa status | less")
     for line in head:
         fsa.output.line(line)
@@ -122,7 +141,7 @@ def _counts(seen: Glance) -> Iterator[str]:
     queued = f"{sum(each.due for each in due)} queued"
     if due:
         oldest_ms = min(each.due_ms for each in due)
-        queued += f", the oldest for {format_span(seen.now_ms - oldest_ms)}"
+        queued += f" for {format_span(seen.now_ms - oldest_ms)}"
     carried = sum(each.number for each in seen.waiting if each.status == RunStatus.DISPATCHED)
     dispatched = f"{carried} dispatched" if carried else ""
     clock_s = time.time() - seen.now_ms / 1000
@@ -135,54 +154,74 @@ def _counts(seen: Glance) -> Iterator[str]:
         yield f"also alive in this ledger, in namespaces of their own: {others}"
 
 
-def _problem_lines(fsa: Fsa, found: list[Problem]) -> Iterator[list[str]]:
+def _problem_lines(fsa: Fsa, found: list[Problem]) -> Iterator[Thing]:
     """Each with what is known of it, and its commands, none of which is cut."""
     console = fsa.output.console
-    width = min(max((len(each.subject) for each in found), default=0), 24)
+    width = min(max((len(each.subject) for each in found), default=0), _NAME_WIDTH)
     room = max(console.width - width - 4, 1) if console.is_terminal else 0
     for each in found:
-        lines = fsa.output.fact_lines(f"  {each.subject:<{width}}", each.said)
+        name = f"  {each.subject:<{width}}"
+        thing = Thing("\n".join(fsa.output.fact_lines(name, each.said, below=width + 4)))
         if detail := " ".join(each.detail.split()):
             told = mask_within(detail, _DETAIL_LINES * room) if room else detail
-            lines += fsa.output.fact_lines(f"  {'':<{width}}", told)
+            thing.detail += fsa.output.fact_lines(f"  {'':<{width}}", told)
         for line in side_by_side([command for command in each.commands if command], room):
-            lines += fsa.output.fact_lines(f"  {'':<{width}}", line)
-        yield lines
+            thing.commands += fsa.output.fact_lines(f"  {'':<{width}}", line)
+        yield thing
 
 
-def _running_lines(fsa: Fsa, seen: Glance, does: dict[str, Doing]) -> Iterator[list[str]]:
-    for run in seen.running:
-        head, *more = _run_lines(run, seen.now_ms, does.get(run.id))
-        lines = [_cut(fsa, head)]
-        for line in more:
-            lines += fsa.output.fact_lines(" " * 10, line)
-        yield lines
+def _past_lines(fsa: Fsa, past: Sequence[Failures]) -> Iterator[Thing]:
+    from fsa_cli.ledger.records import status_words
+
+    width = min(max((len(each.task) for each in past), default=0), _NAME_WIDTH)
+    now = datetime.now(UTC)
+    for each in past:
+        number = f"{each.number}+ times" if each.more else format_times(each.number)
+        said = f"{status_words(each.status)} {number}, the last at "
+        said += f"{format_time(each.last_at, now)}; it has succeeded since"
+        name = f"  {each.task:<{width}}"
+        first = "\n".join(fsa.output.fact_lines(name, said, below=width + 4))
+        show = f"fsa runs {quote(each.task)} --status {each.status}"
+        yield Thing(first, commands=fsa.output.fact_lines(f"  {'':<{width}}", show))
 
 
-def _run_lines(run: Row[Any], now_ms: int, does: Doing | None) -> Iterator[str]:
+def _running_lines(fsa: Fsa, seen: Glance, does: dict[str, Doing]) -> Iterator[Thing]:
     from fsa_cli.runs.run_view import progress_text
 
-    took = format_elapsed(max(now_ms - (run.started_ms or now_ms), 0))
-    where = f"{run.role} {run.host}:{run.pid}" if run.host else "of no known process"
-    come = progress_text(run) or ""
-    yield f"  {run.id[:8]}  {run.task}  {took}  {where}  {come}".rstrip()
-    if does is None:
-        return
-    waits = f"waits for {does.waits_for}" if does.waits_for else does.sends
-    for line in (f"in {does.place}" if does.place else "", waits):
-        if line:
-            yield mask_within(line, _SHOWN)
-    if does.waits_for:
-        yield from does.cures
-        yield f"fsa runs show {run.id[:8]}     fsa runs cancel {run.id[:8]}"
+    def lines(text: str) -> list[str]:
+        return fsa.output.fact_lines(" " * 10, text)
+
+    for run in seen.running:
+        took = format_elapsed(max(seen.now_ms - (run.started_ms or seen.now_ms), 0))
+        where = f"{run.role} {run.host}:{run.pid}" if run.host else "of no known process"
+        come = progress_text(run) or ""
+        line = f"  {run.id[:8]}  {took}  {run.task}  {where}  {come}".rstrip()
+        thing, doing = Thing(_cut(fsa, line)), does.get(run.id)
+        if doing is not None and doing.place:
+            thing.detail += lines(mask_within(f"in {doing.place}", _SHOWN))
+        if doing is not None and doing.waits_for:
+            waits = lines(mask_within(f"waits for {doing.waits_for}", _SHOWN))
+            thing.said = "\n".join([thing.said, *waits])
+            show = f"fsa runs show {run.id[:8]}     fsa runs cancel {run.id[:8]}"
+            thing.commands += [part for each in (*doing.cures, show) for part in lines(each)]
+        elif doing is not None and doing.sends:
+            thing.detail += lines(mask_within(doing.sends, _SHOWN))
+        yield thing
 
 
-def _coming_lines(fsa: Fsa, coming: list[dict[str, object]]) -> list[list[str]]:
+def _coming_lines(fsa: Fsa, coming: list[dict[str, object]]) -> list[Thing]:
+    """The time stands before a name of any length, and the schedule gives way."""
+    times = [f"in {each['in']}" if each["in"] else f"{each['state']}" for each in coming]
+    of_time = max(map(len, times), default=0)
     width = max((len(str(each["task"])) for each in coming), default=0)
-    lines = []
-    for each in coming:
-        said = f"in {each['in']}" if each["in"] else f"{each['state']}"
-        lines.append([_cut(fsa, f"  {each['task']:<{width}}  {each['schedule']}  {said}")])
+    width = min(width, _NAME_WIDTH)
+    console, lines = fsa.output.console, []
+    for at, each in zip(times, coming, strict=True):
+        line, schedule = f"  {at:<{of_time}}  {each['task']:<{width}}", str(each["schedule"])
+        has_room = (
+            not console.is_terminal or len(line) + 2 + min(len(schedule), _LEAST) <= console.width
+        )
+        lines.append(Thing(_cut(fsa, f"{line}  {schedule}" if has_room else line)))
     return lines
 
 
@@ -208,7 +247,11 @@ def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
 
 
 def _document(
-    fsa: Fsa, seen: Glance | None, found: list[Problem], coming: list[dict[str, object]]
+    fsa: Fsa,
+    seen: Glance | None,
+    found: list[Problem],
+    past: list[Failures],
+    coming: list[dict[str, object]],
 ) -> dict[str, object]:
     from fsa_cli.ledger.time import instant_of
     from fsa_cli.runs import status_view
@@ -226,5 +269,6 @@ def _document(
             if each.due
         ]
     document["problems"] = [asdict(each) for each in found]
+    document["over"] = [asdict(each) for each in past]
     document["next"] = coming
     return document

@@ -14,6 +14,7 @@ import typer
 from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError
+from fsa_cli.terminal.folding import is_terminal
 
 if TYPE_CHECKING:
     from fsa_cli.ledger.store import Ledger
@@ -52,7 +53,7 @@ def top(
         shown = _Top(fsa, ledger, span)
         if fsa.output.json:
             fsa.output.document(asdict(shown.look()))
-        elif not (fsa.output.console.is_terminal and sys.stdin.isatty()):
+        elif not (fsa.output.console.is_terminal and is_terminal(sys.stdin)):
             *told, _ = ["".join(text for text, _ in line).rstrip() for line in shown.lines(100, 60)]
             while told and not told[-1]:
                 told.pop()

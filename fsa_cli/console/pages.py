@@ -120,16 +120,16 @@ def _span(query: QueryParams) -> str:
 
 
 def _step_ms(span: str) -> int:
-    """A pixel or some; no shorter than that ten statements for a viewer of it are one every two
-    seconds."""
-    return max(int(lanes.SPANS[span].total_seconds() * 1000) // 120, 20_000)
+    """A pixel or some; no shorter than that fourteen statements for a viewer of it are one every
+    two seconds."""
+    return max(int(lanes.SPANS[span].total_seconds() * 1000) // 120, 28_000)
 
 
 def _now(asked: Asked) -> dict[str, Any]:
     span, every = _span(asked.query), asked.query.get("lanes") == "all"
     most_lanes = _ALL_LANES if every else _MOST_LANES
     seen = asked.source.look(asked.found, _step_ms(span), span, most_lanes)
-    return {"seen": seen, "spans": list(lanes.SPANS), "every": every}
+    return {"seen": seen.overview, "doing": seen.doing, "spans": list(lanes.SPANS), "every": every}
 
 
 def _runs(asked: Asked) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
+from fsa_cli.ledger.records import status_words
 from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.formatting import format_time
 
@@ -40,7 +41,7 @@ def run_link(run_id: str) -> Markup:
 
 def word(name: object) -> str:
     """A status as a person says it."""
-    return str(name).replace("handed_off", "dispatched").replace("_", " ")
+    return status_words(str(name))
 
 
 def iso(moment: datetime) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi_sqlalchemy.exceptions import DBSessionError
+from fastapi_sqlalchemy.health import within
 from fsa_cli.ledger.access import is_there
 from fsa_cli.ledger.fingerprint import Fingerprint, fingerprint
 from fsa_cli.ledger.store import Ledger
@@ -20,15 +21,26 @@ from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.runs.enqueue import enqueuer_here
 from fsa_cli.runs.overview import Overview, overview
 from fsa_cli.runs.process_databases import databases_here, process_key
+from fsa_cli.runs.run_activity import Doing, doing
+from fsa_cli.runs.run_pages import RunLine
 from fsa_cli.runs.week import WeekCounts
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["Source", "source_here"]
+__all__ = ["Look", "Source", "source_here"]
 
 _MOST_LOOKS = 4
+_ANSWERED_WITHIN_S = 1.0
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The overview, and what is known of the runs that go on, by their ids."""
+
+    overview: Overview
+    doing: Mapping[str, Doing]
 
 
 @dataclass
@@ -43,7 +55,8 @@ class Source:
     week: WeekCounts = field(default_factory=WeekCounts)
     days: DayCounts = field(default_factory=DayCounts)
     _is_there: bool = False
-    _looks: dict[tuple[object, ...], Overview] = field(default_factory=dict)
+    _looks: dict[tuple[object, ...], Look] = field(default_factory=dict)
+    _asks: threading.Lock = field(default_factory=threading.Lock)
 
     def is_there(self) -> bool:
         """Whether the ledger's tables exist; asked until they do.
@@ -64,12 +77,12 @@ class Source:
                 found[name] = database
         return found
 
-    def look(self, of: Fingerprint, step_ms: int, span: str, most_lanes: int) -> Overview:
+    def look(self, of: Fingerprint, step_ms: int, span: str, most_lanes: int) -> Look:
         """The overview; one for all viewers who look while nothing changes."""
         key = of.text, of.now_ms // step_ms, span, most_lanes
         seen = self._looks.get(key)
         if seen is None:
-            seen = overview(
+            found = overview(
                 self.ledger,
                 self.coming,
                 of.now_ms,
@@ -77,14 +90,43 @@ class Source:
                 span=span,
                 most_lanes=most_lanes,
             )
+            does = self._doing(found.running) if found.running else {}
+            seen = Look(found, does or {})
+            if does is None:  # for this once
+                return seen
             if len(self._looks) >= _MOST_LOOKS:
                 self._looks.clear()
             self._looks[key] = seen
         return seen
 
+    def _doing(self, running: Sequence[RunLine]) -> Mapping[str, Doing] | None:
+        """What the runs do; None while another thread asks for it, or nobody answers.
+
+        One alone asks the app's databases, and takes a connection that is free: where a lock keeps
+        requests waiting they have all, and a page is not to wait too.
+        """
+
+        def ask() -> Mapping[str, Doing] | None:
+            if not self._asks.acquire(blocking=False):
+                return None
+            try:
+                free = {n: d for n, d in self.sync_databases().items() if _has_free_place(d)}
+                return doing(self.ledger, running, free)
+            finally:
+                self._asks.release()
+
+        with contextlib.suppress(TimeoutError):
+            return within(_ANSWERED_WITHIN_S, ask, "fsa console asks")
+        return None
+
     def fingerprint(self) -> Fingerprint:
         """Whether anything has changed: one statement."""
         return fingerprint(self.ledger)
+
+
+def _has_free_place(database: Database) -> bool:
+    pool = database.pool_status().get("sync")
+    return pool is None or pool["checked_in"] > 0 or pool["checked_out"] < pool["size"]
 
 
 _sources: dict[tuple[object, ...], Source] = {}

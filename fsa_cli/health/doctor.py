@@ -22,6 +22,7 @@ from fsa_cli.project.settings import Settings
 from fsa_cli.project.state_dir import state_dir
 from fsa_cli.schedules.schedule import parse_schedule
 from fsa_cli.shell import prompts
+from fsa_cli.terminal.folding import is_terminal
 from fsa_cli.version import VERSION
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _terminal(report: Report, settings: Settings | None) -> dict[str, object]:
     }
     streams = (("stdin", sys.stdin), ("stdout", sys.stdout), ("stderr", sys.stderr))
     return {
-        "terminals": ", ".join(n for n, s in streams if s is not None and s.isatty()) or "none",
+        "terminals": ", ".join(n for n, s in streams if is_terminal(s)) or "none",
         "columns": shutil.get_terminal_size().columns,
         "encoding": getattr(sys.stdout, "encoding", None) or "none",
         **seen,

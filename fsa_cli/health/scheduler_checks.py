@@ -75,6 +75,8 @@ def tasks(seen: Vitals, scheduled: Collection[str]) -> str:
             wrong.append(f"{name} {' and '.join(parts)}: fsa runs {quote(name)}")
     if wrong:
         raise CheckFailed("; ".join(wrong))
+    if failing := sorted(name for name, failures in seen.failures.items() if failures):
+        return f"{', '.join(failing)} failed last, fewer than {_FAILURES} times in a row"
     return "nothing since the last success"
 
 
@@ -90,8 +92,7 @@ def queue(seen: Vitals, known: Collection[str]) -> str:
         return f"{dispatched} dispatched" if dispatched else "nothing waits"
     number = sum(each.number for each in waiting)
     oldest_ms = seen.now_ms - waiting[0].since_ms
-    waits = "runs wait" if number > 1 else "run waits"
-    said = f"{number} {waits}, the oldest for {format_span(oldest_ms)}"
+    said = f"{number} queued, the oldest for {format_span(oldest_ms)}"
     late = [each for each in waiting if seen.now_ms - each.since_ms > _STRANDED_MS]
     unknown = sorted(each.task for each in late if each.task not in known)
     if unknown:
@@ -99,7 +100,9 @@ def queue(seen: Vitals, known: Collection[str]) -> str:
             f"{said}; the app has no task {', '.join(unknown)}: fsa runs {quote(unknown[0])}"
         )
     if late and not seen.executing:
-        raise CheckFailed(f"{said}; nobody executes runs: fsa scheduler start, fsa worker start")
+        wanted = {worker_command(each.executor) for each in seen.unserved}
+        start = ", ".join(["fsa scheduler start", *sorted(wanted)])
+        raise CheckFailed(f"{said}; nobody executes runs: {start}")
     held = held_locks(seen.running)
     free = [each.task for each in late if lock_holder(held, each.task) is None]
     busy = sum(each.executor == "local" for each in seen.running)

@@ -19,6 +19,7 @@ from fsa_cli.exceptions import (
     did_you_mean,
 )
 from fsa_cli.ledger import control, queries
+from fsa_cli.ledger.records import status_word, status_words
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.values import arguments_in, has_ended
@@ -171,8 +172,9 @@ def _retryable(before: Row[Any]) -> TaskDefinition:
             f"{summarize_error(exc)}"
         ) from exc
     if before.status not in FINAL:
+        status = status_word(before.status)
         raise UsageError(
-            f"the run {before.id[:8]} of {before.task} has not ended: it is {before.status}",
+            f"the run {before.id[:8]} of {before.task} has not ended: it is {status}",
             hint=f"fsa runs cancel {before.id[:8]}",
         )
     return task
@@ -260,7 +262,7 @@ def wait(ledger: Ledger, run_id: str, output: Output) -> None:
 def _ended(run: Row[Any]) -> FsaError:
     kind = TimedOut if run.status == "timed_out" else TaskFailed
     said = f"{run.error_type or ''}: {run.error or ''}".strip(": ")
-    word = run.status.replace("_", " ")
+    word = status_words(run.status)
     return kind(
         f"{run.task} {'has ' if kind is TimedOut else 'was ' if run.status != 'failed' else ''}"
         f"{word}{f': {said}' if said else ''}",

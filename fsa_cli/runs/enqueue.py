@@ -124,11 +124,11 @@ def _held_back(
     """The results of runs that a dry run or a test keeps; None: they are to be enqueued."""
     if captured(task.name, len(texts)):
         return [HeldResult(uuid.uuid4().hex, task.name) for _ in texts]
-    keep = diversion()
-    if keep is None or keys is None:
-        return None if keep is None else keep(task, texts, options)
-    pairs = zip(texts, keys, strict=True)
-    return [one for text, key in pairs for one in keep(task, [text], replace(options, unique=key))]
+    kept = diversion()
+    if kept is None or keys is None:
+        return None if kept is None else kept.keep(task, texts, options)
+    each = [(text, replace(options, unique=key)) for text, key in zip(texts, keys, strict=True)]
+    return [one for text, its_own in each for one in kept.keep(task, [text], its_own)]
 
 
 def _texts(task: TaskDefinition, calls: Sequence[Call], options: RunOptions) -> list[str]:
@@ -404,7 +404,8 @@ def enqueuer_here() -> Enqueuer:
     """
     key = process_key()
     with _lock:
-        if key not in _enqueuers:
+        found = _enqueuers.get(key)
+        if found is None:
             databases, chosen = databases_here()
-            _enqueuers[key] = Enqueuer(ledger_of(databases, chosen), chosen, tells=True)
-        return _enqueuers[key]
+            found = _enqueuers[key] = Enqueuer(ledger_of(databases, chosen), chosen, tells=True)
+        return found

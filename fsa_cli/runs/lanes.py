@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 
+from fsa_cli.ledger.records import status_words
 from fsa_cli.ledger.run_search import Drawn
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.runs.coming import ComingInstants
@@ -218,7 +219,7 @@ def _bar(row: Drawn, scale: Scale) -> Bar:
             if width > 0 or scale.start_ms <= finished_ms:
                 width = max(width, _LEAST_WIDTH)
             took = f", took {format_elapsed(max(finished_ms - started_ms, 0))}"
-    label = f"{status.replace('_', ' ')} {_clock(begun_ms)}{took}"
+    label = f"{status_words(status)} {_clock(begun_ms)}{took}"
     return Bar(status, start, round(min(width, 100 - start), 2), label, run_id)
 
 
@@ -227,7 +228,7 @@ def _bars(rows: Sequence[Drawn], scale: Scale) -> Bar:
     start, end = scale.at(first_ms), scale.at(last_ms)
     width = round(max(end - start - _LEAST_WIDTH / 2, min(_LEAST_WIDTH, 100 - start)), 2)
     number = sum([row[2] for row in rows])
-    label = f"{number} {status.replace('_', ' ')} from {_clock(first_ms)}"
+    label = f"{number} {status_words(status)} from {_clock(first_ms)}"
     return Bar(status, start, width, label, None, first_ms, last_ms)
 
 
@@ -256,7 +257,7 @@ def _future(
 def _summary(past: Sequence[Bar], future: Sequence[Bar]) -> str:
     counts: dict[str, int] = defaultdict(int)
     for bar in past:
-        counts[bar.status.replace("_", " ")] += 1 if bar.run_id else int(bar.label.split()[0])
+        counts[status_words(bar.status)] += 1 if bar.run_id else int(bar.label.split()[0])
     said = [f"{number} {status}" for status, number in sorted(counts.items())]
     if future:
         said.append(future[0].label.replace("to come", "next"))

@@ -17,16 +17,15 @@ from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
 from fsa_cli.runs import lanes
 from fsa_cli.runs.coming import ComingInstants, schedules
+from fsa_cli.runs.failures import Failures, failures
 from fsa_cli.runs.lanes import Lanes, Scale
 from fsa_cli.runs.problems import Problem, problems
 from fsa_cli.runs.run_pages import RunLine, run_line
 from fsa_cli.runs.status_view import node_state
 from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_times
-from fsa_cli.terminal.masking import mask_head
 
 __all__ = [
-    "Failures",
     "NodeLine",
     "Overview",
     "QueueLine",
@@ -34,11 +33,6 @@ __all__ = [
     "overview",
     "queue_lines",
 ]
-
-_DAY_MS = 24 * 3600 * 1000
-_FAILED = 500
-_GROUPS = 20
-_ERROR_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +52,6 @@ class QueueLine:
     more: bool
     later: int
     oldest: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Failures:
-    """Runs of one task that ended alike. `more`: there are others that were not counted."""
-
-    task: str
-    status: str
-    error_type: str | None
-    error: str
-    number: int
-    more: bool
-    last_id: str
-    last_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +143,7 @@ def overview(
         running=[run_line(row, now) for row in running_rows[:MOST_RUNNING]],
         running_more=len(running_rows) > MOST_RUNNING,
         waiting=_queue_lines(at_glance.waiting),
-        failures=_failures(run_search.failed(ledger, now_ms - _DAY_MS, _FAILED, _GROUPS)),
+        failures=failures(ledger, now_ms, tasks),
         nodes=_node_lines(at_glance.nodes, now_ms, running_rows),
         tasks=len(named),
     )
@@ -242,19 +222,3 @@ def _named(
         found[row.name] = (note, options_in(row.options))
     ordered = sorted(found, key=lambda name: (name not in failing, name not in busy, name))
     return [(name, *found[name]) for name in ordered]
-
-
-def _failures(rows: Sequence[Row[Any]]) -> list[Failures]:
-    return [
-        Failures(
-            task=row.task,
-            status=row.status,
-            error_type=row.error_type,
-            error=" ".join(mask_head(row.error or "", _ERROR_LENGTH).split()),
-            number=row.number,
-            more=row.of_status >= _FAILED,
-            last_id=row.id,
-            last_at=instant_of(row.place_ms),
-        )
-        for row in rows
-    ]

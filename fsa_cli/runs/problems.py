@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from shlex import quote
 from typing import Any
 
 from sqlalchemy import Row
 
 from fsa_cli.ledger.glance import Glance, Waiting
-from fsa_cli.ledger.records import OPEN_STATES, RunStatus
+from fsa_cli.ledger.records import OPEN_STATES, RunStatus, status_words
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.project import loader
-from fsa_cli.runs.run_pages import own_frames
 from fsa_cli.runs.run_view import brief_error
 from fsa_cli.runs.status_view import node_state
+from fsa_cli.runs.user_frames import own_frames
 from fsa_cli.runs.worker_command import worker_command
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.registry import registry
@@ -94,11 +94,12 @@ def problems(seen: Glance) -> list[Problem]:
 
 
 def waits_because(
-    seen: Glance, name: str, held: Mapping[str, Row[Any]] | None = None
+    seen: Glance, name: str, start: str, held: Mapping[str, Row[Any]] | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Why a queued run of the task *name* waits whose time has come, and what shows or cures it.
 
     Args:
+        start: The command that starts a worker for it.
         held: As `held_locks` of what runs.
     """
     if loader.current() and registry.get(name) is None:
@@ -106,7 +107,7 @@ def waits_because(
         cure = f'aliases=["{name}"] of the task that it is now'
         return f"the app has no such task (renamed? {cure})", (cancel,)
     if not seen.serving.executing:
-        return "nobody is alive who executes runs", ("fsa worker start",)
+        return "nobody is alive who executes runs", (start,)
     held = held_locks(seen.running) if held is None else held
     if (one := lock_holder(held, name)) is not None:
         show = (f"fsa runs show {quote(one.id[:8])}",)
@@ -115,7 +116,7 @@ def waits_because(
         return f"its lock is held by run {one.id[:8]} of {one.task}", show
     if len(seen.running) >= seen.serving.executing:
         return "other runs go on, or no live process knows it", ()
-    return NOBODY_TAKES_IT, ("fsa worker start",)
+    return NOBODY_TAKES_IT, (start,)
 
 
 def held_locks(running: Iterable[Row[Any]]) -> dict[str, Row[Any]]:
@@ -208,20 +209,29 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
     problem = partial(Problem, task.name, is_task=True)
     last = seen.last_executed.get(task.name)
     skipped = seen.skipped.get(task.name, 0)
+    missed = seen.missed.get(task.name, 0) if task.paused_ms is None else 0
+    fails = False
     if task.consecutive_failures and last is not None and last.status in BAD:
-        number = task.consecutive_failures
+        fails = True
+        said = f"{status_words(last.status)} {format_times(task.consecutive_failures)}"
         yield problem(
-            f"{last.status.replace('_', ' ')} {format_times(number)}, {_last_good(task, seen)}",
+            f"{said}{f', missed {missed}' if missed else ''}, {_last_good(task, seen)}",
             ": ".join(
                 filter(
                     None,
                     [
-                        _place_of(last.traceback or "") or (places or {}).get(task.name, ""),
+                        _place_of(last.traceback)
+                        if last.traceback
+                        else (places or {}).get(task.name),
                         _error(last),
                     ],
                 )
             ),
-            (f"fsa runs show {quote(last.id[:8])}", *_again(last)),
+            (
+                f"fsa runs show {quote(last.id[:8])}",
+                *_again(last),
+                *([f"fsa runs {quote(task.name)}"] if missed else []),
+            ),
         )
     elif last is not None and last.status == RunStatus.INTERRUPTED:
         yield problem(
@@ -247,9 +257,9 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
             commands=(f"fsa scheduler resume {quote(task.name)}",),
         )
         return
-    if missed := seen.missed.get(task.name):
+    if missed and not fails:
         yield problem(
-            f"missed {missed} since its last success",
+            f"missed {missed}, {_last_good(task, seen)}",
             commands=(f"fsa runs {quote(task.name)} --status missed",),
         )
     is_wanted = task.schedule_hash is not None and (places is None or task.name in places)
@@ -282,9 +292,9 @@ def _waiting(seen: Glance) -> Iterator[Problem]:
         is_late = each.due and seen.now_ms - each.due_ms >= LONG_MS
         if each.status == RunStatus.QUEUED and is_late:
             late.setdefault(each.task, []).append(each)
-    held = held_locks(seen.running)
+    held, start = held_locks(seen.running), cache(worker_command)  # which may read the settings
     for name, same in late.items():
-        why, cures = waits_because(seen, name, held)
+        why, cures = waits_because(seen, name, start(same[0].executor), held)
         number = f"{sum(each.due for each in same)}{'+' if same[0].more else ''}"
         yield Problem(
             name,

@@ -18,7 +18,7 @@ from fsa_cli.project.settings import Settings
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["databases_here", "process_key"]
+__all__ = ["configure_db", "databases_here", "process_key"]
 
 # The process that has a ledger and no database: to look for a middleware each time takes 100 ms.
 _without_database: int | None = None
@@ -46,6 +46,21 @@ def databases_here() -> tuple[Mapping[str, Database], Settings]:
     global _without_database
     _without_database = os.getpid() if url is None else None
     return ({"default": db} if url is not None else named), chosen
+
+
+def configure_db() -> None:
+    """Configure `db` as `fsa` does, from `[tool.fsa] database`, where no code of the app does.
+
+    Raises:
+        ConfigurationError: What it names is no database.
+    """
+    from fastapi_sqlalchemy import db
+
+    if db.is_configured:
+        return
+    chosen = settings.read()
+    if (text := chosen.databases.get(db.name)) is not None and _url() is None:
+        configure(db, text, chosen)
 
 
 def _named(chosen: Settings) -> dict[str, Database]:

@@ -13,27 +13,26 @@ from sqlalchemy import Row
 from fsa_cli.exceptions import ArgumentError, FsaError
 from fsa_cli.ledger import run_search
 from fsa_cli.ledger.attempts import attempts_of
-from fsa_cli.ledger.records import RunStatus
+from fsa_cli.ledger.records import RunStatus, status_words
 from fsa_cli.ledger.run_search import SAID_LENGTH, RunFilter
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import arguments_in
 from fsa_cli.runs.run_view import duration_ms, error_of, progress_text, said
+from fsa_cli.runs.user_frames import Frame, own_frames
+from fsa_cli.runs.waiting_run import why_it_waits
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head, mask_tail
-from fsa_cli.terminal.user_code import is_user_file, relative_path
 
 __all__ = [
     "EarlierAttempt",
-    "Frame",
     "RunDetail",
     "RunLine",
     "RunPage",
     "arguments_shown",
     "cursor_in",
-    "own_frames",
     "run_detail",
     "run_line",
     "run_page",
@@ -42,9 +41,6 @@ __all__ = [
 
 _CURSOR = re.compile(r"(-?\d{1,19})\.([\x21-\x7e]{1,36})")
 _LARGEST = 2**63 - 1
-_FRAME = re.compile(
-    r'  File "([^"\n]{1,400})", line (\d{1,9}), in ([^\n]{1,200})(?:\n    ([^\n]*))?'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +86,6 @@ class RunPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """A line of a traceback."""
-
-    place: str
-    function: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
 class EarlierAttempt:
     """An attempt that another one followed.
 
@@ -126,6 +113,7 @@ class RunDetail:
         timeline: What happened to it, and when.
         node_state: Of the node that has it, or had it; None if it is forgotten.
         attempts: Those before its last, the first one first.
+        waits: Why it waits, and the commands that show or cure it; "" if it does not.
     """
 
     line: RunLine
@@ -146,6 +134,7 @@ class RunDetail:
     role: str | None
     node_state: str | None
     attempts: Sequence[EarlierAttempt]
+    waits: tuple[str, Sequence[str]]
 
     @property
     def has_ended(self) -> bool:
@@ -206,6 +195,7 @@ def run_detail(ledger: Ledger, run_id: str, now: datetime) -> RunDetail | None:
         role=row.role,
         node_state=row.node_state,
         attempts=[_earlier(each) for each in attempts_of(ledger, run_id)],
+        waits=why_it_waits(ledger, row),
     )
 
 
@@ -278,16 +268,6 @@ def _timeline(row: Row[Any]) -> list[tuple[str, datetime]]:
         ("recorded", row.queued_ms if row.queued_ms - row.scheduled_ms > 1000 else None),
         ("started", row.started_ms),
         ("asked to end", row.cancel_requested_ms),
-        (row.status.replace("_", " "), row.finished_ms),
+        (status_words(row.status), row.finished_ms),
     ]
     return [(label, instant_of(ms)) for label, ms in known if ms is not None]
-
-
-def own_frames(traceback: str) -> list[Frame]:
-    """The lines of a traceback that are the user's, the innermost first."""
-    found = [
-        Frame(f"{relative_path(file)}:{line}", function, (source or "").strip())
-        for file, line, function, source in _FRAME.findall(traceback)
-        if is_user_file(file)
-    ]
-    return found[::-1]

@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from fsa_cli.exceptions import FsaError, UsageError, did_you_mean
 from fsa_cli.ledger import queries
-from fsa_cli.ledger.records import RunStatus
+from fsa_cli.ledger.records import RunStatus, status_word
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.time import instant_of
@@ -92,7 +92,7 @@ def get_run(ledger: Ledger, prefix: str) -> Row[Any]:
     if len(matching) > 1:
         raise UsageError(
             f"{prefix!r} is the beginning of more than one run",
-            details=[f"{each.id}  {each.task}  {each.status}" for each in matching],
+            details=[f"{each.id}  {each.task}  {status_word(each.status)}" for each in matching],
             hint="write more of it",
         )
     return matching[0]
@@ -199,7 +199,7 @@ def row(run: Row[Any], now: datetime, *, dated: bool = True) -> dict[str, object
     return {
         "run": run.id[:_SHORT],
         "task": run.task,
-        "status": run.status,
+        "status": status_word(run.status),
         "at": format_time(at, None if dated else now),
         "took": "" if duration is None else format_elapsed(duration),
         "said": " ".join(said(run).split()),
@@ -212,7 +212,7 @@ def foot(runs: Sequence[Row[Any]]) -> tuple[str, str]:
     order = {status: number for number, status in enumerate(RunStatus)}
     each = sorted(counted.items(), key=lambda item: (-item[1], order.get(item[0], 0)))
     number = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
-    found = ", ".join(f"{count} {status}" for status, count in each)
+    found = ", ".join(f"{count} {status_word(status)}" for status, count in each)
     wrong = (RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.INTERRUPTED)
     chosen = next((run for run in runs if run.status in wrong), runs[0])
     return f"{number}: {found}", f"fsa runs show {chosen.id[:_SHORT]}"
@@ -220,7 +220,7 @@ def foot(runs: Sequence[Row[Any]]) -> tuple[str, str]:
 
 def none_found(name: str | None, statuses: Sequence[str], since: str | None) -> str:
     """The sentence in place of an empty list."""
-    kind = f"{' or '.join(statuses)} run" if statuses else "run"
+    kind = f"{' or '.join(map(status_word, statuses))} run" if statuses else "run"
     of = f" of {name}" if name else ""
     if statuses or since:
         return f"no {kind}{of}{f' since {since}' if since else ''}"
@@ -230,10 +230,11 @@ def none_found(name: str | None, statuses: Sequence[str], since: str | None) -> 
 def details(run: Row[Any], now: datetime) -> dict[str, object]:
     """A run in full, without its traceback and without empty fields."""
     duration = duration_ms(run, now)
+    cancelled = "asked to end at" if run.status == "running" else "cancelled at"
     facts: dict[str, object] = {
         "run": run.id,
         "task": run.task,
-        "status": run.status,
+        "status": status_word(run.status),
         "kind": run.kind,
         "requested by": run.requested_by,
         "arguments": run.arguments if run.arguments != "{}" else None,
@@ -248,7 +249,7 @@ def details(run: Row[Any], now: datetime) -> dict[str, object]:
         "took": None if duration is None else format_elapsed(duration),
         "node": run.node,
         "commits of its own": run.commits or None,
-        "cancelled at": _instant(run.cancel_requested_ms),
+        cancelled: _instant(run.cancel_requested_ms),
         "progress": progress_text(run),
         "result": run.result,
         "error": error_of(run),

@@ -72,8 +72,8 @@ class Durations:
         since: The instant of the first of them.
         ended, succeeded: How many of them ended, and how many well.
         bins: A histogram of the durations: the upper end of each, in ms, and how many.
-        lateness: Of the latest runs the instant, and by how many ms each started late; the oldest
-            first.
+        lateness: Of the latest runs without a retry the instant, and by how many ms each started
+            late; the oldest first.
     """
 
     runs: int
@@ -227,14 +227,15 @@ def _durations(rows: Sequence[Row[Any]]) -> Durations:
     ended: list[str] = []
     late: list[tuple[datetime, int]] = []
     # To ask a row for a column by its name takes as long as all the rest.
-    for _, status, kind, scheduled_ms, started_ms, finished_ms in map(tuple, rows):
+    for _, status, kind, scheduled_ms, started_ms, finished_ms, attempt in map(tuple, rows):
         if status in _ENDED:
             ended.append(status)
         if started_ms is None:
             continue
         if finished_ms is not None:
             took.append(max(int(finished_ms - started_ms), 0))
-        if kind == "schedule" and len(late) < _LATENESS:
+        # A retry starts after its pause, and when the first attempt did is not known any more.
+        if kind == "schedule" and attempt == 1 and len(late) < _LATENESS:
             late.append((instant_of(scheduled_ms), max(int(started_ms - scheduled_ms), 0)))
     took.sort()
     return Durations(

@@ -14,7 +14,7 @@ from sqlalchemy import Row
 from fsa_cli.exceptions import RunNotFound, TaskFailed, UsageError
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import reached
-from fsa_cli.ledger.records import RunStatus
+from fsa_cli.ledger.records import RunStatus, status_word
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import has_ended, value_in
@@ -209,7 +209,9 @@ class TaskResult(Generic[R_co]):
         if self.is_finished:
             return True
         if until_s is not None and time.monotonic() >= until_s:
-            raise TimeoutError(f"the run {self._id[:8]} of {self._task} is {self.status}")
+            raise TimeoutError(
+                f"the run {self._id[:8]} of {self._task} is {status_word(self.status)}"
+            )
         return False
 
     def _failure(self) -> TaskFailed:

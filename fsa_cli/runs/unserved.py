@@ -37,8 +37,8 @@ def unserved_queue(ledger: Ledger, executor: Executor, queue: str | None) -> str
     here = f" in the namespace {ledger.namespace}, but in {', '.join(others)}" if others else ""
     if not executor.carries:
         return (
-            f"no scheduler is alive{here}, and no worker: it waits for fsa worker start, "
-            "fsa scheduler start or fsa scheduler tick"
+            f"no scheduler is alive{here}, and no worker: it waits for "
+            f"{worker_command(executor.name)}, fsa scheduler start or fsa scheduler tick"
         )
     if found.workers:
         said = f"no live worker serves the queue {queue} of {executor.name}"

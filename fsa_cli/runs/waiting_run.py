@@ -29,6 +29,6 @@ def why_it_waits(ledger: Ledger, run: Row[Any]) -> tuple[str, tuple[str, ...]]:
     left_ms = run.not_before_ms - seen.now_ms
     if left_ms > 0:
         return f"its time comes in {format_span(left_ms)}", ()
-    why, cures = waits_because(seen, run.task)
+    why, cures = waits_because(seen, run.task, worker_command(run.executor))
     is_new = -left_ms < LONG_MS and why == NOBODY_TAKES_IT
     return ("", ()) if is_new else (why, cures)

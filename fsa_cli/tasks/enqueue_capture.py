@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["capture", "captured", "diversion", "divert"]
+__all__ = ["Diversion", "capture", "captured", "diversion", "divert"]
 
-#: Keeps runs that are asked for: the task, the JSON of the arguments of each, the options. What it
-#: returns is what `enqueue` does.
-Keep = Callable[[Any, list[str], Any], list[Any]]
 
-_keep: Keep | None = None
+class Diversion(Protocol):
+    """What has the runs that this process asks for, in place of the ledger."""
+
+    def keep(self, task: Any, texts: list[str], options: Any) -> list[Any]:
+        """Keep a run for each one's arguments as JSON; what it returns is what `enqueue` does."""
+
+    def find(self, run_id: str) -> Any:
+        """The result of a run that is kept; None: it is not."""
+
+
+_diversion: Diversion | None = None
 
 _counts: ContextVar[Counter[str] | None] = ContextVar("fsa_enqueue_capture", default=None)
 
@@ -44,16 +51,16 @@ def captured(task: str, number: int = 1) -> bool:
 
 
 @contextlib.contextmanager
-def divert(keep: Keep) -> Iterator[None]:
-    """While inside, whatever this process asks for is given to *keep*, and not enqueued."""
-    global _keep
-    before, _keep = _keep, keep
+def divert(to: Diversion) -> Iterator[None]:
+    """While inside, whatever this process asks for is kept by *to*, and looked for there."""
+    global _diversion
+    before, _diversion = _diversion, to
     try:
         yield
     finally:
-        _keep = before
+        _diversion = before
 
 
-def diversion() -> Keep | None:
+def diversion() -> Diversion | None:
     """What keeps the runs that this process asks for; None: they are enqueued."""
-    return _keep
+    return _diversion

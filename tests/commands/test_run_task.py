@@ -214,6 +214,38 @@ def test_a_task_that_raises_exits_1_with_the_users_line(
     assert project() == []
 
 
+def test_the_error_of_a_flush_before_a_query_is_the_databases_at_the_users_line(
+    fsa: Run, write_app: Callable[..., None], tmp_path: Path
+) -> None:
+    write_app(
+        tmp_path,
+        main="""
+            from fastapi import FastAPI
+            from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+            from fastapi_sqlalchemy import DBSessionMiddleware, db
+            from fsa_cli import task
+            class Base(DeclarativeBase): ...
+            class User(Base):
+                __tablename__ = "users"
+                id: Mapped[int] = mapped_column(primary_key=True)
+                name: Mapped[str]
+            app = FastAPI()
+            app.add_middleware(DBSessionMiddleware, db_url="sqlite:///shop.db")
+            @task
+            def add():
+                Base.metadata.create_all(db.engine)
+                db.session.add(User())
+                db.session.query(User).all()
+        """,
+    )
+    fsa("scheduler", "init")
+    first, *_ = fsa("run-task", "add").stderr.splitlines()
+    assert "IntegrityError: (sqlite3.IntegrityError) NOT NULL constraint failed" in first
+    source = (tmp_path / "main.py").read_text().splitlines()
+    (line,) = [n for n, text in enumerate(source, 1) if "query(User)" in text]
+    assert f"main.py:{line}: IntegrityError: NOT NULL constraint" in fsa("status").stdout
+
+
 def test_the_traceback_is_shown_when_it_is_asked_for(fsa: Run, small: Path) -> None:
     done = fsa("run-task", "fail", "--traceback")
 
@@ -420,6 +452,7 @@ def test_words_arrive_in_the_task_as_what_it_says(
         ("seven", 'USER_ID "seven": expected a whole number'),
         ("7 --mode fsat", '--mode "fsat": expected one of fast, slow\nhint: did you mean fast?'),
         ("7 --ids x", '--ids "x": expected a whole number'),
+        ("7 ann b\udcff", 'NAMES "b\\udcff": not UTF-8'),
         ('7 --point {"y":1}', '--point "{"y":1}": x: '),
         ("7 --point @none", '--point "@none": cannot read none: No such file'),
         ("7 --at soon", '--at "soon": expected a date and time like 2026-11-22T15:30'),

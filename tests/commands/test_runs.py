@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from fsa_cli import task
@@ -190,7 +192,7 @@ def test_a_run_is_retried_with_its_arguments(fsa: Run, ran: Shop) -> None:
 
 
 def test_a_retried_run_is_carried_as_its_task_is_today(
-    fsa: Run, postgresql: Backend, tmp_path: Path
+    fsa: Run, terminal: OpenTerminal, postgresql: Backend, tmp_path: Path
 ) -> None:
     """A broker carried the run, and its setting is gone since: nobody takes its messages."""
     shop = Shop(tmp_path, postgresql)
@@ -203,6 +205,20 @@ def test_a_retried_run_is_carried_as_its_task_is_today(
     # As the screens call it, and as it is stored.
     assert documents(fsa, "--status", "dispatched") == documents(fsa, "--status", "handed_off")
     assert documents(fsa, "--status", "dispatched") == [before]
+    run_id = str(before["id"])
+    screen = terminal("fsa", "runs", columns=80)
+    screen.expect(pexpect.EOF)
+    told = [
+        str(screen.before),
+        fsa("runs").stdout,
+        fsa("runs", "show", run_id).stdout,
+        fsa("runs", "retry", run_id).stderr,
+        fsa("top").stdout,
+        fsa("runs", "--status", "dispatched", "--since", "2099-01-01").stderr,
+    ]
+    for each in told:
+        assert "dispatched" in each
+        assert "handed" not in each
     assert fsa("runs", "cancel", str(before["id"])).returncode == 0
 
     done = fsa("runs", "retry", str(before["id"]))
@@ -314,6 +330,36 @@ def test_a_run_of_the_scheduler_is_cancelled(
     wait_until(lambda: ("wait", "running") not in shop.runs())
     run = json.loads(fsa("runs", "show", run_id, "--json").stdout)
     assert run["cancel_requested_at"] is not None
+    assert process.stop().returncode == 0
+
+
+def test_a_run_that_computes_is_said_to_end_with_its_process_once_it_is_asked_to(
+    fsa: Run, fsa_process: Start, small: Shop, tmp_path: Path
+) -> None:
+    small.write(
+        """
+        import pathlib, time
+        @task(schedule="@yearly")
+        def compute():
+            print("begun", flush=True)
+            while not pathlib.Path("enough").exists():
+                time.sleep(0.05)
+        """
+    )
+    process = fsa_process("scheduler", "start", env=STATE)
+    process.wait_for("fsa scheduler")
+    run_id = fsa("scheduler", "trigger", "compute").stdout.strip()
+    process.wait_for("begun")
+    assert f"end it\tfsa runs cancel {run_id[:8]}" in fsa("runs", "show", run_id).stdout
+
+    assert "asked to end" in fsa("runs", "cancel", run_id).stderr
+
+    shown = fsa("runs", "show", run_id).stdout
+    assert "asked to end at\t" in shown
+    told = rf"^end it\tit is asked to; .* ends with pid {process.pid} of \S+ alone$"
+    assert re.search(told, shown, re.MULTILINE)
+    (tmp_path / "enough").touch()
+    wait_until(lambda: ("compute", "running") not in small.runs())
     assert process.stop().returncode == 0
 
 

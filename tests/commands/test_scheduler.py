@@ -67,7 +67,7 @@ def test_next_shows_instants_in_the_zone_and_in_utc(fsa: Run, small: Shop) -> No
     assert [row["task"] for row in rows] == ["nightly"] * 3
     for row in rows:
         local = datetime.fromisoformat(row["local"])
-        assert (local.hour, local.minute) in ((2, 30), (3, 30))
+        assert (local.hour, local.minute) in ((2, 30), (3, 0))  # there may be no 2:30
         assert local == datetime.fromisoformat(row["at"])
         assert row["timezone"] == "Europe/Berlin"
 
@@ -76,9 +76,10 @@ def test_next_says_where_the_clocks_change(fsa: Run, small: Shop) -> None:
     rows = json.loads(fsa("scheduler", "next", "nightly", "-n", "366", "--json").stdout)
 
     changes = [row["clocks"] for row in rows if row["clocks"]]
-    assert len(changes) == 2
-    (forward,) = [text for text in changes if text.startswith("clocks go forward 1 h to Sun ")]
-    (back,) = [text for text in changes if text.startswith("clocks go back 1 h to Sun ")]
+    # Of 366 days one of the two may have another a year later.
+    forward, *more = [text for text in changes if text.startswith("clocks go forward 1 h to Sun ")]
+    back, *others = [text for text in changes if text.startswith("clocks go back 1 h to Sun ")]
+    assert len(changes) == 2 + len(more + others) <= 3
     assert forward.endswith("03:00 Europe/Berlin")
     assert back.endswith("02:00 Europe/Berlin")
     shifted = next(row for row in rows if row["clocks"] == forward)
@@ -451,6 +452,9 @@ def test_health_says_what_was_missed_and_what_fails_each_time(
     wait_until(small.written)
     assert process.stop().returncode == 0
     (small.directory / "fails").touch()
+    assert fsa("run-task", "tick").returncode == 1
+    once = "tick failed last, fewer than 3 times in a row"
+    assert checks(fsa)["tasks"]["detail"] == once
     process = fsa_process("scheduler", "start", env=STATE)
     wait_until(lambda: small.runs().count(("tick", "failed")) >= 3)
 
@@ -476,7 +480,7 @@ def test_health_sees_the_queue_also_where_nothing_is_scheduled(fsa: Run, small: 
         connection.execute("UPDATE fsa_run SET not_before_ms = not_before_ms - 120000")
     queue = checks(fsa)["queue"]
     assert queue["ok"] is False
-    assert queue["detail"].startswith("1 run waits, the oldest for 2 min")
+    assert queue["detail"].startswith("1 queued, the oldest for 2 min")
     assert queue["detail"].endswith("nobody executes runs: fsa scheduler start, fsa worker start")
     now_ms = round(time.time() * 1000)
     with closing(sqlite3.connect(file)) as connection, connection:

@@ -7,12 +7,14 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pexpect
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from support.backends import Backend
-from support.processes import OpenTerminal, Run, Start
+from support.browser import address_of
+from support.processes import OpenTerminal, Run, Start, write_files
 from support.shops import Shop
 from support.waiting import wait_until
 
@@ -28,6 +30,13 @@ def tidy(): ...
 def ship(): ...
 """
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def age(shop: Shop, ms: int) -> None:
+    """Let the runs of its ledger be older."""
+    (ledger,) = shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET not_before_ms = not_before_ms - ?", (ms,))
 
 
 def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
@@ -157,6 +166,102 @@ def test_names_and_times_do_not_fold_at_eighty_columns(
     assert "executor local default" in shown["config"]
 
 
+def test_in_the_morning_what_was_missed_at_night_is_named_although_it_is_over(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("scheduler", "pause", "tidy").returncode == 0  # from then on the ledger knows it
+    assert fsa("scheduler", "resume", "tidy").returncode == 0
+    for _ in range(5):
+        assert fsa("run-task", "tidy").returncode == 0
+    age(small_shop, 3_600_000)
+    (ledger,) = small_shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        for status, number in (("missed", 3), ("failed", 1)):
+            connection.execute(
+                "UPDATE fsa_run SET status = ? WHERE id IN"
+                " (SELECT id FROM fsa_run WHERE status = 'succeeded' LIMIT ?)",
+                (status, number),
+            )
+    seen = json.loads(fsa("status", "--json").stdout)
+    assert "tidy" not in [each["subject"] for each in seen["problems"]]
+    assert sorted((each["task"], each["status"], each["number"]) for each in seen["over"]) == [
+        ("tidy", "failed", 1),
+        ("tidy", "missed", 3),
+    ]
+    child = terminal("fsa", "status", columns=80)
+    child.expect(pexpect.EOF)
+    shown = COLORS.sub("", str(child.before)).replace("\r", "")
+    over = shown[shown.index("over since yesterday\n") : shown.index("\nnext\n")]
+    said = r"  tidy  missed 3 times, the last at \S+( \S+)?; it has succeeded since\n"
+    assert re.search(said + " +fsa runs tidy --status missed\n", over)
+    assert "failed once" in over
+    (tasks,) = [
+        each
+        for each in json.loads(fsa("health", "--json").stdout)["checks"]
+        if each["check"] == "tasks"
+    ]
+    assert tasks["ok"]
+
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET not_before_ms = not_before_ms - 86400000")
+    assert "over since yesterday" not in fsa("status").stdout
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE fsa_run SET not_before_ms = not_before_ms + 86400000")
+        connection.execute("UPDATE fsa_task SET last_success_ms = NULL")
+    assert json.loads(fsa("status", "--json").stdout)["over"] == []
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_time_stands_before_a_name_of_any_length(
+    columns: int, fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    name = "report_of_" * 6
+    small_shop.write(TASKS.replace("report", name).replace("@yearly", "0 0 * * 1-5"))
+    assert fsa("scheduler", "init").returncode == 0
+    child = terminal("fsa", "status", columns=columns)
+    child.expect(pexpect.EOF)
+    shown = COLORS.sub("", str(child.before)).replace("\r", "")
+    (tidy,) = [line for line in shown.splitlines() if "tidy" in line]
+    (report,) = [line for line in shown.splitlines() if name in line]
+    times = r"  in (\d+ (d|h|min|s) ?){1,2} +"
+    assert re.fullmatch(times + "tidy +@hourly", tidy)
+    assert re.match(times + name, report)
+    assert len(report) <= columns
+
+
+def test_a_note_has_as_many_lines_as_it_needs_beside_the_longest_name(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    name = "report_of_" * 6
+    small_shop.write(TASKS.replace("report", name))
+    assert fsa("scheduler", "init").returncode == 0
+    for words in (
+        ("run-task", "tidy"),
+        ("scheduler", "pause", name),
+        ("scheduler", "pause", "tidy"),
+    ):
+        assert fsa(*words).returncode == 0
+
+    def seen(*words: str) -> list[str]:
+        child = terminal("fsa", *words, columns=80)
+        child.expect(pexpect.EOF)
+        lines = COLORS.sub("", str(child.before)).splitlines()
+        folded = [line for line in lines if len(line.split()) > 1]  # a path alone is never cut
+        assert max(map(len, folded)) <= 80
+        assert not any("..." in line for line in lines)
+        return lines
+
+    lines = seen("scheduler", "status")
+    (head,) = [line for line in lines if line.startswith("task ")]
+    notes = " ".join(line[head.index("note") :].strip() for line in lines[lines.index(head) + 2 :])
+    assert len(re.findall(r"since [-\d: ]{8,14} by \S+", notes)) == 2
+    times = [line for line in seen("scheduler", "next", "-n", "2") if ":00:00" in line]
+    assert len(times) == 2
+    assert all(re.search(r"\d (s|min|h|d)$", line) for line in times)
+
+
 def test_an_error_names_the_page_that_says_more_to_a_person(
     fsa: Run, terminal: OpenTerminal, small_shop: Shop
 ) -> None:
@@ -243,6 +348,12 @@ def test_a_run_that_hangs_on_a_lock_says_who_holds_it(
         assert f"waits for a lock of session {number}, idle" in seen
         assert f"fsa db shell -- {cure}" in seen
         assert f"fsa runs cancel {run_id[:8]}" in seen
+        console = fsa_process("console", "--port", "0")
+        here = address_of(console)
+        waits = f"waits for a lock of session {number}, idle in transaction for"
+        page = wait_until(lambda: waits in (text := httpx.get(here).text) and text)
+        assert "geheim" not in page
+        console.stop()
     engine.dispose()
     wait_until(lambda: ("hang", "succeeded") in shop.runs())
     worker.wait_for(f"Z  {run_id[:8]}  hang  succeeded")
@@ -397,6 +508,31 @@ def test_a_queued_run_says_why_it_waits(fsa: Run, small_shop: Shop) -> None:
         'the app has no such task (renamed? aliases=["send"] of the task that it is now)',
         ["fsa runs cancel --task send --status queued"],
     )
+
+
+def test_a_run_without_a_broker_is_told_of_a_worker_that_hosts_none(
+    fsa: Run, small_shop: Shop, python: Run
+) -> None:
+    small_shop.write("""
+    @task(executor="local")
+    def ship(): ...
+    """)
+    write_files(small_shop.directory, {"pyproject.toml": '[tool.fsa]\nexecutor = "celery"\n'})
+    assert fsa("scheduler", "init").returncode == 0
+    said = fsa("run-task", "ship", "--enqueue").stderr
+    start = "fsa worker start --executor local"
+    assert f"it waits for {start}, fsa scheduler start" in said
+    assert json.loads(fsa("runs", "show", "last", "--json").stdout)["commands"] == [start]
+    age(small_shop, 120_000)
+
+    (ship,) = json.loads(fsa("status", "--json").stdout)["problems"]
+    assert ship["commands"] == ["fsa runs ship --status queued", start]
+    checks = json.loads(fsa("health", "--json").stdout)["checks"]
+    (queue,) = [each for each in checks if each["check"] == "queue"]
+    assert queue["detail"].endswith(f"nobody executes runs: fsa scheduler start, {start}")
+    # A web process has loaded no app, and reads the settings itself.
+    asked = "from fsa_cli.runs.worker_command import worker_command as c; print(c('local'))"
+    assert python("-c", asked).stdout.strip() == start
 
 
 @pytest.mark.parametrize("role", ["scheduler", "worker"])

@@ -92,6 +92,21 @@ def test_at_eighty_columns_top_says_whether_all_is_well_and_how_to_leave(
     screen.expect_exact("\x1b[?1049l")
 
 
+def test_top_says_where_it_has_cut_a_name_or_an_error(small_shop: Shop, terminal, fsa) -> None:
+    name = "report_of_the_night_and_of_the_day"
+    small_shop.write(MAIN.replace("fails", name).replace("[red]no", "no user 語 4711 " * 20))
+    fsa("scheduler", "init")
+    assert fsa("run-task", name).returncode == 1
+
+    screen = terminal("fsa", "top", columns=80)
+    screen.expect_exact("report_of_the_night…")
+    screen.expect(r"Value[^\r\n]*?\.\.\. ?(\x1b|\r)")
+    screen.send("\r")
+    screen.expect(r"error[^\r\n]*ValueError: no[^\r\n]*?\.\.\. ?(\x1b|\r)")
+    screen.send("q")
+    screen.expect_exact("\x1b[?1049l")
+
+
 def test_times_of_the_lanes_do_not_run_into_each_other() -> None:
     now = datetime(2026, 11, 28, 22, 33, tzinfo=UTC)
     ticks = [(place, f"{place:02}:00") for place in (0, 12, 25, 37, 50, 62, 75, 87, 96)]
@@ -104,6 +119,19 @@ def test_times_of_the_lanes_do_not_run_into_each_other() -> None:
         if line and "00:00" in line[0][0]
     ]
     assert heads.split() == [label for _, label in ticks if label != "96:00"]
+
+
+def test_lanes_that_are_left_out_are_counted() -> None:
+    now = datetime(2026, 11, 28, 22, 33, tzinfo=UTC)
+
+    def told(hidden: int) -> list[str]:
+        lanes = Lanes("1h", now, now, now, [], [], hidden, None)
+        seen = Overview(now, [], lanes, [], False, [], [], [], 0)
+        lines = overview_lines(seen, [], 0, "shop", width=80, height=24)
+        return [text for line in lines for text, _ in line if "more lane" in text]
+
+    assert told(1) == ["1 more lane: fsa console, or a higher window"]
+    assert told(2) == ["2 more lanes: fsa console, or a higher window"]
 
 
 def test_top_without_a_keyboard_is_shown_once(small_shop: Shop, terminal, fsa) -> None:

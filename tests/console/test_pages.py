@@ -201,6 +201,8 @@ def check_without_script(viewer: Viewer, here: str, shop: Shop) -> None:
     page.get_by_role("link", name="slow", exact=True).click()
     page.get_by_role("button", name="Run slow").click()
     page.locator("h1 .s-queued").wait_for()
+    page.get_by_text("nobody is alive who executes runs").wait_for()
+    page.locator("dd code", has_text="fsa worker start").wait_for()
     page.get_by_text("Cancel", exact=True).click()
     page.get_by_role("button", name="Cancel the run").click()
     page.locator("h1 .s-cancelled").wait_for()

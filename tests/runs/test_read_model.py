@@ -14,6 +14,7 @@ from sqlalchemy import event, insert, update
 
 from fsa_cli.ledger import audit, control, run_search, tables
 from fsa_cli.ledger.fingerprint import fingerprint
+from fsa_cli.ledger.glance import glance
 from fsa_cli.ledger.run_search import RunFilter
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
@@ -21,6 +22,7 @@ from fsa_cli.runs import lanes
 from fsa_cli.runs.calendar import DayCounts
 from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.runs.overview import overview
+from fsa_cli.runs.problems import problems
 from fsa_cli.runs.run_pages import run_detail, run_page
 from fsa_cli.runs.task_pages import task_detail, task_lines
 from fsa_cli.runs.week import WeekCounts, week
@@ -202,6 +204,35 @@ def test_a_fingerprint_is_one_statement_and_another_one_after_each_change(ledger
     assert len(set(seen)) == len(seen)
 
 
+def test_what_failed_and_was_missed_since_the_last_success_is_one_thing(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    add_task(ledger, "tea", "every 15m", consecutive_failures=2)
+    write(
+        ledger,
+        row(ledger, "tea", now - 3000, "missed"),
+        row(ledger, "tea", now - 2000, "failed"),
+        last := row(ledger, "tea", now - 1000, "failed"),
+    )
+    (found,) = [each for each in problems(glance(ledger)) if each.subject == "tea"]
+    assert found.said == "failed 2 times, missed 1, never succeeded"
+    assert found.commands == (f"fsa runs show {last['id'][:8]}", "fsa runs tea")
+
+
+def test_what_has_failed_before_a_success_is_over(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    add_task(ledger, "tea", "every 15m", last_success_ms=now - 1500)
+    add_task(ledger, "mail", "every 15m")
+    write(
+        ledger,
+        row(ledger, "tea", now - 1000, "failed", error_type="After"),
+        row(ledger, "tea", now - 2000, "failed", error_type="Before"),
+        row(ledger, "mail", now - 2000, "failed", error_type="Another"),
+    )
+    found = overview(ledger, ComingInstants(), now, zone=None).failures
+    assert {each.error_type for each in found if each.is_over} == {"Before"}
+    assert len(found) == 3
+
+
 def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> None:
     now = now_ms(ledger)
     empty = overview(ledger, ComingInstants(), now, zone=None)
@@ -233,7 +264,7 @@ def test_the_overview_names_what_is_wrong_and_draws_each_run(ledger: Ledger) -> 
         "lost: no live scheduler knows it (--only, --tag, another version?)",
         "mail: failed 3 times, never succeeded",
         "old: paused T by ann",
-        "tea: missed 1 since its last success",
+        "tea: missed 1, never succeeded",
         f"tea: 1 queued for T: its run {going['id'][:8]} goes on",
         "tea: runs on a process that is silent: scheduler here",
     ]
@@ -392,6 +423,28 @@ def test_of_many_tasks_what_runs_all_the_time_is_one_bar_from_its_first_run_to_i
     ]
     assert [bar.status for bar in lane.bars[3:]] == ["coming"]
     assert lane.summary.startswith("1 failed, 12 succeeded, next ")
+
+
+def test_a_bar_calls_a_run_that_was_given_to_a_broker_dispatched(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    add_task(ledger, "tea", "@yearly")
+    write(ledger, row(ledger, "tea", now - 60_000, "handed_off"))
+
+    (lane,) = overview(ledger, ComingInstants(), now, zone=None).lanes.lanes
+    assert lane.bars[0].label.startswith("dispatched ")
+    assert lane.summary.startswith("1 dispatched")
+
+
+def test_a_run_that_was_repeated_says_nothing_of_how_late_its_task_starts(ledger: Ledger) -> None:
+    now = now_ms(ledger)
+    add_task(ledger, "tea")
+    retried = row(ledger, "tea", now - 120_000, "failed", attempt=2, started_ms=now - 30_000)
+    write(ledger, row(ledger, "tea", now - 180_000, "succeeded"), retried)
+
+    detail = task_detail(ledger, "tea", ComingInstants(), DayCounts(), now, None)
+
+    assert detail is not None
+    assert [late_ms for _, late_ms in detail.durations.lateness] == [10]
 
 
 @pytest.mark.parametrize("going_on", [1, 9])
