@@ -61,7 +61,7 @@ def test_a_due_instant_is_dispatched_with_its_lock_and_without_a_node(ledger: Le
     assert [each.run_id for each in outcome.mine] == [row.id]
     assert (row.status, row.node, row.lock_key) == ("handed_off", None, due.lock_key)
     assert (row.executor, row.queue, row.started_ms) == (ENGINE, "mail", None)
-    assert row.not_before_ms - row.queued_ms == pytest.approx(SENT_AGAIN_MS, abs=2)
+    assert abs(row.not_before_ms - row.queued_ms - SENT_AGAIN_MS) < 1000
 
 
 def test_an_instant_is_dispatched_by_one_of_many_replicas(ledger: Ledger) -> None:
@@ -295,7 +295,7 @@ def test_a_queued_run_is_dispatched_and_waits_from_then_on(ledger: Ledger) -> No
     assert [each.run_id for each in found.runs] == [queued.run_id]
     (row,) = runs_of(ledger)
     assert (row.status, row.node) == ("handed_off", None)
-    assert row.not_before_ms - row.queued_ms == pytest.approx(SENT_AGAIN_MS, abs=2)
+    assert abs(row.not_before_ms - row.queued_ms - SENT_AGAIN_MS) < 1000
 
 
 def test_a_late_message_is_sent_again_after_twice_the_time_and_by_one(ledger: Ledger) -> None:

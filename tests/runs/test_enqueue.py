@@ -73,7 +73,8 @@ def test_a_run_is_queued_with_its_arguments_by_name(ship: Any, runs: Runs) -> No
     (row,) = runs()
     assert (row.id, row.task, row.kind, row.status) == (run_id, "ship", "manual", "queued")
     assert json.loads(row.arguments) == {"item": "coffee", "count": 7, "since": "2026-01-02"}
-    assert (row.executor, row.attempt, row.not_before_ms) == ("local", 1, row.queued_ms)
+    assert (row.executor, row.attempt) == ("local", 1)
+    assert abs(row.not_before_ms - row.queued_ms) < 1000
 
 
 def test_a_queue_that_nobody_serves_is_said_once_and_asked_for_rarely(
