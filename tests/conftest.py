@@ -96,8 +96,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.quick)
 
 
-def pytest_collection_finish() -> None:
-    """The tests and what they have imported stay: to look through them takes 0.2 s each time.
+@pytest.fixture(scope="module", autouse=True)
+def _freeze() -> None:
+    """What has been imported until now stays: to look through it takes 0.2 s each time.
 
     Hundreds of tests collect garbage before they count what is left.
     """
