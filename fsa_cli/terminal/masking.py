@@ -101,11 +101,13 @@ def _in_fields(text: str) -> Iterator[tuple[int, int]]:
     while at >= 0:
         given = at + len(_GIVEN)
         # The name is on the line before, if it still is one.
-        if is_secret_name(text[max(at - _MAX_FIELD_LENGTH, end) : at]):
+        is_secret = is_secret_name(text[max(at - _MAX_FIELD_LENGTH, end) : at])
+        end = given
+        if is_secret:
             found = text.find(_GIVEN_END, given, given + _CONTEXT)
             end = found if found >= 0 else min(given + _CONTEXT, len(text))
             yield given, end
-        at = text.find(_GIVEN, max(given, end))
+        at = text.find(_GIVEN, end)
 
 
 def _says_whether(text: str, start: int, value: str) -> bool:
