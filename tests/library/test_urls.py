@@ -121,18 +121,32 @@ def test_options_that_are_no_settings_are_refused_by_name() -> None:
     assert list(query) == ["options"]
 
 
+#: Of nobody, who has thrown its key away.
+AUTHORITY = """\
+-----BEGIN CERTIFICATE-----
+MIIBeTCCAR+gAwIBAgIUTzQD0N5XgVjZOGihJ4DvEqP44VYwCgYIKoZIzj0EAwIw
+ETEPMA0GA1UEAwwGbm9ib2R5MCAXDTI2MTEzMDA1MDQzMloYDzIxMjYxMTA2MDUw
+NDMyWjARMQ8wDQYDVQQDDAZub2JvZHkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AAQVwgvx2nIDk1YZPq/NldCX3dcev+9ciJnqAlfB7f7Y9UwCYmIDFgay0z/UWlWo
+YE98cAII4zAiXw22XhIxEByio1MwUTAdBgNVHQ4EFgQUC3VuOy7NqVtJQmXVJQIh
+HfFFZHYwHwYDVR0jBBgwFoAUC3VuOy7NqVtJQmXVJQIhHfFFZHYwDwYDVR0TAQH/
+BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiBA4BfCP5LWUmQlZsrpyLStQb/i2xJm
+V2sfoTY2xC/bvQIhAPbQaDxzYpnZUuy9OTzy8UmStdk2PU5JXig2b1vuLQkl
+-----END CERTIFICATE-----
+"""
+
+
 def test_pymysql_tls_words_become_a_context_that_checks_what_they_say(tmp_path: Path) -> None:
-    authority = ssl.get_default_verify_paths()
-    if not authority.cafile:
-        pytest.skip("this Python has no certificate authorities")
+    authority = tmp_path / "authority.pem"
+    authority.write_text(AUTHORITY)
     url, connect_args = url_for(
-        make_url(f"mysql+pymysql://h/d?charset=utf8mb4&ssl_ca={quote(authority.cafile)}"), "async"
+        make_url(f"mysql+pymysql://h/d?charset=utf8mb4&ssl_ca={quote(str(authority))}"), "async"
     )
     context = connect_args["ssl"]
     assert dict(url.query) == {"charset": "utf8mb4"}
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     _, connect_args = url_for(
-        make_url(f"mysql+pymysql://h/d?ssl_ca={quote(authority.cafile)}&ssl_check_hostname=false"),
+        make_url(f"mysql+pymysql://h/d?ssl_ca={quote(str(authority))}&ssl_check_hostname=false"),
         "async",
     )
     context = connect_args["ssl"]
