@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -152,7 +152,7 @@ class FsaGroup(_Help, TyperGroup):
             if isinstance(stand_in, _StandIn):
                 self.own = stand_in.own
                 with contextlib.suppress(FsaError) if completing else contextlib.nullcontext():
-                    self.commands[name] = _load(name, stand_in, fsa)
+                    self.commands[name] = _load(name, stand_in, fsa, self.params)
         if args and args[0] not in self.commands and ctx.obj is not None:
             whole = f"{command_path(ctx)} {args[0]}".partition(" ")[2]
             if whole in _USUAL:
@@ -236,13 +236,10 @@ def command(*, brief: bool = False) -> FsaGroup:
     return group
 
 
-def _common() -> list[Any]:
-    """The common options, for a command to have as its own."""
-    names = fsa.__annotations__
-    return [param for param in command().params if param.name in names]
-
-
-def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -> Any:
+def _load(
+    name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None, of_root: Sequence[Any] = ()
+) -> Any:
+    """A command, which has the common options, of those of the root, as its own."""
     own = stand_in.own if stand_in else None
     if own is not None and fsa is not None:
         from fsa_cli.project import plugins
@@ -265,11 +262,16 @@ def _load(name: str, stand_in: _StandIn | None = None, fsa: Fsa | None = None) -
             info.cls = FsaCommand
     loaded = typer.main.get_command(found)
     loaded.name = name
-    common = _common()
     for each in (loaded, *getattr(loaded, "commands", {}).values()):
         taken = {word for param in each.params for word in (param.name, *param.opts)}
-        each.params.extend(p for p in common if taken.isdisjoint((p.name, *p.opts)))
+        each.params.extend(
+            p for p in of_root if _is_common(p) and taken.isdisjoint((p.name, *p.opts))
+        )
     return loaded
+
+
+def _is_common(param: Any) -> bool:
+    return param.name in fsa.__annotations__
 
 
 def _run_to_its_end(function: Any) -> Any:
