@@ -266,6 +266,17 @@ def _let_go(task: asyncio.Future[Any]) -> None:
 
 def within(timeout_s: float, work: Callable[[], T], name: str) -> T:
     """What *work* returns or raises, in a daemon thread that is left behind at the time-out."""
+    outcome = begin(work, name)
+    try:
+        return outcome.result(timeout_s)
+    except TimeoutError:
+        if outcome.done():  # its own
+            raise
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+
+
+def begin(work: Callable[[], T], name: str) -> Future[T]:
+    """What *work* will return or raise, in a daemon thread that keeps no process from ending."""
     outcome: Future[T] = Future()
     context = copy_context()  # the binding of an enclosing scope
 
@@ -276,12 +287,7 @@ def within(timeout_s: float, work: Callable[[], T], name: str) -> T:
             outcome.set_exception(exc)
 
     threading.Thread(target=target, name=name, daemon=True).start()
-    try:
-        return outcome.result(timeout_s)
-    except TimeoutError:
-        if outcome.done():  # its own
-            raise
-        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+    return outcome
 
 
 def _measure(db: Database) -> float:

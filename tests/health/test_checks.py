@@ -15,7 +15,7 @@ from fastapi_sqlalchemy.health import aping, ping
 from fsa_cli.processes import heartbeat
 from fsa_cli.project.state_dir import state_dir
 from support.proxy import proxy_to
-from support.waiting import wait_until
+from support.waiting import DEADLINE_S, wait_until
 
 APP = """
     from fastapi import FastAPI
@@ -166,6 +166,23 @@ def test_wait_ends_when_the_database_has_come_up(
     assert done.stdout.count("check\t") == 1
 
 
+def test_servers_that_are_silent_are_asked_at_once(
+    fsa_process, write_app, silent_server, tmp_path
+) -> None:
+    host, port = silent_server.getsockname()
+    url = f"postgresql+psycopg://me@{host}:{port}/x"
+    write_app(tmp_path, main=APP)
+
+    env = {"FSA_DB_URL": url, "FSA_DB_URL_REPORTS": url, "FSA_LEDGER_URL": url}
+    asking = fsa_process("health", "--timeout", "600", env=env)
+
+    # The two databases and the ledger: none of them has been answered.
+    connections = [silent_server.accept()[0] for _ in range(3)]
+    asking.stop()
+    for each in connections:
+        each.close()
+
+
 def test_wait_gives_up_with_exit_1_and_says_what_fails(fsa, write_app, tmp_path) -> None:
     write_app(tmp_path, main=APP)
 
@@ -285,10 +302,16 @@ def test_ping_of_a_server_that_does_not_answer_ends_in_time(silent_port: int) ->
 
 
 @pytest.fixture
-def silent_port():
-    """A port that accepts connections and never says a word."""
+def silent_server():
+    """It accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+        server.settimeout(DEADLINE_S)
+        yield server
+
+
+@pytest.fixture
+def silent_port(silent_server):
+    return silent_server.getsockname()[1]
 
 
 def _below(directory: Path) -> Path:
