@@ -18,7 +18,7 @@ from fsa_cli.ledger.run_search import SAID_LENGTH, RunFilter
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import arguments_in
-from fsa_cli.runs.run_view import duration_ms, error_of, progress_text, said
+from fsa_cli.runs.run_view import duration_ms, error_of, progress_text, said, waits_until
 from fsa_cli.runs.user_frames import Frame, own_frames
 from fsa_cli.runs.waiting_run import why_it_waits
 from fsa_cli.tasks.registry import registry
@@ -186,7 +186,7 @@ def run_detail(ledger: Ledger, run_id: str, now: datetime) -> RunDetail | None:
         result=None if row.result is None else mask_head(row.result),
         cut=frozenset(name for name, length in lengths.items() if length > MAX_TEXT_LENGTH),
         timeline=_timeline(row),
-        not_before=instant_of(row.not_before_ms) if row.status == "queued" else None,
+        not_before=waits_until(row),
         progress=progress_text(row),
         progress_at=None if row.updated_ms is None else instant_of(row.updated_ms),
         commits=row.commits,

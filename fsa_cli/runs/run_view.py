@@ -44,6 +44,7 @@ __all__ = [
     "row",
     "said",
     "since_ms",
+    "waits_until",
     "whole_run",
 ]
 
@@ -243,7 +244,7 @@ def details(run: Row[Any], now: datetime) -> dict[str, object]:
         "unique key": run.unique_key,
         "scheduled at": _instant(run.scheduled_ms) if run.kind != "manual" else None,
         "queued at": _instant(run.queued_ms),
-        "not before": _instant(run.not_before_ms) if run.status == "queued" else None,
+        "not before": waits_until(run),
         "started at": _instant(run.started_ms),
         "finished at": _instant(run.finished_ms),
         "took": None if duration is None else format_elapsed(duration),
@@ -374,6 +375,12 @@ def progress_text(run: Row[Any]) -> str | None:
         return None
     come = f"{run.done} of {run.total}" if run.total is not None else f"{run.done}"
     return f"{run.text} {come}".strip()
+
+
+def waits_until(run: Row[Any]) -> datetime | None:
+    """Before when a queued run does not start; None of one that was to start at once."""
+    is_for_later = run.not_before_ms - run.queued_ms >= 1000  # the two are read one after the other
+    return instant_of(run.not_before_ms) if run.status == "queued" and is_for_later else None
 
 
 def _instant(ms: int | None) -> datetime | None:

@@ -202,8 +202,10 @@ def test_the_words_after_the_name_are_the_tasks(fsa: Run, small: Shop) -> None:
         "scheduler", "trigger", "--args-json", '{"item": "tea"}', "ship", "--count=2", "--json"
     )
 
-    assert json.loads(done.stdout)["arguments"] == {"item": "tea", "count": 2}
+    run = json.loads(done.stdout)
+    assert run["arguments"] == {"item": "tea", "count": 2}
     assert "no scheduler is alive" in done.stderr
+    assert "not before" not in fsa("runs", "show", run["id"]).stdout
 
 
 def test_a_person_says_when_how_urgent_and_once(fsa: Run, small: Shop) -> None:
@@ -218,6 +220,7 @@ def test_a_person_says_when_how_urgent_and_once(fsa: Run, small: Shop) -> None:
     assert (shown["priority"], shown["unique_key"]) == (10, "tea")
     waits = datetime.fromisoformat(shown["not_before"]) - datetime.fromisoformat(shown["queued_at"])
     assert 599 < waits.total_seconds() < 601
+    assert "\nnot before\t" in fsa("runs", "show", run_id).stdout
     for wrong, said in (
         (["run-task", "ship", "tea", "--unique", "a"], "with --enqueue"),
         (["scheduler", "trigger", "ship", "tea", "--priority", "high"], "a whole number"),
