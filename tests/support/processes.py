@@ -138,7 +138,8 @@ class Forked:
         self._connection.connect(_fork_server.address)
         data = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(self._connection, [data], streams)
-        self._connection.sendall(data[sent:])
+        if sent < len(data):  # nothing is sent too, and the program may have ended already
+            self._connection.sendall(data[sent:])
         self.pid = self._next_number()
 
     def _next_number(self) -> int:
