@@ -33,6 +33,29 @@ _PAIR = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# What stands beside its name with neither "=" nor ":" between, or after a word: SQL that sets a
+# password, the arguments of a command, a header.
+_BESIDE = re.compile(
+    rf"""
+    (?:
+        passw(?:or)?d (?:
+            [^\S\n]*+ \( [^\S\n]*+
+            | [^\S\n]++ (?: for \s++ [^\s=]{{1,80}}+ \s*+ = \s*+ | (?:[en]|u&)?+ )
+        )
+        | \b identified \s++ (?:with \s++ \S{{1,80}}+ \s++)?+ (?:by|as) \s++ (?:password \s++)?+
+        | -- (?:\w{{1,30}}-){{0,5}} {SECRET_NAME} [\w-]*+ ['"] \s*+ , \s*+
+        | \b authorization ['"]? \s*+ [=:] \s*+ (?: (?P<header>
+            (?:(?:bearer|basic|digest|token|negotiate) [^\S\n]++)?+ [^\s'"]++
+        ) | (?=['"]) )
+    )
+    (?(header) | (?P<quoted>
+        '(?:[^'\\]|\\.|''){{0,{_CONTEXT}}}+' | "(?:[^"\\]|\\.|""){{0,{_CONTEXT}}}+"
+        | '(?:[^'\\\n]|\\.)*+ | "(?:[^"\\\n]|\\.)*+  # its end was cut off
+    ) )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_IN_EACH_BESIDE = ("passw", "identified", "--", "authorization")
 # What Pydantic says was given to a field, and how far before that its name may be.
 _GIVEN, _GIVEN_END = ", input_value=", ", input_type="
 _MAX_FIELD_LENGTH = 500
@@ -44,8 +67,8 @@ _PATH = re.compile(r"[/?#]")
 
 
 def mask(text: str) -> str:
-    """*text* with `***` for the passwords of URLs and of `password=...` pairs, and what Pydantic
-    says was given to a field called `password`."""
+    """*text* with `***` for passwords: of URLs, of `password=...` pairs, in SQL, in the arguments
+    of a command, of a header, and what Pydantic says was given to a field called `password`."""
     return _masked(text, 0, len(text))
 
 
@@ -71,7 +94,7 @@ def _masked(text: str, start: int, end: int) -> str:
     parts = []
     done = start
     for secret_start, secret_end in sorted(
-        [*_in_urls(window), *_in_pairs(window), *_in_fields(window)]
+        [*_in_urls(window), *_in_pairs(window), *_beside(window), *_in_fields(window)]
     ):
         if secret_end <= done:
             continue
@@ -94,6 +117,13 @@ def _in_pairs(text: str) -> Iterator[tuple[int, int]]:
     for match in _PAIR.finditer(text):
         if match["value"] is not None and not _says_whether(text, match.start(), match["value"]):
             yield match.span("value")
+
+
+def _beside(text: str) -> Iterator[tuple[int, int]]:
+    lowered = text.lower()
+    if any(part in lowered for part in _IN_EACH_BESIDE):
+        for match in _BESIDE.finditer(text):
+            yield match.span("header" if match["header"] else "quoted")
 
 
 def _in_fields(text: str) -> Iterator[tuple[int, int]]:

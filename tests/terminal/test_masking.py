@@ -32,7 +32,7 @@ def spellings(password: str) -> set[str]:
 
 def texts(password: str) -> list[str]:
     """What drivers, SQLAlchemy and people write."""
-    encoded = quote(password, safe="")
+    encoded, in_sql = quote(password, safe=""), password.replace("'", "''")
     return [
         f"cannot connect to postgresql+psycopg://me:{encoded}@db.example:5432/shop?sslmode=require",
         f"Could not parse mysql://:{encoded}@db/shop",
@@ -46,6 +46,13 @@ def texts(password: str) -> list[str]:
         json.dumps({"url": f"postgresql://me:{encoded}@db/shop"}),
         f"the variable DB_PASSWORD={encoded} is set",
         repr(make_url("postgresql://me@db/shop").set(password=password)),
+        f"[SQL: ALTER ROLE me WITH ENCRYPTED PASSWORD '{in_sql}']",
+        f"[SQL: CREATE USER me IDENTIFIED WITH mysql_native_password BY '{in_sql}' REQUIRE SSL]",
+        f"SET PASSWORD FOR me = PASSWORD('{in_sql}')",
+        f"SET PASSWORD FOR 'me'@'%' = '{in_sql}'",
+        f"Command '{['dump', '--db-password', password]!r}' returned non-zero exit status 1.",
+        f"< Authorization: Bearer {encoded}",
+        f"headers={ {'authorization': f'Basic {encoded}'}!r}",
         "1 validation error for Settings\ndb_password\n  Extra inputs are not permitted "
         f"[type=extra_forbidden, input_value={password!r}, input_type=str]\n    For further",
     ]
@@ -144,6 +151,10 @@ HOSTILE = {
     "words": "a-",
     "spaces": " ",
     "an @ at each": "a://a:b@",
+    "arguments": "--a-",
+    "quoted in SQL": "password '\\''",
+    "identified": "identified by ",
+    "headers": "authorization: ",
     "what was given": ", input_value=",
     "what fields were given": "token\n, input_value=",
 }
