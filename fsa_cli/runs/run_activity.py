@@ -16,7 +16,7 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.runs.run_pages import RunLine
 from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_span
-from fsa_cli.terminal.masking import mask_head
+from fsa_cli.terminal.masking import mask_within
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -117,8 +117,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _one_line(statement: str) -> str:
-    text = " ".join(statement.split())
-    return text if len(text) <= _STATEMENT else f"{mask_head(text, _STATEMENT - 3)}..."
+    return mask_within(" ".join(statement.split()), _STATEMENT)
 
 
 def _span(seconds: float) -> str:
