@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 
 from support.backends import connect_postgresql
 from support.migrating import APP, HOOK
@@ -417,7 +417,7 @@ def test_a_lock_of_the_sites_is_not_waited_for_but_tried_again(
     write_migration(folder, "aaa1", up=more.format("a"))
     write_migration(folder, "bbb2", "aaa1", up=more.format("b"))
     name = Path(backend.location.database).name
-    engine = create_engine(backend.url)
+    engine = create_engine(backend.url, poolclass=NullPool)
     with engine.connect() as reader:
         if backend.name == "sqlite":
             reader.exec_driver_sql("BEGIN EXCLUSIVE")
@@ -434,7 +434,6 @@ def test_a_lock_of_the_sites_is_not_waited_for_but_tried_again(
         assert backend.rows("SELECT * FROM users") == []
         reader.rollback()
     ended = upgrade.wait()
-    engine.dispose()
 
     assert ended.returncode == 0, ended.stderr
     assert columns(backend) == {"id", "name", "a", "b"}
