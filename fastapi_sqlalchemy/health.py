@@ -102,7 +102,7 @@ def ping(db: Database, *, timeout_s: float = 5.0) -> float:
             goes on in a daemon thread until its driver gives up.
         Exception: whatever the driver says, mostly as a sqlalchemy.exc.OperationalError.
     """
-    return within(timeout_s, lambda: _measure(db), f"ping {db.name}")
+    return _within(timeout_s, lambda: _measure(db), f"ping {db.name}")
 
 
 def run(check: OwnCheck, db: Database | None = None, *, timeout_s: float = 5.0) -> str:
@@ -120,7 +120,7 @@ def run(check: OwnCheck, db: Database | None = None, *, timeout_s: float = 5.0) 
             found = check()
         return asyncio.run(_arun(lambda: found, db)) if inspect.isawaitable(found) else found
 
-    return _detail(within(timeout_s, work, getattr(check, "__name__", "check")))
+    return _detail(_within(timeout_s, work, getattr(check, "__name__", "check")))
 
 
 async def aping(db: Database, *, timeout_s: float = 5.0) -> float:
@@ -264,19 +264,8 @@ def _let_go(task: asyncio.Future[Any]) -> None:
         task.exception()  # seen: asyncio says nothing of it
 
 
-def within(timeout_s: float, work: Callable[[], T], name: str) -> T:
+def _within(timeout_s: float, work: Callable[[], T], name: str) -> T:
     """What *work* returns or raises, in a daemon thread that is left behind at the time-out."""
-    outcome = begin(work, name)
-    try:
-        return outcome.result(timeout_s)
-    except TimeoutError:
-        if outcome.done():  # its own
-            raise
-        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
-
-
-def begin(work: Callable[[], T], name: str) -> Future[T]:
-    """What *work* will return or raise, in a daemon thread that keeps no process from ending."""
     outcome: Future[T] = Future()
     context = copy_context()  # the binding of an enclosing scope
 
@@ -287,7 +276,12 @@ def begin(work: Callable[[], T], name: str) -> Future[T]:
             outcome.set_exception(exc)
 
     threading.Thread(target=target, name=name, daemon=True).start()
-    return outcome
+    try:
+        return outcome.result(timeout_s)
+    except TimeoutError:
+        if outcome.done():  # its own
+            raise
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
 
 
 def _measure(db: Database) -> float:

@@ -22,6 +22,7 @@ __all__ = [
     "is_busy",
     "libpq_status",
     "lost_by",
+    "server_pid",
 ]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
@@ -60,6 +61,14 @@ def libpq_status(connection: Connection) -> int | None:
     info = getattr(connection.connection.driver_connection, "info", None)
     status = getattr(info, "transaction_status", None)
     return None if status is None else int(status)
+
+
+def server_pid(driver_connection: Any) -> int | None:
+    """PostgreSQL's process that serves it; behind PgBouncer a number that means nothing."""
+    if hasattr(driver_connection, "get_server_pid"):  # asyncpg's
+        return int(driver_connection.get_server_pid())
+    pid = getattr(getattr(driver_connection, "info", None), "backend_pid", None)
+    return None if pid is None else int(pid)
 
 
 def is_aborted(connection: Connection) -> bool:

@@ -22,6 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 from ..engines import fork_safety
 from ..exceptions import ConcurrentUseError
 from .activity import Activity, user_here
+from .connections import server_pid
 
 __all__ = ["watched"]
 
@@ -194,14 +195,9 @@ def _database(activity: Activity) -> str | None:
 
 
 def _pid(connection: Connection | None) -> int | None:
-    """PostgreSQL's process that serves it; behind PgBouncer a number that means nothing."""
     if connection is None or connection.closed or connection.invalidated:
         return None
-    driver_connection: Any = connection.connection.driver_connection
-    if hasattr(driver_connection, "get_server_pid"):  # asyncpg's
-        return int(driver_connection.get_server_pid())
-    pid = getattr(getattr(driver_connection, "info", None), "backend_pid", None)
-    return None if pid is None else int(pid)
+    return server_pid(connection.connection.driver_connection)
 
 
 def _ask(connection: Connection, sql: str) -> list[Any]:

@@ -18,8 +18,6 @@ else:
     # `typer.exceptions` is of Typer 0.28.
     TyperException = typer.BadParameter.__mro__[2]
 
-_CLOSED_PIPE = 141
-
 
 def main(argv: Sequence[str]) -> int:
     """Run `fsa` with *argv*; the exit code. The one place where errors end."""
@@ -34,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     except typer.Exit as exc:
         return exc.exit_code
     except BrokenPipeError:
-        return _CLOSED_PIPE  # what reads us has gone
+        raise  # what reads us has gone
     except Exception as exc:
         error = _as_error(exc, fsa)
     except KeyboardInterrupt:

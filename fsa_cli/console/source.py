@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi_sqlalchemy.exceptions import DBSessionError
-from fastapi_sqlalchemy.health import within
 from fsa_cli.ledger.access import is_there
 from fsa_cli.ledger.fingerprint import Fingerprint, fingerprint
+from fsa_cli.ledger.offload import within
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project import environments
 from fsa_cli.project.environments import Environment
@@ -116,7 +116,7 @@ class Source:
                 self._asks.release()
 
         with contextlib.suppress(TimeoutError):
-            return within(_ANSWERED_WITHIN_S, ask, "fsa console asks")
+            return within(_ANSWERED_WITHIN_S, ask)
         return None
 
     def fingerprint(self) -> Fingerprint:

@@ -16,6 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from fastapi_sqlalchemy.sessions.connections import server_pid
 from fsa_cli.database.listening import listen_once
 from fsa_cli.database.read_statements import check_reads
 from fsa_cli.exceptions import ConfigurationError, StatementFailed
@@ -164,11 +165,7 @@ def _is_alone(proxy: Any) -> bool:
     pooler shows its clients a process number of its own.
     """
     if _ALONE not in proxy.info:
-        driver_connection = proxy.driver_connection
-        if hasattr(driver_connection, "get_server_pid"):  # asyncpg
-            shown = driver_connection.get_server_pid()
-        else:
-            shown = getattr(getattr(driver_connection, "info", None), "backend_pid", None)
+        shown = server_pid(proxy.driver_connection)
         proxy.info[_ALONE] = _run(proxy, "SELECT pg_backend_pid()") == shown
     return bool(proxy.info[_ALONE])
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 from functools import partial
 
 from fastapi_sqlalchemy import Database
-from fastapi_sqlalchemy.health import Check, begin, ping, run
+from fastapi_sqlalchemy.health import Check, ping, run
 from fsa_cli.database.connections import driver_message
 from fsa_cli.database.identity import address
 from fsa_cli.database.next_step import next_step
 from fsa_cli.exceptions import ConfigurationError, FsaError, TaskNotFound
+from fsa_cli.ledger.offload import in_thread
 from fsa_cli.migrations import is_at_head
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Settings
@@ -48,15 +49,11 @@ def checks(
     if settings.sources["database"] != "default":  # one was asked for
         databases = {settings.database: loaded.database(settings.database)}
     reaching = {
-        name: begin(
-            partial(_measured, f"database {name}", partial(_reach, db, timeout_s), db), name
-        )
+        name: in_thread(partial(_measured, f"database {name}", partial(_reach, db, timeout_s), db))
         for name, db in databases.items()
     }
     of_schedule = (
-        begin(lambda: list(_scheduler(loaded, settings, timeout_s)), "scheduler")
-        if scheduler
-        else None
+        in_thread(lambda: list(_scheduler(loaded, settings, timeout_s))) if scheduler else None
     )
     for name, db in databases.items():
         reached = reaching[name].result()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from fsa_cli.ledger.maintenance import Died
-from fsa_cli.ledger.records import RunOutcome
+from fsa_cli.ledger.records import RunOutcome, status_words
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.processes.events import NodeListener
 from fsa_cli.project.loader import LoadedApp
@@ -70,7 +70,7 @@ class RunLog(NodeListener):
                 told.append(f"(started {late_s:.1f} s late)")
         if again:
             told.append(f"(attempt {result.attempt}; it will be executed again)")
-        status = result.status.replace("_", " ")
+        status = status_words(result.status)
         text = "  ".join(t for t in told if t)
         self._line(run.run_id, run.scheduled_at, run.task.name, status, text)
 

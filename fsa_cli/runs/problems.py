@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from shlex import quote
@@ -94,12 +94,12 @@ def problems(seen: Glance) -> list[Problem]:
 
 
 def waits_because(
-    seen: Glance, name: str, start: str, held: Mapping[str, Row[Any]] | None = None
+    seen: Glance, name: str, start: Callable[[], str], held: Mapping[str, Row[Any]] | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Why a queued run of the task *name* waits whose time has come, and what shows or cures it.
 
     Args:
-        start: The command that starts a worker for it.
+        start: The command that starts a worker for it; to know it may take reading the settings.
         held: As `held_locks` of what runs.
     """
     if loader.current() and registry.get(name) is None:
@@ -107,7 +107,7 @@ def waits_because(
         cure = f'aliases=["{name}"] of the task that it is now'
         return f"the app has no such task (renamed? {cure})", (cancel,)
     if not seen.serving.executing:
-        return "nobody is alive who executes runs", (start,)
+        return "nobody is alive who executes runs", (start(),)
     held = held_locks(seen.running) if held is None else held
     if (one := lock_holder(held, name)) is not None:
         show = (f"fsa runs show {quote(one.id[:8])}",)
@@ -116,7 +116,7 @@ def waits_because(
         return f"its lock is held by run {one.id[:8]} of {one.task}", show
     if len(seen.running) >= seen.serving.executing:
         return "other runs go on, or no live process knows it", ()
-    return NOBODY_TAKES_IT, (start,)
+    return NOBODY_TAKES_IT, (start(),)
 
 
 def held_locks(running: Iterable[Row[Any]]) -> dict[str, Row[Any]]:
@@ -292,9 +292,9 @@ def _waiting(seen: Glance) -> Iterator[Problem]:
         is_late = each.due and seen.now_ms - each.due_ms >= LONG_MS
         if each.status == RunStatus.QUEUED and is_late:
             late.setdefault(each.task, []).append(each)
-    held, start = held_locks(seen.running), cache(worker_command)  # which may read the settings
+    held, start = held_locks(seen.running), cache(worker_command)
     for name, same in late.items():
-        why, cures = waits_because(seen, name, start(same[0].executor), held)
+        why, cures = waits_because(seen, name, partial(start, same[0].executor), held)
         number = f"{sum(each.due for each in same)}{'+' if same[0].more else ''}"
         yield Problem(
             name,

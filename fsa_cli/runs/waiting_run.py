@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row
@@ -29,6 +30,6 @@ def why_it_waits(ledger: Ledger, run: Row[Any]) -> tuple[str, tuple[str, ...]]:
     left_ms = run.not_before_ms - seen.now_ms
     if left_ms > 0:
         return f"its time comes in {format_span(left_ms)}", ()
-    why, cures = waits_because(seen, run.task, worker_command(run.executor))
+    why, cures = waits_because(seen, run.task, partial(worker_command, run.executor))
     is_new = -left_ms < LONG_MS and why == NOBODY_TAKES_IT
     return ("", ()) if is_new else (why, cures)

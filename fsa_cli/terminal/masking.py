@@ -93,8 +93,14 @@ def _masked(text: str, start: int, end: int) -> str:
     start, end = start - window_start, end - window_start
     parts = []
     done = start
+    lowered = window.lower()
     for secret_start, secret_end in sorted(
-        [*_in_urls(window), *_in_pairs(window), *_beside(window), *_in_fields(window)]
+        [
+            *_in_urls(window),
+            *_in_pairs(window, lowered),
+            *_beside(window, lowered),
+            *_in_fields(window),
+        ]
     ):
         if secret_end <= done:
             continue
@@ -110,8 +116,7 @@ def _masked(text: str, start: int, end: int) -> str:
     return "".join([*parts, window[done:end]])
 
 
-def _in_pairs(text: str) -> Iterator[tuple[int, int]]:
-    lowered = text.lower()
+def _in_pairs(text: str, lowered: str) -> Iterator[tuple[int, int]]:
     if not any(part in lowered for part in _IN_EACH_NAME):
         return
     for match in _PAIR.finditer(text):
@@ -119,8 +124,7 @@ def _in_pairs(text: str) -> Iterator[tuple[int, int]]:
             yield match.span("value")
 
 
-def _beside(text: str) -> Iterator[tuple[int, int]]:
-    lowered = text.lower()
+def _beside(text: str, lowered: str) -> Iterator[tuple[int, int]]:
     if any(part in lowered for part in _IN_EACH_BESIDE):
         for match in _BESIDE.finditer(text):
             yield match.span("header" if match["header"] else "quoted")
@@ -131,9 +135,8 @@ def _in_fields(text: str) -> Iterator[tuple[int, int]]:
     while at >= 0:
         given = at + len(_GIVEN)
         # The name is on the line before, if it still is one.
-        is_secret = is_secret_name(text[max(at - _MAX_FIELD_LENGTH, end) : at])
-        end = given
-        if is_secret:
+        start, end = max(at - _MAX_FIELD_LENGTH, end), given
+        if is_secret_name(text[start:at]):
             found = text.find(_GIVEN_END, given, given + _CONTEXT)
             end = found if found >= 0 else min(given + _CONTEXT, len(text))
             yield given, end
