@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -13,28 +14,58 @@ import anyio
 import sqlalchemy
 from sqlalchemy import Connection, Dialect
 
-__all__ = ["close", "open_whole"]
+__all__ = ["adapt", "after_reads", "close"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
+
+_READS = "fsa_has_only_read"
 
 CLOSE_TIMEOUT_S = 1.0
 """How long a connection may take to close before it is only stopped."""
 
 
-def open_whole(dialect: Dialect) -> None:
-    """Have the connections of `dialect` opened whole or not at all.
+def adapt(dialect: Dialect) -> None:
+    """Have the connections of `dialect` opened whole or not at all, and no idle one rolled back.
 
     Not by its event "do_connect": a dialect with an event takes longer for each statement.
     """
     if "connect" in vars(dialect):
         return  # an engine of the user's own, configured again
-    connect = dialect.connect
+    connect, roll_back = dialect.connect, dialect.do_rollback
 
     def connect_whole(*args: Any, **arguments: Any) -> Any:
         opening = partial(_open, dialect.loaded_dbapi.aiosqlite.connect)
         return connect(*args, **{"async_creator_fn": opening, **arguments})
 
-    vars(dialect)["connect"] = connect_whole
+    def roll_back_begun(dbapi_connection: Any) -> None:
+        if not _is_idle(dbapi_connection.driver_connection):
+            roll_back(dbapi_connection)
+
+    vars(dialect).update(connect=connect_whole, do_rollback=roll_back_begun)
+
+
+def _is_idle(driver_connection: Any) -> bool:
+    """Whether its transaction has only read, and Python has begun none for that."""
+    try:
+        return getattr(driver_connection, _READS, False) and not driver_connection.in_transaction
+    except ValueError:  # closed
+        return False
+
+
+@contextmanager
+def after_reads(connection: Connection) -> Iterator[None]:
+    """End a transaction of `connection` that has only read, and has no statement under way.
+
+    Python begins one for what writes, and a ROLLBACK where none was begun does nothing; to have the
+    connection's thread do that nothing costs a request on SQLite a tenth of its time.
+    https://docs.python.org/3/library/sqlite3.html#sqlite3.Connection.in_transaction
+    """
+    driver_connection = connection.connection.driver_connection
+    setattr(driver_connection, _READS, True)
+    try:
+        yield
+    finally:
+        setattr(driver_connection, _READS, False)
 
 
 async def _open(connect: Callable[..., Any], *args: Any, **arguments: Any) -> Any:

@@ -289,7 +289,7 @@ class _LoopEngine:
 def _guard_async(engine: AsyncEngine) -> None:
     fork_safety.guard(engine.sync_engine)
     if engine.dialect.driver == "aiosqlite":
-        aiosqlite_connections.open_whole(engine.dialect)
+        aiosqlite_connections.adapt(engine.dialect)
 
 
 def _dispose_all(engines: list[Engine]) -> None:

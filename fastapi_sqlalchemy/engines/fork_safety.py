@@ -37,7 +37,7 @@ token = object()
 
 
 def forget_after_fork(holder: Inherits) -> None:
-    """Have `holder.after_fork()` called in every child that this process fork_safety."""
+    """Have `holder.after_fork()` called in every child of this process."""
     _holders.add(holder)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 from ..engines import aiosqlite_connections
 
 __all__ = [
+    "HANGS_UP",
     "adiscard",
     "discard",
     "hang_up",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
+
+#: The async drivers of which whoever waits goes on at once after `hang_up()`.
+HANGS_UP = frozenset(("asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysql"))
 
 #: libpq's PQTRANS_INERROR.
 _LIBPQ_IN_ERROR = 3

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -19,8 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
+from ..engines.aiosqlite_connections import after_reads
 from .activity import Activity
-from .connections import adiscard, discard, hang_up, in_autocommit, is_busy
+from .connections import HANGS_UP, adiscard, discard, hang_up, in_autocommit, is_busy
+from .deadlines import Deadlines
 from .shielding import in_default_thread, in_thread, start, wait_shielded
 from .tracking import TrackedSession
 
@@ -173,10 +176,13 @@ class SessionHandle:
             activity.user = asyncio.current_task()
             activity.takes_turns = True  # a task of the request's may be at it next
             try:
-                await self._run_unused(self._end_transactions, who)
+                await self._end_reads(who)
             finally:
                 activity.takes_turns = False
                 activity.leave()
+
+    async def _end_reads(self, who: object) -> None:
+        await self._run_unused(self._end_transactions, who)
 
     async def _run_unused(self, work: Callable[[], Any], who: object) -> None:
         """Do `work`, a rollback or a close, in bounded time; an error is logged."""
@@ -378,17 +384,48 @@ class AsyncSessionHandle(SessionHandle):
         if connection is None:
             await self._finish(work, who)
             return
+        if self._needs_no_rollback(connection):
+            with after_reads(connection):
+                await wait_shielded(start(self._finish(work, who)))
+            return
         task = start(self._finish(work, who))
-        # A file that was only read answers: a timer would take longer than all else that waits.
-        is_read_file = connection.dialect.name == "sqlite" and not self.activity.wrote
         try:
-            await wait_shielded(task, None if is_read_file else ROLLBACK_TIMEOUT_S)
+            await wait_shielded(task, ROLLBACK_TIMEOUT_S)
         finally:
             if not task.done():
                 self._given_up = True
                 _log_given_up(who)
                 task.cancel()
                 await adiscard(connection)
+
+    async def _end_reads(self, who: object) -> None:
+        connection = self.activity.connection
+        if connection is None or connection.dialect.driver not in HANGS_UP:
+            await super()._end_reads(who)
+            return
+        # In this very task: another one, and the turns of the loop until this one goes on, took 4 %
+        # of a request. A cancellation meanwhile throws the connection away (SQLAlchemy does), and
+        # the end of the scope closes the session.
+        deadlines = Deadlines.of(loop := asyncio.get_running_loop())
+        expire = partial(self._give_up, who, connection)
+        deadlines.add(ROLLBACK_TIMEOUT_S, expire, loop)
+        try:
+            await self._finish(self._end_transactions, who)
+        finally:
+            deadlines.remove(expire)
+
+    def _give_up(self, who: object, connection: Connection) -> None:
+        self._given_up = True
+        _log_given_up(who)
+        hang_up(connection)
+
+    def _needs_no_rollback(self, connection: Connection) -> bool:
+        """Whether it is a file's, which has only been read."""
+        return (
+            connection.dialect.driver == "aiosqlite"
+            and not self.activity.may_have_written
+            and not (connection.closed or connection.invalidated)
+        )
 
     async def _finish(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
         connection = self.activity.connection

@@ -277,6 +277,48 @@ def test_what_was_read_is_rolled_back_once(serve: Serve, async_store: Store, sid
     assert already == [True]
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("begins", [False, True], ids=["as Python begins", "begun by an event"])
+async def test_what_was_read_of_a_file_costs_no_way_to_its_thread(
+    sqlite_store: Store, begins: bool
+) -> None:
+    """Python has begun no transaction for it, unless somebody has it begin one for each."""
+    store, db = sqlite_store, sqlite_store.configure()
+    asked: list[str] = []
+
+    @db.on_connect
+    def listen(connection: Any, record: Any) -> None:
+        def note(roll_back: Any) -> Any:
+            return lambda: asked.append("rollback") or roll_back()
+
+        connection.driver_connection.rollback = note(connection.driver_connection.rollback)
+        if begins:
+            connection.isolation_level = None
+
+    if begins:
+        event.listen(
+            db.async_engine.sync_engine, "begin", lambda each: each.exec_driver_sql("BEGIN")
+        )
+    for statement in (select(User), text("SELECT * FROM users")):
+        async with db():
+            await db.async_session.execute(statement)
+            asked.clear()
+        assert bool(asked) is begins
+        store.assert_settled()
+    async with db():
+        db.async_session.add(User(name="lost"))
+        await db.async_session.flush()
+        asked.clear()
+    assert asked
+    async with db():
+        await (await db.async_session.connection()).exec_driver_sql("DELETE FROM users")
+        asked.clear()
+    assert asked
+    assert store.users() == []
+    store.assert_settled()
+    await db.adispose()
+
+
 def test_what_was_written_or_locked_is_kept_for_the_background_task(
     serve: Serve, postgresql_store: Store
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from fastapi_sqlalchemy import Database, MissingSessionError
@@ -299,6 +301,42 @@ async def test_a_request_cancelled_at_any_await_is_committed_or_has_not_answered
             assert not confirmed
 
     assert await at_every_await(post, cancelled_by, check) >= 2
+    await db.adispose()
+
+
+async def test_a_request_cancelled_at_any_await_leaves_nothing_of_what_it_has_read(
+    async_store: Store, cancelled_by: Callable[[Interrupted], Any]
+) -> None:
+    store, db = async_store, async_store.db
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    app: FastAPI = store.app()
+    found: list[str] = []
+
+    @app.post("/{name}")
+    async def route(name: str) -> JSONResponse:
+        user = (await db.async_session.scalars(select(User))).one()
+
+        async def after() -> None:
+            found.append(user.name)
+            await db.async_session.scalar(select(User.id))
+
+        return JSONResponse({}, background=BackgroundTask(after))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def post(nth: int) -> None:
+        async def send(message: Message) -> None:
+            await asyncio.sleep(0)
+
+        await app(_asgi(f"/n{nth}"), receive, send)
+
+    def check(nth: int, confirmed: bool) -> None:
+        assert store.checked_out() == 0, nth
+
+    assert await at_every_await(post, cancelled_by, check) > 5
+    assert set(found) == {"ann"}
+    await asyncio.to_thread(store.assert_settled)
     await db.adispose()
 
 
