@@ -15,6 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from fastapi_sqlalchemy.exceptions import DBSessionError
 from fsa_cli.console import actions, rendering
 from fsa_cli.console.access import ACTIONS, Access
+from fsa_cli.console.collector import uncollected
 from fsa_cli.console.dry_run import is_possible
 from fsa_cli.console.pages import NAVIGATION, PAGES, Asked, NotThere
 from fsa_cli.console.source import Source, source_here
@@ -113,14 +114,15 @@ def _shown(request: Request, source: Source, name: str, access: Access) -> Respo
     if unchanged is not None:
         return unchanged
     asked = Asked(source, request.query_params, found)
-    try:
-        context = page.context(asked)
-    except NotThere as exc:
-        return _message(request, source, access, str(exc).capitalize() + ".", "", 404)
-    if context.pop("is_unfinished", False):  # the next answer has more, and is another page
-        etag = rendering.etag_of(uuid.uuid4())
-    common = _common(source, access, name, etag)
-    response = rendering.page(request, page.template, {**common, **context, "now": asked.now})
+    with uncollected():
+        try:
+            context = page.context(asked)
+        except NotThere as exc:
+            return _message(request, source, access, str(exc).capitalize() + ".", "", 404)
+        if context.pop("is_unfinished", False):  # the next answer has more, and is another page
+            etag = rendering.etag_of(uuid.uuid4())
+        common = _common(source, access, name, etag)
+        response = rendering.page(request, page.template, {**common, **context, "now": asked.now})
     response.headers["ETag"] = etag
     return response
 
