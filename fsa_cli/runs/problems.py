@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from fsa_cli.ledger.glance import Glance, Waiting
-from fsa_cli.ledger.records import OPEN_STATES, RunStatus, status_words
+from fsa_cli.ledger.records import OPEN_STATES, NodeState, RunStatus, status_words
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.project import loader
 from fsa_cli.runs.run_view import brief_error
@@ -170,24 +170,63 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
 
 
 def _died(seen: Glance) -> Iterator[Problem]:
-    """The processes that have died in the last hour, those of one role together."""
+    """The processes that have died in the last hour, those of one role together; nothing of a role
+    of which each has been replaced, and has left no run open."""
     by_role: dict[str, list[Row[Any]]] = {}
     for node in seen.nodes:
         is_dead = node_state(node, seen.now_ms) == "dead"
         is_new = seen.now_ms - node.lease_until_ms <= _DIED_MS
         if is_dead and is_new and node.role != "command":
             by_role.setdefault(node.role, []).append(node)
+    left_open = {run.node for run in seen.running}
     for role, dead in by_role.items():
+        is_tick = role == "tick"  # which ends with its work
+        others = [
+            each
+            for each in seen.nodes
+            if each.role == role
+            and (lives(each, seen.now_ms) or (is_tick and each.state == NodeState.STOPPED))
+        ]
+        new = _new_ones(dead, others, seen.now_ms)
+        if new == len(dead) and left_open.isdisjoint(each.id for each in dead):
+            continue
         last = max(dead, key=lambda each: each.lease_until_ms)
         ago = f"{_ago(last.lease_until_ms, seen)} ago: {last.host}, pid {last.pid}"
+        instead = f"; {new} started since" if new else ""
         many = len(dead) > 1
         yield Problem(
             role,
-            f"{len(dead)} have died, the last {ago}" if many else f"one has died {ago}",
+            (f"{len(dead)} have died, the last {ago}" if many else f"one has died {ago}") + instead,
             f"start {'them' if many else 'it'} again unless that is done; "
             f"{'' if many else 'it is '}named here for an hour",
-            (f"fsa {quote(role)} start", "fsa runs --status interrupted"),
+            (
+                "fsa scheduler tick" if is_tick else f"fsa {quote(role)} start",
+                "fsa runs --status interrupted",
+            ),
         )
+
+
+def _new_ones(dead: Sequence[Row[Any]], others: list[Row[Any]], now_ms: int) -> int:
+    """How many of the *dead* have one of the *others* in their place, each one of its own: what
+    dies again and again is not well although the last one lives."""
+    number = 0
+    for each in dead:
+        if new := next((one for one in others if _replaces(one, each, now_ms)), None):
+            others.remove(new)
+            number += 1
+    return number
+
+
+def _replaces(new: Row[Any], dead: Row[Any], now_ms: int) -> bool:
+    """Whether a process was started when the other one was silent already, and serves the same."""
+    # The ledger has no length of a lease. It is renewed after a quarter of it: what is left of that
+    # of the one that lives is three quarters at least.
+    lease_ms = max(new.lease_until_ms - now_ms, 0) * 4 // 3
+    if new.started_ms < dead.lease_until_ms - lease_ms:
+        return False
+    if new.services is None:  # a scheduler; a worker that has not said what it serves
+        return True
+    return dead.services is not None and {*dead.services.split("\n")} <= {*new.services.split("\n")}
 
 
 def _unserved(seen: Glance, dispatched: Sequence[Waiting]) -> Iterator[Problem]:
