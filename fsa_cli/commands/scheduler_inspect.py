@@ -60,18 +60,22 @@ def list_(context: typer.Context) -> None:
 
 
 def _paused(fsa: Fsa) -> dict[str, str]:
-    """The paused tasks, and since when they are; none where no ledger can be read."""
-    from fsa_cli.ledger import queries
+    """The paused tasks, and since when they are; none where no ledger can be read. It warns where
+    nobody fires what is listed."""
+    from fsa_cli.ledger import nodes, queries
     from fsa_cli.ledger.access import existing
-    from fsa_cli.runs.problems import since
+    from fsa_cli.runs.problems import is_schedule_kept, since
 
     try:
         with existing(fsa.load(), fsa.settings) as ledger:
             tasks = queries.tasks(ledger)
             now_ms = ledger.read(ledger.now_ms)
+            listed = ledger.read(lambda connection: nodes.listed(connection, ledger, now_ms))
     except FsaError as exc:
         fsa.output.detail(f"whether a task is paused is not known: {exc.message}")
         return {}
+    if not is_schedule_kept(listed, now_ms):
+        fsa.output.warn("no scheduler is alive, and nothing of this runs: fsa scheduler start")
     return {
         each.name: f"since {since(each.paused_ms, now_ms)}"
         for each in tasks

@@ -56,7 +56,7 @@ def status(context: typer.Context) -> None:
     from fsa_cli.ledger.access import existing
     from fsa_cli.ledger.glance import glance
     from fsa_cli.runs.failures import failures
-    from fsa_cli.runs.problems import Problem, problems
+    from fsa_cli.runs.problems import Problem, is_schedule_kept, problems
     from fsa_cli.runs.run_activity import doing
 
     fsa = Fsa.of(context)
@@ -79,6 +79,7 @@ def status(context: typer.Context) -> None:
     if fsa.output.json:
         fsa.output.document(_document(fsa, seen, found, past, coming))
         return
+    waits = seen is not None and not is_schedule_kept(seen.nodes, seen.now_ms)
     sections = [
         Section("needs a look", list(_problem_lines(fsa, found))),
         Section("running", list(_running_lines(fsa, seen, does)) if seen is not None else []),
@@ -88,7 +89,7 @@ def status(context: typer.Context) -> None:
             left_out=max(len(past) - _PAST, 0),
             is_over=True,
         ),
-        Section("next", _coming_lines(fsa, coming)),
+        Section("next, once a scheduler is alive" if waits else "next", _coming_lines(fsa, coming)),
     ]
     head = [*_head(fsa), *(_cut(fsa, line) for line in (_counts(seen) if seen is not None else ()))]
     console = fsa.output.console

@@ -29,6 +29,7 @@ __all__ = [
     "NOBODY_TAKES_IT",
     "Problem",
     "held_locks",
+    "is_schedule_kept",
     "lives",
     "lock_holder",
     "problems",
@@ -141,6 +142,14 @@ def lives(node: Row[Any], now_ms: int) -> bool:
     return node_state(node, now_ms) in OPEN_STATES
 
 
+def is_schedule_kept(nodes: Iterable[Row[Any]], now_ms: int) -> bool:
+    """Whether of these nodes one fires what comes: a scheduler, or an `fsa scheduler tick` that was
+    there since yesterday."""
+    return any(
+        each.role == "tick" or (each.role == "scheduler" and lives(each, now_ms)) for each in nodes
+    )
+
+
 def since(ms: int, now_ms: int) -> str:
     """An instant of the past, as `format_time`."""
     return format_time(instant_of(ms), instant_of(now_ms))
@@ -148,13 +157,12 @@ def since(ms: int, now_ms: int) -> str:
 
 def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Problem]:
     alive = _alive(seen)
-    ticks = any(each.role == "tick" for each in seen.nodes)
     beside = f"; alive in this ledger: {', '.join(seen.elsewhere)}" if seen.elsewhere else ""
     if places is not None:
         has_schedule = any(task.schedule is not None for task in registry)
     else:
         has_schedule = any(task.schedule_hash is not None for task in seen.tasks)
-    if has_schedule and not ticks and "scheduler" not in alive:
+    if has_schedule and not is_schedule_kept(seen.nodes, seen.now_ms):
         yield Problem("scheduler", f"none is alive{beside}", commands=("fsa scheduler start",))
     dispatched = [each for each in seen.waiting if each.status == RunStatus.DISPATCHED]
     if dispatched and "worker" not in alive:

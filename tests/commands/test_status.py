@@ -97,11 +97,31 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     assert not any(line.endswith("...") for line in lines)
     # A path alone is never cut.
     assert max(len(line) for line in lines if len(line.split()) > 1) <= 80
-    assert [line for line in lines if line in ("needs a look", "next")] == ["needs a look", "next"]
+    headings = [line for line in lines if line and line[0].islower() and "  " not in line]
+    assert headings[-2:] == ["needs a look", "next, once a scheduler is alive"]
     place = re.search(r"main\.py:(\d+): LookupError: no such user", "\n".join(lines))
     assert place is not None
     source = (small_shop.directory / "main.py").read_text().splitlines()
     assert "raise LookupError" in source[int(place[1]) - 1]  # where it failed, not where it begins
+
+
+def test_what_comes_is_not_counted_down_as_if_a_scheduler_were_alive(
+    fsa: Run, fsa_process: Start, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    warning = "no scheduler is alive, and nothing of this runs: fsa scheduler start"
+    assert warning not in fsa("scheduler", "list").stderr  # there is no ledger to tell it
+    scheduler = fsa_process("scheduler", "start")
+    scheduler.wait_for("Ctrl-C or SIGTERM")
+
+    assert "next" in fsa("status").stdout.splitlines()
+    assert warning not in fsa("scheduler", "list").stderr
+    scheduler.stop()
+    assert "next, once a scheduler is alive" in fsa("status").stdout.splitlines()
+    assert warning in fsa("scheduler", "list").stderr
+    assert fsa("scheduler", "tick").returncode == 0
+    assert "next" in fsa("status").stdout.splitlines()
+    assert warning not in fsa("scheduler", "list").stderr
 
 
 def test_the_first_lines_stay_on_a_terminal_however_much_needs_a_look(
@@ -193,7 +213,7 @@ def test_in_the_morning_what_was_missed_at_night_is_named_although_it_is_over(
     child = terminal("fsa", "status", columns=80)
     child.expect(pexpect.EOF)
     shown = COLORS.sub("", str(child.before)).replace("\r", "")
-    over = shown[shown.index("over since yesterday\n") : shown.index("\nnext\n")]
+    over = shown[shown.index("over since yesterday\n") : shown.index("\nnext, ")]
     said = r"  tidy  missed 3 times, the last at \S+( \S+)?; it has succeeded since\n"
     assert re.search(said + " +fsa runs tidy --status missed\n", over)
     assert "failed once" in over
