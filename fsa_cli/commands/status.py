@@ -131,8 +131,10 @@ def _schema(fsa: Fsa) -> str:
 
 def _counts(seen: Glance) -> Iterator[str]:
     from fsa_cli.ledger.records import RunStatus
+    from fsa_cli.ledger.time import instant_of
     from fsa_cli.runs.problems import lives
 
+    at = f"{instant_of(seen.now_ms):%H:%M:%S} UTC"  # as all times below
     alive = Counter(each.role for each in seen.nodes if lives(each, seen.now_ms))
     processes = [
         f"{number} {role}{'s' if number > 1 else ''}" for role, number in sorted(alive.items())
@@ -148,7 +150,7 @@ def _counts(seen: Glance) -> Iterator[str]:
     clock_s = time.time() - seen.now_ms / 1000
     clock = f"clock {clock_s:+.1f} s" if abs(clock_s) >= 1 else ""
     alive_here = f"{', '.join(processes) or 'no process'} alive"
-    parts = [alive_here, f"{running} running", queued, dispatched, clock]
+    parts = [at, alive_here, f"{running} running", queued, dispatched, clock]
     yield "   ".join(part for part in parts if part)
     if seen.elsewhere:
         others = ", ".join(seen.elsewhere)

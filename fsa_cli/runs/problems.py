@@ -200,12 +200,12 @@ def _died(seen: Glance) -> Iterator[Problem]:
             continue
         last = max(dead, key=lambda each: each.lease_until_ms)
         ago = f"{_ago(last.lease_until_ms, seen)} ago: {last.host}, pid {last.pid}"
-        instead = f"; {new} started since" if new else ""
         many = len(dead) > 1
+        again = f"start {'them' if many else 'it'} again unless that is done"
         yield Problem(
             role,
-            (f"{len(dead)} have died, the last {ago}" if many else f"one has died {ago}") + instead,
-            f"start {'them' if many else 'it'} again unless that is done; "
+            f"{len(dead)} have died, the last {ago}" if many else f"one has died {ago}",
+            f"{f'{new} started since' if new else again}; "
             f"{'' if many else 'it is '}named here for an hour",
             (
                 "fsa scheduler tick" if is_tick else f"fsa {quote(role)} start",

@@ -176,12 +176,14 @@ def test_names_and_times_do_not_fold_at_eighty_columns(
         folded = [line for line in lines if len(line.split()) > 1]  # a path alone is never cut
         assert max(map(len, folded)) <= 80, words
         shown[words[-1]] = "\n".join(" ".join(line.split()) for line in lines)
+    assert "task state last run (UTC) was" in shown["status"]  # no nodes, which say it
     time_ = re.escape(run["started_at"][11:19])
     line = rf"{run['id'][:8]} report_of_the_night failed {time_} \d+ ms LookupError: n"
     assert re.search(line, shown["5"])
     assert f"1 run: 1 failed fsa runs show {run['id'][:8]}" in shown["5"]
     assert re.search(rf"report_of_the_night {time_} failed", shown["status"])
-    assert re.search(r"tidy @hourly UTC paused since \d\d:\d\d:\d\d$", shown["list"], re.MULTILINE)
+    assert "next (UTC)" in shown["list"]
+    assert re.search(r"tidy @hourly paused since \d\d:\d\d:\d\d$", shown["list"], re.MULTILINE)
     assert "verbose" not in shown["config"]
     assert "executor local default" in shown["config"]
 
@@ -568,3 +570,22 @@ def test_a_queue_that_separates_nothing_is_said_at_the_start(
     """)
     process = fsa_process(role, "start")
     process.wait_for("queue= of write is a broker's, and their executor has none")
+
+
+def test_a_screen_with_times_names_their_zone(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    name = "report_of_the_night"
+    source = TASKS.replace("report", name)
+    small_shop.write(source.replace('"@yearly"', '"@yearly", timezone="Europe/Berlin"'))
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("scheduler", "pause", name).returncode == 0
+
+    def shown(*words: str) -> str:
+        child = terminal("fsa", *words, columns=80)
+        child.expect(pexpect.EOF)
+        return COLORS.sub("", str(child.before)).replace("\r", "")
+
+    assert re.search(r"^\d\d:\d\d:\d\d UTC   no process alive   0 running", shown("status"), re.M)
+    listed = shown("scheduler", "list")
+    assert re.search(rf"^{name} +Europe/Berlin +paused since \d\d:\d\d:\d\d UTC", listed, re.M)

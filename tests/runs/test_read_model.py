@@ -341,7 +341,8 @@ def test_a_process_that_has_died_needs_no_look_once_another_serves_the_same(ledg
         ledger.write(lambda c: c.execute(update(tables.node).where(where).values(values)))
 
     def died() -> list[str]:
-        return [each.said for each in problems(glance(ledger)) if "died" in each.said]
+        found = [each for each in problems(glance(ledger)) if "died" in each.said]
+        return [f"{each.said}: {each.detail}" for each in found]
 
     change(make_node(ledger), started_ms=now_ms(ledger) - 900_000)  # it was there before
     first = make_node(ledger, lease_ms=-60_000)
@@ -361,7 +362,8 @@ def test_a_process_that_has_died_needs_no_look_once_another_serves_the_same(ledg
 
     end_lease(ledger, second.id)  # it dies again and again
     make_node(ledger)
-    assert died()[0].endswith("; 1 started since")
+    assert died()[0].startswith("2 have died")
+    assert ": 1 started since; " in died()[0]
     change(second, state="stopped")
     assert died() == []
 
