@@ -483,6 +483,25 @@ def test_a_task_that_is_skipped_again_and_again_and_never_succeeds_needs_a_look(
         assert found["commands"] == [show, retry]
 
 
+def test_what_is_asked_of_an_old_deployment_is_said_at_once(
+    fsa: Run, fsa_process: Start, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    scheduler = fsa_process("scheduler", "start")
+    scheduler.wait_for("Ctrl-C or SIGTERM")
+    small_shop.write(TASKS + "\n@task\ndef label(): ...\n")
+    warning = "no live process takes label (--only, --tag, another version?)"
+
+    assert fsa("run-task", "ship", "--enqueue").stderr == ""
+    assert warning in fsa("run-task", "label", "--enqueue").stderr
+    assert fsa("run-task", "label").returncode == 0  # the ledger has a row of it now
+    assert warning in fsa("scheduler", "trigger", "label").stderr
+    scheduler.stop()
+    scheduler = fsa_process("scheduler", "start")
+    scheduler.wait_for("Ctrl-C or SIGTERM")
+    assert fsa("run-task", "label", "--enqueue").stderr == ""
+
+
 def test_a_queued_run_says_why_it_waits(fsa: Run, small_shop: Shop) -> None:
     small_shop.write("""
     @task(group="post")
