@@ -40,6 +40,8 @@ _SHOWN = 160
 _DETAIL_LINES = 3
 _NAME_WIDTH = 24
 _LEAST = 8
+# A pager breaks what is longer in the middle of a word.
+_PAGER_WIDTH = 80
 
 
 @app.command()
@@ -168,7 +170,8 @@ def _problem_lines(fsa: Fsa, found: list[Problem]) -> Iterator[Thing]:
         if detail := " ".join(each.detail.split()):
             told = mask_within(detail, _DETAIL_LINES * room) if room else detail
             thing.detail += fsa.output.fact_lines(f"  {'':<{width}}", told)
-        for line in side_by_side([command for command in each.commands if command], room):
+        commands = [command for command in each.commands if command]
+        for line in side_by_side(commands, room or _PAGER_WIDTH - width - 4):
             thing.commands += fsa.output.fact_lines(f"  {'':<{width}}", line)
         yield thing
 

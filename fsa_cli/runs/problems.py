@@ -12,6 +12,7 @@ from sqlalchemy import Row
 
 from fsa_cli.ledger.glance import Glance, Waiting
 from fsa_cli.ledger.records import OPEN_STATES, NodeState, RunStatus, status_words
+from fsa_cli.ledger.run_search import SAID_LENGTH
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.project import loader
 from fsa_cli.runs.run_view import brief_error
@@ -356,7 +357,8 @@ def _alive(seen: Glance) -> set[str]:
 
 
 def _error(last: Row[Any]) -> str:
-    return mask_head(brief_error(last) or "")
+    goes_on = "..." if len(last.error or "") >= SAID_LENGTH else ""
+    return mask_head(brief_error(last) or "") + goes_on
 
 
 def _longest(dispatched: Sequence[Waiting], seen: Glance) -> str:

@@ -502,6 +502,25 @@ def test_what_is_asked_of_an_old_deployment_is_said_at_once(
     assert fsa("run-task", "label", "--enqueue").stderr == ""
 
 
+def test_in_a_pager_sections_stand_apart_and_commands_are_whole(fsa: Run, small_shop: Shop) -> None:
+    small_shop.write(TASKS.replace('"no such user"', '"no such user, " * 50'))
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("run-task", "report").returncode == 1
+    assert fsa("run-task", "ship", "--enqueue").returncode == 0
+    age(small_shop, 720_000)
+    small_shop.write(TASKS.replace("ship", "send_off"))
+    lines = fsa("status").stdout.splitlines()
+
+    headings = [place for place, line in enumerate(lines) if line and line[0].islower()]
+    assert [lines[place] for place in headings[-2:]] == [
+        "needs a look",
+        "next, once a scheduler is alive",
+    ]
+    assert [lines[place - 1] for place in headings[-2:]] == ["", ""]
+    assert "fsa runs cancel --task ship --status queued" in [line.strip() for line in lines]
+    assert any(line.endswith("...") and "no such user" in line for line in lines)  # it goes on
+
+
 def test_a_queued_run_says_why_it_waits(fsa: Run, small_shop: Shop) -> None:
     small_shop.write("""
     @task(group="post")
