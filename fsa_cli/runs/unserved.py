@@ -35,9 +35,8 @@ def _unserved(
     if found.has(executor.name, queue):
         if is_registered(connection, ledger, task):
             return None
-        start = worker_command(executor.name, queue if executor.carries else None)
         said = f"no live process takes {task} (--only, --tag, another version?)"
-        return f"{said}: it waits for {start}"
+        return f"{said}: it waits for {worker_command(executor.name, queue)}"
     others = nodes.elsewhere(connection, ledger, now_ms)
     here = f" in the namespace {ledger.namespace}, but in {', '.join(others)}" if others else ""
     if not executor.carries:
