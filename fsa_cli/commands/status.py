@@ -93,8 +93,10 @@ def status(context: typer.Context) -> None:
         ),
         Section("next, once a scheduler is alive" if waits else "next", _coming_lines(fsa, coming)),
     ]
-    head = [*_head(fsa), *(_cut(fsa, line) for line in (_counts(seen) if seen is not None else ()))]
     console = fsa.output.console
+    head = [_head(fsa), *(_counts(seen) if seen is not None else ())]
+    if console.is_terminal:
+        head = [part for line in head for part in fold(one_line(line), console.width, indent=2)]
     if console.is_terminal and shorten(sections, console.height - len(head), console.width):
         head.append("in full: fsa status | less")
     for line in head:
@@ -110,14 +112,12 @@ def _cut(fsa: Fsa, line: str) -> str:
     return mask_within(line, width) if width else line
 
 
-def _head(fsa: Fsa) -> list[str]:
+def _head(fsa: Fsa) -> str:
     from fsa_cli.database.identity import address
 
     loaded, namespace = fsa.load(), fsa.settings.namespace
     databases = ", ".join(address(each.url) for each in loaded.databases.values())
-    head = f"{namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
-    console = fsa.output.console
-    return fold(head, console.width, indent=2) if console.is_terminal else [head]
+    return f"{namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
 
 
 def _schema(fsa: Fsa) -> str:
@@ -232,17 +232,25 @@ def _coming_lines(fsa: Fsa, coming: list[dict[str, object]]) -> list[Thing]:
 
 
 def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
-    """The next instants, the nearest first; a paused task has none."""
+    """The next instants, the nearest first; a task that is paused, or that no scheduler of those
+    that live knows, has none."""
     from fsa_cli.processes.schedule_plan import plan
+    from fsa_cli.runs.status_view import live_schedulers
     from fsa_cli.schedules.schedule import upcoming
     from fsa_cli.tasks.registry import registry
 
     paused = {each.name for each in seen.tasks if each.paused_ms is not None} if seen else set()
+    known = seen.known if seen is not None and live_schedulers(seen) else None
     now = datetime.now(UTC)
     rows = []
     for each in plan(registry, fsa.settings.timezone):
-        at = None if each.task.name in paused else next(iter(upcoming(each.schedule, now, 1)), None)
-        state = "paused" if each.task.name in paused else "never again" if at is None else ""
+        at, state = next(iter(upcoming(each.schedule, now, 1)), None), ""
+        if each.task.name in paused:
+            at, state = None, "paused"
+        elif known is not None and each.task.name not in known:
+            at, state = None, "not fired"
+        elif at is None:
+            state = "never again"
         span = format_duration(at - now) if at is not None else ""
         rows.append((at, each.task.name, each.schedule.text, span, state))
     rows.sort(key=lambda row: (row[0] is None, row[0] or now, row[1]))

@@ -75,7 +75,7 @@ def problems(seen: Glance) -> list[Problem]:
     """What needs a look: the one answer of `fsa status`, `fsa top` and the console."""
     # A web process may have imported a part of the tasks; `fsa` has loaded the app with all.
     places = {task.name: task.place for task in registry} if loader.current() else None
-    found = [*_processes(seen, places)]
+    found = [*_processes(seen, places), *_unfired(seen, places)]
     if seen.unwritable is not None:
         found.insert(0, Problem("ledger", seen.unwritable))
     for task in seen.tasks:
@@ -176,6 +176,24 @@ def _processes(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Probl
     elif dispatched:
         yield from _unserved(seen, dispatched)
     yield from _died(seen)
+
+
+def _unfired(seen: Glance, places: Mapping[str, str] | None) -> Iterator[Problem]:
+    """The tasks that have a schedule, here or in the ledger, which no scheduler of those that live
+    fires."""
+    if "scheduler" not in _alive(seen):
+        return
+    wanted = {each.name for each in seen.tasks if each.schedule_hash is not None}
+    if places is not None:
+        wanted = {task.name for task in registry if task.schedule is not None}
+    paused = {each.name for each in seen.tasks if each.paused_ms is not None}
+    for name in sorted(wanted - seen.known - paused):
+        yield Problem(
+            name,
+            "no live scheduler knows it (--only, --tag, another version?)",
+            commands=(f"fsa scheduler start --only {quote(name)}",),
+            is_task=True,
+        )
 
 
 def _died(seen: Glance) -> Iterator[Problem]:
@@ -309,12 +327,6 @@ def _task(task: Row[Any], seen: Glance, places: Mapping[str, str] | None) -> Ite
         yield problem(
             f"missed {missed}, {_last_good(task, seen)}",
             commands=(f"fsa runs {quote(task.name)} --status missed",),
-        )
-    is_wanted = task.schedule_hash is not None and (places is None or task.name in places)
-    if is_wanted and task.name not in seen.known and "scheduler" in _alive(seen):
-        yield problem(
-            "no live scheduler knows it (--only, --tag, another version?)",
-            commands=(f"fsa scheduler start --only {quote(task.name)}",),
         )
 
 

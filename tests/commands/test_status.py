@@ -116,6 +116,12 @@ def test_what_comes_is_not_counted_down_as_if_a_scheduler_were_alive(
 
     assert "next" in fsa("status").stdout.splitlines()
     assert warning not in fsa("scheduler", "list").stderr
+    small_shop.write(TASKS + '@task(schedule="@hourly")\ndef new(): ...\n')
+    seen = json.loads(fsa("status", "--json").stdout)
+    states = {each["task"]: each["state"] for each in seen["next"]}
+    assert states == {"report": "", "tidy": "", "new": "not fired"}
+    (new,) = [each for each in seen["problems"] if each["subject"] == "new"]
+    assert new["said"].startswith("no live scheduler knows it (")
     scheduler.stop()
     assert "next, once a scheduler is alive" in fsa("status").stdout.splitlines()
     assert warning in fsa("scheduler", "list").stderr
