@@ -53,7 +53,8 @@ class Section:
     def tell(self, output: Output) -> None:
         if not self.height:
             return
-        output.heading(f"\n{self.heading}")
+        output.line("")
+        output.heading(self.heading)
         for text in self._texts:
             for line in text.split("\n"):
                 output.line(line)

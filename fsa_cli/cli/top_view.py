@@ -9,13 +9,14 @@ from fsa_cli.ledger.records import status_words
 from fsa_cli.runs.lanes import Bar, Lanes
 from fsa_cli.runs.overview import Overview
 from fsa_cli.runs.run_pages import RunDetail, RunLine
-from fsa_cli.terminal.formatting import format_elapsed, format_time
+from fsa_cli.terminal.formatting import format_duration, format_elapsed, format_time
 from fsa_cli.terminal.screen import Line
 
 __all__ = ["detail_lines", "overview_lines"]
 
 _NAME_WIDTH = 24
 _MOST_PROBLEMS = 4
+_MOST_QUEUES = 3
 _WIDE = 100
 _STYLES = {
     **dict.fromkeys(("succeeded", "alive"), "green"),
@@ -157,14 +158,22 @@ def _drawn(bars: Sequence[Bar], cells: int) -> list[tuple[str, str]]:
 
 
 def _waiting(seen: Overview) -> list[Line]:
-    waiting = ", ".join(
-        f"{line.number}{'+' if line.more else ''} in {line.name}" for line in seen.waiting
-    )
+    waiting = [
+        f"{line.number}{'+' if line.more else ''} {status_words(line.status)} in {line.name}, "
+        f"{f'{line.later} for later, ' if line.later else ''}"
+        f"oldest {format_duration(seen.now - line.oldest)}"
+        for line in seen.waiting
+    ]
+    if len(waiting) > _MOST_QUEUES:
+        waiting[_MOST_QUEUES - 1 :] = [f"and {len(waiting) - _MOST_QUEUES + 1} more queues"]
     nodes = [node for node in seen.nodes if node.lives]
     alive = ", ".join(f"{node.role} {node.host}:{node.pid}" for node in nodes[:4])
     more = f" and {len(nodes) - 4} more" if len(nodes) > 4 else ""
     return [
-        [("waiting  ", "dim"), (waiting or "nothing", "")],
+        *(
+            [("waiting  " if place == 0 else " " * 9, "dim"), (text, "")]
+            for place, text in enumerate(waiting or ["nothing"])
+        ),
         [("alive    ", "dim"), ((alive or "nobody") + more, "" if alive else "bold red")],
         [],
     ]

@@ -56,22 +56,30 @@ def list_(context: typer.Context) -> None:
         columns = {"task": "task", "schedule": "schedule", "timezone": "zone", "next": "next"}
         columns |= {"in": "in", "then": "then"}
         rows = [_row(each, now, paused.get(each.task.name)) for each in planned]
-        fsa.output.table(rows, columns, spare=("then", "timezone", "schedule"))
+        zones = {each["timezone"] for each in rows}
+        if fsa.output.console.is_terminal and len(zones) == 1:
+            columns["next"] += f" ({zones.pop()})"
+            del columns["timezone"]
+        fsa.output.table(rows, columns, spare=("then", "schedule", "timezone"))
 
 
 def _paused(fsa: Fsa) -> dict[str, str]:
-    """The paused tasks, and since when they are; none where no ledger can be read."""
-    from fsa_cli.ledger import queries
+    """The paused tasks, and since when they are; none where no ledger can be read. It warns where
+    nobody fires what is listed."""
+    from fsa_cli.ledger import nodes, queries
     from fsa_cli.ledger.access import existing
-    from fsa_cli.runs.problems import since
+    from fsa_cli.runs.problems import is_schedule_kept, since
 
     try:
         with existing(fsa.load(), fsa.settings) as ledger:
             tasks = queries.tasks(ledger)
             now_ms = ledger.read(ledger.now_ms)
+            listed = ledger.read(lambda connection: nodes.listed(connection, ledger, now_ms))
     except FsaError as exc:
         fsa.output.detail(f"whether a task is paused is not known: {exc.message}")
         return {}
+    if not is_schedule_kept(listed, now_ms):
+        fsa.output.warn("no scheduler is alive, and nothing of this runs: fsa scheduler start")
     return {
         each.name: f"since {since(each.paused_ms, now_ms)}"
         for each in tasks
@@ -88,7 +96,8 @@ def _row(scheduled: Scheduled, now: datetime, paused: str | None) -> dict[str, o
         "timezone": zone_name(schedule.timezone),
     }
     if paused is not None:
-        return {**row, "next": f"paused {paused}", "in": "", "then": ""}
+        utc = "" if row["timezone"] == "UTC" else " UTC"
+        return {**row, "next": f"paused {paused}{utc}", "in": "", "then": ""}
     instants = upcoming(schedule, now, 2)
     first = instants[0] if instants else None
     return {
@@ -231,6 +240,8 @@ def status(context: typer.Context) -> None:
         fsa.output.line("")
     rows = views.task_rows(seen, dated=every)
     columns = views.task_columns(rows, every=every)
+    if not nodes:  # whose heading names the zone of all times
+        columns["last"] += " (UTC)"
     wraps = ("note",) if "note" in columns else ()
     spare = ("running", "queued", "success", "missed")
     fsa.output.table(rows, columns, wraps=wraps, spare=spare)

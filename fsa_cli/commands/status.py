@@ -40,6 +40,8 @@ _SHOWN = 160
 _DETAIL_LINES = 3
 _NAME_WIDTH = 24
 _LEAST = 8
+# A pager breaks what is longer in the middle of a word.
+_PAGER_WIDTH = 80
 
 
 @app.command()
@@ -56,7 +58,7 @@ def status(context: typer.Context) -> None:
     from fsa_cli.ledger.access import existing
     from fsa_cli.ledger.glance import glance
     from fsa_cli.runs.failures import failures
-    from fsa_cli.runs.problems import Problem, problems
+    from fsa_cli.runs.problems import Problem, is_schedule_kept, problems
     from fsa_cli.runs.run_activity import doing
 
     fsa = Fsa.of(context)
@@ -79,6 +81,7 @@ def status(context: typer.Context) -> None:
     if fsa.output.json:
         fsa.output.document(_document(fsa, seen, found, past, coming))
         return
+    waits = seen is not None and not is_schedule_kept(seen.nodes, seen.now_ms)
     sections = [
         Section("needs a look", list(_problem_lines(fsa, found))),
         Section("running", list(_running_lines(fsa, seen, does)) if seen is not None else []),
@@ -88,10 +91,12 @@ def status(context: typer.Context) -> None:
             left_out=max(len(past) - _PAST, 0),
             is_over=True,
         ),
-        Section("next", _coming_lines(fsa, coming)),
+        Section("next, once a scheduler is alive" if waits else "next", _coming_lines(fsa, coming)),
     ]
-    head = [*_head(fsa), *(_cut(fsa, line) for line in (_counts(seen) if seen is not None else ()))]
     console = fsa.output.console
+    head = [_head(fsa), *(_counts(seen) if seen is not None else ())]
+    if console.is_terminal:
+        head = [part for line in head for part in fold(one_line(line), console.width, indent=2)]
     if console.is_terminal and shorten(sections, console.height - len(head), console.width):
         head.append("in full: fsa status | less")
     for line in head:
@@ -107,14 +112,12 @@ def _cut(fsa: Fsa, line: str) -> str:
     return mask_within(line, width) if width else line
 
 
-def _head(fsa: Fsa) -> list[str]:
+def _head(fsa: Fsa) -> str:
     from fsa_cli.database.identity import address
 
     loaded, namespace = fsa.load(), fsa.settings.namespace
     databases = ", ".join(address(each.url) for each in loaded.databases.values())
-    head = f"{namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
-    console = fsa.output.console
-    return fold(head, console.width, indent=2) if console.is_terminal else [head]
+    return f"{namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
 
 
 def _schema(fsa: Fsa) -> str:
@@ -130,8 +133,10 @@ def _schema(fsa: Fsa) -> str:
 
 def _counts(seen: Glance) -> Iterator[str]:
     from fsa_cli.ledger.records import RunStatus
+    from fsa_cli.ledger.time import instant_of
     from fsa_cli.runs.problems import lives
 
+    at = f"{instant_of(seen.now_ms):%H:%M:%S} UTC"  # as all times below
     alive = Counter(each.role for each in seen.nodes if lives(each, seen.now_ms))
     processes = [
         f"{number} {role}{'s' if number > 1 else ''}" for role, number in sorted(alive.items())
@@ -147,7 +152,7 @@ def _counts(seen: Glance) -> Iterator[str]:
     clock_s = time.time() - seen.now_ms / 1000
     clock = f"clock {clock_s:+.1f} s" if abs(clock_s) >= 1 else ""
     alive_here = f"{', '.join(processes) or 'no process'} alive"
-    parts = [alive_here, f"{running} running", queued, dispatched, clock]
+    parts = [at, alive_here, f"{running} running", queued, dispatched, clock]
     yield "   ".join(part for part in parts if part)
     if seen.elsewhere:
         others = ", ".join(seen.elsewhere)
@@ -165,7 +170,8 @@ def _problem_lines(fsa: Fsa, found: list[Problem]) -> Iterator[Thing]:
         if detail := " ".join(each.detail.split()):
             told = mask_within(detail, _DETAIL_LINES * room) if room else detail
             thing.detail += fsa.output.fact_lines(f"  {'':<{width}}", told)
-        for line in side_by_side([command for command in each.commands if command], room):
+        commands = [command for command in each.commands if command]
+        for line in side_by_side(commands, room or _PAGER_WIDTH - width - 4):
             thing.commands += fsa.output.fact_lines(f"  {'':<{width}}", line)
         yield thing
 
@@ -226,17 +232,25 @@ def _coming_lines(fsa: Fsa, coming: list[dict[str, object]]) -> list[Thing]:
 
 
 def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
-    """The next instants, the nearest first; a paused task has none."""
+    """The next instants, the nearest first; a task that is paused, or that no scheduler of those
+    that live knows, has none."""
     from fsa_cli.processes.schedule_plan import plan
+    from fsa_cli.runs.status_view import live_schedulers
     from fsa_cli.schedules.schedule import upcoming
     from fsa_cli.tasks.registry import registry
 
     paused = {each.name for each in seen.tasks if each.paused_ms is not None} if seen else set()
+    known = seen.known if seen is not None and live_schedulers(seen) else None
     now = datetime.now(UTC)
     rows = []
     for each in plan(registry, fsa.settings.timezone):
-        at = None if each.task.name in paused else next(iter(upcoming(each.schedule, now, 1)), None)
-        state = "paused" if each.task.name in paused else "never again" if at is None else ""
+        at, state = next(iter(upcoming(each.schedule, now, 1)), None), ""
+        if each.task.name in paused:
+            at, state = None, "paused"
+        elif known is not None and each.task.name not in known:
+            at, state = None, "not fired"
+        elif at is None:
+            state = "never again"
         span = format_duration(at - now) if at is not None else ""
         rows.append((at, each.task.name, each.schedule.text, span, state))
     rows.sort(key=lambda row: (row[0] is None, row[0] or now, row[1]))

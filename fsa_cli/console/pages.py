@@ -163,7 +163,8 @@ def _run(asked: Asked) -> dict[str, Any]:
 
 def _tasks(asked: Asked) -> dict[str, Any]:
     source = asked.source
-    return {"tasks": task_pages.task_lines(source.ledger, source.coming, asked.now_ms, asked.zone)}
+    tasks = task_pages.task_lines(source.ledger, source.coming, asked.now_ms, asked.zone)
+    return {"tasks": tasks, "is_kept": overview.is_kept(source.ledger, asked.now_ms)}
 
 
 def _task(asked: Asked) -> dict[str, Any]:
@@ -184,7 +185,8 @@ def _task(asked: Asked) -> dict[str, Any]:
 def _coming(asked: Asked) -> dict[str, Any]:
     source = asked.source
     seen = week.week(source.ledger, source.week, asked.now_ms, asked.zone)
-    return {"week": seen, "is_unfinished": seen.left > 0}
+    is_kept = overview.is_kept(source.ledger, asked.now_ms)
+    return {"week": seen, "is_unfinished": seen.left > 0, "is_kept": is_kept}
 
 
 def _queues(asked: Asked) -> dict[str, Any]:

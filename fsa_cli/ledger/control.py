@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from fsa_cli.ledger.dialects import is_taken
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import run, task
+from fsa_cli.ledger.tables import NOT_REGISTERED, run, task
 
 __all__ = [
     "add_task",
@@ -114,7 +114,7 @@ def add_task(ledger: Ledger, name: str) -> None:
     statement = insert(task).values(
         namespace=ledger.namespace,
         name=name,
-        options="{}",
+        options=NOT_REGISTERED,
         watermark_ms=literal_column(ledger.sql.now_ms, BigInteger()),
         consecutive_failures=0,
     )

@@ -18,6 +18,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    func,
     insert,
     literal_column,
     select,
@@ -203,15 +204,20 @@ def alive(ledger: Ledger, role: str | None = None) -> list[str]:
 
 def listed(connection: Connection, ledger: Ledger, now_ms: int) -> Sequence[Row[Any]]:
     """The nodes that live, and those that have gone since yesterday: at most 50, the living ones
-    first, then the latest."""
+    first, then the latest. `services` has a line for each queue that a worker says it serves."""
     given = {"of_namespace": ledger.namespace, "at_ms": now_ms, "since_ms": now_ms - _DAY_MS}
     return connection.execute(_listed(), given).all()
 
 
 @cache
 def _listed() -> Select[Any]:
+    services = (
+        select(func.aggregate_strings(node_task.c.task, "\n"))
+        .where(node_task.c.node == node.c.id, node_task.c.task.like("@%"))
+        .scalar_subquery()
+    )
     return (
-        select(node)
+        select(node, services.label("services"))
         .where(
             node.c.namespace == bindparam("of_namespace"),
             node.c.lease_until_ms >= bindparam("since_ms"),

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Select, and_, func, select
 
 from fsa_cli.ledger.nodes import lives
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.ledger.tables import node, node_task, run
+from fsa_cli.ledger.tables import NOT_REGISTERED, node, node_task, run, task
 
-__all__ = ["Serving", "Unserved", "service", "serving", "unserved"]
+__all__ = ["Serving", "Unserved", "is_registered", "service", "serving", "unserved"]
 
 _LOCAL = "local"
 
@@ -86,6 +86,16 @@ def _serving() -> Select[tuple[str, str, str]]:
         .outerjoin(node_task, said)
         .where(lives(), node.c.role.in_(("scheduler", "worker")))
     )
+
+
+def is_registered(connection: Connection, ledger: Ledger, name: str) -> bool:
+    """Whether a process has joined, be it that it has gone since, that executes this task."""
+    statement = select(task.c.name).where(
+        task.c.namespace == ledger.namespace,
+        task.c.name == name,
+        task.c.options != NOT_REGISTERED,
+    )
+    return connection.scalar(statement) is not None
 
 
 def unserved(connection: Connection, ledger: Ledger, now_ms: int) -> list[Unserved]:

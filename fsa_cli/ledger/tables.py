@@ -31,6 +31,7 @@ __all__ = [
     "KEPT_MS",
     "KEY_LENGTH",
     "NAME_LENGTH",
+    "NOT_REGISTERED",
     "QUEUE_LENGTH",
     "activity",
     "attempt",
@@ -55,6 +56,9 @@ _ID_LENGTH = 36
 
 #: The states in which a run has ended for good.
 FINAL = tuple(status for status in RunStatus if status.is_final)
+
+#: The options of a task whose row was made before a process has registered it.
+NOT_REGISTERED = "{}"
 
 #: For how long a run is kept where nothing else is said.
 KEPT_MS = 30 * 24 * 3600 * 1000

@@ -39,7 +39,7 @@ from fsa_cli.runs.process_databases import databases_here, process_key
 from fsa_cli.runs.requester import requester
 from fsa_cli.runs.run_options import RunOptions, check_unique
 from fsa_cli.runs.task_result import HeldResult, TaskResult
-from fsa_cli.runs.unserved import UnservedQueues, unserved_queue
+from fsa_cli.runs.unserved import UnservedRuns, unserved
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.enqueue_capture import captured, diversion
@@ -185,7 +185,7 @@ class Enqueuer:
     """Writes runs into a ledger, and sends their messages to brokers.
 
     Args:
-        tells: Whether the log says, once for each queue, that nobody serves it.
+        tells: Whether the log says, once for each queue and each task, that nobody serves it.
     """
 
     def __init__(self, ledger: Ledger, settings: Settings, *, tells: bool = False) -> None:
@@ -193,7 +193,7 @@ class Enqueuer:
         self.executors = ExecutorRegistry(ledger, settings)
         self._ready: set[str] = set()
         self._away_until_s: dict[str, float] = {}
-        self._unserved = UnservedQueues(ledger, logger.warning) if tells else None
+        self._unserved = UnservedRuns(ledger, logger.warning) if tells else None
         self._lock = threading.Lock()
 
     def enqueue(
@@ -223,7 +223,8 @@ class Enqueuer:
         executor = self.executors.of(task)
         self.prepare(executor)
         if self._unserved is not None:
-            self._unserved.look(executor, self._queue(task, options, executor))
+            queue = self._queue(task, options, executor)
+            self._unserved.look(executor, queue, task.name)
         new_runs = self._new_runs(task, texts, options, executor, by or requester())
         if keys is not None:
             pairs = zip(new_runs, keys, strict=True)
@@ -289,9 +290,10 @@ class Enqueuer:
         return queue
 
     def unserved(self, task: TaskDefinition, options: RunOptions = _PLAIN) -> str | None:
-        """What to say where nobody serves the queue of such a run; None: somebody does."""
+        """What to say where nobody takes such a run; None: somebody does, or may."""
         executor = self.executors.of(task)
-        return unserved_queue(self.ledger, executor, self._queue(task, options, executor))
+        queue = self._queue(task, options, executor)
+        return unserved(self.ledger, executor, queue, task.name)
 
     def prepare(self, executor: Executor) -> None:
         """Check, once, that the ledger and what *executor* needs exist; raises as `enqueue`."""

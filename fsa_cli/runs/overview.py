@@ -19,7 +19,7 @@ from fsa_cli.runs import lanes
 from fsa_cli.runs.coming import ComingInstants, schedules
 from fsa_cli.runs.failures import Failures, failures
 from fsa_cli.runs.lanes import Lanes, Scale
-from fsa_cli.runs.problems import Problem, problems
+from fsa_cli.runs.problems import Problem, is_schedule_kept, problems
 from fsa_cli.runs.run_pages import RunLine, run_line
 from fsa_cli.runs.status_view import node_state
 from fsa_cli.tasks.registry import registry
@@ -29,6 +29,7 @@ __all__ = [
     "NodeLine",
     "Overview",
     "QueueLine",
+    "is_kept",
     "node_lines",
     "overview",
     "queue_lines",
@@ -152,6 +153,12 @@ def overview(
 def queue_lines(ledger: Ledger, now_ms: int) -> list[QueueLine]:
     """What waits, by queue; the one with the oldest run first."""
     return _queue_lines(waiting(ledger, now_ms))
+
+
+def is_kept(ledger: Ledger, now_ms: int) -> bool:
+    """As `is_schedule_kept`."""
+    listed = ledger.read(lambda connection: nodes.listed(connection, ledger, now_ms))
+    return is_schedule_kept(listed, now_ms)
 
 
 def node_lines(ledger: Ledger, now_ms: int) -> list[NodeLine]:

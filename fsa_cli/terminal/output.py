@@ -243,6 +243,8 @@ class Output:
                 *others, last = texts
                 room = self.console.width - sum(widths[each] + _GAP for each in others)
                 least = min(2 * _LEAST if folds else _LEAST, widths[last])
+                if last in spare:  # it is whole, or left out
+                    least = widths[last]
                 if room >= least:
                     break
             is_narrow = room < least

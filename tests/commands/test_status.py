@@ -97,11 +97,37 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     assert not any(line.endswith("...") for line in lines)
     # A path alone is never cut.
     assert max(len(line) for line in lines if len(line.split()) > 1) <= 80
-    assert [line for line in lines if line in ("needs a look", "next")] == ["needs a look", "next"]
+    headings = [line for line in lines if line and line[0].islower() and "  " not in line]
+    assert headings[-2:] == ["needs a look", "next, once a scheduler is alive"]
     place = re.search(r"main\.py:(\d+): LookupError: no such user", "\n".join(lines))
     assert place is not None
     source = (small_shop.directory / "main.py").read_text().splitlines()
     assert "raise LookupError" in source[int(place[1]) - 1]  # where it failed, not where it begins
+
+
+def test_what_comes_is_not_counted_down_as_if_a_scheduler_were_alive(
+    fsa: Run, fsa_process: Start, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    warning = "no scheduler is alive, and nothing of this runs: fsa scheduler start"
+    assert warning not in fsa("scheduler", "list").stderr  # there is no ledger to tell it
+    scheduler = fsa_process("scheduler", "start")
+    scheduler.wait_for("Ctrl-C or SIGTERM")
+
+    assert "next" in fsa("status").stdout.splitlines()
+    assert warning not in fsa("scheduler", "list").stderr
+    small_shop.write(TASKS + '@task(schedule="@hourly")\ndef new(): ...\n')
+    seen = json.loads(fsa("status", "--json").stdout)
+    states = {each["task"]: each["state"] for each in seen["next"]}
+    assert states == {"report": "", "tidy": "", "new": "not fired"}
+    (new,) = [each for each in seen["problems"] if each["subject"] == "new"]
+    assert new["said"].startswith("no live scheduler knows it (")
+    scheduler.stop()
+    assert "next, once a scheduler is alive" in fsa("status").stdout.splitlines()
+    assert warning in fsa("scheduler", "list").stderr
+    assert fsa("scheduler", "tick").returncode == 0
+    assert "next" in fsa("status").stdout.splitlines()
+    assert warning not in fsa("scheduler", "list").stderr
 
 
 def test_the_first_lines_stay_on_a_terminal_however_much_needs_a_look(
@@ -156,12 +182,14 @@ def test_names_and_times_do_not_fold_at_eighty_columns(
         folded = [line for line in lines if len(line.split()) > 1]  # a path alone is never cut
         assert max(map(len, folded)) <= 80, words
         shown[words[-1]] = "\n".join(" ".join(line.split()) for line in lines)
+    assert "task state last run (UTC) was" in shown["status"]  # no nodes, which say it
     time_ = re.escape(run["started_at"][11:19])
     line = rf"{run['id'][:8]} report_of_the_night failed {time_} \d+ ms LookupError: n"
     assert re.search(line, shown["5"])
     assert f"1 run: 1 failed fsa runs show {run['id'][:8]}" in shown["5"]
     assert re.search(rf"report_of_the_night {time_} failed", shown["status"])
-    assert re.search(r"tidy @hourly UTC paused since \d\d:\d\d:\d\d$", shown["list"], re.MULTILINE)
+    assert "next (UTC)" in shown["list"]
+    assert re.search(r"tidy @hourly paused since \d\d:\d\d:\d\d$", shown["list"], re.MULTILINE)
     assert "verbose" not in shown["config"]
     assert "executor local default" in shown["config"]
 
@@ -193,7 +221,7 @@ def test_in_the_morning_what_was_missed_at_night_is_named_although_it_is_over(
     child = terminal("fsa", "status", columns=80)
     child.expect(pexpect.EOF)
     shown = COLORS.sub("", str(child.before)).replace("\r", "")
-    over = shown[shown.index("over since yesterday\n") : shown.index("\nnext\n")]
+    over = shown[shown.index("over since yesterday\n") : shown.index("\nnext, ")]
     said = r"  tidy  missed 3 times, the last at \S+( \S+)?; it has succeeded since\n"
     assert re.search(said + " +fsa runs tidy --status missed\n", over)
     assert "failed once" in over
@@ -461,6 +489,44 @@ def test_a_task_that_is_skipped_again_and_again_and_never_succeeds_needs_a_look(
         assert found["commands"] == [show, retry]
 
 
+def test_what_is_asked_of_an_old_deployment_is_said_at_once(
+    fsa: Run, fsa_process: Start, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    scheduler = fsa_process("scheduler", "start")
+    scheduler.wait_for("Ctrl-C or SIGTERM")
+    small_shop.write(TASKS + "\n@task\ndef label(): ...\n")
+    warning = "no live process takes label (--only, --tag, another version?)"
+
+    assert fsa("run-task", "ship", "--enqueue").stderr == ""
+    assert warning in fsa("run-task", "label", "--enqueue").stderr
+    assert fsa("run-task", "label").returncode == 0  # the ledger has a row of it now
+    assert warning in fsa("scheduler", "trigger", "label").stderr
+    scheduler.stop()
+    scheduler = fsa_process("scheduler", "start")
+    scheduler.wait_for("Ctrl-C or SIGTERM")
+    assert fsa("run-task", "label", "--enqueue").stderr == ""
+
+
+def test_in_a_pager_sections_stand_apart_and_commands_are_whole(fsa: Run, small_shop: Shop) -> None:
+    small_shop.write(TASKS.replace('"no such user"', '"no such user, " * 50'))
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("run-task", "report").returncode == 1
+    assert fsa("run-task", "ship", "--enqueue").returncode == 0
+    age(small_shop, 720_000)
+    small_shop.write(TASKS.replace("ship", "send_off"))
+    lines = fsa("status").stdout.splitlines()
+
+    headings = [place for place, line in enumerate(lines) if line and line[0].islower()]
+    assert [lines[place] for place in headings[-2:]] == [
+        "needs a look",
+        "next, once a scheduler is alive",
+    ]
+    assert [lines[place - 1] for place in headings[-2:]] == ["", ""]
+    assert "fsa runs cancel --task ship --status queued" in [line.strip() for line in lines]
+    assert any(line.endswith("...") and "no such user" in line for line in lines)  # it goes on
+
+
 def test_a_queued_run_says_why_it_waits(fsa: Run, small_shop: Shop) -> None:
     small_shop.write("""
     @task(group="post")
@@ -548,3 +614,22 @@ def test_a_queue_that_separates_nothing_is_said_at_the_start(
     """)
     process = fsa_process(role, "start")
     process.wait_for("queue= of write is a broker's, and their executor has none")
+
+
+def test_a_screen_with_times_names_their_zone(
+    fsa: Run, terminal: OpenTerminal, small_shop: Shop
+) -> None:
+    name = "report_of_the_night"
+    source = TASKS.replace("report", name)
+    small_shop.write(source.replace('"@yearly"', '"@yearly", timezone="Europe/Berlin"'))
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("scheduler", "pause", name).returncode == 0
+
+    def shown(*words: str) -> str:
+        child = terminal("fsa", *words, columns=80)
+        child.expect(pexpect.EOF)
+        return COLORS.sub("", str(child.before)).replace("\r", "")
+
+    assert re.search(r"^\d\d:\d\d:\d\d UTC   no process alive   0 running", shown("status"), re.M)
+    listed = shown("scheduler", "list")
+    assert re.search(rf"^{name} +Europe/Berlin +paused since \d\d:\d\d:\d\d UTC", listed, re.M)

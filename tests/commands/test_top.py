@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fsa_cli.cli.top_view import overview_lines
 from fsa_cli.runs.lanes import Lanes
-from fsa_cli.runs.overview import Overview
+from fsa_cli.runs.overview import Overview, QueueLine
 from support.shops import Shop
 from support.waiting import wait_until
 
@@ -47,6 +47,7 @@ def test_top_shows_what_has_failed_and_acts_on_the_run_that_is_chosen(
     screen.send("\x1b")
     screen.expect_exact("> " + run_id[:8])
     screen.send("r")
+    screen.expect_exact("1 queued in local, oldest ")
     screen.expect_exact("enqueued ")
     assert sorted(small_shop.runs()) == [("fails", "failed"), ("fails", "queued")]
     screen.send("p")
@@ -132,6 +133,31 @@ def test_lanes_that_are_left_out_are_counted() -> None:
 
     assert told(1) == ["1 more lane: fsa console, or a higher window"]
     assert told(2) == ["2 more lanes: fsa console, or a higher window"]
+
+
+def test_what_waits_is_told_by_queue_on_three_lines_at_most() -> None:
+    now = datetime(2026, 11, 28, 22, 33, tzinfo=UTC)
+    lanes = Lanes("1h", now, now, now, [], [], 0, None)
+
+    def told(*queues: QueueLine) -> list[str]:
+        seen = Overview(now, [], lanes, [], False, queues, [], [], 0)
+        lines = overview_lines(seen, [], 0, "shop", width=80, height=24)
+        shown = ["".join(text for text, _ in line) for line in lines]
+        (first,) = [place for place, line in enumerate(shown) if line.startswith("waiting")]
+        return shown[first : shown.index("alive    nobody")]
+
+    def line(name: str, status: str, number: int, later: int, minutes: int) -> QueueLine:
+        oldest = now - timedelta(minutes=minutes)
+        return QueueLine(name, "celery", status, number, number > 999, later, oldest)
+
+    assert told() == ["waiting  nothing"]
+    mail, local = line("mail", "handed_off", 12, 0, 75), line("local", "queued", 1000, 2, 14)
+    assert told(mail, local) == [
+        "waiting  12 dispatched in mail, oldest 1 h 15 min",
+        "         1000+ queued in local, 2 for later, oldest 14 min",
+    ]
+    *_, last = three = told(mail, local, mail, mail)
+    assert (len(three), last) == (3, "         and 2 more queues")
 
 
 def test_top_without_a_keyboard_is_shown_once(small_shop: Shop, terminal, fsa) -> None:

@@ -175,9 +175,15 @@ def check_death(viewer: Viewer, here: str, scheduler) -> None:
     page = viewer.page
     page.goto(f"{here}nodes")
     page.locator(".s-alive").wait_for()
+    page.goto(f"{here}coming")
+    assert page.locator("#not-kept").count() == 0
     page.goto(here)
     scheduler.stop()
     page.get_by_text("scheduler: none is alive").wait_for()
+    for each in ("coming", "tasks"):
+        page.goto(f"{here}{each}")
+        assert "nothing of this runs" in page.locator("#not-kept").inner_text()
+    page.goto(here)
     with page.expect_response(lambda response: response.status == 304):
         pass  # where nothing changes, nothing is sent
 

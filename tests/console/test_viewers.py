@@ -82,6 +82,12 @@ def test_two_viewers_see_a_replica_die_and_the_other_go_on(
             second.wait_for("Ctrl-C or SIGTERM")
             for page in pages:
                 page.locator("#nodes").get_by_text(f":{second.pid}").wait_for()
+            # As one that was there before, it does not take the other one's place.
+            there = f"pid = {second.pid} AND lease_until_ms - started_ms > 6000"
+            wait_until(
+                lambda: small_shop.ledger(f"SELECT 1 FROM fsa_node WHERE {there}"),
+                "it has been there for longer than a lease",
+            )
             first.kill()
             done = small_shop.runs().count(("send_reminders", "succeeded"))
             for page in pages:

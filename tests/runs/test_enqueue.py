@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from fastapi_sqlalchemy import db
 from fsa_cli import Task, task
 from fsa_cli.exceptions import ArgumentError, UsageError
+from fsa_cli.ledger import control, nodes
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project.settings import read
@@ -93,6 +94,25 @@ def test_a_queue_that_nobody_serves_is_said_once_and_asked_for_rarely(
     ship.enqueue("coffee")
     assert not [each for each in sent if "fsa_node" in each]
     assert len([each for each in caplog.records if each.name == "fsa.enqueue"]) == 1
+    assert len(runs()) == 2
+
+
+def test_a_task_that_no_process_has_is_said_once(
+    ship: Any, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fsa_cli.runs.enqueue import enqueuer_here
+
+    own = enqueuer_here().ledger
+    own.create()
+    nodes.register(own, "scheduler", 60_000)
+    control.add_task(own, "ship")  # as a run by hand does
+    for each in ("tea", "coffee"):
+        ship.enqueue(each)
+    said = [each.getMessage() for each in caplog.records if each.name == "fsa.enqueue"]
+    assert said == [
+        "no live process takes ship (--only, --tag, another version?): it waits for "
+        "fsa worker start"
+    ]
     assert len(runs()) == 2
 
 

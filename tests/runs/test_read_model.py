@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, update
 
-from fsa_cli.ledger import audit, control, run_search, tables
+from fsa_cli.ledger import audit, control, nodes, run_search, tables
 from fsa_cli.ledger.fingerprint import fingerprint
 from fsa_cli.ledger.glance import glance
 from fsa_cli.ledger.run_search import RunFilter
@@ -26,7 +26,7 @@ from fsa_cli.runs.problems import problems
 from fsa_cli.runs.run_pages import run_detail, run_page
 from fsa_cli.runs.task_pages import task_detail, task_lines
 from fsa_cli.runs.week import WeekCounts, week
-from support.ledgers import make_node, now_ms
+from support.ledgers import LEASE_MS, end_lease, make_node, now_ms
 
 HOUR_MS = 3_600_000
 HOSTILE = "<script>alert(1)</script> [red]x[/red] \x1b[31m"
@@ -331,6 +331,53 @@ def test_processes_that_have_died_are_one_problem_for_each_role(ledger: Ledger) 
     assert re.fullmatch(r"3 have died, the last \d{1,2} s ago: .*, pid \d+", died.said)
     assert died.detail.startswith("start them again unless that is done")
     assert died.commands == ("fsa scheduler start", "fsa runs --status interrupted")
+
+
+def test_a_process_that_has_died_needs_no_look_once_another_serves_the_same(ledger: Ledger) -> None:
+    mail, both = {"@celery/mail": ""}, {"@celery/mail": "", "@celery/slow": ""}
+
+    def change(node: nodes.RegisteredNode, **values: Any) -> None:
+        where = tables.node.c.id == node.id
+        ledger.write(lambda c: c.execute(update(tables.node).where(where).values(values)))
+
+    def died() -> list[str]:
+        found = [each for each in problems(glance(ledger)) if "died" in each.said]
+        return [f"{each.said}: {each.detail}" for each in found]
+
+    change(make_node(ledger), started_ms=now_ms(ledger) - 900_000)  # it was there before
+    first = make_node(ledger, lease_ms=-60_000)
+    assert died()[0].startswith("one has died 1 min ")
+
+    second = make_node(ledger)
+    assert died() == []
+    assert first.id in {each.id for each in glance(ledger).nodes}
+    write(ledger, row(ledger, "tea", now_ms(ledger), "running", node=first.id))
+    assert len(died()) == 1
+    ledger.write(
+        lambda c: c.execute(
+            update(tables.run).where(tables.run.c.node == first.id).values(status="interrupted")
+        )
+    )
+    assert died() == []
+
+    end_lease(ledger, second.id)  # it dies again and again
+    make_node(ledger)
+    assert died()[0].startswith("2 have died")
+    assert ": 1 started since; " in died()[0]
+    change(second, state="stopped")
+    assert died() == []
+
+    nodes.register(ledger, "worker", -60_000, both)
+    nodes.register(ledger, "worker", LEASE_MS, mail)
+    assert len(died()) == 1
+    nodes.register(ledger, "worker", LEASE_MS, both)
+    assert died() == []
+
+    nodes.register(ledger, "tick", -60_000)
+    (tick,) = [each for each in problems(glance(ledger)) if each.subject == "tick"]
+    assert tick.commands[0] == "fsa scheduler tick"
+    nodes.release(ledger, nodes.register(ledger, "tick", LEASE_MS).id)
+    assert died() == []
 
 
 def test_a_calendar_counts_every_run_a_few_at_a_look(
