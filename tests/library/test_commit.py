@@ -13,6 +13,8 @@ from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from fastapi_sqlalchemy import Database
+from support.backends import Backend
 from support.models import Membership, User
 from support.stores import REFUSE, Store, at_commit
 from support.waiting import wait_until
@@ -342,6 +344,53 @@ def test_rows_of_a_finished_savepoint_are_committed(serve: Serve, store: Store) 
         for path in ("/route", "/dependency", "/async_dependency"):
             assert client.post(path).status_code == 200
     assert store.users() == ["in the route", "in the dependency", "in the async dependency"]
+
+
+def test_rows_of_a_finished_savepoint_are_rolled_back_with_the_rest(
+    serve: Serve, store: Store
+) -> None:
+    db = store.db
+    app = store.app(commit_on_exit=True)
+
+    @app.post("/sync")
+    def sync_route(status: int) -> None:
+        with db.session.begin_nested():
+            db.session.add(User(name=f"sync {status}"))
+        with db.session.begin_nested():
+            db.session.add(User(name=f"sync {status} again"))
+        raise HTTPException(status)
+
+    @app.post("/async")
+    async def async_route(status: int) -> None:
+        async with db.async_session.begin_nested():
+            db.async_session.add(User(name=f"async {status}"))
+        raise HTTPException(status)
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async"):
+            assert client.post(path, params={"status": 409}).status_code == 409
+            assert client.post(path, params={"status": 202}).status_code == 202
+    with db():
+        with db.session.begin_nested():
+            db.session.add(User(name="in a block"))
+        assert len(store.users()) == 3
+    assert store.users() == ["sync 202", "sync 202 again", "async 202"]
+
+
+def test_a_savepoint_on_a_custom_sqlite_engine_is_rolled_back_too(
+    sqlite: Backend, tables: Callable[[Backend], Backend], db: Database
+) -> None:
+    engine = create_engine(tables(sqlite).url)
+    in_autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    db.configure(custom_engine=engine)
+    with db():
+        with db.session.begin_nested():
+            db.session.add(User(name="rolled back"))
+    with db(session_args={"bind": in_autocommit}):
+        with db.session.begin_nested():
+            db.session.add(User(name="kept"))
+    engine.dispose()
+    assert sqlite.rows("SELECT name FROM users") == [("kept",)]
 
 
 def test_a_savepoint_that_is_still_open_owns_nothing(serve: Serve, store: Store) -> None:
