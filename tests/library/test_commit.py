@@ -162,6 +162,34 @@ def test_a_refused_commit_is_answered_by_the_apps_own_handler(
     assert ran == []
 
 
+@pytest.mark.parametrize("status", [200, 409])
+def test_what_the_handler_of_a_refused_commit_writes_is_kept_by_the_status_of_its_answer(
+    serve: Serve, postgresql_store: Store, status: int
+) -> None:
+    store = postgresql_store
+    app = store.app(commit_on_exit=True)
+
+    @app.exception_handler(IntegrityError)
+    async def handle(request: Request, exc: IntegrityError) -> JSONResponse:
+        store.db.async_session.add(User(name="the handler's"))
+        if request.url.path == "/again":
+            store.db.async_session.add(Membership(user_id=4712))
+        return JSONResponse("handled", status_code=status)
+
+    @app.post("/once")
+    @app.post("/again")
+    async def route() -> None:
+        store.db.async_session.add(Membership(user_id=4711))
+
+    with client_of(serve, app) as client:
+        assert client.post("/once").status_code == status
+        assert store.users() == (["the handler's"] if status == 200 else [])
+        # It is asked once: what the database refuses of its own is nobody's any more.
+        assert client.post("/again").status_code == (500 if status == 200 else 409)
+        store.assert_settled()
+    assert len(store.users()) == (status == 200)
+
+
 @pytest.mark.parametrize("middleware_on", ["parent", "mounted"])
 def test_a_handler_that_only_the_parent_of_a_mounted_app_has_answers_a_refused_commit(
     serve: Serve, postgresql_store: Store, middleware_on: str
