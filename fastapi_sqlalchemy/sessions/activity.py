@@ -24,7 +24,7 @@ from ..exceptions import ConcurrentUseError
 from .connections import lost_by
 from .writes import locks_rows, looks_like_read, surely_reads
 
-__all__ = ["Activity", "User", "log_holders", "user_here"]
+__all__ = ["Activity", "User", "log_holders", "task_or_thread", "user_here"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
@@ -56,6 +56,11 @@ def user_here() -> User:
     return get_ident(), call
 
 
+def task_or_thread() -> asyncio.Task[Any] | int | None:
+    """This task, or the identifier of a thread where no event loop runs."""
+    return asyncio.current_task() if asyncio._get_running_loop() is not None else get_ident()
+
+
 class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
@@ -65,7 +70,8 @@ class Activity:
 
     `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`;
     `left` is what another task waits for until then.
-    Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
+    Once `ended` is set, the session gets no connection any more, but for `ender`, who ends it: its
+    class may have a `close` of its own. `on_loop_thread` is called when it
     begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
     the identifier of a thread; whoever comes meanwhile is refused, or waits if `takes_turns`. In a
     sandbox, `awaitable` makes a sync driver's result an
@@ -82,6 +88,7 @@ class Activity:
         "beside",
         "connection",
         "ended",
+        "ender",
         "failure",
         "first_user",
         "forget",
@@ -120,6 +127,7 @@ class Activity:
         self.forget: Callable[[], None] | None = None
         self.restore: Callable[[], None] | None = None
         self.ended = False
+        self.ender: asyncio.Task[Any] | int | None = None
         self.on_loop_thread = on_loop_thread
         self.user: asyncio.Task[Any] | int | None = None
         self.takes_turns = False
@@ -127,6 +135,11 @@ class Activity:
         self.beside: weakref.ref[Activity] | None = None
         self.first_user: User = None
         self.has_others = self.is_watched = False
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether the session gets no connection here."""
+        return self.ended and (self.ender is None or self.ender != task_or_thread())
 
     @property
     def has_written(self) -> bool:

@@ -184,6 +184,12 @@ def test_nothing_is_warned_about_where_nothing_was_lost(
         db.session.commit()
         return len(db.session.scalars(select(User)).all())
 
+    @app.post("/unchanged")
+    def unchanged() -> None:
+        user = db.session.scalars(select(User).order_by(User.id)).first()
+        assert user is not None
+        user.name = str(user.name)
+
     @app.post("/rolled_back")
     def rolled_back() -> int:
         db.session.add(User(name="eve"))
@@ -209,7 +215,7 @@ def test_nothing_is_warned_about_where_nothing_was_lost(
     with client_of(serve, app) as client:
         for path in ("/read", "/async_read"):
             assert client.get(path).json() == ["ann"]
-        for path in ("/committed", "/rolled_back", "/refused", "/background"):
+        for path in ("/unchanged", "/committed", "/rolled_back", "/refused", "/background"):
             client.post(path)
         store.assert_settled()
     assert store.users() == ["ann", "bob", "background"]
