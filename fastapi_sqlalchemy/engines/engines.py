@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
 from ..exceptions import MissingDriverError
-from . import aiosqlite_connections, fork_safety, sqlite_savepoints
+from . import aiosqlite_connections, fork_safety, sqlite_transactions
 from .arguments import EngineArguments
 from .connect_args import merged, require_tls
 from .sqlite_memory import MemoryDatabase, is_in_memory
@@ -288,7 +288,7 @@ class _LoopEngine:
 
 def _guard(engine: Engine) -> None:
     fork_safety.guard(engine)
-    sqlite_savepoints.begin_before(engine.dialect)
+    sqlite_transactions.begin_in_time(engine.dialect)
 
 
 def _guard_async(engine: AsyncEngine) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse
-from sqlalchemy import create_engine, event, select, text
+from sqlalchemy import create_engine, event, insert, literal, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -419,6 +419,48 @@ def test_a_savepoint_on_a_custom_sqlite_engine_is_rolled_back_too(
             db.session.add(User(name="kept"))
     engine.dispose()
     assert sqlite.rows("SELECT name FROM users") == [("kept",)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        insert(User).from_select(["name"], select(select(literal("x").label("x")).cte("made").c.x)),
+        update(User)
+        .where(User.id.in_(select(select(literal(1).label("n")).cte("made").c.n)))
+        .values(name="x"),
+        text("-- a comment\n/* another */ WITH made AS (SELECT 1) DELETE FROM users"),
+    ],
+    ids=["insert", "update", "text"],
+)
+def test_what_writes_by_with_is_rolled_back_too(
+    serve: Serve, sqlite_store: Store, statement: Any
+) -> None:
+    store, db = sqlite_store, sqlite_store.db
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    app = store.app(commit_on_exit=True)
+
+    @app.post("/sync")
+    def sync_route(status: int) -> None:
+        db.session.execute(statement)
+        raise HTTPException(status)
+
+    @app.post("/async")
+    async def async_route(status: int) -> None:
+        await db.async_session.execute(statement)
+        raise HTTPException(status)
+
+    @app.post("/driver")
+    def driver_route(status: int) -> None:
+        connection = db.session.connection()
+        connection.exec_driver_sql("WITH made AS (SELECT 1) DELETE FROM users WHERE id > ?", (0,))
+        raise HTTPException(status)
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async", "/driver"):
+            assert client.post(path, params={"status": 409}).status_code == 409
+        assert store.users() == ["ann"]
+        assert client.post("/async", params={"status": 202}).status_code == 202
+    assert store.users() != ["ann"]
 
 
 def test_a_savepoint_that_is_still_open_owns_nothing(serve: Serve, store: Store) -> None:
