@@ -76,8 +76,13 @@ class SessionHandle:
         if not (self.session.in_transaction() and self.pending):
             return False
         session = self.session
-        # An object counts as dirty also where it was given the values that it has.
-        return bool(session.new or session.deleted) or any(map(session.is_modified, session.dirty))
+        if session._new or session._deleted:
+            return True
+        try:
+            # An object counts as dirty also where it was given the values that it has.
+            return any(map(session.is_modified, session.dirty))
+        except Exception:
+            return True  # a value that cannot be compared, or another thread changes objects
 
     @property
     def user(self) -> str | None:

@@ -162,6 +162,23 @@ def test_what_a_request_leaves_uncommitted_is_rolled_back_with_a_warning(
     assert f"POST /{side}/{{n}} wrote to the database without a commit" in caplog.text
 
 
+def test_a_value_that_cannot_be_compared_counts_as_written(sqlite_store: Store) -> None:
+    class Odd(str):
+        def __eq__(self, other: object) -> bool:
+            raise ZeroDivisionError
+
+        __hash__ = str.__hash__
+
+    sqlite_store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    db = sqlite_store.configure()
+    with db():
+        user = db.session.get_one(User, 1)
+        user.name = Odd(user.name)
+        assert db.uncommitted
+        db.session.expire(user)
+        assert not db.uncommitted
+
+
 def test_nothing_is_warned_about_where_nothing_was_lost(
     serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
