@@ -65,7 +65,8 @@ class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
     `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
-    `may_have_written` is True unless all of them are surely reads. `failure` says why a statement
+    `may_have_written` is True unless all of them are surely reads; `has_locked` says that something
+    was written in a savepoint that is rolled back. `failure` says why a statement
     of it has failed, the first one, and `lost` whether one has rolled back all of it.
 
     `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`;
@@ -92,6 +93,7 @@ class Activity:
         "failure",
         "first_user",
         "forget",
+        "has_locked",
         "has_others",
         "is_watched",
         "left",
@@ -116,6 +118,7 @@ class Activity:
         self.connection: Connection | None = None
         self.wrote = False
         self.unsure = False
+        self.has_locked = False
         self.failure: str | None = None
         self.lost = False
         self.unchecked: list[Any] = []
@@ -190,7 +193,7 @@ class Activity:
         in_memdb = connection.engine.url.query.get("vfs") == "memdb"
         if not in_memdb and statement is not None and looks_like_read(statement):
             return
-        if other.has_written:
+        if other.has_written or other.has_locked:
             names = ["db.session", "db.async_session"]
             if connection.dialect.is_async:
                 names.reverse()
@@ -248,6 +251,21 @@ class Activity:
             self.failure = f"{type(error.orig).__name__}: {text[:_MOST_SHOWN]}"
         self.lost = self.lost or lost_by(error, connection)
 
+    def mark(self) -> tuple[bool, int]:
+        """What was written up to here, for `take_back`."""
+        return self.wrote, len(self.unread)
+
+    def take_back(self, mark: tuple[bool, int]) -> None:
+        """What was written since `mark` is rolled back, and its locks may stay.
+
+        For a fence it counts all the same: a sequence, or another server, keeps what it was told.
+        """
+        wrote, unread = mark
+        if not wrote and self.has_written:
+            self.unsure = self.has_locked = True
+            self.wrote = False
+            del self.unread[unread:]
+
     def leave(self) -> None:
         """Its `user` has ended a statement."""
         self.user = None
@@ -259,7 +277,7 @@ class Activity:
     def reset(self) -> None:
         """Its transaction has ended."""
         self.connection = None
-        self.wrote = self.unsure = self.lost = False
+        self.wrote = self.unsure = self.has_locked = self.lost = False
         self.failure = None
         self.unchecked.clear()
         self.unread.clear()

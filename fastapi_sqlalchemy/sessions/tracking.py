@@ -132,6 +132,11 @@ class TrackedSession(Session):
             if not is_inner:
                 activity.leave()
 
+    def begin_nested(self) -> SessionTransaction:
+        transaction = super().begin_nested()
+        vars(transaction)["fsa_mark"] = self.fsa_activity.mark()
+        return transaction
+
     def invalidate(self) -> None:
         if self.fsa_activity.awaitable is None:
             super().invalidate()
@@ -262,6 +267,7 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
     event.listen(made, "after_flush", _on_flush)
     event.listen(made, "after_begin", _on_begin)
     event.listen(made, "after_transaction_end", _on_end)
+    event.listen(made, "after_soft_rollback", _on_rollback)
     event.listen(made, "before_commit", _on_commit)
     return made
 
@@ -304,6 +310,12 @@ def _on_begin(
 def _on_end(session: TrackedSession, transaction: SessionTransaction) -> None:
     if transaction._parent is None:
         session.fsa_activity.reset()
+
+
+def _on_rollback(session: TrackedSession, transaction: SessionTransaction) -> None:
+    mark = vars(transaction).get("fsa_mark")
+    if mark is not None:  # of a savepoint
+        session.fsa_activity.take_back(mark)
 
 
 def _on_commit(session: TrackedSession) -> None:

@@ -1,5 +1,6 @@
 """`DBSessionMiddleware`: what it lets through, what it warns about, what it costs."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -162,6 +163,27 @@ def test_what_a_request_leaves_uncommitted_is_rolled_back_with_a_warning(
     assert f"POST /{side}/{{n}} wrote to the database without a commit" in caplog.text
 
 
+def test_what_is_written_around_a_savepoint_that_is_rolled_back_is_not_forgotten(
+    store: Store,
+) -> None:
+    db = store.configure()
+    for before, after in ((True, False), (False, True)):
+        with db():
+            if before:
+                db.session.add(User(name="before"))
+            with contextlib.suppress(ZeroDivisionError), db.session.begin_nested():
+                db.session.execute(insert(User).values(name="inside"))
+                assert db.uncommitted
+                with db.session.begin_nested():
+                    db.session.execute(insert(User).values(name="kept"))
+                raise ZeroDivisionError
+            assert db.uncommitted is before
+            if after:
+                db.session.execute(insert(User).values(name="after"))
+            assert db.uncommitted
+    assert store.users() == []
+
+
 def test_a_value_that_cannot_be_compared_counts_as_written(sqlite_store: Store) -> None:
     class Odd(str):
         def __eq__(self, other: object) -> bool:
@@ -207,6 +229,20 @@ def test_nothing_is_warned_about_where_nothing_was_lost(
         assert user is not None
         user.name = str(user.name)
 
+    @app.post("/savepoint")
+    def savepoint() -> None:
+        with contextlib.suppress(ZeroDivisionError), db.session.begin_nested():
+            db.session.add(User(name="eve"))
+            db.session.flush()
+            raise ZeroDivisionError
+
+    @app.post("/async_savepoint")
+    async def async_savepoint() -> None:
+        async with db.async_session.begin_nested() as nested:
+            await db.async_session.execute(insert(User).values(name="eve"))
+            await nested.rollback()
+        await db.async_session.scalars(select(User))
+
     @app.post("/rolled_back")
     def rolled_back() -> int:
         db.session.add(User(name="eve"))
@@ -232,7 +268,9 @@ def test_nothing_is_warned_about_where_nothing_was_lost(
     with client_of(serve, app) as client:
         for path in ("/read", "/async_read"):
             assert client.get(path).json() == ["ann"]
-        for path in ("/unchanged", "/committed", "/rolled_back", "/refused", "/background"):
+        for path in ("/unchanged", "/savepoint", "/async_savepoint", "/committed"):
+            assert client.post(path).status_code == 200
+        for path in ("/rolled_back", "/refused", "/background"):
             client.post(path)
         store.assert_settled()
     assert store.users() == ["ann", "bob", "background"]
