@@ -229,7 +229,13 @@ class DBSessionMiddleware:
                     raise
             if failure is not None and started is None:
                 await request.settle(commit=False)
-                await ExceptionHandlers(app, outer_handlers).answer(failure, asgi, receive, send)
+                refused, failure = failure, None
+                handlers = ExceptionHandlers(app, outer_handlers)
+                try:
+                    # What the handler writes is committed by the status of its answer.
+                    await handlers.answer(refused, asgi, receive, send_settled)
+                except _CommitFailed as exc:
+                    raise exc.__cause__ or exc from None
             returned = True
         finally:
             if not request.end_at_once():

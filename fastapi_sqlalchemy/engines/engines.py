@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
 from ..exceptions import MissingDriverError
-from . import aiosqlite_connections, fork_safety
+from . import aiosqlite_connections, fork_safety, sqlite_transactions
 from .arguments import EngineArguments
 from .connect_args import merged, require_tls
 from .sqlite_memory import MemoryDatabase, is_in_memory
@@ -48,7 +48,7 @@ class Engines:
         #: Called with each engine that is made from now on.
         self.watchers: list[Callable[[Engine | AsyncEngine], None]] = []
         if arguments.custom_engine is not None:
-            fork_safety.guard(arguments.custom_engine)
+            _guard(arguments.custom_engine)
         if arguments.custom_async_engine is not None:
             _guard_async(arguments.custom_async_engine)
         fork_safety.forget_after_fork(self)
@@ -78,7 +78,7 @@ class Engines:
                         engine = sqlalchemy.create_engine(url, **arguments)
                     except ModuleNotFoundError as exc:
                         raise missing_driver(url, "sync") from exc
-                    fork_safety.guard(engine)
+                    _guard(engine)
                     self._made.append(engine)
                     for watcher in self.watchers:
                         watcher(engine)
@@ -286,8 +286,13 @@ class _LoopEngine:
             await self.dispose()
 
 
+def _guard(engine: Engine) -> None:
+    fork_safety.guard(engine)
+    sqlite_transactions.begin_in_time(engine.dialect)
+
+
 def _guard_async(engine: AsyncEngine) -> None:
-    fork_safety.guard(engine.sync_engine)
+    _guard(engine.sync_engine)
     if engine.dialect.driver == "aiosqlite":
         aiosqlite_connections.adapt(engine.dialect)
 

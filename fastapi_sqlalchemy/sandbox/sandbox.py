@@ -248,7 +248,7 @@ class Sandbox(Generic[D]):
                 if engine not in self._captured:
                     capture(engine, lambda: self._main(engine))
                     self._captured.append(engine)
-            return connection
+            return _not_lost(connection)
 
     def _async_main(self, engine: Engine) -> Connection:
         """As `_main`, for an async engine; opened in a greenlet of its event loop."""
@@ -270,7 +270,7 @@ class Sandbox(Generic[D]):
                 self._captured.append(engine)
         self._check_loop()
         assert opened.sync_connection is not None
-        return opened.sync_connection
+        return _not_lost(opened.sync_connection)
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -325,6 +325,20 @@ def _has_sync_side(binding: Binding) -> bool:
         return bool(binding.engines.sync)
     except ConfigurationError:
         return False
+
+
+def _not_lost(connection: Connection) -> Connection:
+    """`connection`; what was done inside has gone with one that is lost.
+
+    Raises:
+        SandboxError: it is lost.
+    """
+    if connection.invalidated:
+        raise SandboxError(
+            "The sandbox has lost its connection, and what was done inside with it: the server has "
+            "ended it, or an async statement on it was cancelled. Open another sandbox."
+        )
+    return connection
 
 
 def _begin(connection: Connection) -> None:

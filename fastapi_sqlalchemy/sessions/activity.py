@@ -24,7 +24,7 @@ from ..exceptions import ConcurrentUseError
 from .connections import lost_by
 from .writes import locks_rows, looks_like_read, surely_reads
 
-__all__ = ["Activity", "User", "log_holders", "user_here"]
+__all__ = ["Activity", "User", "log_holders", "task_or_thread", "user_here"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
@@ -56,16 +56,23 @@ def user_here() -> User:
     return get_ident(), call
 
 
+def task_or_thread() -> asyncio.Task[Any] | int | None:
+    """This task, or the identifier of a thread where no event loop runs."""
+    return asyncio.current_task() if asyncio._get_running_loop() is not None else get_ident()
+
+
 class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
     `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
-    `may_have_written` is True unless all of them are surely reads. `failure` says why a statement
+    `may_have_written` is True unless all of them are surely reads; `has_locked` says that something
+    was written in a savepoint that is rolled back. `failure` says why a statement
     of it has failed, the first one, and `lost` whether one has rolled back all of it.
 
     `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`;
     `left` is what another task waits for until then.
-    Once `ended` is set, the session gets no connection any more. `on_loop_thread` is called when it
+    Once `ended` is set, the session gets no connection any more, but for `ender`, who ends it: its
+    class may have a `close` of its own. `on_loop_thread` is called when it
     begins in a thread that runs an event loop. `user` is who has a statement under way: a task, or
     the identifier of a thread; whoever comes meanwhile is refused, or waits if `takes_turns`. In a
     sandbox, `awaitable` makes a sync driver's result an
@@ -82,9 +89,11 @@ class Activity:
         "beside",
         "connection",
         "ended",
+        "ender",
         "failure",
         "first_user",
         "forget",
+        "has_locked",
         "has_others",
         "is_watched",
         "left",
@@ -109,6 +118,7 @@ class Activity:
         self.connection: Connection | None = None
         self.wrote = False
         self.unsure = False
+        self.has_locked = False
         self.failure: str | None = None
         self.lost = False
         self.unchecked: list[Any] = []
@@ -120,6 +130,7 @@ class Activity:
         self.forget: Callable[[], None] | None = None
         self.restore: Callable[[], None] | None = None
         self.ended = False
+        self.ender: asyncio.Task[Any] | int | None = None
         self.on_loop_thread = on_loop_thread
         self.user: asyncio.Task[Any] | int | None = None
         self.takes_turns = False
@@ -127,6 +138,11 @@ class Activity:
         self.beside: weakref.ref[Activity] | None = None
         self.first_user: User = None
         self.has_others = self.is_watched = False
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether the session gets no connection here."""
+        return self.ended and (self.ender is None or self.ender != task_or_thread())
 
     @property
     def has_written(self) -> bool:
@@ -177,7 +193,7 @@ class Activity:
         in_memdb = connection.engine.url.query.get("vfs") == "memdb"
         if not in_memdb and statement is not None and looks_like_read(statement):
             return
-        if other.has_written:
+        if other.has_written or other.has_locked:
             names = ["db.session", "db.async_session"]
             if connection.dialect.is_async:
                 names.reverse()
@@ -235,6 +251,21 @@ class Activity:
             self.failure = f"{type(error.orig).__name__}: {text[:_MOST_SHOWN]}"
         self.lost = self.lost or lost_by(error, connection)
 
+    def mark(self) -> tuple[bool, int]:
+        """What was written up to here, for `take_back`."""
+        return self.wrote, len(self.unread)
+
+    def take_back(self, mark: tuple[bool, int]) -> None:
+        """What was written since `mark` is rolled back, and its locks may stay.
+
+        For a fence it counts all the same: a sequence, or another server, keeps what it was told.
+        """
+        wrote, unread = mark
+        if not wrote and self.has_written:
+            self.unsure = self.has_locked = True
+            self.wrote = False
+            del self.unread[unread:]
+
     def leave(self) -> None:
         """Its `user` has ended a statement."""
         self.user = None
@@ -246,7 +277,7 @@ class Activity:
     def reset(self) -> None:
         """Its transaction has ended."""
         self.connection = None
-        self.wrote = self.unsure = self.lost = False
+        self.wrote = self.unsure = self.has_locked = self.lost = False
         self.failure = None
         self.unchecked.clear()
         self.unread.clear()

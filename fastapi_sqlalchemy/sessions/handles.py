@@ -18,10 +18,11 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util import greenlet_spawn
 
 from ..engines.aiosqlite_connections import after_reads
-from .activity import Activity
+from .activity import Activity, task_or_thread
 from .connections import HANGS_UP, adiscard, discard, hang_up, in_autocommit, is_busy
 from .deadlines import Deadlines
 from .shielding import in_default_thread, in_thread, start, wait_shielded
@@ -46,6 +47,10 @@ class SessionHandle:
 
     def __init__(self, session: Session, activity: Activity) -> None:
         assert isinstance(session, TrackedSession)
+        early: Activity | None = vars(session).get("fsa_activity")
+        if early is not None:  # its class has executed something when it was made
+            early.owner, early.on_loop_thread = activity.owner, activity.on_loop_thread
+            activity = early
         session.fsa_activity = activity
         self.session: Session = session
         self.activity = activity
@@ -68,7 +73,16 @@ class SessionHandle:
         """Whether something was written, or is waiting to be, that a rollback would lose."""
         if self.activity.has_written and (self.in_sandbox or not in_autocommit(self.connection)):
             return True
-        return self.session.in_transaction() and self.pending
+        if not (self.session.in_transaction() and self.pending):
+            return False
+        session = self.session
+        if session._new or session._deleted:
+            return True
+        try:
+            # An object counts as dirty also where it was given the values that it has.
+            return any(map(session.is_modified, session.dirty))
+        except Exception:
+            return True  # a value that cannot be compared, or another thread changes objects
 
     @property
     def user(self) -> str | None:
@@ -202,6 +216,12 @@ class SessionHandle:
             transaction.close()
 
     @property
+    def is_committed(self) -> bool:
+        """Whether it is committed, and what listens to that has failed: no ROLLBACK is possible."""
+        transaction = self.session.get_transaction()
+        return transaction is not None and transaction._state is SessionTransactionState.COMMITTED
+
+    @property
     def in_own_block(self) -> bool:
         """Whether a `with session.begin():` that is still open owns the transaction.
 
@@ -235,7 +255,8 @@ class SyncSessionHandle(SessionHandle):
         await self._run(self.session.commit)
 
     async def roll_back(self, who: object) -> None:
-        await self._run_bounded(self.session.rollback, who)
+        work = self._end_transactions if self.is_committed else self.session.rollback
+        await self._run_bounded(work, who)
 
     async def close(self, who: object) -> None:
         await self._run_bounded(self.session.close, who)
@@ -269,7 +290,7 @@ class SyncSessionHandle(SessionHandle):
         self._finish(self.session.close, who)
 
     async def _run(self, work: Callable[[], None]) -> None:
-        waits = self.pending or self.activity.user is not None
+        waits = self.pending or self.activity.user is not None or not self._ends_alike
         if self.connection is None:
             if not waits:
                 work()
@@ -290,27 +311,40 @@ class SyncSessionHandle(SessionHandle):
 
     async def _run_unused(self, work: Callable[[], None], who: object) -> None:
         connection = self.connection
-        if connection is None or (self._is_sqlite and not self.activity.wrote):
+        if self._ends_alike and (
+            connection is None or (self._is_sqlite and not self.activity.wrote)
+        ):
             self._finish(work, who)
             return
-        future = in_thread(lambda: self._finish(work, who))
+        run = in_thread if connection is not None else in_default_thread
+        future = run(lambda: self._finish(work, who))
         try:
             await wait_shielded(future, ROLLBACK_TIMEOUT_S)
         finally:
             if not future.done():
                 self._given_up = True
                 _log_given_up(who)
-                hang_up(connection)
+                if connection is not None:
+                    hang_up(connection)
 
     def _finish(self, work: Callable[[], None], who: object) -> None:
         """Do `work`, a rollback or a close. If it fails, the server ends what was begun."""
         connection = self.connection
+        self.activity.ender = task_or_thread()
         try:
             work()
+            if self.activity.ended and self.connection is not None:
+                self._end_transactions()  # a close() of its class has executed something after all
         except Exception as exc:
             if not self._given_up:
                 _log_failure(who, exc)
             discard(connection)
+        finally:
+            self.activity.ender = None
+
+    @property
+    def _ends_alike(self) -> bool:
+        return isinstance(self.session, TrackedSession) and self.session.fsa_ends_alike
 
 
 class AsyncSessionHandle(SessionHandle):
@@ -329,7 +363,8 @@ class AsyncSessionHandle(SessionHandle):
         await self._run(self.async_session.commit)
 
     async def roll_back(self, who: object) -> None:
-        await self._run_bounded(self.async_session.rollback, who)
+        work = self._end_transactions if self.is_committed else self.async_session.rollback
+        await self._run_bounded(work, who)
 
     def _end_transactions(self) -> Coroutine[Any, Any, None]:
         return greenlet_spawn(super()._end_transactions)
@@ -348,6 +383,17 @@ class AsyncSessionHandle(SessionHandle):
             and not self._given_up
             and type(self.async_session).close is AsyncSession.close
             and type(self.session).close is Session.close
+        )
+
+    @property
+    def closes_alike(self) -> bool:
+        """Whether no `close` or `rollback` of its classes executes something."""
+        async_class = type(self.async_session)
+        return (
+            async_class.close is AsyncSession.close
+            and async_class.rollback is AsyncSession.rollback
+            and isinstance(self.session, TrackedSession)
+            and self.session.fsa_ends_alike
         )
 
     def close_at_once(self, who: object) -> None:
@@ -381,10 +427,10 @@ class AsyncSessionHandle(SessionHandle):
 
     async def _run_unused(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
         connection = self.activity.connection
-        if connection is None:
+        if connection is None and self.closes_alike:
             await self._finish(work, who)
             return
-        if self._needs_no_rollback(connection):
+        if connection is not None and self._needs_no_rollback(connection):
             with after_reads(connection):
                 await wait_shielded(start(self._finish(work, who)))
             return
@@ -429,13 +475,18 @@ class AsyncSessionHandle(SessionHandle):
 
     async def _finish(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
         connection = self.activity.connection
+        self.activity.ender = task_or_thread()
         try:
             await work()
+            if self.activity.ended and self.activity.connection is not None:
+                await self._end_transactions()
         except Exception as exc:
             self.failure = self.failure or exc
             if not self._given_up:
                 _log_failure(who, exc)
             await adiscard(connection)
+        finally:
+            self.activity.ender = None
 
 
 def _log_failure(who: object, exc: Exception) -> None:

@@ -80,7 +80,7 @@ def _explained(activity: Activity, work: Callable[..., T], *args: Any, **kwargs:
         holders = [
             each
             for each in _around(activity)
-            if each.has_written and _database(each) == _database(activity)
+            if (each.has_written or each.has_locked) and _database(each) == _database(activity)
         ]
         if not holders or "locked" not in str(exc.orig):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from threading import get_ident
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +51,8 @@ class TrackedSession(Session):
     fsa_activity: Activity
     #: Whether its class has no `flush` of its own.
     fsa_flushes_alike = False
+    #: Whether its class has no `commit`, `rollback` or `close` of its own: those may execute more.
+    fsa_ends_alike = False
 
     def connection(
         self,
@@ -130,6 +132,11 @@ class TrackedSession(Session):
             if not is_inner:
                 activity.leave()
 
+    def begin_nested(self) -> SessionTransaction:
+        transaction = super().begin_nested()
+        vars(transaction)["fsa_mark"] = self.fsa_activity.mark()
+        return transaction
+
     def invalidate(self) -> None:
         if self.fsa_activity.awaitable is None:
             super().invalidate()
@@ -156,7 +163,7 @@ class TrackedSession(Session):
     def _fsa_connect(self, bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `connect`, which takes a connection from the pool of `bind` if it has none."""
         activity = self.fsa_activity
-        if activity.ended:
+        if activity.ended and activity.is_shut:
             raise MissingSessionError(ENDED)
         try:
             if activity.connection is not None:
@@ -215,7 +222,8 @@ class _TrackedInTask(TrackedSession):
 
     def _fsa_connect(self, bind: Any, connect: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         # As above, without the threads: no thread waits for an async pool.
-        if self.fsa_activity.ended:
+        activity = self.fsa_activity
+        if activity.ended and activity.is_shut:
             raise MissingSessionError(ENDED)
         try:
             return connect(*args, **kwargs)
@@ -246,11 +254,20 @@ def tracked(session_class: type[Session], *, in_task: bool = False) -> type[Sess
     `in_task`: they are the inner ones of an `AsyncSession`.
     """
     base = _TrackedInTask if in_task else _TrackedInThread
-    made: type[Session] = type(session_class.__name__, (base, session_class), {})
-    made.fsa_flushes_alike = session_class.flush is Session.flush  # type: ignore[attr-defined]
+    own: dict[str, Any] = {
+        "fsa_flushes_alike": session_class.flush is Session.flush,
+        "fsa_ends_alike": all(
+            getattr(session_class, name) is getattr(Session, name)
+            for name in ("commit", "rollback", "close")
+        ),
+    }
+    if session_class.__init__ is not Session.__init__:  # it may execute something already
+        own["fsa_activity"] = cached_property(lambda session: Activity())
+    made: type[Session] = type(session_class.__name__, (base, session_class), own)
     event.listen(made, "after_flush", _on_flush)
     event.listen(made, "after_begin", _on_begin)
     event.listen(made, "after_transaction_end", _on_end)
+    event.listen(made, "after_soft_rollback", _on_rollback)
     event.listen(made, "before_commit", _on_commit)
     return made
 
@@ -277,7 +294,7 @@ def _on_begin(
     session: TrackedSession, transaction: SessionTransaction, connection: Connection
 ) -> None:
     activity = session.fsa_activity
-    if activity.ended:
+    if activity.ended and activity.is_shut:
         # The scope ended while this connection was being opened: nobody else would give it back.
         if connection is not session.bind:  # a sandbox's
             transaction._connections.clear()
@@ -293,6 +310,12 @@ def _on_begin(
 def _on_end(session: TrackedSession, transaction: SessionTransaction) -> None:
     if transaction._parent is None:
         session.fsa_activity.reset()
+
+
+def _on_rollback(session: TrackedSession, transaction: SessionTransaction) -> None:
+    mark = vars(transaction).get("fsa_mark")
+    if mark is not None:  # of a savepoint
+        session.fsa_activity.take_back(mark)
 
 
 def _on_commit(session: TrackedSession) -> None:

@@ -24,7 +24,9 @@ _NOT_SQL = re.compile(
     re.S,
 )
 _READING = re.compile(
-    r"(select|show|set|pragma|explain|values|table|desc|describe|savepoint|release)\b", re.I
+    r"(select|show|set|reset|pragma|explain|values|table|desc|describe|savepoint|release|use|"
+    r"lock|unlock|declare|fetch|move|close|deallocate|discard)\b",
+    re.I,
 )
 _SURELY_READING = re.compile(r"(select|show|values|table|desc|describe|with)\b", re.I)
 _WRITING = re.compile(

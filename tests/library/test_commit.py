@@ -9,10 +9,12 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse
-from sqlalchemy import create_engine, event, select, text
+from sqlalchemy import create_engine, event, insert, literal, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from fastapi_sqlalchemy import Database
+from support.backends import Backend
 from support.models import Membership, User
 from support.stores import REFUSE, Store, at_commit
 from support.waiting import wait_until
@@ -158,6 +160,34 @@ def test_a_refused_commit_is_answered_by_the_apps_own_handler(
         store.assert_settled()
     assert store.users() == []
     assert ran == []
+
+
+@pytest.mark.parametrize("status", [200, 409])
+def test_what_the_handler_of_a_refused_commit_writes_is_kept_by_the_status_of_its_answer(
+    serve: Serve, postgresql_store: Store, status: int
+) -> None:
+    store = postgresql_store
+    app = store.app(commit_on_exit=True)
+
+    @app.exception_handler(IntegrityError)
+    async def handle(request: Request, exc: IntegrityError) -> JSONResponse:
+        store.db.async_session.add(User(name="the handler's"))
+        if request.url.path == "/again":
+            store.db.async_session.add(Membership(user_id=4712))
+        return JSONResponse("handled", status_code=status)
+
+    @app.post("/once")
+    @app.post("/again")
+    async def route() -> None:
+        store.db.async_session.add(Membership(user_id=4711))
+
+    with client_of(serve, app) as client:
+        assert client.post("/once").status_code == status
+        assert store.users() == (["the handler's"] if status == 200 else [])
+        # It is asked once: what the database refuses of its own is nobody's any more.
+        assert client.post("/again").status_code == (500 if status == 200 else 409)
+        store.assert_settled()
+    assert len(store.users()) == (status == 200)
 
 
 @pytest.mark.parametrize("middleware_on", ["parent", "mounted"])
@@ -342,6 +372,95 @@ def test_rows_of_a_finished_savepoint_are_committed(serve: Serve, store: Store) 
         for path in ("/route", "/dependency", "/async_dependency"):
             assert client.post(path).status_code == 200
     assert store.users() == ["in the route", "in the dependency", "in the async dependency"]
+
+
+def test_rows_of_a_finished_savepoint_are_rolled_back_with_the_rest(
+    serve: Serve, store: Store
+) -> None:
+    db = store.db
+    app = store.app(commit_on_exit=True)
+
+    @app.post("/sync")
+    def sync_route(status: int) -> None:
+        with db.session.begin_nested():
+            db.session.add(User(name=f"sync {status}"))
+        with db.session.begin_nested():
+            db.session.add(User(name=f"sync {status} again"))
+        raise HTTPException(status)
+
+    @app.post("/async")
+    async def async_route(status: int) -> None:
+        async with db.async_session.begin_nested():
+            db.async_session.add(User(name=f"async {status}"))
+        raise HTTPException(status)
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async"):
+            assert client.post(path, params={"status": 409}).status_code == 409
+            assert client.post(path, params={"status": 202}).status_code == 202
+    with db():
+        with db.session.begin_nested():
+            db.session.add(User(name="in a block"))
+        assert len(store.users()) == 3
+    assert store.users() == ["sync 202", "sync 202 again", "async 202"]
+
+
+def test_a_savepoint_on_a_custom_sqlite_engine_is_rolled_back_too(
+    sqlite: Backend, tables: Callable[[Backend], Backend], db: Database
+) -> None:
+    engine = create_engine(tables(sqlite).url)
+    in_autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    db.configure(custom_engine=engine)
+    with db():
+        with db.session.begin_nested():
+            db.session.add(User(name="rolled back"))
+    with db(session_args={"bind": in_autocommit}):
+        with db.session.begin_nested():
+            db.session.add(User(name="kept"))
+    engine.dispose()
+    assert sqlite.rows("SELECT name FROM users") == [("kept",)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        insert(User).from_select(["name"], select(select(literal("x").label("x")).cte("made").c.x)),
+        update(User)
+        .where(User.id.in_(select(select(literal(1).label("n")).cte("made").c.n)))
+        .values(name="x"),
+        text("-- a comment\n/* another */ WITH made AS (SELECT 1) DELETE FROM users"),
+    ],
+    ids=["insert", "update", "text"],
+)
+def test_what_writes_by_with_is_rolled_back_too(
+    serve: Serve, sqlite_store: Store, statement: Any
+) -> None:
+    store, db = sqlite_store, sqlite_store.db
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    app = store.app(commit_on_exit=True)
+
+    @app.post("/sync")
+    def sync_route(status: int) -> None:
+        db.session.execute(statement)
+        raise HTTPException(status)
+
+    @app.post("/async")
+    async def async_route(status: int) -> None:
+        await db.async_session.execute(statement)
+        raise HTTPException(status)
+
+    @app.post("/driver")
+    def driver_route(status: int) -> None:
+        connection = db.session.connection()
+        connection.exec_driver_sql("WITH made AS (SELECT 1) DELETE FROM users WHERE id > ?", (0,))
+        raise HTTPException(status)
+
+    with client_of(serve, app) as client:
+        for path in ("/sync", "/async", "/driver"):
+            assert client.post(path, params={"status": 409}).status_code == 409
+        assert store.users() == ["ann"]
+        assert client.post("/async", params={"status": 202}).status_code == 202
+    assert store.users() != ["ann"]
 
 
 def test_a_savepoint_that_is_still_open_owns_nothing(serve: Serve, store: Store) -> None:

@@ -1,5 +1,6 @@
 """`DBSessionMiddleware`: what it lets through, what it warns about, what it costs."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -162,6 +163,44 @@ def test_what_a_request_leaves_uncommitted_is_rolled_back_with_a_warning(
     assert f"POST /{side}/{{n}} wrote to the database without a commit" in caplog.text
 
 
+def test_what_is_written_around_a_savepoint_that_is_rolled_back_is_not_forgotten(
+    store: Store,
+) -> None:
+    db = store.configure()
+    for before, after in ((True, False), (False, True)):
+        with db():
+            if before:
+                db.session.add(User(name="before"))
+            with contextlib.suppress(ZeroDivisionError), db.session.begin_nested():
+                db.session.execute(insert(User).values(name="inside"))
+                assert db.uncommitted
+                with db.session.begin_nested():
+                    db.session.execute(insert(User).values(name="kept"))
+                raise ZeroDivisionError
+            assert db.uncommitted is before
+            if after:
+                db.session.execute(insert(User).values(name="after"))
+            assert db.uncommitted
+    assert store.users() == []
+
+
+def test_a_value_that_cannot_be_compared_counts_as_written(sqlite_store: Store) -> None:
+    class Odd(str):
+        def __eq__(self, other: object) -> bool:
+            raise ZeroDivisionError
+
+        __hash__ = str.__hash__
+
+    sqlite_store.backend.execute("INSERT INTO users (name) VALUES ('ann')")
+    db = sqlite_store.configure()
+    with db():
+        user = db.session.get_one(User, 1)
+        user.name = Odd(user.name)
+        assert db.uncommitted
+        db.session.expire(user)
+        assert not db.uncommitted
+
+
 def test_nothing_is_warned_about_where_nothing_was_lost(
     serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,6 +222,26 @@ def test_nothing_is_warned_about_where_nothing_was_lost(
         db.session.add(User(name="bob"))
         db.session.commit()
         return len(db.session.scalars(select(User)).all())
+
+    @app.post("/unchanged")
+    def unchanged() -> None:
+        user = db.session.scalars(select(User).order_by(User.id)).first()
+        assert user is not None
+        user.name = str(user.name)
+
+    @app.post("/savepoint")
+    def savepoint() -> None:
+        with contextlib.suppress(ZeroDivisionError), db.session.begin_nested():
+            db.session.add(User(name="eve"))
+            db.session.flush()
+            raise ZeroDivisionError
+
+    @app.post("/async_savepoint")
+    async def async_savepoint() -> None:
+        async with db.async_session.begin_nested() as nested:
+            await db.async_session.execute(insert(User).values(name="eve"))
+            await nested.rollback()
+        await db.async_session.scalars(select(User))
 
     @app.post("/rolled_back")
     def rolled_back() -> int:
@@ -209,7 +268,9 @@ def test_nothing_is_warned_about_where_nothing_was_lost(
     with client_of(serve, app) as client:
         for path in ("/read", "/async_read"):
             assert client.get(path).json() == ["ann"]
-        for path in ("/committed", "/rolled_back", "/refused", "/background"):
+        for path in ("/unchanged", "/savepoint", "/async_savepoint", "/committed"):
+            assert client.post(path).status_code == 200
+        for path in ("/rolled_back", "/refused", "/background"):
             client.post(path)
         store.assert_settled()
     assert store.users() == ["ann", "bob", "background"]

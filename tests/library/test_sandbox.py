@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from sqlalchemy import Connection, create_engine, event, insert, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
@@ -211,6 +212,47 @@ async def test_a_database_with_only_an_async_engine_is_sandboxed_on_its_loop(
     async with db(commit_on_exit=True):
         db.async_session.add(User(name="stays"))
     assert names(stored) == ["ann", "stays"]
+    await engine.dispose()
+
+
+def test_a_sandbox_whose_connection_is_lost_says_so(
+    postgresql: Backend, tables: Tables, db: Database
+) -> None:
+    stored = tables(postgresql)
+    db.configure(stored.url)
+    with db.sandbox():
+        with pytest.raises(OperationalError), db(commit_on_exit=True):
+            db.session.add(User(name="lost"))
+            db.session.flush()
+            db.session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        with pytest.raises(SandboxError, match="has lost its connection"), db():
+            db.session.execute(text("SELECT 1"))
+        with pytest.raises(SandboxError, match="has lost its connection"), db.engine.connect():
+            pass
+    with db(commit_on_exit=True):
+        db.session.add(User(name="stays"))
+    assert names(stored) == ["stays"]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_sandbox_on_an_async_connection_is_lost_with_a_statement_that_is_cancelled(
+    postgresql: Backend, tables: Tables, db: Database, driver: str
+) -> None:
+    stored = tables(postgresql)
+    engine = create_async_engine(stored.with_driver(driver))
+    db.configure(custom_async_engine=engine)
+    async with db.sandbox():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), db():
+                db.async_session.add(User(name="lost"))
+                await db.async_session.flush()
+                await db.async_session.execute(text("SELECT pg_sleep(60)"))
+        async with db():
+            with pytest.raises(SandboxError, match="has lost its connection"):
+                await db.async_session.execute(text("SELECT 1"))
+    async with db(commit_on_exit=True):
+        db.async_session.add(User(name="stays"))
+    assert names(stored) == ["stays"]
     await engine.dispose()
 
 

@@ -66,6 +66,20 @@ async def test_what_would_wait_for_its_own_scope_is_refused(
     await db.adispose()
 
 
+async def test_a_savepoint_that_is_rolled_back_keeps_its_lock(db: Database) -> None:
+    run = sides(db)
+    async with db():
+        nested = db.session.begin_nested()
+        await run["db.session"](WRITE)
+        nested.rollback()
+        assert not db.uncommitted
+        with pytest.raises(ConcurrentUseError, match=r"^db\.session has written"):
+            await run["db.async_session"](WRITE)
+        db.session.rollback()
+        await run["db.async_session"](WRITE)
+    await db.adispose()
+
+
 async def test_after_a_commit_or_what_commits_itself_the_other_goes_on(db: Database) -> None:
     run = sides(db)
     async with db(commit_on_exit=True):
