@@ -93,6 +93,10 @@ class Backend(ABC):
         """What a query sees from outside: committed rows only."""
 
     @abstractmethod
+    def end_statements(self) -> None:
+        """End the sessions that have a statement under way."""
+
+    @abstractmethod
     def _sessions(self) -> list[dict[str, Any]]:
         """The sessions on this database, each with `in_transaction`."""
 
@@ -112,6 +116,12 @@ class PostgreSQL(Backend):
     def rows(self, sql: str) -> list[Row]:
         with connect_postgresql(self.location) as connection:
             return connection.execute(sql.encode()).fetchall()
+
+    def end_statements(self) -> None:
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'active'"
+            " AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
     def _sessions(self) -> list[dict[str, Any]]:
         with connect_postgresql(self._maintenance) as connection:
@@ -157,6 +167,14 @@ class MariaDB(Backend):
             finally:
                 # A closed connection stays listed for a moment: let it not be on this database.
                 connection.select_db("information_schema")
+
+    def end_statements(self) -> None:
+        for (number,) in self.rows(
+            "SELECT id FROM information_schema.processlist WHERE command = 'Query'"
+            " AND db = DATABASE() AND id <> CONNECTION_ID()"
+        ):
+            with contextlib.suppress(pymysql.err.OperationalError):  # it has ended
+                self.execute(f"KILL {number}")
 
     def _sessions(self) -> list[dict[str, Any]]:
         with (
@@ -216,6 +234,9 @@ class SQLite(Backend):
         finally:
             connection.close()
         return 0
+
+    def end_statements(self) -> None:
+        pass  # nobody waits for a file of another test
 
     def _sessions(self) -> list[dict[str, Any]]:
         """The open file descriptors on the database's file, in all processes (Linux only)."""

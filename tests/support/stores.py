@@ -100,6 +100,7 @@ def emptied(request: pytest.FixtureRequest) -> Callable[[str], Backend]:
         if name == "sqlite":
             return create_tables(request.getfixturevalue("sqlite"))
         backend: Backend = request.getfixturevalue(f"_shared_{name}")
+        backend.end_statements()  # the TRUNCATE would wait for what an earlier test has left
         if name == "postgresql":
             backend.execute(
                 "TRUNCATE memberships, users RESTART IDENTITY;"
