@@ -68,7 +68,8 @@ def _paused(fsa: Fsa) -> dict[str, str]:
     nobody fires what is listed."""
     from fsa_cli.ledger import nodes, queries
     from fsa_cli.ledger.access import existing
-    from fsa_cli.runs.problems import is_schedule_kept, since
+    from fsa_cli.runs.node_states import is_schedule_kept
+    from fsa_cli.runs.problem import since
 
     try:
         with existing(fsa.load(), fsa.settings) as ledger:

@@ -29,7 +29,7 @@ from fsa_cli.terminal.masking import mask_within
 if TYPE_CHECKING:
     from fsa_cli.ledger.glance import Glance
     from fsa_cli.runs.failures import Failures
-    from fsa_cli.runs.problems import Problem
+    from fsa_cli.runs.problem import Problem
     from fsa_cli.runs.run_activity import Doing
 
 app = typer.Typer()
@@ -58,7 +58,9 @@ def status(context: typer.Context) -> None:
     from fsa_cli.ledger.access import existing
     from fsa_cli.ledger.glance import glance
     from fsa_cli.runs.failures import failures
-    from fsa_cli.runs.problems import Problem, is_schedule_kept, problems
+    from fsa_cli.runs.node_states import is_schedule_kept
+    from fsa_cli.runs.problem import Problem
+    from fsa_cli.runs.problems import problems
     from fsa_cli.runs.run_activity import doing
 
     fsa = Fsa.of(context)
@@ -134,7 +136,7 @@ def _schema(fsa: Fsa) -> str:
 def _counts(seen: Glance) -> Iterator[str]:
     from fsa_cli.ledger.records import RunStatus
     from fsa_cli.ledger.time import instant_of
-    from fsa_cli.runs.problems import lives
+    from fsa_cli.runs.node_states import lives
 
     at = f"{instant_of(seen.now_ms):%H:%M:%S} UTC"  # as all times below
     alive = Counter(each.role for each in seen.nodes if lives(each, seen.now_ms))

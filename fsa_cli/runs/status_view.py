@@ -13,6 +13,7 @@ from fsa_cli.ledger.glance import Glance
 from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
+from fsa_cli.runs.node_states import node_state
 from fsa_cli.terminal.formatting import format_span, format_time
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "document",
     "live_schedulers",
     "node_rows",
-    "node_state",
     "place",
     "task_columns",
     "task_rows",
@@ -190,11 +190,6 @@ def _note(each: Row[Any], overview: Glance, shown: Callable[[int], str]) -> str:
     if scheduled and live_schedulers(overview) and each.name not in overview.known:
         return "no live scheduler knows it"
     return ""
-
-
-def node_state(each: Row[Any], now_ms: int) -> str:
-    """A node whose lease is over is dead, whether or not another one has noticed."""
-    return "dead" if each.state in OPEN_STATES and each.lease_until_ms < now_ms else str(each.state)
 
 
 def _shown(ms: int | None, *, now: datetime | None) -> str:
