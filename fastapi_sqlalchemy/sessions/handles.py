@@ -9,26 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IllegalStateChangeError
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionState
-from sqlalchemy.util import greenlet_spawn
 
-from ..engines.aiosqlite_connections import after_reads
-from .activity import Activity, task_or_thread
-from .connections import HANGS_UP, adiscard, discard, hang_up, in_autocommit, is_busy
-from .deadlines import Deadlines
-from .shielding import in_default_thread, in_thread, start, wait_shielded
+from .activity import Activity
+from .connections import adiscard, hang_up, in_autocommit, is_busy
+from .shielding import start, wait_shielded
 from .tracking import TrackedSession
 
-__all__ = ["AsyncSessionHandle", "SessionHandle", "SyncSessionHandle"]
+__all__ = [
+    "POLL_S",
+    "ROLLBACK_TIMEOUT_S",
+    "SessionHandle",
+    "log_failure",
+    "log_given_up",
+    "log_still_used",
+]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 
@@ -37,7 +38,7 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 ROLLBACK_TIMEOUT_S = 5.0
 #: How long whoever still uses a session has, in seconds, to notice that its connection is gone.
 LEAVE_TIMEOUT_S = 1.0
-_POLL_S = 0.002
+POLL_S = 0.002
 
 
 class SessionHandle:
@@ -114,7 +115,7 @@ class SessionHandle:
 
     async def abandon(self, who: object) -> None:
         """End it while its `user` is at it: nothing more is sent, and its place is free soon."""
-        _log_still_used(who, self.user or "another task or thread")
+        log_still_used(who, self.user or "another task or thread")
         await wait_shielded(start(self._abandon()))
 
     async def _abandon(self) -> None:
@@ -125,12 +126,17 @@ class SessionHandle:
             await adiscard(connection)
         await self._let_go()
 
+    @property
+    def _leave_timeout_s(self) -> float:
+        """How long its `user` has to notice: a sandbox's connection is not cut."""
+        return ROLLBACK_TIMEOUT_S if self.in_sandbox else LEAVE_TIMEOUT_S
+
     async def _until_left(self) -> None:
         """Wait until the one that has lost its connection has noticed."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (ROLLBACK_TIMEOUT_S if self.in_sandbox else LEAVE_TIMEOUT_S)
+        deadline = loop.time() + self._leave_timeout_s
         while self.user is not None and loop.time() < deadline:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
 
     async def _let_go(self) -> None:
         """Close the session, whose connections are gone."""
@@ -237,266 +243,14 @@ class SessionHandle:
         return block is not None
 
 
-class SyncSessionHandle(SessionHandle):
-    """The `Session` of a scope."""
-
-    __slots__ = ("_is_sqlite",)
-
-    def __init__(
-        self, session: Session, owner: object, is_sqlite: bool, on_loop_thread: Callable[[], None]
-    ) -> None:
-        super().__init__(session, Activity(owner, on_loop_thread))
-        self._is_sqlite = is_sqlite
-
-    async def flush(self) -> None:
-        await self._run(self.session.flush)
-
-    async def commit(self) -> None:
-        await self._run(self.session.commit)
-
-    async def roll_back(self, who: object) -> None:
-        work = self._end_transactions if self.is_committed else self.session.rollback
-        await self._run_bounded(work, who)
-
-    async def close(self, who: object) -> None:
-        await self._run_bounded(self.session.close, who)
-
-    def _abandon_here(self, who: object) -> None:
-        """As `abandon`, in this thread."""
-        _log_still_used(who, self.user or "another task or thread")
-        for connection in self._connections():
-            hang_up(connection)
-        deadline = time.monotonic() + (ROLLBACK_TIMEOUT_S if self.in_sandbox else LEAVE_TIMEOUT_S)
-        while self.user is not None and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        self._close_hard()
-
-    async def _let_go(self) -> None:
-        await wait_shielded(in_thread(self._close_hard))
-
-    def _close_hard(self) -> None:
-        for connection in self._connections():
-            discard(connection)
-        try:
-            self.session.close()
-        except Exception:
-            logger.debug("The session could not be closed", exc_info=True)
-
-    def close_here(self, who: object) -> None:
-        """As `close`, in this thread, for as long as it takes."""
-        if self.user is not None:
-            self._abandon_here(who)
-            return
-        self._finish(self.session.close, who)
-
-    async def _run(self, work: Callable[[], None]) -> None:
-        waits = self.pending or self.activity.user is not None or not self._ends_alike
-        if self.connection is None:
-            if not waits:
-                work()
-            else:
-                await wait_shielded(in_default_thread(work))
-        elif self._is_sqlite and not self.activity.wrote and not waits:
-            work()
-        else:
-            await wait_shielded(in_thread(work))
-
-    async def _run_bounded(self, work: Callable[[], None], who: object) -> None:
-        if self._given_up:
-            return
-        if self.user is not None:
-            await self.abandon(who)
-            return
-        await self._run_unused(work, who)
-
-    async def _run_unused(self, work: Callable[[], None], who: object) -> None:
-        connection = self.connection
-        if self._ends_alike and (
-            connection is None or (self._is_sqlite and not self.activity.wrote)
-        ):
-            self._finish(work, who)
-            return
-        run = in_thread if connection is not None else in_default_thread
-        future = run(lambda: self._finish(work, who))
-        try:
-            await wait_shielded(future, ROLLBACK_TIMEOUT_S)
-        finally:
-            if not future.done():
-                self._given_up = True
-                _log_given_up(who)
-                if connection is not None:
-                    hang_up(connection)
-
-    def _finish(self, work: Callable[[], None], who: object) -> None:
-        """Do `work`, a rollback or a close. If it fails, the server ends what was begun."""
-        connection = self.connection
-        self.activity.ender = task_or_thread()
-        try:
-            work()
-            if self.activity.ended and self.connection is not None:
-                self._end_transactions()  # a close() of its class has executed something after all
-        except Exception as exc:
-            if not self._given_up:
-                _log_failure(who, exc)
-            discard(connection)
-        finally:
-            self.activity.ender = None
-
-    @property
-    def _ends_alike(self) -> bool:
-        return isinstance(self.session, TrackedSession) and self.session.fsa_ends_alike
-
-
-class AsyncSessionHandle(SessionHandle):
-    """The `AsyncSession` of a scope."""
-
-    __slots__ = ("async_session",)
-
-    def __init__(self, async_session: AsyncSession, owner: object) -> None:
-        super().__init__(async_session.sync_session, Activity(owner))
-        self.async_session = async_session
-
-    async def flush(self) -> None:
-        await self._run(self.async_session.flush)
-
-    async def commit(self) -> None:
-        await self._run(self.async_session.commit)
-
-    async def roll_back(self, who: object) -> None:
-        work = self._end_transactions if self.is_committed else self.async_session.rollback
-        await self._run_bounded(work, who)
-
-    def _end_transactions(self) -> Coroutine[Any, Any, None]:
-        return greenlet_spawn(super()._end_transactions)
-
-    async def close(self, who: object) -> None:
-        if self.closes_at_once:
-            self.close_at_once(who)
-        else:
-            await self._run_bounded(self.async_session.close, who)
-
-    @property
-    def closes_at_once(self) -> bool:
-        """Whether closing it only lets its objects go: a greenlet would take longer than that."""
-        return (
-            self.session._transaction is None
-            and not self._given_up
-            and type(self.async_session).close is AsyncSession.close
-            and type(self.session).close is Session.close
-        )
-
-    @property
-    def closes_alike(self) -> bool:
-        """Whether no `close` or `rollback` of its classes executes something."""
-        async_class = type(self.async_session)
-        return (
-            async_class.close is AsyncSession.close
-            and async_class.rollback is AsyncSession.rollback
-            and isinstance(self.session, TrackedSession)
-            and self.session.fsa_ends_alike
-        )
-
-    def close_at_once(self, who: object) -> None:
-        """As `close`, where it `closes_at_once`."""
-        try:
-            self.session.close()
-        except Exception as exc:
-            _log_failure(who, exc)
-
-    async def _let_go(self) -> None:
-        try:
-            await self.async_session.close()
-        except Exception:
-            logger.debug("The session could not be closed", exc_info=True)
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self.connection is None and not self.pending and self.activity.user is None:
-            await work()
-        else:
-            await wait_shielded(start(work()))
-
-    async def _run_bounded(
-        self, work: Callable[[], Coroutine[Any, Any, None]], who: object
-    ) -> None:
-        if self._given_up:
-            return
-        if self.user is not None:
-            await self.abandon(who)
-            return
-        await self._run_unused(work, who)
-
-    async def _run_unused(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
-        connection = self.activity.connection
-        if connection is None and self.closes_alike:
-            await self._finish(work, who)
-            return
-        if connection is not None and self._needs_no_rollback(connection):
-            with after_reads(connection):
-                await wait_shielded(start(self._finish(work, who)))
-            return
-        task = start(self._finish(work, who))
-        try:
-            await wait_shielded(task, ROLLBACK_TIMEOUT_S)
-        finally:
-            if not task.done():
-                self._given_up = True
-                _log_given_up(who)
-                task.cancel()
-                await adiscard(connection)
-
-    async def _end_reads(self, who: object) -> None:
-        connection = self.activity.connection
-        if connection is None or connection.dialect.driver not in HANGS_UP:
-            await super()._end_reads(who)
-            return
-        # In this very task: another one, and the turns of the loop until this one goes on, took 4 %
-        # of a request. A cancellation meanwhile throws the connection away (SQLAlchemy does), and
-        # the end of the scope closes the session.
-        deadlines = Deadlines.of(loop := asyncio.get_running_loop())
-        expire = partial(self._give_up, who, connection)
-        deadlines.add(ROLLBACK_TIMEOUT_S, expire, loop)
-        try:
-            await self._finish(self._end_transactions, who)
-        finally:
-            deadlines.remove(expire)
-
-    def _give_up(self, who: object, connection: Connection) -> None:
-        self._given_up = True
-        _log_given_up(who)
-        hang_up(connection)
-
-    def _needs_no_rollback(self, connection: Connection) -> bool:
-        """Whether it is a file's, which has only been read."""
-        return (
-            connection.dialect.driver == "aiosqlite"
-            and not self.activity.may_have_written
-            and not (connection.closed or connection.invalidated)
-        )
-
-    async def _finish(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
-        connection = self.activity.connection
-        self.activity.ender = task_or_thread()
-        try:
-            await work()
-            if self.activity.ended and self.activity.connection is not None:
-                await self._end_transactions()
-        except Exception as exc:
-            self.failure = self.failure or exc
-            if not self._given_up:
-                _log_failure(who, exc)
-            await adiscard(connection)
-        finally:
-            self.activity.ender = None
-
-
-def _log_failure(who: object, exc: Exception) -> None:
+def log_failure(who: object, exc: Exception) -> None:
     if isinstance(exc, IllegalStateChangeError):
-        _log_still_used(who, "another task or thread")
+        log_still_used(who, "another task or thread")
     else:
         logger.error("%s: ROLLBACK failed; its connection is discarded", who, exc_info=exc)
 
 
-def _log_still_used(who: object, user: str) -> None:
+def log_still_used(who: object, user: str) -> None:
     logger.error(
         "%s has ended while %s still uses its session: nothing of it is committed, and its "
         "connection is closed. Let that one open a scope of its own: `with db():` or "
@@ -517,7 +271,7 @@ def _describe(user: asyncio.Task[Any] | int | None) -> str:
     return "another task or thread"
 
 
-def _log_given_up(who: object) -> None:
+def log_given_up(who: object) -> None:
     logger.error(
         "%s: ROLLBACK has not ended after %g s; the scope ends without it", who, ROLLBACK_TIMEOUT_S
     )

@@ -15,9 +15,11 @@ from sqlalchemy.orm import Session
 from ..engines import fork_safety
 from ..exceptions import ConcurrentUseError, ConfigurationError, MissingSessionError
 from .activity import Activity, user_here
+from .async_handle import AsyncSessionHandle
 from .binding import Binding
-from .handles import AsyncSessionHandle, SessionHandle, SyncSessionHandle
+from .handles import SessionHandle
 from .shielding import start, wait_shielded
+from .sync_handle import SyncSessionHandle
 from .tracking import ENDED, shares_bind
 
 __all__ = ["Scope", "refuse_other_loops"]
