@@ -25,23 +25,31 @@ CLOSE_TIMEOUT_S = 1.0
 
 
 def adapt(dialect: Dialect) -> None:
-    """Have the connections of `dialect` opened whole or not at all, and no idle one rolled back.
+    """Have connections of `dialect` opened whole or not at all, and none ended that has not begun.
 
     Not by its event "do_connect": a dialect with an event takes longer for each statement.
     """
     if "connect" in vars(dialect):
         return  # an engine of the user's own, configured again
-    connect, roll_back = dialect.connect, dialect.do_rollback
+    connect = dialect.connect
 
     def connect_whole(*args: Any, **arguments: Any) -> Any:
         opening = partial(_open, dialect.loaded_dbapi.aiosqlite.connect)
         return connect(*args, **{"async_creator_fn": opening, **arguments})
 
-    def roll_back_begun(dbapi_connection: Any) -> None:
-        if not _is_idle(dbapi_connection.driver_connection):
-            roll_back(dbapi_connection)
+    vars(dialect).update(
+        connect=connect_whole,
+        do_commit=_unless_idle(dialect.do_commit),
+        do_rollback=_unless_idle(dialect.do_rollback),
+    )
 
-    vars(dialect).update(connect=connect_whole, do_rollback=roll_back_begun)
+
+def _unless_idle(end: Callable[[Any], None]) -> Callable[[Any], None]:
+    def end_begun(dbapi_connection: Any) -> None:
+        if not _is_idle(dbapi_connection.driver_connection):
+            end(dbapi_connection)
+
+    return end_begun
 
 
 def _is_idle(driver_connection: Any) -> bool:
@@ -56,8 +64,8 @@ def _is_idle(driver_connection: Any) -> bool:
 def after_reads(connection: Connection) -> Iterator[None]:
     """End a transaction of `connection` that has only read, and has no statement under way.
 
-    Python begins one for what writes, and a ROLLBACK where none was begun does nothing; to have the
-    connection's thread do that nothing costs a request on SQLite a tenth of its time.
+    Python begins one for what writes; a COMMIT or a ROLLBACK where none was begun does nothing, and
+    to have the connection's thread do that nothing costs a request a tenth of its time.
     https://docs.python.org/3/library/sqlite3.html#sqlite3.Connection.in_transaction
     """
     driver_connection = connection.connection.driver_connection

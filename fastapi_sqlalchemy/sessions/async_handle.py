@@ -90,8 +90,14 @@ class AsyncSessionHandle(SessionHandle):
             logger.debug("The session could not be closed", exc_info=True)
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self.connection is None and not self.pending and self.activity.user is None:
+        connection = self.connection
+        if self.pending or self.activity.user is not None:
+            await wait_shielded(start(work()))
+        elif connection is None:
             await work()
+        elif self._has_only_read(connection):
+            with after_reads(connection):
+                await wait_shielded(start(work()))
         else:
             await wait_shielded(start(work()))
 
@@ -110,7 +116,7 @@ class AsyncSessionHandle(SessionHandle):
         if connection is None and self.closes_alike:
             await self._finish(work, who)
             return
-        if connection is not None and self._needs_no_rollback(connection):
+        if connection is not None and self._has_only_read(connection):
             with after_reads(connection):
                 await wait_shielded(start(self._finish(work, who)))
             return
@@ -145,7 +151,7 @@ class AsyncSessionHandle(SessionHandle):
         log_given_up(who)
         hang_up(connection)
 
-    def _needs_no_rollback(self, connection: Connection) -> bool:
+    def _has_only_read(self, connection: Connection) -> bool:
         """Whether it is a file's, which has only been read."""
         return (
             connection.dialect.driver == "aiosqlite"

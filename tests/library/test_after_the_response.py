@@ -288,10 +288,12 @@ async def test_what_was_read_of_a_file_costs_no_way_to_its_thread(
 
     @db.on_connect
     def listen(connection: Any, record: Any) -> None:
-        def note(roll_back: Any) -> Any:
-            return lambda: asked.append("rollback") or roll_back()
+        def note(name: str) -> None:
+            end = getattr(connection.driver_connection, name)
+            setattr(connection.driver_connection, name, lambda: asked.append(name) or end())
 
-        connection.driver_connection.rollback = note(connection.driver_connection.rollback)
+        note("commit")
+        note("rollback")
         if begins:
             connection.isolation_level = None
 
@@ -300,10 +302,11 @@ async def test_what_was_read_of_a_file_costs_no_way_to_its_thread(
             db.async_engine.sync_engine, "begin", lambda each: each.exec_driver_sql("BEGIN")
         )
     for statement in (select(User), text("SELECT * FROM users")):
-        async with db():
-            await db.async_session.execute(statement)
-            asked.clear()
-        assert bool(asked) is begins
+        for commits in (False, True):
+            async with db(commit_on_exit=commits):
+                await db.async_session.execute(statement)
+                asked.clear()
+            assert bool(asked) is begins, asked
         store.assert_settled()
     async with db():
         db.async_session.add(User(name="lost"))
