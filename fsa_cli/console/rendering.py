@@ -24,6 +24,7 @@ __all__ = ["HEADERS", "asset", "assets_version", "etag_of", "page", "prepare", "
 
 _HERE = Path(__file__).parent
 _SMALLEST = 1024
+_LARGE = 200_000
 
 #: On each response. `Referrer-Policy: no-referrer` would have browsers send `Origin: null`.
 HEADERS = {
@@ -94,7 +95,8 @@ def assets_version() -> str:
 def _response(request: Request, content: bytes, kind: str, status: int) -> Response:
     headers = {**HEADERS, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding, Cookie"}
     if len(content) > _SMALLEST and "gzip" in request.headers.get("accept-encoding", ""):
-        content = gzip.compress(content, 5, mtime=0)
+        # The best takes 4 ms for the largest, and saves a tenth.
+        content = gzip.compress(content, 9 if len(content) < _LARGE else 6, mtime=0)
         headers["Content-Encoding"] = "gzip"
     return Response(content, status, headers, media_type=f"{kind}; charset=utf-8")
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from fsa_cli.exceptions import ArgumentError, FsaError
-from fsa_cli.ledger import run_search
+from fsa_cli.ledger import queries, run_search
 from fsa_cli.ledger.attempts import attempts_of
 from fsa_cli.ledger.records import RunStatus, status_words
 from fsa_cli.ledger.run_search import SAID_LENGTH, RunFilter
@@ -167,8 +167,11 @@ def running_lines(ledger: Ledger, limit: int, now: datetime) -> list[RunLine]:
 
 
 def run_detail(ledger: Ledger, run_id: str, now: datetime) -> RunDetail | None:
-    """A run in full; None if there is none of that id."""
+    """A run in full; None if there is none of that id, and not one alone that begins so."""
     row = run_search.one(ledger, run_id, MAX_TEXT_LENGTH)
+    if row is None:
+        begun = queries.find(ledger, run_id.lower())
+        row = run_search.one(ledger, begun[0].id, MAX_TEXT_LENGTH) if len(begun) == 1 else None
     if row is None:
         return None
     traceback = None if row.traceback is None else mask_tail(row.traceback)
@@ -194,7 +197,7 @@ def run_detail(ledger: Ledger, run_id: str, now: datetime) -> RunDetail | None:
         executor=row.executor,
         role=row.role,
         node_state=row.node_state,
-        attempts=[_earlier(each) for each in attempts_of(ledger, run_id)],
+        attempts=[_earlier(each) for each in attempts_of(ledger, row.id)],
         waits=why_it_waits(ledger, row),
     )
 

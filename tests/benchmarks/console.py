@@ -42,7 +42,7 @@ WITH RECURSIVE series (n) AS (
 )
 INSERT INTO fsa_run (id, namespace, task, scheduled_ms, slot, kind, status, arguments, executor,
     attempt, not_before_ms, node, queued_ms, started_ms, finished_ms, error_type, error, traceback)
-SELECT (n * 7919 % 999983) || '-' || n, :namespace, 'task' || (n % :tasks), at, 'S', 'schedule',
+SELECT {id}, :namespace, 'task' || (n % :tasks), at, 'S', 'schedule',
     status, '{}', 'local', 1, at, CASE WHEN begun THEN 'node1' END, at,
     CASE WHEN begun THEN at + 40 END, CASE WHEN begun THEN at + 40 + n % 9000 END,
     CASE WHEN status = 'failed' THEN 'ValueError' END,
@@ -106,11 +106,12 @@ def fill(runs: int) -> None:
     with ledger.engine.begin() as connection:
         for statement in (NODE, KNOWN, FIRED, OPEN):
             connection.execute(text(statement), given)
+    run_id = "lower(hex(randomblob(16)))" if ledger.is_sqlite else "md5(CAST(n AS text))"
     for first in range(0, runs, PART):
         part = {"first": first, "last": min(first + PART, runs) - 1, "runs": runs}
         with ledger.engine.begin() as connection:
-            connection.execute(text(RUNS), {**given, **part})
-    if ledger.engine.dialect.name == "postgresql":
+            connection.execute(text(RUNS.replace("{id}", run_id)), {**given, **part})
+    if not ledger.is_sqlite:
         with ledger.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             connection.execute(text("VACUUM ANALYZE"))
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any
 
+import pytest
 from starlette.requests import Request
 
 from fsa_cli.console import drawing, rendering
@@ -97,6 +98,17 @@ def test_a_bar_of_a_lane_takes_at_most_ten_calls() -> None:
         return calls(work)
 
     assert (draw(200) - draw(100)) / 100 <= 10
+
+
+@pytest.mark.parametrize(
+    ("run_id", "linked"),
+    [("5b1e03aa" * 4, "5b1e03aa5b"), ("a foreign one/1", "a%20foreign%20one%2F1"), ("1" * 31,) * 2],
+)
+def test_a_bar_links_its_run_by_as_much_of_the_id_as_tells_it(run_id: str, linked: str) -> None:
+    rows: list[Drawn] = [("tea", "failed", 1, NOW_MS, run_id, NOW_MS, NOW_MS, NOW_MS, NOW_MS)]
+    scale = lanes.Scale.around(NOW_MS, "1h")
+    drawn = lanes.draw([("tea", "")], rows, [], {}, ComingInstants(), scale)
+    assert f'href="run?id={linked}"' in drawing.lane_bars(drawn.lanes)
 
 
 def test_what_comes_all_the_time_is_told_by_a_few_instants() -> None:

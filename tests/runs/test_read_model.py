@@ -160,6 +160,8 @@ def test_pages_hold_every_run_once_and_never_a_large_text(
         "to": "ann",
     }
     assert run_detail(ledger, "none", instant_of(now)) is None
+    assert run_detail(ledger, rows[-1]["id"][:10].upper(), instant_of(now)) == detail
+    assert run_detail(ledger, "", instant_of(now)) is None  # the beginning of each
 
 
 def test_a_fingerprint_is_one_statement_and_another_one_after_each_change(ledger: Ledger) -> None:
