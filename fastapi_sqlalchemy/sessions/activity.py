@@ -65,9 +65,10 @@ class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
     `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
-    `may_have_written` is True unless all of them are surely reads; `has_locked` says that something
-    was written in a savepoint that is rolled back. `failure` says why a statement
-    of it has failed, the first one, and `lost` whether one has rolled back all of it.
+    `may_have_written` is True unless all of them are surely reads; `unfinished` says that the last
+    one has not returned: it is under way, has failed, or was cancelled; `has_locked` says that
+    something was written in a savepoint that is rolled back. `failure` says why a statement of it
+    has failed, the first one, and `lost` whether one has rolled back all of it.
 
     `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`;
     `left` is what another task waits for until then.
@@ -105,6 +106,7 @@ class Activity:
         "results",
         "takes_turns",
         "unchecked",
+        "unfinished",
         "unread",
         "unsure",
         "user",
@@ -118,6 +120,7 @@ class Activity:
         self.connection: Connection | None = None
         self.wrote = False
         self.unsure = False
+        self.unfinished = False
         self.has_locked = False
         self.failure: str | None = None
         self.lost = False
@@ -205,6 +208,7 @@ class Activity:
 
     def notice(self, statement: Any) -> None:
         """Remember that `statement` is about to be executed."""
+        self.unfinished = True
         if self.wrote:
             return
         if not getattr(statement, "is_select", False) and not looks_like_read(statement):
@@ -220,6 +224,7 @@ class Activity:
 
         And what SQLAlchemy has compiled once, for each time that it is executed.
         """
+        self.unfinished = False
         unread = self.unread
         context = getattr(getattr(result, "raw", None) or result, "context", None)
         if context is None:
@@ -277,7 +282,7 @@ class Activity:
     def reset(self) -> None:
         """Its transaction has ended."""
         self.connection = None
-        self.wrote = self.unsure = self.has_locked = self.lost = False
+        self.wrote = self.unsure = self.unfinished = self.has_locked = self.lost = False
         self.failure = None
         self.unchecked.clear()
         self.unread.clear()

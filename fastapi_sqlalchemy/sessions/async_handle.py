@@ -19,7 +19,7 @@ from .activity import Activity, task_or_thread
 from .connections import HANGS_UP, adiscard, hang_up
 from .deadlines import Deadlines
 from .handles import SessionHandle, log_failure, log_given_up
-from .shielding import start, wait_shielded
+from .shielding import collect_abandoned, start, wait_shielded
 from .tracking import TrackedSession
 
 __all__ = ["AsyncSessionHandle"]
@@ -116,6 +116,9 @@ class AsyncSessionHandle(SessionHandle):
         if connection is None and self.closes_alike:
             await self._finish(work, who)
             return
+        if connection is not None and connection.invalidated and _is_file(connection):
+            # Whoever was cancelled at a statement keeps its lock until the exception is collected.
+            collect_abandoned()
         if connection is not None and self._has_only_read(connection):
             with after_reads(connection):
                 await wait_shielded(start(self._finish(work, who)))
@@ -152,9 +155,10 @@ class AsyncSessionHandle(SessionHandle):
         hang_up(connection)
 
     def _has_only_read(self, connection: Connection) -> bool:
-        """Whether it is a file's, which has only been read."""
+        """Whether it is a file's, which has only been read, and its thread has nothing to do."""
         return (
-            connection.dialect.driver == "aiosqlite"
+            _is_file(connection)
+            and not self.activity.unfinished
             and not self.activity.may_have_written
             and not (connection.closed or connection.invalidated)
         )
@@ -173,3 +177,7 @@ class AsyncSessionHandle(SessionHandle):
             await adiscard(connection)
         finally:
             self.activity.ender = None
+
+
+def _is_file(connection: Connection) -> bool:
+    return connection.dialect.driver == "aiosqlite"

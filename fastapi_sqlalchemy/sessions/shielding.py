@@ -194,10 +194,11 @@ class _Ending(asyncio.Task[T]):
 
 
 def collect_abandoned() -> None:
-    """Soon, have the garbage collector close the generators that a cut-off stream has left.
+    """Soon, have the garbage collector close what a request that was cut off has left.
 
-    Starlette does not close them when a client hangs up. They sit in the cycle of the exception
-    that ended the stream, and a `with db():` inside them holds its connection for as long.
+    Starlette does not close a stream's generators when a client hangs up. They sit in the cycle of
+    the exception that ended the stream, and a `with db():` inside them holds its connection for as
+    long; so does a statement of SQLite's its lock.
     """
     loop = asyncio.get_running_loop()
     if loop not in _collecting:
