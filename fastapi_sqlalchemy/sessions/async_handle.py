@@ -101,16 +101,6 @@ class AsyncSessionHandle(SessionHandle):
         else:
             await wait_shielded(start(work()))
 
-    async def _run_bounded(
-        self, work: Callable[[], Coroutine[Any, Any, None]], who: object
-    ) -> None:
-        if self._given_up:
-            return
-        if self.user is not None:
-            await self.abandon(who)
-            return
-        await self._run_unused(work, who)
-
     async def _run_unused(self, work: Callable[[], Coroutine[Any, Any, None]], who: object) -> None:
         connection = self.activity.connection
         if connection is None and self.closes_alike:

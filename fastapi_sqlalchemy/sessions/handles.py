@@ -204,6 +204,15 @@ class SessionHandle:
     async def _end_reads(self, who: object) -> None:
         await self._run_unused(self._end_transactions, who)
 
+    async def _run_bounded(self, work: Callable[[], Any], who: object) -> None:
+        """Do `work`, a rollback or a close, unless somebody uses it still or it was given up."""
+        if self._given_up:
+            return
+        if self.user is not None:
+            await self.abandon(who)
+            return
+        await self._run_unused(work, who)
+
     async def _run_unused(self, work: Callable[[], Any], who: object) -> None:
         """Do `work`, a rollback or a close, in bounded time; an error is logged."""
         raise NotImplementedError

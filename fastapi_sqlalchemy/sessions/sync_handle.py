@@ -84,14 +84,6 @@ class SyncSessionHandle(SessionHandle):
         else:
             await wait_shielded(in_thread(work))
 
-    async def _run_bounded(self, work: Callable[[], None], who: object) -> None:
-        if self._given_up:
-            return
-        if self.user is not None:
-            await self.abandon(who)
-            return
-        await self._run_unused(work, who)
-
     async def _run_unused(self, work: Callable[[], None], who: object) -> None:
         connection = self.connection
         if self._ends_alike and (

@@ -632,4 +632,6 @@ def test_a_screen_with_times_names_their_zone(
 
     assert re.search(r"^\d\d:\d\d:\d\d UTC   no process alive   0 running", shown("status"), re.M)
     listed = shown("scheduler", "list")
-    assert re.search(rf"^{name} +Europe/Berlin +paused since \d\d:\d\d:\d\d UTC", listed, re.M)
+    assert re.search(
+        rf"^{name} +(@yearly +)?Europe/Berlin +paused since \d\d:\d\d:\d\d UTC", listed, re.M
+    )
