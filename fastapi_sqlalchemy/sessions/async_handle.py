@@ -16,7 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 from ..engines.aiosqlite_connections import after_reads
 from . import handles
 from .activity import Activity, task_or_thread
-from .connections import HANGS_UP, adiscard, hang_up
+from .connections import HANGS_UP, adiscard
 from .deadlines import Deadlines
 from .handles import SessionHandle, log_failure, log_given_up
 from .shielding import collect_abandoned, start, wait_shielded
@@ -36,15 +36,9 @@ class AsyncSessionHandle(SessionHandle):
         super().__init__(async_session.sync_session, Activity(owner))
         self.async_session = async_session
 
-    async def flush(self) -> None:
-        await self._run(self.async_session.flush)
-
-    async def commit(self) -> None:
-        await self._run(self.async_session.commit)
-
-    async def roll_back(self, who: object) -> None:
-        work = self._end_transactions if self.is_committed else self.async_session.rollback
-        await self._run_bounded(work, who)
+    @property
+    def _front(self) -> AsyncSession:
+        return self.async_session
 
     def _end_transactions(self) -> Coroutine[Any, Any, None]:
         return greenlet_spawn(super()._end_transactions)
@@ -91,11 +85,10 @@ class AsyncSessionHandle(SessionHandle):
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         connection = self.connection
-        if self.pending or self.activity.user is not None:
-            await wait_shielded(start(work()))
-        elif connection is None:
+        is_idle = not self.pending and self.activity.user is None
+        if is_idle and connection is None:
             await work()
-        elif self._has_only_read(connection):
+        elif is_idle and connection is not None and self._has_only_read(connection):
             with after_reads(connection):
                 await wait_shielded(start(work()))
         else:
@@ -138,11 +131,6 @@ class AsyncSessionHandle(SessionHandle):
             await self._finish(self._end_transactions, who)
         finally:
             deadlines.remove(expire)
-
-    def _give_up(self, who: object, connection: Connection) -> None:
-        self._given_up = True
-        log_given_up(who)
-        hang_up(connection)
 
     def _has_only_read(self, connection: Connection) -> bool:
         """Whether it is a file's, which has only been read, and its thread has nothing to do."""

@@ -151,17 +151,23 @@ class SessionHandle:
         own = {id(each[0]): each[0] for each in held if each[0] is not self.session.bind}
         return list(own.values())
 
+    @property
+    def _front(self) -> Any:
+        """The session as the app has it."""
+        return self.session
+
     async def flush(self) -> None:
         """Write what is pending."""
-        raise NotImplementedError
+        await self._run(self._front.flush)
 
     async def commit(self) -> None:
         """Commit; its error is raised."""
-        raise NotImplementedError
+        await self._run(self._front.commit)
 
     async def roll_back(self, who: object) -> None:
         """Roll back, in bounded time; an error is logged."""
-        raise NotImplementedError
+        work = self._end_transactions if self.is_committed else self._front.rollback
+        await self._run_bounded(work, who)
 
     async def close(self, who: object) -> None:
         """Close, in bounded time; an error is logged."""
@@ -204,6 +210,10 @@ class SessionHandle:
     async def _end_reads(self, who: object) -> None:
         await self._run_unused(self._end_transactions, who)
 
+    async def _run(self, work: Callable[[], Any]) -> None:
+        """Do `work`, a flush or a COMMIT, whatever is cancelled meanwhile; its error is raised."""
+        raise NotImplementedError
+
     async def _run_bounded(self, work: Callable[[], Any], who: object) -> None:
         """Do `work`, a rollback or a close, unless somebody uses it still or it was given up."""
         if self._given_up:
@@ -216,6 +226,13 @@ class SessionHandle:
     async def _run_unused(self, work: Callable[[], Any], who: object) -> None:
         """Do `work`, a rollback or a close, in bounded time; an error is logged."""
         raise NotImplementedError
+
+    def _give_up(self, who: object, connection: Connection | None) -> None:
+        """End without it: whoever waits for its server gets an answer."""
+        self._given_up = True
+        log_given_up(who)
+        if connection is not None:
+            hang_up(connection)
 
     def _end_transactions(self) -> Any:
         """End its transaction and the savepoints in it, as `Session.close()` does.

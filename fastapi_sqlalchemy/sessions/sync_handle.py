@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from . import handles
 from .activity import Activity, task_or_thread
 from .connections import discard, hang_up
-from .handles import SessionHandle, log_failure, log_given_up, log_still_used
+from .handles import SessionHandle, log_failure, log_still_used
 from .shielding import in_default_thread, in_thread, wait_shielded
 from .tracking import TrackedSession
 
@@ -30,16 +30,6 @@ class SyncSessionHandle(SessionHandle):
     ) -> None:
         super().__init__(session, Activity(owner, on_loop_thread))
         self._is_sqlite = is_sqlite
-
-    async def flush(self) -> None:
-        await self._run(self.session.flush)
-
-    async def commit(self) -> None:
-        await self._run(self.session.commit)
-
-    async def roll_back(self, who: object) -> None:
-        work = self._end_transactions if self.is_committed else self.session.rollback
-        await self._run_bounded(work, who)
 
     async def close(self, who: object) -> None:
         await self._run_bounded(self.session.close, who)
@@ -97,10 +87,7 @@ class SyncSessionHandle(SessionHandle):
             await wait_shielded(future, handles.ROLLBACK_TIMEOUT_S)
         finally:
             if not future.done():
-                self._given_up = True
-                log_given_up(who)
-                if connection is not None:
-                    hang_up(connection)
+                self._give_up(who, connection)
 
     def _finish(self, work: Callable[[], None], who: object) -> None:
         """Do `work`, a rollback or a close. If it fails, the server ends what was begun."""

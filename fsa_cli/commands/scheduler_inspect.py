@@ -66,20 +66,20 @@ def list_(context: typer.Context) -> None:
 def _paused(fsa: Fsa) -> dict[str, str]:
     """The paused tasks, and since when they are; none where no ledger can be read. It warns where
     nobody fires what is listed."""
-    from fsa_cli.ledger import nodes, queries
+    from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
-    from fsa_cli.runs.node_states import is_schedule_kept
+    from fsa_cli.runs.node_states import is_kept
     from fsa_cli.runs.problem import since
 
     try:
         with existing(fsa.load(), fsa.settings) as ledger:
             tasks = queries.tasks(ledger)
             now_ms = ledger.read(ledger.now_ms)
-            listed = ledger.read(lambda connection: nodes.listed(connection, ledger, now_ms))
+            kept = is_kept(ledger, now_ms)
     except FsaError as exc:
         fsa.output.detail(f"whether a task is paused is not known: {exc.message}")
         return {}
-    if not is_schedule_kept(listed, now_ms):
+    if not kept:
         fsa.output.warn("no scheduler is alive, and nothing of this runs: fsa scheduler start")
     return {
         each.name: f"since {since(each.paused_ms, now_ms)}"

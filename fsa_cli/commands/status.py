@@ -237,12 +237,14 @@ def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
     """The next instants, the nearest first; a task that is paused, or that no scheduler of those
     that live knows, has none."""
     from fsa_cli.processes.schedule_plan import plan
-    from fsa_cli.runs.status_view import live_schedulers
+    from fsa_cli.runs.node_states import roles_alive
     from fsa_cli.schedules.schedule import upcoming
     from fsa_cli.tasks.registry import registry
 
     paused = {each.name for each in seen.tasks if each.paused_ms is not None} if seen else set()
-    known = seen.known if seen is not None and live_schedulers(seen) else None
+    known = None
+    if seen is not None and "scheduler" in roles_alive(seen.nodes, seen.now_ms):
+        known = seen.known
     now = datetime.now(UTC)
     rows = []
     for each in plan(registry, fsa.settings.timezone):

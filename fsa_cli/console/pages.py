@@ -19,6 +19,7 @@ from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.run_search import RunFilter
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.runs import lanes, overview, run_pages, task_pages, week
+from fsa_cli.runs.node_states import is_kept
 from fsa_cli.runs.run_activity import doing
 from fsa_cli.runs.run_view import since_ms
 from fsa_cli.schedules.words import in_words
@@ -164,7 +165,7 @@ def _run(asked: Asked) -> dict[str, Any]:
 def _tasks(asked: Asked) -> dict[str, Any]:
     source = asked.source
     tasks = task_pages.task_lines(source.ledger, source.coming, asked.now_ms, asked.zone)
-    return {"tasks": tasks, "is_kept": overview.is_kept(source.ledger, asked.now_ms)}
+    return {"tasks": tasks, "is_kept": is_kept(source.ledger, asked.now_ms)}
 
 
 def _task(asked: Asked) -> dict[str, Any]:
@@ -185,8 +186,8 @@ def _task(asked: Asked) -> dict[str, Any]:
 def _coming(asked: Asked) -> dict[str, Any]:
     source = asked.source
     seen = week.week(source.ledger, source.week, asked.now_ms, asked.zone)
-    is_kept = overview.is_kept(source.ledger, asked.now_ms)
-    return {"week": seen, "is_unfinished": seen.left > 0, "is_kept": is_kept}
+    kept = is_kept(source.ledger, asked.now_ms)
+    return {"week": seen, "is_unfinished": seen.left > 0, "is_kept": kept}
 
 
 def _queues(asked: Asked) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from fsa_cli.ledger import nodes as ledger_nodes
 from fsa_cli.ledger.records import OPEN_STATES
+from fsa_cli.ledger.store import Ledger
 
-__all__ = ["is_schedule_kept", "lives", "node_state", "roles_alive"]
+__all__ = ["is_kept", "is_schedule_kept", "lives", "node_state", "roles_alive"]
 
 
 def node_state(each: Row[Any], now_ms: int) -> str:
@@ -28,6 +30,12 @@ def is_schedule_kept(nodes: Iterable[Row[Any]], now_ms: int) -> bool:
     return any(
         each.role == "tick" or (each.role == "scheduler" and lives(each, now_ms)) for each in nodes
     )
+
+
+def is_kept(ledger: Ledger, now_ms: int) -> bool:
+    """As `is_schedule_kept`, of the nodes that the ledger lists."""
+    listed = ledger.read(lambda connection: ledger_nodes.listed(connection, ledger, now_ms))
+    return is_schedule_kept(listed, now_ms)
 
 
 def roles_alive(nodes: Iterable[Row[Any]], now_ms: int) -> set[str]:

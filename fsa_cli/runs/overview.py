@@ -19,7 +19,7 @@ from fsa_cli.runs import lanes
 from fsa_cli.runs.coming import ComingInstants, schedules
 from fsa_cli.runs.failures import Failures, failures
 from fsa_cli.runs.lanes import Lanes, Scale
-from fsa_cli.runs.node_states import is_schedule_kept, node_state
+from fsa_cli.runs.node_states import node_state
 from fsa_cli.runs.problem import Problem
 from fsa_cli.runs.problems import problems
 from fsa_cli.runs.run_pages import RunLine, run_line
@@ -30,7 +30,6 @@ __all__ = [
     "NodeLine",
     "Overview",
     "QueueLine",
-    "is_kept",
     "node_lines",
     "overview",
     "queue_lines",
@@ -154,12 +153,6 @@ def overview(
 def queue_lines(ledger: Ledger, now_ms: int) -> list[QueueLine]:
     """What waits, by queue; the one with the oldest run first."""
     return _queue_lines(waiting(ledger, now_ms))
-
-
-def is_kept(ledger: Ledger, now_ms: int) -> bool:
-    """As `is_schedule_kept`."""
-    listed = ledger.read(lambda connection: nodes.listed(connection, ledger, now_ms))
-    return is_schedule_kept(listed, now_ms)
 
 
 def node_lines(ledger: Ledger, now_ms: int) -> list[NodeLine]:

@@ -10,16 +10,14 @@ from typing import Any
 from sqlalchemy import Row
 
 from fsa_cli.ledger.glance import Glance
-from fsa_cli.ledger.records import OPEN_STATES
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import options_in
-from fsa_cli.runs.node_states import node_state
+from fsa_cli.runs.node_states import node_state, roles_alive
 from fsa_cli.terminal.formatting import format_span, format_time
 
 __all__ = [
     "NODE_COLUMNS",
     "document",
-    "live_schedulers",
     "node_rows",
     "place",
     "task_columns",
@@ -48,15 +46,6 @@ _TASK_COLUMNS = {
     "note": "note",
 }
 _ALWAYS = {"task", "state", "last", "status", "success"}
-
-
-def live_schedulers(overview: Glance) -> list[Row[Any]]:
-    """The nodes that keep the schedule now."""
-    return [
-        each
-        for each in overview.nodes
-        if each.role == "scheduler" and node_state(each, overview.now_ms) in OPEN_STATES
-    ]
 
 
 def place(where: str, namespace: str, elsewhere: Sequence[str]) -> str:
@@ -187,7 +176,8 @@ def _note(each: Row[Any], overview: Glance, shown: Callable[[int], str]) -> str:
         by = f" by {each.paused_by}" if each.paused_by else ""
         return f"since {shown(each.paused_ms)}{by}"
     scheduled = each.schedule_hash is not None
-    if scheduled and live_schedulers(overview) and each.name not in overview.known:
+    alive = roles_alive(overview.nodes, overview.now_ms)
+    if scheduled and "scheduler" in alive and each.name not in overview.known:
         return "no live scheduler knows it"
     return ""
 
