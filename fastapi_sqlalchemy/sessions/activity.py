@@ -17,7 +17,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Result
 from sqlalchemy.exc import DBAPIError
 
 from ..exceptions import ConcurrentUseError
@@ -65,8 +65,8 @@ class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
     `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
-    `may_have_written` is True unless all of them are surely reads; `unfinished` says that the last
-    one has not returned: it is under way, has failed, or was cancelled; `has_locked` says that
+    `may_have_written` is True unless all of them are surely reads; `unfinished` is the last one
+    until it has returned: it is under way, has failed, or was cancelled; `has_locked` says that
     something was written in a savepoint that is rolled back. `failure` says why a statement of it
     has failed, the first one, and `lost` whether one has rolled back all of it.
 
@@ -120,13 +120,13 @@ class Activity:
         self.connection: Connection | None = None
         self.wrote = False
         self.unsure = False
-        self.unfinished = False
+        self.unfinished: Any = None
         self.has_locked = False
         self.failure: str | None = None
         self.lost = False
-        self.unchecked: list[Any] = []
-        #: Those of `unchecked` whose SQL did not show that they read.
+        #: Those whose SQL did not show that they read, and SELECTs of which it is not sure.
         self.unread: list[Any] = []
+        self.unchecked: list[Any] = []
         self.results: list[weakref.ref[Any]] = []
         self.left_s = 0.0
         self.left: asyncio.Event | None = None
@@ -152,14 +152,16 @@ class Activity:
         """Whether it looks as if something was written."""
         if self.wrote:
             return True
-        return bool(self.unread) and not all(map(looks_like_read, self.unread))
+        unread = self._unread_now()
+        return bool(unread) and not all(map(looks_like_read, unread))
 
     @property
     def may_have_written(self) -> bool:
         """Whether it cannot be excluded that something was written."""
         if self.wrote or self.unsure:
             return True
-        return bool(self.unchecked) and not all(map(surely_reads, self.unchecked))
+        unchecked = self._unchecked_now()
+        return bool(unchecked) and not all(map(surely_reads, unchecked))
 
     @property
     def only_reads(self) -> bool:
@@ -167,9 +169,16 @@ class Activity:
 
         Nothing was written, no row is locked, and nobody is in the middle of a result.
         """
-        if self.may_have_written or (self.unchecked and any(map(locks_rows, self.unchecked))):
+        if self.may_have_written or any(map(locks_rows, self._unchecked_now())):
             return False
         return not any(map(call, self.results))
+
+    def _unread_now(self) -> list[Any]:
+        unfinished = self.unfinished
+        return self.unread if unfinished is None else [*self.unread, unfinished]
+
+    def _unchecked_now(self) -> list[Any]:
+        return [*self.unchecked, *self._unread_now()] if self.unchecked else self._unread_now()
 
     def uses(self, pool: object) -> bool:
         """Whether it holds a connection of `pool`."""
@@ -208,42 +217,48 @@ class Activity:
 
     def notice(self, statement: Any) -> None:
         """Remember that `statement` is about to be executed."""
-        self.unfinished = True
-        if self.wrote:
-            return
-        if not getattr(statement, "is_select", False) and not looks_like_read(statement):
+        if self.unfinished is not None:
+            self._keep(self.unread, self.unfinished)
+        self.unfinished = statement
+        if not (self.wrote or getattr(statement, "is_select", False) or looks_like_read(statement)):
             self.wrote = True
-        elif len(self.unchecked) < _MOST_UNCHECKED:
-            self.unchecked.append(statement)
-            self.unread.append(statement)
-        else:
-            self.unsure = True
 
     def executed(self, statement: Any, result: Any) -> None:
         """Let the SQL of a SELECT without a CTE answer for it: to look through it takes longer.
 
         And what SQLAlchemy has compiled once, for each time that it is executed.
         """
-        self.unfinished = False
-        unread = self.unread
-        context = getattr(getattr(result, "raw", None) or result, "context", None)
-        if context is None:
+        if self.unfinished is statement:
+            self.unfinished = None
+        elif self.unread and self.unread[-1] is statement:  # others were executed inside of it
+            self.unread.pop()
+        compiled: Any = None
+        if isinstance(result, Result):  # else a value, which may have any attribute
+            context = getattr(getattr(result, "raw", result), "context", None)
+            if context is not None:
+                # A result itself cannot be referred to weakly; nobody but it keeps its context.
+                self.results.append(weakref.ref(context))
+                compiled = context.compiled
+        if compiled is None or not compiled.statement.is_select or compiled.ctes:
+            self._keep(self.unread, statement)
             return
-        # A result itself cannot be referred to weakly; nobody but it keeps its context.
-        self.results.append(weakref.ref(context))
-        if unread and unread[-1] is statement:
-            compiled: Any = getattr(context, "compiled", None)
-            if compiled is None or not compiled.statement.is_select or compiled.ctes:
-                return
-            unread.pop()
-            # Noted at what SQLAlchemy keeps: whether it surely reads and locks nothing.
-            harmless = getattr(compiled, "fsa_harmless", None)
-            if harmless is None:
-                select = compiled.statement
-                harmless = surely_reads(select) and not locks_rows(select)
-                compiled.fsa_harmless = harmless
-            if harmless and self.unchecked and self.unchecked[-1] is statement:
-                self.unchecked.pop()
+        # Noted at what SQLAlchemy keeps: whether it surely reads and locks nothing.
+        harmless = getattr(compiled, "fsa_harmless", None)
+        if harmless is None:
+            select = compiled.statement
+            harmless = surely_reads(select) and not locks_rows(select)
+            compiled.fsa_harmless = harmless
+        if not harmless:
+            self._keep(self.unchecked, statement)
+
+    def _keep(self, statements: list[Any], statement: Any) -> None:
+        """Keep a statement to look through it, if somebody asks."""
+        if self.wrote:
+            return
+        if len(statements) < _MOST_UNCHECKED:
+            statements.append(statement)
+        else:
+            self.unsure = True
 
     def failed(self, error: DBAPIError) -> None:
         """Remember that a statement has failed, for a commit in spite of it."""
@@ -282,11 +297,14 @@ class Activity:
     def reset(self) -> None:
         """Its transaction has ended."""
         self.connection = None
-        self.wrote = self.unsure = self.unfinished = self.has_locked = self.lost = False
-        self.failure = None
-        self.unchecked.clear()
-        self.unread.clear()
-        self.results.clear()
+        self.wrote = self.unsure = self.has_locked = self.lost = False
+        self.unfinished = self.failure = None
+        if self.unread:
+            self.unread.clear()
+        if self.unchecked:
+            self.unchecked.clear()
+        if self.results:
+            self.results.clear()
         if self.forget is not None:
             self.forget()
             self.forget = None

@@ -128,7 +128,9 @@ class AsyncSessionHandle(SessionHandle):
         expire = partial(self._give_up, who, connection)
         deadlines.add(handles.ROLLBACK_TIMEOUT_S, expire, loop)
         try:
-            await self._finish(self._end_transactions, who)
+            await self._end_transactions()
+        except Exception as exc:
+            await self._failed(exc, who, connection)
         finally:
             deadlines.remove(expire)
 
@@ -136,7 +138,7 @@ class AsyncSessionHandle(SessionHandle):
         """Whether it is a file's, which has only been read, and its thread has nothing to do."""
         return (
             _is_file(connection)
-            and not self.activity.unfinished
+            and self.activity.unfinished is None
             and not self.activity.may_have_written
             and not (connection.closed or connection.invalidated)
         )
@@ -149,12 +151,15 @@ class AsyncSessionHandle(SessionHandle):
             if self.activity.ended and self.activity.connection is not None:
                 await self._end_transactions()
         except Exception as exc:
-            self.failure = self.failure or exc
-            if not self._given_up:
-                log_failure(who, exc)
-            await adiscard(connection)
+            await self._failed(exc, who, connection)
         finally:
             self.activity.ender = None
+
+    async def _failed(self, exc: Exception, who: object, connection: Connection | None) -> None:
+        self.failure = self.failure or exc
+        if not self._given_up:
+            log_failure(who, exc)
+        await adiscard(connection)
 
 
 def _is_file(connection: Connection) -> bool:

@@ -126,7 +126,9 @@ class Binding:
             return self._sandbox.open_async_session(self, maker, own)
         if maker.kw["bind"] is None:
             own.setdefault("bind", self.engines.asynchronous)
-        return maker(**own)
+        if session_args:
+            return maker(**own)
+        return maker.class_(**{**maker.kw, **own})  # as the factory does, in less time
 
     @property
     def sync_maker(self) -> sessionmaker[Session]:

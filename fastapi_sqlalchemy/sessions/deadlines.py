@@ -23,7 +23,8 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._due_s: dict[Callable[[], None], float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        # Not the timer itself: it would keep the loop, and the loop what is kept here.
+        self._looks_at_s: float | None = None
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Deadlines:
@@ -38,7 +39,7 @@ class Deadlines:
     ) -> None:
         """Have `expire` called in `timeout_s`, unless it is removed before."""
         self._due_s[expire] = due_s = loop.time() + timeout_s
-        if self._timer is None or self._timer.when() > due_s:
+        if self._looks_at_s is None or self._looks_at_s > due_s:
             self._look_at(due_s, loop)
 
     def remove(self, expire: Callable[[], None]) -> None:
@@ -46,12 +47,13 @@ class Deadlines:
         self._due_s.pop(expire, None)
 
     def _look_at(self, due_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(due_s, self._look, loop)
+        self._looks_at_s = due_s
+        loop.call_at(due_s, self._look, due_s, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
+    def _look(self, at_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        if at_s != self._looks_at_s:
+            return  # an earlier one has been set since
+        self._looks_at_s = None
         now_s = loop.time()
         for expire in [each for each, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[expire]

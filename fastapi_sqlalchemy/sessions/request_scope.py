@@ -107,17 +107,19 @@ class RequestScope(Scope):
 
     async def end_reads(self) -> None:
         """Give back the connections of sessions that have only read; their objects stay loaded."""
-        self.warn_of_idle()
         for handle in self.handles:
             if handle.activity.connection is not None:
+                self.warn_of_idle()
                 await handle.end_reads(self)
 
     def warn_of_idle(self) -> None:
         """Log a warning, once for a route, if it kept a connection for long without using it."""
         for handle in self.handles:
             activity = handle.activity
+            if activity.connection is None or activity.user is not None:
+                continue
             idle_s = monotonic() - activity.left_s
-            if activity.connection is None or activity.user is not None or idle_s < IDLE_WARNING_S:
+            if idle_s < IDLE_WARNING_S:
                 continue
             if (label := f"idle {self}") not in self._warned:
                 self._warned.add(label)

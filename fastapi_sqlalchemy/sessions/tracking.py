@@ -91,7 +91,12 @@ class TrackedSession(Session):
         is_inner = self.fsa_begin()
         activity.notice(statement)
         try:
-            result = self._fsa_run(super()._execute_internal, statement, *args, **kwargs)
+            execute = super()._execute_internal
+            result = (
+                watched(activity, execute, statement, *args, **kwargs)
+                if activity.has_others
+                else execute(statement, *args, **kwargs)
+            )
             activity.executed(statement, result)
             return result if activity.awaitable is None else self.fsa_result(result)
         except DBAPIError as exc:

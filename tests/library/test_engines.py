@@ -5,6 +5,7 @@ import gc
 import sqlite3
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -449,13 +450,15 @@ ASYNC_DRIVERS = [
 
 
 @pytest.mark.parametrize(("name", "driver"), ASYNC_DRIVERS)
-def test_two_runs_in_a_row_work_and_leave_no_connection(
+def test_two_runs_in_a_row_work_and_leave_no_connection_and_no_loop(
     name: str, driver: str, request: pytest.FixtureRequest, db: Database
 ) -> None:
     backend = backend_named(name, request)
     db.configure(backend.with_driver(driver))
+    loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
     async def run() -> object:
+        loops.add(asyncio.get_running_loop())
         async with db():
             assert await db.async_session.scalar(select(1)) == 1
             assert backend.connections() >= 1
@@ -464,7 +467,9 @@ def test_two_runs_in_a_row_work_and_leave_no_connection(
     first, second = asyncio.run(run()), asyncio.run(run())
     assert first is not second
     backend.assert_released()
+    del first, second
     gc.collect()
+    assert not list(loops)
 
 
 def test_a_loop_that_fails_leaves_no_connection(postgresql: Backend, db: Database) -> None:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import (
+    Dialect,
     Executable,
     Integer,
     Sequence,
+    TypeDecorator,
     delete,
     exists,
     func,
@@ -181,6 +183,28 @@ def test_whatever_writes_may_have_written(store: Store, write: Callable[[Session
         assert not activity.may_have_written
         db.session.scalars(select(User)).all()
         assert not activity.may_have_written
+
+
+class Context:
+    """A value with the attributes by which a result is asked for its statement."""
+
+    raw: Any = None
+    context = "not to be referred to weakly"
+
+
+class Contexts(TypeDecorator[Context]):
+    impl = Integer
+    cache_ok = True
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> Context:
+        return Context()
+
+
+def test_a_value_is_not_taken_for_a_result(store: Store) -> None:
+    db = store.configure()
+    with db():
+        assert isinstance(db.session.scalar(select(literal(1, Contexts()))), Context)
+        assert not db.session.fsa_activity.may_have_written  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("write", DOORS, ids=lambda write: write.__name__)
