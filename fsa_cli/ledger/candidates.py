@@ -132,19 +132,19 @@ def _queued(
     if tasks is not None:
         given["rows"] = json.dumps([{"task": name} for name in tasks])
     is_filtered = tasks is not None
-    found = list(connection.execute(_looking(ledger.sql, is_filtered, ""), given))
+    found = connection.execute(_looking(ledger.sql, is_filtered, ""), given).all()
     if by_age:
         return sorted(found, key=_age)
     if len(found) < limit:  # all that wait
         return sorted(found, key=_rank)
-    levels = list(connection.scalars(_levels(ledger.sql), {"namespace": ledger.namespace}))
+    levels = connection.scalars(_levels(ledger.sql), {"namespace": ledger.namespace}).all()
     if len(levels) <= 1:
         return sorted(found, key=_rank)
     found = []
     for level in sorted(levels, reverse=True):
         given |= {"priority": level, "number": limit - len(found)}
         sign = ">=" if level == _ABOVE else "<=" if level == _BELOW else "="
-        found += connection.execute(_looking(ledger.sql, is_filtered, sign), given)
+        found += connection.execute(_looking(ledger.sql, is_filtered, sign), given).all()
         if len(found) == limit:
             break
     return sorted(found, key=_rank)
@@ -221,7 +221,7 @@ def _held(ledger: Ledger, connection: Connection, locks: Collection[str | None])
     asked = [{"lock_name": lock} for lock in sorted(lock for lock in locks if lock is not None)]
     if not asked:
         return set()
-    return set(connection.scalars(_holding(ledger.sql), {"rows": json.dumps(asked)}))
+    return set(connection.scalars(_holding(ledger.sql), {"rows": json.dumps(asked)}).all())
 
 
 @lru_cache

@@ -73,7 +73,7 @@ _MYSQL_LOCK_WAIT = 1205
 _MYSQL_AGAIN = {1020, 1040, 1053, 1205, 1213, 1317, 1927, 1969, 2006, 2013, 3024}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # of each kind there is one, by which statements are cached
 class DialectSQL:
     """The SQL of one kind of database.
 

@@ -25,7 +25,7 @@ from fsa_cli.ledger import dialects
 from fsa_cli.ledger.dialects import DialectSQL, typed
 from fsa_cli.ledger.location import access_of, shares
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.reach import Reach, execute, probe, refused
+from fsa_cli.ledger.reach import Reach, ask, execute, probe, refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
@@ -163,14 +163,12 @@ class Fence:
     def _succeeded(self, connection: Connection) -> int:
         given = {**self._mine, "result": self.result}
         statement = _succeeding(self._ledger.sql, self._ledger.qualified(run.name))
-        with closing(execute(connection, statement, given)) as written:
-            return written.rowcount
+        return int(ask(connection, statement, given))
 
     def _counted(self, connection: Connection) -> int:
         table = self._ledger.qualified(run.name)
         statement = _counting(self._ledger.sql, table, is_sent=self._sent)
-        with closing(execute(connection, statement, self._mine)) as written:
-            return written.rowcount
+        return int(ask(connection, statement, self._mine))
 
     def _counted_apart(self, connection: Connection) -> int:
         statement = _counting(self._ledger.sql, run.name, is_sent=self._sent)

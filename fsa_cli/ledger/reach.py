@@ -7,9 +7,10 @@ in a transaction that is read-only, with a ledger that belongs to another user.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Dialect, TextClause
 from sqlalchemy.exc import DBAPIError
@@ -20,7 +21,9 @@ from fsa_cli.ledger.dialects import typed
 from fsa_cli.ledger.location import access_of
 from fsa_cli.ledger.store import Ledger
 
-__all__ = ["Reach", "execute", "is_untouched", "probe", "refused"]
+__all__ = ["Reach", "ask", "execute", "is_untouched", "probe", "refused"]
+
+T = TypeVar("T")
 
 # The errors for a table that is not there or not for this user, and for a read-only transaction:
 # MySQL's (1792; 1290: the server is), where a statement that fails so leaves the transaction as it
@@ -61,8 +64,7 @@ def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> R
         "run_schema": ledger.schema or "",
         "effect_schema": ledger.effect_schemas.get(access_of(connection.engine.url), ""),
     }
-    answer = execute(connection, _probing(has_key), given).scalar_one()
-    return Reach(*json.loads(answer))
+    return Reach(*json.loads(ask(connection, _probing(has_key), given, _first_value)))
 
 
 def is_untouched(connection: Connection) -> bool:
@@ -87,8 +89,44 @@ def execute(
     connection: Connection, statement: TextClause, given: Mapping[str, Any]
 ) -> CursorResult[Any]:
     """Execute a statement of `typed` on a connection of the app's, compiled once."""
-    sql, order = _compiled(statement, connection.dialect)
-    return connection.exec_driver_sql(sql, tuple(given[n] for n in order) if order else given)
+    return connection.exec_driver_sql(*_for_driver(statement, connection.dialect, given))
+
+
+def ask(
+    connection: Connection,
+    statement: TextClause,
+    given: Mapping[str, Any],
+    answer: Callable[[Any], T] = attrgetter("rowcount"),
+) -> T:
+    """As `execute`, by a cursor of the driver's: what *answer* reads off it.
+
+    Each commit of a task passes here twice; SQLAlchemy's results take as long as the statements.
+
+    Raises:
+        DBAPIError: As `execute` does.
+    """
+    sql, parameters = _for_driver(statement, connection.dialect, given)
+    cursor: Any = None
+    try:
+        cursor = connection.connection.cursor()
+        cursor.execute(sql, parameters)
+        found = answer(cursor)
+        cursor.close()
+    except BaseException as exc:
+        # As for each statement: a lost connection is noted as one, as is a cancelled task's.
+        connection._handle_dbapi_exception(exc, sql, None, cursor, None)
+    return found
+
+
+def _first_value(cursor: Any) -> Any:
+    return cursor.fetchone()[0]
+
+
+def _for_driver(
+    statement: TextClause, dialect: Dialect, given: Mapping[str, Any]
+) -> tuple[str, Any]:
+    sql, order = _compiled(statement, dialect)
+    return sql, tuple(given[name] for name in order) if order else given
 
 
 @lru_cache

@@ -53,13 +53,17 @@ class NodeListener:
 
 
 class NodeEvents(NodeListener):
-    """Passes each event on to every listener, in order."""
+    """Passes each event on to every listener that has a method of its own for it, in order."""
 
     def __init__(self, *listeners: NodeListener) -> None:
-        self._listeners = list(listeners)
+        self._listeners: dict[str, list[NodeListener]] = {}
+        for listener in listeners:
+            self.add(listener)
 
     def add(self, listener: NodeListener) -> None:
-        self._listeners.append(listener)
+        for event, silent in vars(NodeListener).items():
+            if not event.startswith("_") and getattr(type(listener), event) is not silent:
+                self._listeners.setdefault(event, []).append(listener)
 
     def run_started(self, run: Run) -> None:
         self._tell("run_started", run)
@@ -88,7 +92,7 @@ class NodeEvents(NodeListener):
         self._tell("warned", text)
 
     def _tell(self, event: str, *values: object) -> None:
-        for listener in self._listeners:
+        for listener in self._listeners.get(event, ()):
             try:
                 getattr(listener, event)(*values)
             except BaseException as exc:  # of a task's error or result, when it is looked at

@@ -63,6 +63,9 @@ class RunLog(NodeListener):
             document = report.document(replace(result, value=jsonable_within(result.value)))
             self._json({"event": "run", "retried": again, **document})
             return
+        status = status_words(result.status)
+        if self._is_silent(status):
+            return
         told = [f"{format_elapsed(result.duration_ms):>8}", self._outcome(result)]
         if run.scheduled_at is not None:
             late_s = (result.started_at - run.scheduled_at).total_seconds()
@@ -70,7 +73,6 @@ class RunLog(NodeListener):
                 told.append(f"(started {late_s:.1f} s late)")
         if again:
             told.append(f"(attempt {result.attempt}; it will be executed again)")
-        status = status_words(result.status)
         text = "  ".join(t for t in told if t)
         self._line(run.run_id, run.scheduled_at, run.task.name, status, text)
 
@@ -160,19 +162,21 @@ class RunLog(NodeListener):
         else:
             self._line(run_id, instant, name, status, reason)
 
+    def _is_silent(self, status: str) -> bool:
+        return self.output.quiet and _STYLES.get(status) != "red"
+
     def _line(
         self, run_id: str | None, instant: datetime | None, name: str, status: str, text: str
     ) -> None:
+        if self._is_silent(status):
+            return
         stamp = (instant or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
         short = (run_id or "")[:_ID_WIDTH]
         parts = f"{short:<{_ID_WIDTH}}", f"{name:<{self.width}}", f"{status:<{_STATUS_WIDTH}}"
         line = one_line("  ".join((stamp, *parts, text))).rstrip()
-        style = _STYLES.get(status)
-        if self.output.quiet and style != "red":
-            return
         if self.output.narration.is_terminal:
             self.output.narration.print(
-                shown(line), style=style, markup=False, emoji=False, soft_wrap=True
+                shown(line), style=_STYLES.get(status), markup=False, emoji=False, soft_wrap=True
             )
         else:
             self._write(shown(line))

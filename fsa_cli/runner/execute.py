@@ -81,10 +81,10 @@ def execute(run: Run) -> RunResult:
         KeyboardInterrupt: In the main thread, after the rollback: a person has stopped it.
     """
     result = _execute(run)
-    for pause_s in _conflict_pauses_s():
+    for pause_s in _CONFLICT_PAUSES_S:
         if not _may_repeat(run, result):
             break
-        time.sleep(pause_s)
+        time.sleep(_jittered(pause_s))
         result = _execute(run)
     return result
 
@@ -106,9 +106,10 @@ def _execute(run: Run) -> RunResult:
         with run.statements, run.fence or _NOTHING, attempt.scope():
             with _interruptible(attempt):
                 value = attempt.call()
-                if not inspect.isawaitable(value):
+                is_awaitable = inspect.isawaitable(value)
+                if not is_awaitable:
                     attempt.check(value)
-            if inspect.isawaitable(value):
+            if is_awaitable:
                 value = _await_returned(attempt, value)
     except BaseException as exc:
         if _is_from_outside(exc) and not attempt.interrupted_itself:
@@ -146,16 +147,16 @@ async def execute_async(run: Run) -> RunResult:
         asyncio.CancelledError: this run was cancelled; it is rolled back.
     """
     result = await _execute_async(_Attempt(run))
-    for pause_s in _conflict_pauses_s():
+    for pause_s in _CONFLICT_PAUSES_S:
         if not _may_repeat(run, result):
             break
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(_jittered(pause_s))
         result = await _execute_async(_Attempt(run))
     return result
 
 
-def _conflict_pauses_s() -> list[float]:
-    return [random.uniform(0.5, 1.5) * each for each in _CONFLICT_PAUSES_S]
+def _jittered(pause_s: float) -> float:
+    return random.uniform(0.5, 1.5) * pause_s
 
 
 def _may_repeat(run: Run, result: RunResult) -> bool:
