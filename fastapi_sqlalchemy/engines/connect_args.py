@@ -18,6 +18,7 @@ from .url_parameters import (
     ASYNCMY_PARAMETERS,
     PYMYSQL_SSL_PARAMETERS,
     mysql_tls,
+    tls_of_option_file,
     translate,
 )
 from .urls import driver_of
@@ -29,6 +30,7 @@ ConnectArgs = dict[str, Any]
 # What each Python driver takes beside libpq's own parameters.
 _PSYCOPG_ONLY = {"autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context"}
 _PSYCOPG2_ONLY = {"connection_factory", "cursor_factory", "async", "async_"}
+_PYMYSQL_TLS = PYMYSQL_SSL_PARAMETERS | {"ssl_key_password"}
 _MYSQL_ADDRESS = {"host", "port", "user", "password", "db", "database", "passwd"}
 
 
@@ -187,15 +189,17 @@ def _pymysql_to(names: frozenset[str]) -> Callable[[ConnectArgs, str], ConnectAr
         }
         if left.get("ssl_disabled"):
             left.pop("ssl_disabled")
-            for name in ("ssl", *PYMYSQL_SSL_PARAMETERS):
+            for name in ("ssl", *_PYMYSQL_TLS):
                 left.pop(name, None)
             return taken
         left.pop("ssl_disabled", None)
         tls: ConnectArgs = {
             name: left.pop(name)
             for name in list(left)
-            if name in PYMYSQL_SSL_PARAMETERS or name.startswith("ssl_verify_")
+            if name in _PYMYSQL_TLS or name.startswith("ssl_verify_")
         }
+        if names is AIOMYSQL_PARAMETERS:
+            tls = {**tls_of_option_file(taken), **tls}
         given = left.pop("ssl", None)
         if isinstance(given, Mapping):
             tls |= {f"ssl_{name}": value for name, value in given.items()}
@@ -209,6 +213,8 @@ def _pymysql_to(names: frozenset[str]) -> Callable[[ConnectArgs, str], ConnectAr
 
 
 def _to_pymysql(left: ConnectArgs, module: str) -> ConnectArgs:
+    if left.get("ssl") is True:  # asyncmy's: TLS without a look at the certificate
+        left["ssl"] = mysql_tls({})
     names = ASYNCMY_PARAMETERS | PYMYSQL_SSL_PARAMETERS | _MYSQL_ADDRESS | {"write_timeout", "ssl"}
     return {name: left.pop(name) for name in list(left) if name in names}
 
