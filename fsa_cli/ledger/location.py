@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy.engines import urls
+from fastapi_sqlalchemy.engines.connect_args import connect_args_for
 from fastapi_sqlalchemy.exceptions import DBSessionError, MissingDriverError
 from fsa_cli.database.identity import (
     address,
@@ -58,8 +59,7 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
     url, creator = _place(databases, settings)
     try:
         url, connect_args = urls.url_for(url, "sync")
-        if settings.ledger_url:
-            connect_args = {**_connect_args(databases, url), **connect_args}
+        connect_args = {**_connect_args(databases, url), **connect_args}
         arguments: dict[str, Any] = {"creator": creator} if creator else {}
         if url.get_backend_name() == "sqlite":
             connect_args = {**connect_args, "check_same_thread": False, "timeout": 10}
@@ -90,10 +90,20 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
         ) from exc
     except (DBSessionError, SQLAlchemyError) as exc:
         raise LedgerUnusable(
-            "the ledger's database cannot be opened", details=[address(url), str(exc)]
+            "the ledger's database cannot be opened",
+            details=[address(url), str(exc)],
+            hint="ledger_url in [tool.fsa], or FSA_LEDGER_URL, says how the ledger connects:"
+            " postgresql+psycopg://...?sslmode=verify-full&sslrootcert=FILE",
         ) from exc
     in_state_dir = (url.database or "").startswith(f"{state_dir()}{os.sep}")
-    return Ledger(engine, settings.namespace, address(url), single, in_state_dir=in_state_dir)
+    return Ledger(
+        engine,
+        settings.namespace,
+        address(url),
+        single,
+        in_state_dir=in_state_dir,
+        connect_args=connect_args,
+    )
 
 
 def shares(ledger: Ledger, url: URL | None) -> bool:
@@ -174,7 +184,7 @@ def _creator(database: Database) -> Callable[..., Any] | None:
     """How the app's own engine connects: its `connect_args`, its `creator`, its `do_connect`."""
     try:
         engine = database.engine
-    except DBSessionError:  # only an async driver: another one is taken for the same URL
+    except DBSessionError:  # `_connect_args` has the async side's, or says what has no counterpart
         return None
 
     def connect() -> Any:
@@ -218,22 +228,37 @@ def _known_to_creator(engine: Engine) -> Mapping[str, Any]:
 def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]:
     """The `connect_args` of an app's engine on the server of *url*, as far as that has not its own.
 
-    They are what a connection to that server needs (TLS, a time limit).
+    They are what a connection to that server needs (TLS, a time limit), for the driver of *url*.
+
+    Raises:
+        ConfigurationError: That driver cannot be told, and *url* says nothing of TLS itself.
     """
     for database in databases.values():
         if not same_server(database.url, url):
             continue
         try:
-            engine = database.engine
-        except DBSessionError:  # only an async driver
+            engine = _engine_of(database)
+            known = _known_to_creator(engine).get("cparams", {})
+            of_url = engine.dialect.create_connect_args(engine.url)[1]
+            own = {name: value for name, value in known.items() if name not in of_url}
+            told = connect_args_for(own, engine.url, url)
+        except MissingDriverError:
             continue
-        if engine.url.drivername != url.drivername:
-            continue
-        known = _known_to_creator(engine).get("cparams", {})
-        of_urls = [engine.dialect.create_connect_args(each)[1] for each in (engine.url, url)]
-        return {
-            name: value
-            for name, value in known.items()
-            if name not in of_urls[0] and name not in of_urls[1]
-        }
+        except DBSessionError:
+            if any(name.startswith("ssl") for name in url.query):
+                continue
+            raise
+        of_url = url.get_dialect()().create_connect_args(url)[1]
+        return {name: value for name, value in told.items() if name not in of_url}
     return {}
+
+
+def _engine_of(database: Database) -> Engine:
+    """Its sync engine, or the one inside an async engine that is all there is."""
+    try:
+        return database.engine
+    except DBSessionError as no_sync_side:
+        try:
+            return database.async_engine.sync_engine
+        except RuntimeError:  # it has a URL, and no loop runs here
+            raise no_sync_side from None
