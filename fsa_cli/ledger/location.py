@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
-from sqlalchemy import URL, Dialect, Engine, event
+from sqlalchemy import URL, Dialect, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy.engines import urls
 from fastapi_sqlalchemy.engines.connect_args import connect_args_for
 from fastapi_sqlalchemy.exceptions import DBSessionError, MissingDriverError
+from fsa_cli.database.connect_args import connect_args_of, engine_of, known_to_creator
 from fsa_cli.database.identity import (
     address,
     identity,
@@ -188,7 +188,7 @@ def _creator(database: Database) -> Callable[..., Any] | None:
         return None
 
     def connect() -> Any:
-        known = _known_to_creator(engine)
+        known = known_to_creator(engine)
         dialect, cparams = known.get("dialect"), known.get("cparams")
         cargs = known.get("cargs_tup", known.get("cargs"))  # older SQLAlchemy's
         if dialect is None or cargs is None or cparams is None or dialect.dispatch.do_connect:
@@ -216,15 +216,6 @@ def _connect(
     return connection
 
 
-def _known_to_creator(engine: Engine) -> Mapping[str, Any]:
-    """What SQLAlchemy keeps in the function that connects; nothing of an app's own.
-
-    https://github.com/sqlalchemy/sqlalchemy `engine/create.py`.
-    """
-    creator = engine.pool._creator
-    return inspect.getclosurevars(creator).nonlocals if inspect.isfunction(creator) else {}
-
-
 def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]:
     """The `connect_args` of an app's engine on the server of *url*, as far as that has not its own.
 
@@ -237,11 +228,8 @@ def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]
         if not same_server(database.url, url):
             continue
         try:
-            engine = _engine_of(database)
-            known = _known_to_creator(engine).get("cparams", {})
-            of_url = engine.dialect.create_connect_args(engine.url)[1]
-            own = {name: value for name, value in known.items() if name not in of_url}
-            told = connect_args_for(own, engine.url, url)
+            engine = engine_of(database)
+            told = connect_args_for(connect_args_of(engine), engine.url, url)
         except MissingDriverError:
             continue
         except DBSessionError:
@@ -251,14 +239,3 @@ def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]
         of_url = url.get_dialect()().create_connect_args(url)[1]
         return {name: value for name, value in told.items() if name not in of_url}
     return {}
-
-
-def _engine_of(database: Database) -> Engine:
-    """Its sync engine, or the one inside an async engine that is all there is."""
-    try:
-        return database.engine
-    except DBSessionError as no_sync_side:
-        try:
-            return database.async_engine.sync_engine
-        except RuntimeError:  # it has a URL, and no loop runs here
-            raise no_sync_side from None
