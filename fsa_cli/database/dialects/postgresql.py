@@ -131,6 +131,14 @@ class PostgreSQL(DatabaseDialect):
             return getpass.getuser()
         return None
 
+    def address(self, url: URL) -> str:
+        """A service of libpq's says where it is, where the URL names no host."""
+        service = parameter(url, "service")
+        if service is None or url.host or "host" in url.query:
+            return super().address(url)
+        user = f" as {url.username}" if url.username else ""
+        return f"postgresql service {service}{user}"
+
     def place(self, server: Server) -> str:
         port = server.port or self.usual_port
         if server.host is None:
