@@ -110,11 +110,6 @@ def _libpq_to_asyncpg(left: ConnectArgs, module: str) -> ConnectArgs:
         translated["statement_cache_size"] = 0
     if left.get("autocommit") is False:
         left.pop("autocommit")
-    if "dbname" in left:
-        translated["database"] = left.pop("dbname")
-    for name in ("user", "password"):
-        if name in left:
-            translated[name] = left.pop(name)
     settings: dict[str, str] = {}
     if "client_encoding" in left:
         settings["client_encoding"] = str(left.pop("client_encoding"))
@@ -135,11 +130,6 @@ def _asyncpg_to_libpq(left: ConnectArgs, module: str) -> ConnectArgs:
         else:
             escaped = str(value).replace("\\", "\\\\").replace(" ", "\\ ")
             options.append(f"-c {name}={escaped}")
-    if "database" in left:
-        translated["dbname"] = left.pop("database")
-    for name in ("user", "password"):
-        if name in left:
-            translated[name] = left.pop(name)
     # They name prepared statements for PgBouncer, which their caches' size 0 says too.
     left.pop("prepared_statement_name_func", None)
     names, connect_args = _translate(left, "asyncpg", "libpq")

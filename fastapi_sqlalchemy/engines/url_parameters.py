@@ -47,7 +47,9 @@ _LIBPQ_SSL_PARAMETERS = _names(
     "ssl_min_protocol_version ssl_max_protocol_version"
 )
 # The same name with the same meaning in libpq and in asyncpg.connect().
-_POSTGRESQL_SHARED_PARAMETERS = _names("host port passfile target_session_attrs krbsrvname gsslib")
+_POSTGRESQL_SHARED_PARAMETERS = _names(
+    "host port user password passfile target_session_attrs krbsrvname gsslib"
+)
 _LIBPQ_PARAMETERS = _LIBPQ_SSL_PARAMETERS | {"application_name", "connect_timeout", "options"}
 _ASYNCPG_CACHES = _names(
     "statement_cache_size prepared_statement_cache_size max_cached_statement_lifetime "
@@ -59,7 +61,7 @@ _ASYNCPG_CACHES = _names(
 _ASYNCPG_PARAMETERS = (
     _POSTGRESQL_SHARED_PARAMETERS
     | _ASYNCPG_CACHES
-    | _names("ssl direct_tls database user password timeout command_timeout dsn async_fallback")
+    | _names("ssl direct_tls database timeout command_timeout dsn async_fallback")
 )
 _ASYNCPG_NUMBERS: dict[str, Callable[[str], float]] = {
     "timeout": float,
@@ -136,7 +138,19 @@ def _libpq_to_asyncpg(query: Query) -> tuple[Query, dict[str, Any]]:
     if "connect_timeout" in query:
         # libpq waits for ever at zero and below.
         connect_args["timeout"] = max(float(query.pop("connect_timeout")), 0.0) or None
-    if tls := _take(query, _LIBPQ_SSL_PARAMETERS):
+    if "dbname" in query:
+        translated["database"] = query.pop("dbname")
+    if (
+        query.get("sslrootcert") == "system"
+        and query.get("sslmode", "verify-full") == "verify-full"
+    ):
+        # libpq's word for the system's authorities; asyncpg would look for a file of that name.
+        tls = _take(query, _names("sslmode sslrootcert sslcert sslkey sslpassword"))
+        connect_args["ssl"] = ssl.create_default_context()
+        if "sslcert" in tls:
+            names = ("sslcert", "sslkey", "sslpassword")
+            connect_args["ssl"].load_cert_chain(*(tls.get(name) for name in names))
+    elif tls := _take(query, _LIBPQ_SSL_PARAMETERS):
         # asyncpg reads libpq's TLS parameters, with libpq's meaning, from a DSN and nowhere else;
         # what SQLAlchemy passes beside it (host, user, password) goes before the DSN.
         connect_args["dsn"] = URL.create("postgresql", query=tls).render_as_string()
@@ -162,6 +176,8 @@ def _asyncpg_to_libpq(query: Query) -> tuple[Query, dict[str, Any]]:
     """https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"""
     translated = _take(query, _POSTGRESQL_SHARED_PARAMETERS)
     connect_args: dict[str, Any] = {}
+    if "database" in query:
+        translated["dbname"] = query.pop("database")
     if "ssl" in query:
         mode = str(query.pop("ssl"))
         translated["sslmode"] = "require" if mode.lower() in ("true", "1") else mode
