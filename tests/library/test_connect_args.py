@@ -224,6 +224,27 @@ async def test_the_async_sides_own_connect_args_are_taken_as_they_are(
     await db.adispose()
 
 
+@pytest.mark.parametrize("argument", ["db_url", "async_db_url"])
+async def test_a_sync_side_that_follows_from_the_async_one_connects_as_that_does(
+    postgresql: Backend, db: Database, argument: str
+) -> None:
+    given: dict[str, Any] = {argument: postgresql.with_driver("asyncpg")}
+    told = {"server_settings": {"search_path": "other"}}
+    db.configure(**given, async_engine_args={"connect_args": told})
+    with db():
+        assert db.session.scalar(text("SHOW search_path")) == "other"
+    db.configure(
+        **given, engine_args={"connect_args": {}}, async_engine_args={"connect_args": told}
+    )
+    with db():
+        assert db.session.scalar(text("SHOW search_path")) != "other"
+    tls = {"ssl": ssl.create_default_context()}
+    db.configure(**given, async_engine_args={"connect_args": tls})
+    with pytest.raises(ConfigurationError, match="'ssl'"):
+        _ = db.engine
+    await db.adispose()
+
+
 @pytest.mark.parametrize(
     ("url", "connect_args"),
     [
