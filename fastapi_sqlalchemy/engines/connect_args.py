@@ -114,8 +114,10 @@ def _libpq_to_asyncpg(left: ConnectArgs, module: str) -> ConnectArgs:
     if "client_encoding" in left:
         settings["client_encoding"] = str(left.pop("client_encoding"))
     names, connect_args = _translate(left, "libpq", "asyncpg")
-    if "port" in names:
-        names["port"] = int(names["port"])
+    for name, kind in (("host", str), ("port", int)):
+        if name in names:
+            parts = [kind(part) for part in str(names[name]).split(",")]
+            names[name] = parts if len(parts) > 1 else parts[0]
     if settings:
         connect_args["server_settings"] = {**settings, **connect_args.get("server_settings", {})}
     return {**translated, **names, **connect_args}
@@ -123,6 +125,9 @@ def _libpq_to_asyncpg(left: ConnectArgs, module: str) -> ConnectArgs:
 
 def _asyncpg_to_libpq(left: ConnectArgs, module: str) -> ConnectArgs:
     translated: ConnectArgs = _tls_to_libpq(left)
+    for name in ("host", "port"):
+        if isinstance(left.get(name), list | tuple):
+            left[name] = ",".join(map(str, left[name]))
     options = []
     for name, value in left.pop("server_settings", {}).items():
         if name == "application_name":

@@ -50,7 +50,9 @@ _LIBPQ_SSL_PARAMETERS = _names(
 _POSTGRESQL_SHARED_PARAMETERS = _names(
     "host port user password passfile target_session_attrs krbsrvname gsslib"
 )
-_LIBPQ_PARAMETERS = _LIBPQ_SSL_PARAMETERS | {"application_name", "connect_timeout", "options"}
+_LIBPQ_PARAMETERS = _LIBPQ_SSL_PARAMETERS | _names(
+    "application_name connect_timeout dbname options"
+)
 _ASYNCPG_CACHES = _names(
     "statement_cache_size prepared_statement_cache_size max_cached_statement_lifetime "
     "max_cacheable_statement_size"

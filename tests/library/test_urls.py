@@ -50,10 +50,10 @@ def test_user_password_and_database_mean_the_same_in_the_query_of_each_driver() 
     )
     assert dict(translated.query) == {"user": "me", "password": "sesame", "dbname": "shop"}
     assert connect_args == {}
-    translated, connect_args = url_for(
-        make_url("postgresql+asyncpg://h/?user=me&dbname=shop"), "async"
-    )
-    assert (dict(translated.query), connect_args) == ({"user": "me", "database": "shop"}, {})
+    with_dbname = make_url("postgresql+asyncpg://h/?user=me&dbname=shop")
+    for side, name in (("async", "database"), ("sync", "dbname")):
+        translated, connect_args = url_for(with_dbname, side)  # type: ignore[arg-type]
+        assert (dict(translated.query), connect_args) == ({"user": "me", name: "shop"}, {})
 
 
 def test_the_systems_authorities_are_asyncpgs_context(tmp_path: Path) -> None:
