@@ -218,6 +218,7 @@ def test_both_clients_verify_what_the_app_does(
         ("mysql+asyncmy:///shop", ['protocol="tcp"']),
         ("mysql+mysqldb://localhost/shop", []),
         ("mysql+pymysql:///shop?unix_socket=/run/m.sock", []),
+        ("mysql+pymysql:///shop?read_default_file=/etc/shop.cnf", []),
     ],
 )
 def test_a_client_at_localhost_meets_the_server_that_the_driver_meets(

@@ -148,6 +148,9 @@ def mariadb_options(url: URL, *, is_mariadb: bool = True) -> str:
 
 
 def _is_by_tcp(url: URL) -> bool:
+    """An options file may name a socket, which Python's drivers take from there too."""
+    if "read_default_file" in url.query:
+        return False
     return url.get_driver_name() in ("pymysql", "aiomysql", "asyncmy")
 
 
