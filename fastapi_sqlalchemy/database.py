@@ -84,7 +84,8 @@ class Database:
                 `db()` block has its own.
             async_db_url: the async side's URL, where it is another.
             custom_async_engine: an `AsyncEngine` of your own, never disposed here.
-            async_engine_args: for `create_async_engine()` only.
+            async_engine_args: for `create_async_engine()` only; where the URL is an async driver's
+                and `engine_args` has no `connect_args`, those of these reach the sync side.
             async_session_args: for `AsyncSession` only.
             rollback_from_status: with `commit_on_exit`, the lowest status that rolls back; None:
                 only an exception does.

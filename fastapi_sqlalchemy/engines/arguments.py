@@ -77,6 +77,10 @@ class EngineArguments:
         """`engine_args` as far as they suit `side`, then what was given for that side alone."""
         arguments = dict(self.engine_args)
         native = self.db_url or self.async_db_url
+        if side == "sync" and native is not None and not serves(native, "sync"):
+            # It follows from the async side's URL, and so does how it connects: TLS.
+            of_async = {"connect_args": self.async_engine_args.get("connect_args", {})}
+            arguments = {**of_async, **arguments}
         if native is not None and native.drivername != url.drivername:
             own = self.async_engine_args if side == "async" else {}
             if "connect_args" in arguments and "connect_args" not in own:

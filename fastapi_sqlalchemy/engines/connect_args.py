@@ -18,6 +18,7 @@ from .url_parameters import (
     ASYNCMY_PARAMETERS,
     PYMYSQL_SSL_PARAMETERS,
     mysql_tls,
+    tls_of_option_file,
     translate,
 )
 from .urls import driver_of
@@ -29,6 +30,7 @@ ConnectArgs = dict[str, Any]
 # What each Python driver takes beside libpq's own parameters.
 _PSYCOPG_ONLY = {"autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context"}
 _PSYCOPG2_ONLY = {"connection_factory", "cursor_factory", "async", "async_"}
+_PYMYSQL_TLS = PYMYSQL_SSL_PARAMETERS | {"ssl_key_password"}
 _MYSQL_ADDRESS = {"host", "port", "user", "password", "db", "database", "passwd"}
 
 
@@ -108,17 +110,14 @@ def _libpq_to_asyncpg(left: ConnectArgs, module: str) -> ConnectArgs:
         translated["statement_cache_size"] = 0
     if left.get("autocommit") is False:
         left.pop("autocommit")
-    if "dbname" in left:
-        translated["database"] = left.pop("dbname")
-    for name in ("user", "password"):
-        if name in left:
-            translated[name] = left.pop(name)
     settings: dict[str, str] = {}
     if "client_encoding" in left:
         settings["client_encoding"] = str(left.pop("client_encoding"))
     names, connect_args = _translate(left, "libpq", "asyncpg")
-    if "port" in names:
-        names["port"] = int(names["port"])
+    for name, kind in (("host", str), ("port", int)):
+        if name in names:
+            parts = [kind(part) for part in str(names[name]).split(",")]
+            names[name] = parts if len(parts) > 1 else parts[0]
     if settings:
         connect_args["server_settings"] = {**settings, **connect_args.get("server_settings", {})}
     return {**translated, **names, **connect_args}
@@ -126,6 +125,9 @@ def _libpq_to_asyncpg(left: ConnectArgs, module: str) -> ConnectArgs:
 
 def _asyncpg_to_libpq(left: ConnectArgs, module: str) -> ConnectArgs:
     translated: ConnectArgs = _tls_to_libpq(left)
+    for name in ("host", "port"):
+        if isinstance(left.get(name), list | tuple):
+            left[name] = ",".join(map(str, left[name]))
     options = []
     for name, value in left.pop("server_settings", {}).items():
         if name == "application_name":
@@ -133,11 +135,6 @@ def _asyncpg_to_libpq(left: ConnectArgs, module: str) -> ConnectArgs:
         else:
             escaped = str(value).replace("\\", "\\\\").replace(" ", "\\ ")
             options.append(f"-c {name}={escaped}")
-    if "database" in left:
-        translated["dbname"] = left.pop("database")
-    for name in ("user", "password"):
-        if name in left:
-            translated[name] = left.pop(name)
     # They name prepared statements for PgBouncer, which their caches' size 0 says too.
     left.pop("prepared_statement_name_func", None)
     names, connect_args = _translate(left, "asyncpg", "libpq")
@@ -187,15 +184,17 @@ def _pymysql_to(names: frozenset[str]) -> Callable[[ConnectArgs, str], ConnectAr
         }
         if left.get("ssl_disabled"):
             left.pop("ssl_disabled")
-            for name in ("ssl", *PYMYSQL_SSL_PARAMETERS):
+            for name in ("ssl", *_PYMYSQL_TLS):
                 left.pop(name, None)
             return taken
         left.pop("ssl_disabled", None)
         tls: ConnectArgs = {
             name: left.pop(name)
             for name in list(left)
-            if name in PYMYSQL_SSL_PARAMETERS or name.startswith("ssl_verify_")
+            if name in _PYMYSQL_TLS or name.startswith("ssl_verify_")
         }
+        if names is AIOMYSQL_PARAMETERS:
+            tls = {**tls_of_option_file(taken), **tls}
         given = left.pop("ssl", None)
         if isinstance(given, Mapping):
             tls |= {f"ssl_{name}": value for name, value in given.items()}
@@ -209,6 +208,8 @@ def _pymysql_to(names: frozenset[str]) -> Callable[[ConnectArgs, str], ConnectAr
 
 
 def _to_pymysql(left: ConnectArgs, module: str) -> ConnectArgs:
+    if left.get("ssl") is True:  # asyncmy's: TLS without a look at the certificate
+        left["ssl"] = mysql_tls({})
     names = ASYNCMY_PARAMETERS | PYMYSQL_SSL_PARAMETERS | _MYSQL_ADDRESS | {"write_timeout", "ssl"}
     return {name: left.pop(name) for name in list(left) if name in names}
 

@@ -10,6 +10,7 @@ import math
 import shlex
 import ssl
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL
@@ -21,6 +22,7 @@ __all__ = [
     "mysql_tls",
     "native",
     "refused",
+    "tls_of_option_file",
     "translate",
 ]
 
@@ -37,13 +39,20 @@ AIOMYSQL_PARAMETERS = _names(
 )
 ASYNCMY_PARAMETERS = AIOMYSQL_PARAMETERS | {"read_timeout", "max_allowed_packet"}
 PYMYSQL_SSL_PARAMETERS = _names("ssl_ca ssl_capath ssl_cert ssl_key ssl_cipher ssl_check_hostname")
+_OPTION_FILE_TLS = ("ca", "capath", "cert", "key", "password", "cipher")
+_YES = _names("true 1 2 yes on required optional")  # 1 and 2 as in ssl.VerifyMode
+_NO = _names("false 0 no off none")
 _LIBPQ_SSL_PARAMETERS = _names(
     "sslmode sslcert sslkey sslrootcert sslcrl sslpassword sslnegotiation "
     "ssl_min_protocol_version ssl_max_protocol_version"
 )
 # The same name with the same meaning in libpq and in asyncpg.connect().
-_POSTGRESQL_SHARED_PARAMETERS = _names("host port passfile target_session_attrs krbsrvname gsslib")
-_LIBPQ_PARAMETERS = _LIBPQ_SSL_PARAMETERS | {"application_name", "connect_timeout", "options"}
+_POSTGRESQL_SHARED_PARAMETERS = _names(
+    "host port user password passfile target_session_attrs krbsrvname gsslib"
+)
+_LIBPQ_PARAMETERS = _LIBPQ_SSL_PARAMETERS | _names(
+    "application_name connect_timeout dbname options"
+)
 _ASYNCPG_CACHES = _names(
     "statement_cache_size prepared_statement_cache_size max_cached_statement_lifetime "
     "max_cacheable_statement_size"
@@ -54,7 +63,7 @@ _ASYNCPG_CACHES = _names(
 _ASYNCPG_PARAMETERS = (
     _POSTGRESQL_SHARED_PARAMETERS
     | _ASYNCPG_CACHES
-    | _names("ssl direct_tls database user password timeout command_timeout dsn async_fallback")
+    | _names("ssl direct_tls database timeout command_timeout dsn async_fallback")
 )
 _ASYNCPG_NUMBERS: dict[str, Callable[[str], float]] = {
     "timeout": float,
@@ -87,13 +96,17 @@ def native(query: Query, source: str) -> tuple[Query, dict[str, Any]]:
     """`query` for the driver that it was written for.
 
     SQLAlchemy hands asyncpg text where it wants numbers, and asyncpg knows libpq's names from a DSN
-    only: a URL in which somebody has changed nothing but the driver is full of them.
+    only: a URL in which somebody has changed nothing but the driver is full of them. It hands
+    aiomysql PyMySQL's dictionary of TLS parameters, where that wants a context.
     """
     connect_args: dict[str, Any] = {}
     if source == "libpq" and "prepare_threshold" in query:
         threshold = str(query.pop("prepare_threshold"))
         never = threshold.lower() in ("none", "null", "")
         connect_args["prepare_threshold"] = None if never else int(threshold)
+    if source == "aiomysql":
+        tls = {**tls_of_option_file(query), **_take(query, PYMYSQL_SSL_PARAMETERS)}
+        return query, {"ssl": mysql_tls(tls)} if tls else {}
     if source != "asyncpg":
         return query, connect_args
     for name, number in _ASYNCPG_NUMBERS.items():
@@ -127,7 +140,19 @@ def _libpq_to_asyncpg(query: Query) -> tuple[Query, dict[str, Any]]:
     if "connect_timeout" in query:
         # libpq waits for ever at zero and below.
         connect_args["timeout"] = max(float(query.pop("connect_timeout")), 0.0) or None
-    if tls := _take(query, _LIBPQ_SSL_PARAMETERS):
+    if "dbname" in query:
+        translated["database"] = query.pop("dbname")
+    if (
+        query.get("sslrootcert") == "system"
+        and query.get("sslmode", "verify-full") == "verify-full"
+    ):
+        # libpq's word for the system's authorities; asyncpg would look for a file of that name.
+        tls = _take(query, _names("sslmode sslrootcert sslcert sslkey sslpassword"))
+        connect_args["ssl"] = ssl.create_default_context()
+        if "sslcert" in tls:
+            names = ("sslcert", "sslkey", "sslpassword")
+            connect_args["ssl"].load_cert_chain(*(tls.get(name) for name in names))
+    elif tls := _take(query, _LIBPQ_SSL_PARAMETERS):
         # asyncpg reads libpq's TLS parameters, with libpq's meaning, from a DSN and nowhere else;
         # what SQLAlchemy passes beside it (host, user, password) goes before the DSN.
         connect_args["dsn"] = URL.create("postgresql", query=tls).render_as_string()
@@ -153,6 +178,8 @@ def _asyncpg_to_libpq(query: Query) -> tuple[Query, dict[str, Any]]:
     """https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"""
     translated = _take(query, _POSTGRESQL_SHARED_PARAMETERS)
     connect_args: dict[str, Any] = {}
+    if "database" in query:
+        translated["dbname"] = query.pop("database")
     if "ssl" in query:
         mode = str(query.pop("ssl"))
         translated["sslmode"] = "require" if mode.lower() in ("true", "1") else mode
@@ -174,31 +201,58 @@ def _pymysql_to(names: frozenset[str]) -> Callable[[Query], tuple[Query, dict[st
     def translate(query: Query) -> tuple[Query, dict[str, Any]]:
         translated = _take(query, names)
         tls = _take(query, PYMYSQL_SSL_PARAMETERS)
+        if names is AIOMYSQL_PARAMETERS:
+            tls = {**tls_of_option_file(translated), **tls}
         return translated, {"ssl": mysql_tls(tls)} if tls else {}
 
     return translate
 
 
+def tls_of_option_file(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """What PyMySQL and asyncmy read of TLS in a `read_default_file`, and aiomysql does not."""
+    file = parameters.get("read_default_file")
+    if not file:
+        return {}
+    from pymysql.optionfile import Parser
+
+    parser = Parser()
+    parser.read(Path(file).expanduser())
+    group = parameters.get("read_default_group") or "client"
+    names = [name for name in _OPTION_FILE_TLS if parser.has_option(group, f"ssl-{name}")]
+    return {f"ssl_{name}": parser.get(group, f"ssl-{name}") for name in names}
+
+
 def mysql_tls(tls: Mapping[str, Any]) -> ssl.SSLContext:
-    """The context that PyMySQL makes of the same parameters (`Connection._create_ssl_ctx`)."""
+    """The context that PyMySQL makes of the same parameters (`Connection._create_ssl_ctx`).
+
+    It is stricter in one case: a CA alone among the `connect_args` is verified.
+    """
     context = ssl.create_default_context(cafile=tls.get("ssl_ca"), capath=tls.get("ssl_capath"))
+    # What MySQL signs for itself does not pass Python 3.13's strictness.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     has_ca = bool(tls.get("ssl_ca") or tls.get("ssl_capath"))
     by_default = has_ca and not {"ssl_verify_cert", "ssl_verify_identity"} & tls.keys()
-    verified = _is_true(tls.get("ssl_verify_mode", tls.get("ssl_verify_cert")), has_ca)
-    checked = tls.get("ssl_check_hostname", tls.get("ssl_verify_identity"))
-    context.check_hostname = verified and _is_true(checked, by_default)
+    identified = _is_true(tls.get("ssl_verify_identity"), False)
+    asked = tls.get("ssl_verify_mode", tls.get("ssl_verify_cert"))
+    verified = identified or _is_true(asked, has_ca)
+    context.check_hostname = verified and (
+        identified or _is_true(tls.get("ssl_check_hostname"), by_default)
+    )
     context.verify_mode = ssl.CERT_REQUIRED if verified else ssl.CERT_NONE
     if tls.get("ssl_cert"):
-        context.load_cert_chain(tls["ssl_cert"], keyfile=tls.get("ssl_key"))
+        password = tls.get("ssl_password", tls.get("ssl_key_password"))
+        context.load_cert_chain(tls["ssl_cert"], keyfile=tls.get("ssl_key"), password=password)
     if tls.get("ssl_cipher"):
         context.set_ciphers(tls["ssl_cipher"])
     return context
 
 
 def _is_true(value: Any, default: bool) -> bool:
-    return (
-        default if value is None else str(value).lower() in ("true", "1", "yes", "on", "required")
-    )
+    """A server always has a certificate: what is optional is verified too."""
+    word = str(value).lower()
+    if value is None or word not in _YES | _NO:
+        return default
+    return word in _YES
 
 
 def _to_pymysql(query: Query) -> tuple[Query, dict[str, Any]]:

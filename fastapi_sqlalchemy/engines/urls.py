@@ -7,6 +7,7 @@ parameters: see `url_parameters`.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from importlib.util import find_spec
@@ -98,7 +99,8 @@ def parse(url: str | URL) -> URL:
         raise ConfigurationError(
             "The database URL cannot be read: it is not of the form "
             "postgresql://user:password@host:5432/database, where special characters of a user "
-            "name or password are percent-encoded: urllib.parse.quote_plus(password)."
+            "name or password are percent-encoded: urllib.parse.quote(password, safe=''). Several "
+            "hosts of PostgreSQL are postgresql:///database?host=one:5432&host=two:5432."
         ) from None
     meant = _meant(parsed.drivername)
     if meant is not None:
@@ -172,6 +174,7 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
     """
     source = driver_of(url)
     if serves(url, side):
+        _refuse_service(url, source)
         query, connect_args = native(dict(url.query), source.parameters if source else "")
         if source is not None and (unheard_of := refused(query, source.parameters)):
             raise ConfigurationError(
@@ -191,6 +194,7 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
         )
     for name, driver in candidates.items():
         if _is_installed(driver.module):
+            _refuse_service(url, driver)
             unknown = dict(url.query)
             query, connect_args = translate(unknown, source.parameters, driver.parameters)
             if unknown:
@@ -202,6 +206,20 @@ def url_for(url: URL, side: Side) -> tuple[URL, dict[str, Any]]:
             translated = url.set(drivername=f"{url.get_backend_name()}+{name}", query=query)
             return translated, connect_args
     raise missing_driver(url, side)
+
+
+def _refuse_service(url: URL, driver: Driver | None) -> None:
+    """Refuse what asyncpg would have to take from libpq's `PGSERVICE`, which it does not read.
+
+    It would connect to the machine's own socket, and psycopg to the service's host.
+    """
+    if driver is None or driver.module != "asyncpg" or url.host or "host" in url.query:
+        return
+    if os.environ.get("PGSERVICE"):
+        raise ConfigurationError(
+            "The URL names no host, and asyncpg does not read PGSERVICE: name host and database in "
+            "the URL, or serve both sides with postgresql+psycopg://."
+        )
 
 
 def missing_driver(url: URL, side: Side) -> MissingDriverError:

@@ -106,10 +106,7 @@ def shell(
     """
     from fsa_cli.database import client
 
-    fsa = Fsa.of(context)
-    url = fsa.database.url
-    assert url is not None
-    raise typer.Exit(client.run(url, argv or []))
+    raise typer.Exit(client.run(Fsa.of(context).database, argv or []))
 
 
 @contextmanager

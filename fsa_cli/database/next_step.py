@@ -26,6 +26,20 @@ _CREATE = f"{_COMPARE}, fsa db create makes the tables that it lacks"
 # The first that fits counts. Of PostgreSQL's, MySQL's, MariaDB's and SQLite's own texts.
 _STEPS = (
     (
+        r"certificate.verify.failed|not match host name|root certificate file"
+        r"|self-signed certificate",
+        "the server's certificate is not of the authority in sslrootcert (ssl_ca), or not for this "
+        "host: fsa config says where the URL is from",
+    ),
+    (
+        r"requires a valid client certificate",
+        "the server asks for a client's certificate: sslcert and sslkey in the URL",
+    ),
+    (
+        r"session is (not )?read-only|target attribute requirement",
+        "no server of the URL is one that target_session_attrs asks for",
+    ),
+    (
         r"password authentication failed|access denied for user|no password supplied",
         "the user or the password is wrong: fsa config says where the URL is from",
     ),

@@ -31,6 +31,7 @@ from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from fastapi_sqlalchemy.engines.connect_args import connect_args_for
 from fsa_cli.database.connections import driver_message
 from fsa_cli.exceptions import BrokerUnreachable, ConfigurationError, LedgerUnusable
 from fsa_cli.ledger.access import reached
@@ -205,9 +206,11 @@ class Procrastinate:
 
     def _connecting(self) -> dict[str, Any]:
         """psycopg's arguments, whatever driver the ledger's URL names."""
-        url = self._ledger.engine.url.set(drivername="postgresql+psycopg")
+        given = self._ledger.engine.url
+        url = given.set(drivername="postgresql+psycopg")
         _, arguments = url.get_dialect()().create_connect_args(url)
-        return {"application_name": _POOL, **arguments}
+        more = connect_args_for(self._ledger.connect_args, given, url)
+        return {"application_name": _POOL, **arguments, **more}
 
 
 def register(app: procrastinate.App, take: Take | None = None) -> None:

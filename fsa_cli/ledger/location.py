@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
-from sqlalchemy import URL, Dialect, Engine, event
+from sqlalchemy import URL, Dialect, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from fastapi_sqlalchemy.engines import urls
+from fastapi_sqlalchemy.engines.connect_args import connect_args_for
 from fastapi_sqlalchemy.exceptions import DBSessionError, MissingDriverError
+from fsa_cli.database.connect_args import connect_args_of, engine_of, known_to_creator
 from fsa_cli.database.identity import (
     address,
     identity,
@@ -58,8 +59,7 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
     url, creator = _place(databases, settings)
     try:
         url, connect_args = urls.url_for(url, "sync")
-        if settings.ledger_url:
-            connect_args = {**_connect_args(databases, url), **connect_args}
+        connect_args = {**_connect_args(databases, url), **connect_args}
         arguments: dict[str, Any] = {"creator": creator} if creator else {}
         if url.get_backend_name() == "sqlite":
             connect_args = {**connect_args, "check_same_thread": False, "timeout": 10}
@@ -90,10 +90,20 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
         ) from exc
     except (DBSessionError, SQLAlchemyError) as exc:
         raise LedgerUnusable(
-            "the ledger's database cannot be opened", details=[address(url), str(exc)]
+            "the ledger's database cannot be opened",
+            details=[address(url), str(exc)],
+            hint="ledger_url in [tool.fsa], or FSA_LEDGER_URL, says how the ledger connects:"
+            " postgresql+psycopg://...?sslmode=verify-full&sslrootcert=FILE",
         ) from exc
     in_state_dir = (url.database or "").startswith(f"{state_dir()}{os.sep}")
-    return Ledger(engine, settings.namespace, address(url), single, in_state_dir=in_state_dir)
+    return Ledger(
+        engine,
+        settings.namespace,
+        address(url),
+        single,
+        in_state_dir=in_state_dir,
+        connect_args=connect_args,
+    )
 
 
 def shares(ledger: Ledger, url: URL | None) -> bool:
@@ -174,11 +184,11 @@ def _creator(database: Database) -> Callable[..., Any] | None:
     """How the app's own engine connects: its `connect_args`, its `creator`, its `do_connect`."""
     try:
         engine = database.engine
-    except DBSessionError:  # only an async driver: another one is taken for the same URL
+    except DBSessionError:  # `_connect_args` has the async side's, or says what has no counterpart
         return None
 
     def connect() -> Any:
-        known = _known_to_creator(engine)
+        known = known_to_creator(engine)
         dialect, cparams = known.get("dialect"), known.get("cparams")
         cargs = known.get("cargs_tup", known.get("cargs"))  # older SQLAlchemy's
         if dialect is None or cargs is None or cparams is None or dialect.dispatch.do_connect:
@@ -206,34 +216,26 @@ def _connect(
     return connection
 
 
-def _known_to_creator(engine: Engine) -> Mapping[str, Any]:
-    """What SQLAlchemy keeps in the function that connects; nothing of an app's own.
-
-    https://github.com/sqlalchemy/sqlalchemy `engine/create.py`.
-    """
-    creator = engine.pool._creator
-    return inspect.getclosurevars(creator).nonlocals if inspect.isfunction(creator) else {}
-
-
 def _connect_args(databases: Mapping[str, Database], url: URL) -> dict[str, Any]:
     """The `connect_args` of an app's engine on the server of *url*, as far as that has not its own.
 
-    They are what a connection to that server needs (TLS, a time limit).
+    They are what a connection to that server needs (TLS, a time limit), for the driver of *url*.
+
+    Raises:
+        ConfigurationError: That driver cannot be told, and *url* says nothing of TLS itself.
     """
     for database in databases.values():
         if not same_server(database.url, url):
             continue
         try:
-            engine = database.engine
-        except DBSessionError:  # only an async driver
+            engine = engine_of(database)
+            told = connect_args_for(connect_args_of(engine), engine.url, url)
+        except MissingDriverError:
             continue
-        if engine.url.drivername != url.drivername:
-            continue
-        known = _known_to_creator(engine).get("cparams", {})
-        of_urls = [engine.dialect.create_connect_args(each)[1] for each in (engine.url, url)]
-        return {
-            name: value
-            for name, value in known.items()
-            if name not in of_urls[0] and name not in of_urls[1]
-        }
+        except DBSessionError:
+            if any(name.startswith("ssl") for name in url.query):
+                continue
+            raise
+        of_url = url.get_dialect()().create_connect_args(url)[1]
+        return {name: value for name, value in told.items() if name not in of_url}
     return {}

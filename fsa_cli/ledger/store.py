@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,10 +59,13 @@ class Ledger:
         single: Engine | None = None,
         *,
         in_state_dir: bool = False,
+        connect_args: Mapping[str, Any] | None = None,
     ) -> None:
         self.engine = engine
         self.namespace = namespace
         self.where = where
+        self.connect_args = dict(connect_args or {})
+        """What its driver needs beside the URL: for a connection that is not its engine's."""
         self._in_state_dir = in_state_dir
         self.sql = dialects.dialect_sql(engine.dialect)
         self.is_sqlite = engine.dialect.name == "sqlite"

@@ -8,6 +8,7 @@ from sqlalchemy import make_url
 
 from fsa_cli.database.dialects.mysql import mariadb_options
 from fsa_cli.database.dialects.postgresql import psql_environment
+from support.tls import Certificates, tls_proxy
 
 APP = """
     from fastapi import FastAPI
@@ -30,6 +31,53 @@ SECRET = r"""p@ss/w"o\rd #1"""
 @pytest.fixture
 def project(write_app, tmp_path: Path) -> Path:
     return write_app(tmp_path, main=APP)
+
+
+@pytest.mark.parametrize(
+    ("driver", "connect_args"),
+    [
+        ("psycopg", {"sslmode": "verify-ca", "sslrootcert": "other_authority.pem"}),
+        ("psycopg2", {"sslmode": "verify-ca", "sslrootcert": "other_authority.pem"}),
+        ("asyncpg", {"ssl": "verify-ca"}),
+    ],
+)
+def test_psql_verifies_what_the_apps_connect_args_say(
+    fsa, write_app, tmp_path: Path, postgresql, driver: str, connect_args: dict[str, str]
+) -> None:
+    certificates = Certificates(tmp_path)
+    url = make_url(postgresql.url)
+    with tls_proxy((url.host, url.port or 5432), certificates) as proxy:
+        url = url.set(host="localhost", port=proxy.port, drivername=f"postgresql+{driver}")
+        app = f"""
+            from fastapi import FastAPI
+            from fastapi_sqlalchemy import db
+
+            app = FastAPI()
+            tls = {{"connect_args": {connect_args}}}
+            db.configure({url.render_as_string(False)!r}, engine_args=tls)
+        """
+        write_app(tmp_path, main=app)
+        env = {"PGSSLROOTCERT": certificates.other_authority}
+        refused = fsa("db", "shell", "--", "-c", "select 1", env=env)
+    assert refused.returncode == 2
+    assert "certificate verify failed" in refused.stderr
+
+
+def test_a_context_that_psql_cannot_be_told_is_refused(fsa, write_app, tmp_path: Path) -> None:
+    app = """
+        import ssl
+
+        from fastapi import FastAPI
+        from fastapi_sqlalchemy import db
+
+        app = FastAPI()
+        tls = {"ssl": ssl.create_default_context()}
+        db.configure("postgresql+asyncpg://h/d", engine_args={"connect_args": tls})
+    """
+    write_app(tmp_path, main=app)
+    done = fsa("db", "shell", "--", "-c", "select 1")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "cannot be told: 'ssl'" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["postgresql", "mariadb", "sqlite"])
@@ -118,6 +166,17 @@ def test_psql_gets_the_connection_by_its_environment() -> None:
     }
 
 
+def test_psql_gets_all_that_libpq_has_variables_for() -> None:
+    query = "ssl_max_protocol_version=TLSv1.2&sslnegotiation=direct&require_auth=scram-sha-256"
+    assert psql_environment(make_url(f"postgresql://db/shop?{query}")) == {
+        "PGHOST": "db",
+        "PGDATABASE": "shop",
+        "PGSSLMAXPROTOCOLVERSION": "TLSv1.2",
+        "PGSSLNEGOTIATION": "direct",
+        "PGREQUIREAUTH": "scram-sha-256",
+    }
+
+
 def test_mariadb_gets_the_connection_by_a_file_of_options() -> None:
     url = make_url("mysql+pymysql://me@db.example:3307/shop").set(password=SECRET)
     assert mariadb_options(url.update_query_dict({"ssl_ca": "/ca.pem"})).splitlines() == [
@@ -126,5 +185,44 @@ def test_mariadb_gets_the_connection_by_a_file_of_options() -> None:
         'port="3307"',
         'user="me"',
         r'''password="p@ss/w\"o\\rd #1"''',
+        'ssl-verify-server-cert="1"',
         'ssl-ca="/ca.pem"',
     ]
+
+
+@pytest.mark.parametrize(
+    ("query", "mariadbs", "mysqls"),
+    [
+        ("ssl_ca=/ca", ["ssl-verify-server-cert", "ssl-ca"], ["ssl-mode", "ssl-ca"]),
+        ("ssl_ca=/ca&ssl_check_hostname=false", ["ssl-ca"], ["ssl-ca"]),
+        ("ssl_verify_identity=true", ["ssl-verify-server-cert"], ["ssl-mode"]),
+        ("ssl=1", ["ssl"], ["ssl-mode"]),
+        ("charset=utf8mb4", ["default-character-set"], ["default-character-set"]),
+    ],
+)
+def test_both_clients_verify_what_the_app_does(
+    query: str, mariadbs: list[str], mysqls: list[str]
+) -> None:
+    url = make_url(f"mysql+pymysql://db/shop?{query}")
+    for is_mariadb, expected in ((True, mariadbs), (False, mysqls)):
+        lines = mariadb_options(url, is_mariadb=is_mariadb).splitlines()
+        assert [
+            line.partition("=")[0] for line in lines if "-" in line or "ssl" in line
+        ] == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol"),
+    [
+        ("mysql+pymysql://localhost:3307/shop", ['protocol="tcp"']),
+        ("mysql+asyncmy:///shop", ['protocol="tcp"']),
+        ("mysql+mysqldb://localhost/shop", []),
+        ("mysql+pymysql:///shop?unix_socket=/run/m.sock", []),
+        ("mysql+pymysql:///shop?read_default_file=/etc/shop.cnf", []),
+    ],
+)
+def test_a_client_at_localhost_meets_the_server_that_the_driver_meets(
+    url: str, protocol: list[str]
+) -> None:
+    lines = mariadb_options(make_url(url)).splitlines()
+    assert [line for line in lines if line.startswith("protocol")] == protocol

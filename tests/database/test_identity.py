@@ -101,6 +101,7 @@ def test_two_private_in_memory_databases_are_never_one() -> None:
             "mysql+pymysql:///shop?unix_socket=/run/m.sock",
             "mysql socket /run/m.sock, database shop",
         ),
+        ("postgresql://me@/?service=shop", "postgresql service shop as me"),
         ("mariadb+pymysql:///shop", "mariadb localhost:3306, database shop"),
         ("sqlite://", "sqlite in memory"),
         ("sqlite:///file:shop?vfs=memdb&uri=true", "sqlite in memory"),

@@ -78,6 +78,11 @@ def test_real_servers_are_told_apart(
         ("UPDATE command denied to user 'a'@'b' for table 'c'", "GRANT"),
         ('FATAL: password authentication failed for user "a"', "password is wrong"),
         ("sorry, too many clients already", "no connection left"),
+        ("port 5432 failed: SSL error: certificate verify failed", "sslrootcert"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate in chain", "sslrootcert"),
+        ('certificate for "a" does not match host name "b"', "not for this host"),
+        ("FATAL: connection requires a valid client certificate", "sslcert"),
+        ("port 5432 failed: session is read-only", "target_session_attrs"),
     ],
 )
 def test_what_cannot_be_had_cheaply_is_known_by_its_text(text: str, step: str) -> None:

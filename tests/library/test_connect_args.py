@@ -1,5 +1,6 @@
 """`connect_args` of one driver reach the other side of its pair, or are refused by name."""
 
+import socket
 import ssl
 from typing import Any
 
@@ -153,6 +154,28 @@ async def test_a_search_path_holds_on_both_sides(
     await db.adispose()
 
 
+@pytest.mark.parametrize(
+    ("driver", "several"), [("psycopg", ",".join), ("psycopg2", ",".join), ("asyncpg", list)]
+)
+async def test_several_hosts_of_which_the_first_is_dead_are_known_to_both_sides(
+    postgresql: Backend, db: Database, driver: str, several: Any
+) -> None:
+    url = make_url(postgresql.url)
+    with socket.socket() as dead:  # bound, and nobody listens there
+        dead.bind(("127.0.0.1", 0))
+        hosts = several(["127.0.0.1", str(url.host)])
+        ports = several([str(dead.getsockname()[1]), str(url.port or 5432)])
+        url = url.set(host=None, port=None, drivername=f"postgresql+{driver}")
+        connect_args = {"host": hosts, "port": ports}
+        other = url.set(drivername="postgresql+asyncpg")
+        db.configure(url, async_db_url=other, engine_args={"connect_args": connect_args})
+        with db():
+            assert db.session.scalar(text("SELECT 1")) == 1
+        async with db():
+            assert await db.async_session.scalar(text("SELECT 1")) == 1
+    await db.adispose()
+
+
 @pytest.mark.parametrize("driver", ["pymysql", "aiomysql", "asyncmy"])
 async def test_an_init_command_and_a_charset_hold_on_both_sides(
     mariadb: Backend, db: Database, driver: str
@@ -221,6 +244,27 @@ async def test_the_async_sides_own_connect_args_are_taken_as_they_are(
     )
     async with db():
         assert await db.async_session.scalar(text("SHOW search_path")) == "other"
+    await db.adispose()
+
+
+@pytest.mark.parametrize("argument", ["db_url", "async_db_url"])
+async def test_a_sync_side_that_follows_from_the_async_one_connects_as_that_does(
+    postgresql: Backend, db: Database, argument: str
+) -> None:
+    given: dict[str, Any] = {argument: postgresql.with_driver("asyncpg")}
+    told = {"server_settings": {"search_path": "other"}}
+    db.configure(**given, async_engine_args={"connect_args": told})
+    with db():
+        assert db.session.scalar(text("SHOW search_path")) == "other"
+    db.configure(
+        **given, engine_args={"connect_args": {}}, async_engine_args={"connect_args": told}
+    )
+    with db():
+        assert db.session.scalar(text("SHOW search_path")) != "other"
+    tls = {"ssl": ssl.create_default_context()}
+    db.configure(**given, async_engine_args={"connect_args": tls})
+    with pytest.raises(ConfigurationError, match="'ssl'"):
+        _ = db.engine
     await db.adispose()
 
 

@@ -15,6 +15,7 @@ from fastapi_sqlalchemy import Database, DBSessionMiddleware, SessionNotInitiali
 from fastapi_sqlalchemy.engines.urls import Side, masked, parse, url_for
 from fastapi_sqlalchemy.exceptions import ConfigurationError, MissingDriverError
 from support.processes import Run
+from support.tls import KEY_PASSWORD, Certificates
 
 
 def other_side(url: str, side: Side) -> tuple[str, dict[str, Any]]:
@@ -41,6 +42,45 @@ def test_the_other_side_is_served_by_the_driver_of_the_pair(
     url: str, side: Side, expected: str
 ) -> None:
     assert other_side(url, side) == (expected, {})
+
+
+def test_user_password_and_database_mean_the_same_in_the_query_of_each_driver() -> None:
+    translated, connect_args = url_for(
+        make_url("postgresql+asyncpg://h/?user=me&password=sesame&database=shop"), "sync"
+    )
+    assert dict(translated.query) == {"user": "me", "password": "sesame", "dbname": "shop"}
+    assert connect_args == {}
+    with_dbname = make_url("postgresql+asyncpg://h/?user=me&dbname=shop")
+    for side, name in (("async", "database"), ("sync", "dbname")):
+        translated, connect_args = url_for(with_dbname, side)  # type: ignore[arg-type]
+        assert (dict(translated.query), connect_args) == ({"user": "me", name: "shop"}, {})
+
+
+def test_the_systems_authorities_are_asyncpgs_context(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    client = {
+        "sslcert": certificates.client,
+        "sslkey": certificates.client_key,
+        "sslpassword": KEY_PASSWORD,
+    }
+    url = make_url("postgresql+asyncpg://h/d?sslmode=verify-full&sslrootcert=system")
+    for each in (url, url.update_query_dict(client)):
+        translated, connect_args = url_for(each, "async")
+        context = connect_args.pop("ssl")
+        assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+        assert (dict(translated.query), connect_args) == ({}, {})
+
+
+def test_a_host_that_only_pgservice_names_is_refused_for_asyncpg(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would connect to the machine's own server, and psycopg to the service's."""
+    monkeypatch.setenv("PGSERVICE", "shop")
+    with pytest.raises(ConfigurationError, match="PGSERVICE"):
+        url_for(make_url("postgresql+asyncpg:///shop"), "async")
+    url_for(make_url("postgresql+asyncpg:///shop"), "sync")
+    url_for(make_url("postgresql+asyncpg://h/shop"), "async")
+    url_for(make_url("postgresql+asyncpg:///shop?host=h"), "async")
 
 
 def test_libpq_words_become_asyncpg_arguments() -> None:

@@ -25,7 +25,7 @@ def program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def private_server(directory: Path) -> Iterator[URL]:
+def private_server(directory: Path, *more_options: str) -> Iterator[URL]:
     """Run a server in *directory*; FileNotFoundError where MariaDB is not installed."""
     install, server = program("mariadb-install-db"), program("mariadbd")
     temporary = (
@@ -51,7 +51,10 @@ def private_server(directory: Path) -> Iterator[URL]:
     address = [f"--socket={directory / 'socket'}", "--bind-address=127.0.0.1", f"--port={port}"]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [server, *options, *address], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [server, *options, *address, *more_options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     url = URL.create("mysql", "root", host="127.0.0.1", port=port)
 

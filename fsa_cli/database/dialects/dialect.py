@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,6 +141,19 @@ class DatabaseDialect:
         return True
 
     # -- its own client ----------------------------------------------------------------------------
+
+    client_driver = ""
+    """The driver in whose words its client is told how to connect; "" has nothing to be told."""
+
+    def with_connect_args(self, url: URL, connect_args: Mapping[str, Any]) -> URL:
+        """*url* for its client, with what an engine's `connect_args` say beside it.
+
+        Raises:
+            ConfigurationError: The client cannot be told of a TLS that verifies.
+        """
+        texts = (str, int, float)
+        given = {name: str(value) for name, value in connect_args.items() if type(value) in texts}
+        return url.update_query_dict(given)
 
     def client(self, url: URL, argv: Sequence[str]) -> AbstractContextManager[Client]:
         """Its command-line client on *url*, while inside.

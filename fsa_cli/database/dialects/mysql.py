@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsa_cli.database.dialects.dialect import (
     Client,
@@ -21,6 +22,7 @@ from fsa_cli.database.dialects.dialect import (
     sessions_of,
     texts,
 )
+from fsa_cli.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Inspector
@@ -37,6 +39,10 @@ _OPTIONS = {
     "ssl_key": "ssl-key",
     "unix_socket": "socket",
 }
+_TOLD = _OPTIONS.keys() | {
+    *("host", "port", "ssl", "ssl_check_hostname", "ssl_verify_cert", "ssl_verify_identity")
+}
+_LOCAL = ("localhost", None)
 _TABLES = """
     SELECT table_name, table_rows, data_length + index_length
     FROM information_schema.tables
@@ -68,6 +74,7 @@ _WAITS_MYSQL = """
 class MySQL(DatabaseDialect):
     name = "mysql"
     usual_port = "3306"
+    client_driver = "pymysql"
     end_session = '-e "KILL {id}"'
 
     def servers(self, url: URL) -> list[Server]:
@@ -79,9 +86,23 @@ class MySQL(DatabaseDialect):
     @contextlib.contextmanager
     def client(self, url: URL, argv: Sequence[str]) -> Iterator[Client]:
         mariadb = program("mariadb", "mysql", package="mariadb-client")
-        with _options_file(url) as path:
+        with _options_file(url, is_mariadb=_is_mariadb(mariadb)) as path:
             database = [url.database] if url.database else []
             yield Client([mariadb, f"--defaults-extra-file={path}", *argv, *database])
+
+    def with_connect_args(self, url: URL, connect_args: Mapping[str, Any]) -> URL:
+        tls = connect_args.get("ssl")
+        if isinstance(tls, Mapping):
+            connect_args = {**connect_args, **{f"ssl_{name}": tls[name] for name in tls}}
+        elif tls is not None:
+            if getattr(tls, "verify_mode", None):  # an ssl.SSLContext; CERT_NONE is 0
+                raise ConfigurationError(
+                    "an ssl.SSLContext of connect_args cannot be told to the client of MySQL",
+                    hint="connect_args with ssl_ca, ssl_cert and ssl_key, or fsa db query SQL",
+                )
+            connect_args = {**connect_args, "ssl": "1"}
+        named = {name: connect_args[name] for name in connect_args if name in _TOLD}
+        return super().with_connect_args(url, {name: str(named[name]) for name in named})
 
     def sessions(self, connection: Connection, ids: Sequence[int]) -> list[ServerSession]:
         is_mariadb = getattr(connection.dialect, "is_mariadb", False)
@@ -99,14 +120,21 @@ class MySQL(DatabaseDialect):
         return scalar_int(connection, _TOTAL)
 
 
-def mariadb_options(url: URL) -> str:
-    """The connection of *url* as the text of an options file."""
+def mariadb_options(url: URL, *, is_mariadb: bool = True) -> str:
+    """The connection of *url* as the text of an options file.
+
+    Args:
+        is_mariadb: Whether the client is MariaDB's: MySQL's has other words for TLS.
+    """
     (server,) = MySQL().servers(url)
     options = {
         "host": None if server.is_socket else server.host,  # it would go before the socket
         "port": server.port,
+        # At `localhost` the clients take the socket of the machine, and Python's drivers do not.
+        "protocol": "tcp" if server.host in _LOCAL and _is_by_tcp(url) else None,
         "user": url.username,
         "password": str(url.password) if url.password else None,
+        **_tls(url, is_mariadb=is_mariadb),
     }
     included = []
     for name in url.query:
@@ -119,13 +147,46 @@ def mariadb_options(url: URL) -> str:
     return "\n".join([*included, "[client]", *given, ""])
 
 
+def _is_by_tcp(url: URL) -> bool:
+    """An options file may name a socket, which Python's drivers take from there too."""
+    if "read_default_file" in url.query:
+        return False
+    return url.get_driver_name() in ("pymysql", "aiomysql", "asyncmy")
+
+
+def _tls(url: URL, *, is_mariadb: bool) -> dict[str, str]:
+    """How the server is verified. Of an authority that it is told a client asks by itself."""
+
+    def said(name: str) -> bool | None:
+        word = parameter(url, name)
+        return None if word is None else word.lower() not in ("false", "0", "no", "off", "none")
+
+    has_authority = any(name in url.query for name in ("ssl_ca", "ssl_capath"))
+    identified, verified = said("ssl_verify_identity"), said("ssl_verify_cert")
+    if identified is None:
+        by_default = verified is None and said("ssl_check_hostname") is not False
+        identified = by_default if has_authority else verified
+    if identified:
+        return {"ssl-verify-server-cert": "1"} if is_mariadb else {"ssl-mode": "VERIFY_IDENTITY"}
+    if "ssl" in url.query:
+        return {"ssl": "1"} if is_mariadb else {"ssl-mode": "REQUIRED"}
+    return {}
+
+
+def _is_mariadb(path: str) -> bool:
+    if Path(path).name == "mariadb":
+        return True
+    told = subprocess.run([path, "--version"], stdout=subprocess.PIPE, text=True).stdout
+    return "MariaDB" in told
+
+
 @contextlib.contextmanager
-def _options_file(url: URL) -> Iterator[Path]:
+def _options_file(url: URL, *, is_mariadb: bool) -> Iterator[Path]:
     """A file that only this user can read; it is gone when the client has ended."""
     with tempfile.TemporaryDirectory(prefix="fsa-") as directory:  # made with mode 700
         path = Path(directory, "client.cnf")
         path.touch(mode=0o600)
-        path.write_text(mariadb_options(url), encoding="utf-8")
+        path.write_text(mariadb_options(url, is_mariadb=is_mariadb), encoding="utf-8")
         yield path
 
 

@@ -33,26 +33,42 @@ HOST_AND_PORT = re.compile(r"(?P<host>[A-Za-z0-9.\-]*):(?P<port>\d*)")
 
 # https://www.postgresql.org/docs/current/libpq-envars.html; asyncpg's `ssl` is `sslmode`.
 _VARIABLES = {
-    "application_name": "PGAPPNAME",
-    "channel_binding": "PGCHANNELBINDING",
-    "connect_timeout": "PGCONNECT_TIMEOUT",
-    "dbname": "PGDATABASE",
-    "gssencmode": "PGGSSENCMODE",
-    "host": "PGHOST",
-    "hostaddr": "PGHOSTADDR",
-    "options": "PGOPTIONS",
-    "passfile": "PGPASSFILE",
-    "password": "PGPASSWORD",
-    "port": "PGPORT",
-    "service": "PGSERVICE",
-    "ssl": "PGSSLMODE",
-    "sslcert": "PGSSLCERT",
-    "sslcrl": "PGSSLCRL",
-    "sslkey": "PGSSLKEY",
-    "sslmode": "PGSSLMODE",
-    "sslrootcert": "PGSSLROOTCERT",
-    "target_session_attrs": "PGTARGETSESSIONATTRS",
-    "user": "PGUSER",
+    name: f"PG{variable or name.replace('_', '').upper()}"
+    for name, variable in {
+        "application_name": "APPNAME",
+        "channel_binding": "",
+        "client_encoding": "",
+        "connect_timeout": "CONNECT_TIMEOUT",
+        "dbname": "DATABASE",
+        "gssencmode": "",
+        "gsslib": "",
+        "host": "",
+        "hostaddr": "",
+        "krbsrvname": "",
+        "load_balance_hosts": "",
+        "options": "",
+        "passfile": "",
+        "password": "",
+        "port": "",
+        "require_auth": "",
+        "requirepeer": "",
+        "service": "",
+        "ssl": "SSLMODE",
+        "ssl_max_protocol_version": "",
+        "ssl_min_protocol_version": "",
+        "sslcert": "",
+        "sslcertmode": "",
+        "sslcompression": "",
+        "sslcrl": "",
+        "sslcrldir": "",
+        "sslkey": "",
+        "sslmode": "",
+        "sslnegotiation": "",
+        "sslrootcert": "",
+        "sslsni": "",
+        "target_session_attrs": "",
+        "user": "",
+    }.items()
 }
 _TABLES = """
     SELECT n.nspname, c.relname,
@@ -77,6 +93,7 @@ _SESSIONS = """
 class PostgreSQL(DatabaseDialect):
     name = "postgresql"
     usual_port = "5432"
+    client_driver = "psycopg"
     end_session = '-c "select pg_terminate_backend({id})"'
 
     def servers(self, url: URL) -> list[Server]:
@@ -113,6 +130,14 @@ class PostgreSQL(DatabaseDialect):
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
             return getpass.getuser()
         return None
+
+    def address(self, url: URL) -> str:
+        """A service of libpq's says where it is, where the URL names no host."""
+        service = parameter(url, "service")
+        if service is None or url.host or "host" in url.query:
+            return super().address(url)
+        user = f" as {url.username}" if url.username else ""
+        return f"postgresql service {service}{user}"
 
     def place(self, server: Server) -> str:
         port = server.port or self.usual_port
