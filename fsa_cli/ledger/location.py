@@ -92,8 +92,8 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
         raise LedgerUnusable(
             "the ledger's database cannot be opened",
             details=[address(url), str(exc)],
-            hint="ledger_url in [tool.fsa], or FSA_LEDGER_URL, says how the ledger connects; TLS by "
-            "sslmode and sslrootcert (ssl_ca)",
+            hint="ledger_url in [tool.fsa], or FSA_LEDGER_URL, says how the ledger connects; TLS "
+            "by sslmode and sslrootcert (ssl_ca)",
         ) from exc
     in_state_dir = (url.database or "").startswith(f"{state_dir()}{os.sep}")
     return Ledger(
