@@ -284,6 +284,7 @@ class Activity:
         if not wrote and self.has_written:
             self.unsure = self.has_locked = True
             self.wrote = False
+            self.unfinished = None
             del self.unread[unread:]
 
     def leave(self) -> None:

@@ -1,5 +1,6 @@
 """What counts as written: for the warning of lost writes, and for a fence."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from sqlalchemy import (
     union,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from fastapi_sqlalchemy.sessions.writes import looks_like_read, surely_reads
@@ -183,6 +185,17 @@ def test_whatever_writes_may_have_written(store: Store, write: Callable[[Session
         assert not activity.may_have_written
         db.session.scalars(select(User)).all()
         assert not activity.may_have_written
+
+
+def test_a_write_that_failed_in_a_savepoint_is_no_lost_write(postgresql_store: Store) -> None:
+    postgresql_store.backend.execute("INSERT INTO users (id, name) VALUES (1, 'ann')")
+    again = insert(users).values(id=1, name="eve").returning(users.c.id)
+    db = postgresql_store.configure()
+    with db():
+        with contextlib.suppress(IntegrityError), db.session.begin_nested():
+            db.session.execute(select(again.cte("again")))
+        assert not db.uncommitted
+        assert db.session.fsa_activity.may_have_written  # type: ignore[attr-defined]
 
 
 class Context:
