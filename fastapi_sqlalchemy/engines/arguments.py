@@ -74,11 +74,15 @@ class EngineArguments:
         return url_for(url, side)
 
     def arguments_of(self, side: Side, url: URL) -> dict[str, Any]:
-        """`engine_args` as far as they suit `side`, then what was given for that side alone."""
+        """`engine_args` as far as they suit `side`, then what was given for that side alone.
+
+        Where both follow from an async driver's URL, what that side connects with is the sync
+        side's too.
+        """
         arguments = dict(self.engine_args)
         native = self.db_url or self.async_db_url
-        if side == "sync" and native is not None and not serves(native, "sync"):
-            # It follows from the async side's URL, and so does how it connects: TLS.
+        is_only_url = not (self.db_url and self.async_db_url)
+        if side == "sync" and is_only_url and native is not None and not serves(native, "sync"):
             of_async = {"connect_args": self.async_engine_args.get("connect_args", {})}
             arguments = {**of_async, **arguments}
         if native is not None and native.drivername != url.drivername:

@@ -30,6 +30,7 @@ ConnectArgs = dict[str, Any]
 # What each Python driver takes beside libpq's own parameters.
 _PSYCOPG_ONLY = {"autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context"}
 _PSYCOPG2_ONLY = {"connection_factory", "cursor_factory", "async", "async_"}
+_TLS_ONLY = "postgresql://?"
 _PYMYSQL_TLS = PYMYSQL_SSL_PARAMETERS | {"ssl_key_password"}
 _MYSQL_ADDRESS = {"host", "port", "user", "password", "db", "database", "passwd"}
 
@@ -114,9 +115,9 @@ def _libpq_to_asyncpg(left: ConnectArgs, module: str) -> ConnectArgs:
     if "client_encoding" in left:
         settings["client_encoding"] = str(left.pop("client_encoding"))
     names, connect_args = _translate(left, "libpq", "asyncpg")
-    for name, kind in (("host", str), ("port", int)):
+    for name, kind, default in (("host", str, ""), ("port", int, "5432")):
         if name in names:
-            parts = [kind(part) for part in str(names[name]).split(",")]
+            parts = [kind(part or default) for part in str(names[name]).split(",")]
             names[name] = parts if len(parts) > 1 else parts[0]
     if settings:
         connect_args["server_settings"] = {**settings, **connect_args.get("server_settings", {})}
@@ -125,6 +126,8 @@ def _libpq_to_asyncpg(left: ConnectArgs, module: str) -> ConnectArgs:
 
 def _asyncpg_to_libpq(left: ConnectArgs, module: str) -> ConnectArgs:
     translated: ConnectArgs = _tls_to_libpq(left)
+    if str(left.get("dsn", "")).startswith(_TLS_ONLY):  # of a URL's libpq words, by `native`
+        translated |= make_url(left.pop("dsn")).query
     for name in ("host", "port"):
         if isinstance(left.get(name), list | tuple):
             left[name] = ",".join(map(str, left[name]))

@@ -148,10 +148,9 @@ def _libpq_to_asyncpg(query: Query) -> tuple[Query, dict[str, Any]]:
     ):
         # libpq's word for the system's authorities; asyncpg would look for a file of that name.
         tls = _take(query, _names("sslmode sslrootcert sslcert sslkey sslpassword"))
-        connect_args["ssl"] = ssl.create_default_context()
+        context = connect_args["ssl"] = ssl.create_default_context()
         if "sslcert" in tls:
-            names = ("sslcert", "sslkey", "sslpassword")
-            connect_args["ssl"].load_cert_chain(*(tls.get(name) for name in names))
+            context.load_cert_chain(tls["sslcert"], tls.get("sslkey"), tls.get("sslpassword"))
     elif tls := _take(query, _LIBPQ_SSL_PARAMETERS):
         # asyncpg reads libpq's TLS parameters, with libpq's meaning, from a DSN and nowhere else;
         # what SQLAlchemy passes beside it (host, user, password) goes before the DSN.
@@ -225,7 +224,8 @@ def tls_of_option_file(parameters: Mapping[str, Any]) -> dict[str, str]:
 def mysql_tls(tls: Mapping[str, Any]) -> ssl.SSLContext:
     """The context that PyMySQL makes of the same parameters (`Connection._create_ssl_ctx`).
 
-    It is stricter in one case: a CA alone among the `connect_args` is verified.
+    Never less strict, and stricter in two cases: a CA alone among the `connect_args` is verified,
+    and `ssl_verify_identity` means that, without a CA too.
     """
     context = ssl.create_default_context(cafile=tls.get("ssl_ca"), capath=tls.get("ssl_capath"))
     # What MySQL signs for itself does not pass Python 3.13's strictness.

@@ -124,8 +124,9 @@ class Activity:
         self.has_locked = False
         self.failure: str | None = None
         self.lost = False
-        #: Those whose SQL did not show that they read, and SELECTs of which it is not sure.
+        #: Those whose SQL did not show that they read.
         self.unread: list[Any] = []
+        #: SELECTs that read, and may call what writes, or lock rows.
         self.unchecked: list[Any] = []
         self.results: list[weakref.ref[Any]] = []
         self.left_s = 0.0
@@ -273,7 +274,7 @@ class Activity:
 
     def mark(self) -> tuple[bool, int]:
         """What was written up to here, for `take_back`."""
-        return self.wrote, len(self.unread)
+        return self.wrote, len(self._unread_now())
 
     def take_back(self, mark: tuple[bool, int]) -> None:
         """What was written since `mark` is rolled back, and its locks may stay.

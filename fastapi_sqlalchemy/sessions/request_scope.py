@@ -107,9 +107,9 @@ class RequestScope(Scope):
 
     async def end_reads(self) -> None:
         """Give back the connections of sessions that have only read; their objects stay loaded."""
+        self.warn_of_idle()
         for handle in self.handles:
             if handle.activity.connection is not None:
-                self.warn_of_idle()
                 await handle.end_reads(self)
 
     def warn_of_idle(self) -> None:

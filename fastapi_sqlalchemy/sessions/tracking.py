@@ -92,7 +92,7 @@ class TrackedSession(Session):
         activity.notice(statement)
         try:
             execute = super()._execute_internal
-            result = (
+            result = (  # as `_fsa_run`, with one call less for each statement
                 watched(activity, execute, statement, *args, **kwargs)
                 if activity.has_others
                 else execute(statement, *args, **kwargs)

@@ -101,14 +101,15 @@ def ask(
     """As `execute`, by a cursor of the driver's: what *answer* reads off it.
 
     Each commit of a task passes here twice; SQLAlchemy's results take as long as the statements.
+    Listeners to `before_cursor_execute` hear nothing of it.
 
     Raises:
         DBAPIError: As `execute` does.
     """
     sql, parameters = _for_driver(statement, connection.dialect, given)
-    cursor: Any = None
+    lent, cursor = connection.connection, None
     try:
-        cursor = connection.connection.cursor()
+        cursor = lent.cursor()
         cursor.execute(sql, parameters)
         found = answer(cursor)
         cursor.close()

@@ -1,12 +1,13 @@
 """`fsa db shell`: the database's own client, started with the app's URL."""
 
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
 from sqlalchemy import make_url
 
-from fsa_cli.database.dialects.mysql import mariadb_options
+from fsa_cli.database.dialects.mysql import MySQL, mariadb_options
 from fsa_cli.database.dialects.postgresql import psql_environment
 from support.tls import Certificates, tls_proxy
 
@@ -226,3 +227,21 @@ def test_a_client_at_localhost_meets_the_server_that_the_driver_meets(
 ) -> None:
     lines = mariadb_options(make_url(url)).splitlines()
     assert [line for line in lines if line.startswith("protocol")] == protocol
+
+
+@pytest.mark.parametrize(
+    ("connect_args", "expected"),
+    [
+        ({"ssl": {"ca": "/ca.pem"}}, ['ssl-ca="/ca.pem"', 'ssl-verify-server-cert="1"']),
+        ({"ssl": {"verify_mode": True}}, ['ssl-verify-server-cert="1"']),
+        ({"ssl": {"cipher": "x"}}, ['ssl-cipher="x"', 'ssl="1"']),
+        ({"ssl": False}, []),
+        ({"ssl_disabled": True, "ssl_ca": "/ca.pem"}, []),
+    ],
+)
+def test_mysqls_client_is_told_the_tls_of_connect_args(
+    connect_args: dict[str, Any], expected: list[str]
+) -> None:
+    url = MySQL().with_connect_args(make_url("mysql+pymysql://db/shop"), connect_args)
+    lines = mariadb_options(url).splitlines()
+    assert sorted(line for line in lines if line.startswith("ssl")) == sorted(expected)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, Connection, NullPool, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastapi_sqlalchemy import Database
@@ -19,6 +20,7 @@ from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.enqueue import insert_run
 from fsa_cli.ledger.fence import Fence
 from fsa_cli.ledger.location import shares
+from fsa_cli.ledger.reach import probe
 from fsa_cli.ledger.records import ClaimedRun, Due, NewRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runner.execute import execute
@@ -300,6 +302,19 @@ REFUSING = {
     "read only": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
     "no such table": "ALTER TABLE fsa_run RENAME TO fsa_run_elsewhere",
 }
+
+
+def test_a_connection_that_was_lost_is_asked_no_more(stage: Stage) -> None:
+    engine = create_engine(stage.backend.url, poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        stage.backend.execute(f"SELECT pg_terminate_backend({pid})")
+        with pytest.raises(OperationalError) as lost:
+            probe(stage.ledger, connection)
+        assert lost.value.connection_invalidated
+        with pytest.raises(PendingRollbackError):
+            probe(stage.ledger, connection)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])

@@ -72,6 +72,18 @@ def unverified() -> ssl.SSLContext:
             },
         ),
         (
+            "postgresql+asyncpg",
+            {"dsn": "postgresql://?sslmode=verify-ca&sslrootcert=%2Fca.pem"},
+            "postgresql+psycopg",
+            {"sslmode": "verify-ca", "sslrootcert": "/ca.pem"},
+        ),
+        (
+            "postgresql+psycopg",
+            {"host": "one,two", "port": ",5433"},
+            "postgresql+asyncpg",
+            {"host": ["one", "two"], "port": [5432, 5433]},
+        ),
+        (
             "mysql+pymysql",
             {"init_command": "SET @a = 1", "charset": "latin1", "port": 3307},
             "mysql+aiomysql",
@@ -260,6 +272,13 @@ async def test_a_sync_side_that_follows_from_the_async_one_connects_as_that_does
         **given, engine_args={"connect_args": {}}, async_engine_args={"connect_args": told}
     )
     with db():
+        assert db.session.scalar(text("SHOW search_path")) != "other"
+    db.configure(
+        postgresql.with_driver("asyncpg"),
+        async_db_url=postgresql.with_driver("asyncpg"),
+        async_engine_args={"connect_args": told},
+    )
+    with db():  # that of another server is not its own
         assert db.session.scalar(text("SHOW search_path")) != "other"
     tls = {"ssl": ssl.create_default_context()}
     db.configure(**given, async_engine_args={"connect_args": tls})

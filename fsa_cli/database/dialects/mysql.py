@@ -91,16 +91,22 @@ class MySQL(DatabaseDialect):
             yield Client([mariadb, f"--defaults-extra-file={path}", *argv, *database])
 
     def with_connect_args(self, url: URL, connect_args: Mapping[str, Any]) -> URL:
-        tls = connect_args.get("ssl")
-        if isinstance(tls, Mapping):
-            connect_args = {**connect_args, **{f"ssl_{name}": tls[name] for name in tls}}
-        elif tls is not None:
+        connect_args, tls = dict(connect_args), connect_args.get("ssl")
+        if connect_args.get("ssl_disabled"):
+            connect_args = {n: connect_args[n] for n in connect_args if not n.startswith("ssl")}
+        elif isinstance(tls, Mapping) and tls:
+            connect_args |= {"ssl": "1", **{f"ssl_{name}": tls[name] for name in tls}}
+            if "verify_mode" in tls:
+                connect_args["ssl_verify_cert"] = tls["verify_mode"]
+        elif not tls:
+            connect_args.pop("ssl", None)
+        else:
             if getattr(tls, "verify_mode", None):  # an ssl.SSLContext; CERT_NONE is 0
                 raise ConfigurationError(
                     "an ssl.SSLContext of connect_args cannot be told to the client of MySQL",
                     hint="connect_args with ssl_ca, ssl_cert and ssl_key, or fsa db query SQL",
                 )
-            connect_args = {**connect_args, "ssl": "1"}
+            connect_args["ssl"] = "1"
         named = {name: connect_args[name] for name in connect_args if name in _TOLD}
         return super().with_connect_args(url, {name: str(named[name]) for name in named})
 
