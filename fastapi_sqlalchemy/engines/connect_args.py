@@ -13,14 +13,8 @@ from typing import Any
 from sqlalchemy import URL, Engine, event, make_url
 
 from ..exceptions import ConfigurationError
-from .url_parameters import (
-    AIOMYSQL_PARAMETERS,
-    ASYNCMY_PARAMETERS,
-    PYMYSQL_SSL_PARAMETERS,
-    mysql_tls,
-    tls_of_option_file,
-    translate,
-)
+from .mysql_tls import PYMYSQL_SSL_PARAMETERS, mysql_tls, tls_of_option_file
+from .url_parameters import AIOMYSQL_PARAMETERS, ASYNCMY_PARAMETERS, translate
 from .urls import driver_of
 
 __all__ = ["connect_args_for", "merged", "require_tls"]
