@@ -18,7 +18,7 @@ import httpx
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from fsa_cli.console import ACTIONS, router
+from fsa_cli.console import ACTIONS, pages, router, routes
 from support.backends import Backend
 from support.ledgers import create_tables
 from support.shops import Shop
@@ -60,6 +60,11 @@ PAGES += ["database", "audit", "static/console.css"]
 
 def form(action: str, **fields: object) -> dict[str, object]:
     return {"action": action, "key": uuid.uuid4().hex, **fields}
+
+
+def test_each_page_has_its_path() -> None:
+    """The paths are known without what makes pages, which an app loads for its first."""
+    assert set(routes._PAGES) == set(pages.PAGES)
 
 
 def test_the_forbidden_are_forbidden_and_what_is_asked_twice_is_done_once(
