@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -18,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
 from ..exceptions import MissingDriverError
-from . import aiosqlite_connections, fork_safety, sqlite_transactions
+from . import aiosqlite_connections, fork_safety, read_only_servers, sqlite_transactions
 from .arguments import EngineArguments
 from .connect_args import merged, require_tls
 from .sqlite_memory import MemoryDatabase, is_in_memory
@@ -172,15 +171,13 @@ class Engines:
     def renew(self) -> None:
         """Have each connection that is open now replaced when its pool hands it out again.
 
-        That is what SQLAlchemy itself does to a pool one of whose connections turns out to be lost,
-        and has no public name. Custom engines' too: nothing is closed that is in use. SQLite's are
-        of no network, and may hold a database in memory.
+        Custom engines' too. SQLite's are of no network, and may hold a database in memory.
         """
         with self._lock:
             engines = self.all_sync()
         for engine in engines:
             if engine.dialect.name != "sqlite":
-                engine.pool._invalidate_time = time.time()
+                read_only_servers.renew(engine.pool)
 
     def after_fork(self) -> None:
         """Start anew in a child: the loops that its async engines belong to are the parent's."""

@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, Result
 from sqlalchemy.exc import DBAPIError
 
+from ..engines.read_only_servers import renew_after
 from ..exceptions import ConcurrentUseError
 from .connections import lost_by
 from .writes import locks_rows, looks_like_read, surely_reads
@@ -271,6 +272,7 @@ class Activity:
             text = (str(error.orig).splitlines() or [""])[0]
             self.failure = f"{type(error.orig).__name__}: {text[:_MOST_SHOWN]}"
         self.lost = self.lost or lost_by(error, connection)
+        renew_after(error, connection)
 
     def mark(self) -> tuple[bool, int]:
         """What was written up to here, for `take_back`."""

@@ -66,6 +66,16 @@ _STEPS = (
         "does the directory of the file exist, and may this user read and write in it?",
     ),
     (
+        r"conflict with recovery",
+        "a standby ends what reads rows that its primary has done away with: try again, or ask the "
+        "primary",
+    ),
+    (
+        r"prepared statement \S+ (already exists|does not exist)",
+        "a pooler stands between, whose sessions are everybody's: fsa docs configuring says what "
+        "its clients are told",
+    ),
+    (
         r"readonly database|read-only|read only",
         _READ_ONLY,
     ),

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, UniqueConstraint, event, select, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql import literal_column
 
+from fastapi_sqlalchemy.engines.read_only_servers import refuses_writes, renew
 from fsa_cli.database import connections
 from fsa_cli.database.identity import file_trouble, sqlite_file
 from fsa_cli.database.next_step import next_step
@@ -73,6 +75,7 @@ class Ledger:
         self._turn = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._single = single or engine.execution_options(isolation_level="AUTOCOMMIT")
         self._kept = threading.local()
+        self._renewals = 0
         self._schema: str | None = None
         self.session: list[str] = []
         """PostgreSQL: the user and the search path of its own sessions, once `schema` is known."""
@@ -84,6 +87,7 @@ class Ledger:
         """The schema of `fsa_effect`, by access to a database."""
         for each in {engine, single or engine}:
             event.listen(each, "connect", self._on_connect)
+            event.listen(each, "handle_error", self._on_error)
             connections.watch(each)  # in a web process nobody else does
         if self.is_sqlite:
             event.listen(engine, "begin", dialects.begin)
@@ -354,7 +358,9 @@ class Ledger:
             with self._single.connect() as connection:
                 yield connection
             return
-        if self._kept.connection is None:
+        if self._kept.connection is None or self._kept.renewals != self._renewals:
+            self._drop_kept()
+            self._kept.renewals = self._renewals
             self._kept.connection = self._single.connect()
         try:
             yield self._kept.connection
@@ -380,6 +386,13 @@ class Ledger:
 
     def _on_connect(self, connection: Any, record: object) -> None:
         dialects.prepare(self.engine.dialect.name, connection)
+
+    def _on_error(self, context: ExceptionContext) -> None:
+        """A server that has become a standby: what only reads there would not notice."""
+        if refuses_writes(context.original_exception):
+            for pool in {self.engine.pool, self._single.pool}:
+                renew(pool)
+            self._renewals += 1
 
 
 def _keys_of(table: Table) -> dict[str, frozenset[str]]:

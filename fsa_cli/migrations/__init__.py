@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database.models import metadata_of
+from fsa_cli.database.next_step import next_step, refuses
 from fsa_cli.exceptions import (
     ConfigurationError,
     DatabaseUnreachable,
@@ -361,6 +362,8 @@ def _hint(error: Exception, looking: bool) -> str:
         )
     if lock_was_not_free(error):
         return "try when less is going on, or give it longer: --lock-timeout 10s"
+    if refuses(error):
+        return next_step(error) or ""
     if looking:
         return "--traceback shows more"
     return "fsa db current says where the schema stands; --traceback shows more"

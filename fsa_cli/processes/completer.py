@@ -218,8 +218,17 @@ class TaskCounters(ServiceThread):
                 self._count(outcomes)
 
     def _count(self, outcomes: Sequence[RunOutcome]) -> None:
-        if outcomes:
-            self._outage.guard(lambda: count_outcomes(self._ledger, outcomes))
+        def count_them() -> bool:
+            count_outcomes(self._ledger, outcomes)
+            return True
+
+        def refused(error: Exception) -> bool:
+            self._outage.note_refusal(count_them, error)
+            return True
+
+        while outcomes and self._outage.guard(count_them, refused) is None:
+            if self._stopping.wait(_AGAIN_S):
+                return
 
 
 def without_details(outcome: RunOutcome, error: Exception) -> RunOutcome:

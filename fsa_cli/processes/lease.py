@@ -99,13 +99,13 @@ class Lease(ServiceThread):
         pause_s = self._lease_s / 4
         while not self._stopping.wait(pause_s):
             began_s = time.monotonic()
-            self._outage.guard(self._renew)
-            if self.trusted:
+            # Until it is renewed the ledger counts as away, also where all else has reached it.
+            if self._outage.guard(self._renew) and self.trusted:
                 pause_s = max(self._lease_s / 4 - (time.monotonic() - began_s), _AGAIN_S)
             else:
                 pause_s = _AGAIN_S
 
-    def _renew(self) -> None:
+    def _renew(self) -> bool:
         asked_s = time.monotonic()
         lapsed = asked_s > self._trusted_until_s
         lease_ms = round(self._lease_s * 1000)
@@ -113,12 +113,13 @@ class Lease(ServiceThread):
         answered_s = time.monotonic()
         if now_ms is None:
             if self._stopping.is_set():
-                return  # it was released meanwhile
+                return True  # it was released meanwhile
             self.join()
             self._steady_since_s = answered_s
             self._rejoined()
-            return
+            return True
         self._clock.set(now_ms, asked_s, answered_s)
         if lapsed:
             self._steady_since_s = answered_s
         self._trusted_until_s = asked_s + self._lease_s - _MARGIN_S
+        return True

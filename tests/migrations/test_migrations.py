@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import NullPool, create_engine, text
 
-from support.backends import connect_postgresql
+from support.backends import connect_postgresql, read_only
 from support.migrating import APP, HOOK
 from support.postgresql_server import postgresql_server
 
@@ -284,6 +284,18 @@ def test_an_env_py_of_another_server_in_the_query_is_refused(
     assert done.returncode == 3, done.stderr
     assert "connects to another database than the app" in done.stderr
     assert f"127.0.0.1:{server.port}" in done.stderr
+
+
+def test_a_migration_on_a_standby_is_told_why_nothing_can_be_written(
+    fsa, project, postgresql
+) -> None:
+    env = {"FSA_DB_URL": postgresql.url}
+    done = fsa("db", "revision", "-m", "x", env=env)
+    assert done.returncode == 0, done
+    with read_only(postgresql):
+        done = fsa("db", "upgrade", env=env)
+    assert done.returncode == 1
+    assert "hint: nothing can be written there" in done.stderr
 
 
 def test_a_migration_that_raises_is_reported_with_its_line(fsa, project, postgresql) -> None:

@@ -15,10 +15,12 @@ from fsa_cli.ledger.records import Due, RegisteredTask, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run, task
 from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns
-from fsa_cli.processes.completer import Completer
+from fsa_cli.processes.completer import Completer, TaskCounters
 from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents, NodeListener
-from support.ledgers import now_ms, runs_of
+from support.backends import Backend
+from support.ledgers import now_ms, open_ledger, runs_of
+from support.proxy import proxy_to
 from support.waiting import wait_until
 
 
@@ -219,3 +221,38 @@ def test_a_locked_row_of_a_task_keeps_no_outcome_waiting(
 
     failures = select(task.c.consecutive_failures).where(task.c.namespace == ledger.namespace)
     wait_until(lambda: ledger.read(lambda c: c.scalar(failures)) == 1)
+
+
+def test_an_outage_right_after_an_outcome_was_written_leaves_it_to_be_counted(
+    postgresql: Backend,
+) -> None:
+    with proxy_to(postgresql.url) as proxy:
+        ledger = open_ledger(proxy.url(postgresql.url))
+        ledger.create()
+        register_tasks(ledger, [RegisteredTask("report", "{}")])
+        context = NodeContext.of(ledger, NodeEvents(), role="scheduler", lease_s=20.0, tasks={})
+        counters = TaskCounters(context)
+        counters.start()
+        proxy.away.set()
+        proxy.drop_all()
+        at_ms = 1_800_000_000_000
+        counters.count(
+            [
+                RunOutcome(
+                    run_id="1",
+                    token="token",
+                    task="report",
+                    status="failed",
+                    started_ms=at_ms,
+                    finished_ms=at_ms,
+                )
+            ]
+        )
+        wait_until(lambda: context.outage.is_open, "it is noticed")
+
+        proxy.away.clear()
+        failures = "SELECT consecutive_failures FROM fsa_task"
+        wait_until(lambda: postgresql.rows(failures) == [(1,)], within_s=20)
+        wait_until(lambda: not context.outage.is_open, "it is over", within_s=5)
+        counters.stop()
+        ledger.dispose()

@@ -4,6 +4,7 @@ import contextlib
 import re
 import sqlite3
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -252,6 +253,15 @@ class SQLite(Backend):
                     if str(descriptor.readlink()) == target:
                         found.append({"descriptor": str(descriptor), "in_transaction": False})
         return found
+
+
+@contextlib.contextmanager
+def read_only(postgresql: Backend) -> Iterator[None]:
+    """Whoever connects while inside may only read, and later on, too: as with a standby."""
+    alter = f'ALTER DATABASE "{postgresql.location.database}"'
+    postgresql.execute(f"{alter} SET default_transaction_read_only = on")
+    yield
+    postgresql.execute(f"BEGIN READ WRITE; {alter} RESET ALL; COMMIT")
 
 
 def connect_postgresql(url: URL) -> psycopg.Connection[Row]:
