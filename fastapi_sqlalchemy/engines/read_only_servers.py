@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import Pool
 
+from .driver_errors import driver_code
+
 __all__ = ["refuses_writes", "renew", "renew_after"]
 
 _POSTGRESQL_READ_ONLY = "25006"
@@ -43,12 +45,9 @@ def renew(pool: Pool) -> None:
 
 def refuses_writes(error: Any) -> bool:
     """Whether a driver's `error` says that the server or the transaction is read-only."""
-    code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    if code is not None:
-        return bool(code == _POSTGRESQL_READ_ONLY)
-    arguments: tuple[Any, ...] = getattr(error, "args", ())
+    code = driver_code(error)
     # 1290 is said of other options too.
-    return arguments[:1] == (_MYSQL_OPTION,) and "read-only" in str(arguments[-1])
+    return code == _POSTGRESQL_READ_ONLY or (code == _MYSQL_OPTION and "read-only" in str(error))
 
 
 def _is_read_only(connection: Connection) -> bool:

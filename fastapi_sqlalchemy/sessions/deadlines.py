@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from time import monotonic
 from typing import ClassVar
 
 __all__ = ["Deadlines"]
@@ -21,11 +20,8 @@ class Deadlines:
     _of_loops: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Deadlines]] = (
         weakref.WeakKeyDictionary()
     )
-    # Those asked for last, and whose they are: most processes have one loop.
-    _last: ClassVar[tuple[weakref.ref[asyncio.AbstractEventLoop], Deadlines] | None] = None
 
     def __init__(self) -> None:
-        # In seconds of `monotonic()`.
         self._due_s: dict[Callable[[], None], float] = {}
         # Not the timer itself: it would keep the loop, and the loop what is kept here.
         self._looks_at_s: float | None = None
@@ -33,20 +29,16 @@ class Deadlines:
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Deadlines:
         """Those of `loop`."""
-        last = cls._last
-        if last is not None and last[0]() is loop:
-            return last[1]
         found = cls._of_loops.get(loop)
         if found is None:
             found = cls._of_loops[loop] = cls()
-        cls._last = weakref.ref(loop), found
         return found
 
     def add(
         self, timeout_s: float, expire: Callable[[], None], loop: asyncio.AbstractEventLoop
     ) -> None:
         """Have `expire` called in `timeout_s`, unless it is removed before."""
-        self._due_s[expire] = due_s = monotonic() + timeout_s
+        self._due_s[expire] = due_s = loop.time() + timeout_s
         if self._looks_at_s is None or self._looks_at_s > due_s:
             self._look_at(due_s, loop)
 
@@ -56,13 +48,13 @@ class Deadlines:
 
     def _look_at(self, due_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self._looks_at_s = due_s
-        loop.call_later(due_s - monotonic(), self._look, due_s, loop)
+        loop.call_at(due_s, self._look, due_s, loop)
 
     def _look(self, at_s: float, loop: asyncio.AbstractEventLoop) -> None:
         if at_s != self._looks_at_s:
             return  # an earlier one has been set since
         self._looks_at_s = None
-        now_s = monotonic()
+        now_s = loop.time()
         for expire in [each for each, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[expire]
             expire()

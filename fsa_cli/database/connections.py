@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from fastapi_sqlalchemy.engines.driver_errors import driver_code
 from fsa_cli.database.dialects import dialect_of
 from fsa_cli.database.identity import address, same_database
 from fsa_cli.database.listening import listen_once
@@ -135,16 +136,8 @@ def driver_message(error: BaseException) -> str:
 
 
 def error_code(error: BaseException) -> str | int | None:
-    """MySQL's and MariaDB's number of an error, PostgreSQL's SQLSTATE; None: it has neither.
-
-    PyMySQL (1.2) has a SQLSTATE beside the number: HY000 for most of what matters here.
-    """
-    original: Any = getattr(error, "orig", None)
-    arguments = getattr(original, "args", ())
-    if arguments and isinstance(arguments[0], int):
-        return int(arguments[0])
-    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    return None if code is None else str(code)
+    """MySQL's and MariaDB's number of an error, PostgreSQL's SQLSTATE; None: it has neither."""
+    return driver_code(getattr(error, "orig", None))
 
 
 async def _aconnected(db: Database, work: Callable[[Connection], T], missing: Exception) -> T:

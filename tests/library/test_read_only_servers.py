@@ -6,9 +6,11 @@ What a driver is told of a standby, it is told of a database whose transactions 
 from typing import Any
 
 import pytest
+from pymysql.err import OperationalError, raise_mysql_exception
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from fastapi_sqlalchemy.engines.read_only_servers import refuses_writes
 from support.backends import Backend, read_only
 
 PID = text("SELECT pg_backend_pid()")
@@ -60,3 +62,15 @@ def test_a_transaction_that_was_begun_as_read_only_costs_no_connection(
 
     with db():
         assert db.session.scalar(PID) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [("--read-only", True), ("--skip-grant-tables", False)]
+)
+def test_what_pymysql_says_of_a_read_only_server_is_understood(option: str, expected: bool) -> None:
+    """It has a SQLSTATE beside the number, HY000, which says nothing."""
+    said = f"The MariaDB server is running with the {option} option so it cannot execute this"
+    packet = b"\xff" + (1290).to_bytes(2, "little") + b"#HY000" + said.encode()
+    with pytest.raises(OperationalError) as refused:
+        raise_mysql_exception(packet)
+    assert refuses_writes(refused.value) is expected
