@@ -154,16 +154,14 @@ class Activity:
         """Whether it looks as if something was written."""
         if self.wrote:
             return True
-        unread = self._unread_now()
-        return bool(unread) and not all(map(looks_like_read, unread))
+        return not all(map(looks_like_read, self._unread_now()))
 
     @property
     def may_have_written(self) -> bool:
         """Whether it cannot be excluded that something was written."""
         if self.wrote or self.unsure:
             return True
-        unchecked = self._unchecked_now()
-        return bool(unchecked) and not all(map(surely_reads, unchecked))
+        return not all(map(surely_reads, self._unchecked_now()))
 
     @property
     def only_reads(self) -> bool:

@@ -116,10 +116,8 @@ class RequestScope(Scope):
         """Log a warning, once for a route, if it kept a connection for long without using it."""
         for handle in self.handles:
             activity = handle.activity
-            if activity.connection is None or activity.user is not None:
-                continue
             idle_s = monotonic() - activity.left_s
-            if idle_s < IDLE_WARNING_S:
+            if activity.connection is None or activity.user is not None or idle_s < IDLE_WARNING_S:
                 continue
             if (label := f"idle {self}") not in self._warned:
                 self._warned.add(label)

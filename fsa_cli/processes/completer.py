@@ -222,11 +222,7 @@ class TaskCounters(ServiceThread):
             count_outcomes(self._ledger, outcomes)
             return True
 
-        def refused(error: Exception) -> bool:
-            self._outage.note_refusal(count_them, error)
-            return True
-
-        while outcomes and self._outage.guard(count_them, refused) is None:
+        while outcomes and not self._outage.reached(count_them):
             if self._stopping.wait(_AGAIN_S):
                 return
 

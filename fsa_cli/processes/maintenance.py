@@ -120,17 +120,8 @@ class Maintenance(ServiceThread):
                 self._lifecycle.pool.fill()  # what has waited for a thread
                 self._lifecycle.end_overdue()
                 for step in steps:
-                    if not self._reached(step):
+                    if not self._context.outage.reached(step):
                         break
-
-    def _reached(self, step: Callable[[], bool]) -> bool:
-        """Whether the ledger was there for *step*, or was not needed; a refusal is reported."""
-
-        def refused(error: Exception) -> bool:
-            self._context.outage.note_refusal(step, error)
-            return True
-
-        return bool(self._context.outage.guard(step, refused))
 
     def poll(self) -> None:
         """Have the claimers look at the queue at once."""

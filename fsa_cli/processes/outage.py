@@ -106,6 +106,18 @@ class Outage:
             self._note_success(name)
         return value
 
+    def reached(self, work: Callable[[], bool]) -> bool:
+        """As `guard`, for *work* that is not tried again once it was refused.
+
+        False as long as the ledger cannot be reached.
+        """
+
+        def refused(error: Exception) -> bool:
+            self.note_refusal(work, error)
+            return True
+
+        return bool(self.guard(work, refused))
+
     def note_refusal(self, work: Callable[[], object], error: BaseException) -> None:
         """Report that the database has refused *work*, or that something else failed in it.
 
