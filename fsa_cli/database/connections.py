@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from fastapi_sqlalchemy.engines.driver_errors import driver_code
 from fsa_cli.database.dialects import dialect_of
 from fsa_cli.database.identity import address, same_database
 from fsa_cli.database.listening import listen_once
@@ -137,6 +136,8 @@ def driver_message(error: BaseException) -> str:
 
 def error_code(error: BaseException) -> str | int | None:
     """MySQL's and MariaDB's number of an error, PostgreSQL's SQLSTATE; None: it has neither."""
+    from fastapi_sqlalchemy.engines.driver_errors import driver_code
+
     return driver_code(getattr(error, "orig", None))
 
 
