@@ -92,6 +92,8 @@ class DialectSQL:
             `LOCK_S` for another transaction's row: a single statement has no SET LOCAL before it.
         readable: The condition that a run's id is what we would write: a row that no UPDATE finds
             again would be tried each time in the place of one that can start.
+        brief_waits: Statements after which a transaction of the app's waits for another's row for
+            `LOCK_S`; MySQL's and MariaDB's hold for the connection.
         bounded: The end of an UPDATE after which the transaction may be idle for `IDLE_S`.
         frees_locks_apart: Whether a run's lock is freed after its transaction and not in it. An
             INSERT with the same lock holds the entry of `fsa_run_lock` and waits for the row; the
@@ -108,6 +110,7 @@ class DialectSQL:
     skips: bool = True
     limits: str | None = None
     bounded_locks: str = ""
+    brief_waits: tuple[str, ...] = ()
     readable: str = ""
     bounded: str = ""
     frees_locks_apart: bool = False
@@ -216,6 +219,7 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         bounded_locks=(
             f" CROSS JOIN (SELECT set_config('lock_timeout', '{LOCK_S}s', true)) AS bound"
         ),
+        brief_waits=(f"SET LOCAL lock_timeout = '{LOCK_S}s'",),
         bounded="RETURNING pg_catalog.set_config("
         f"'idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
         schema_of_runs=_SCHEMA_OF.format("fsa_run"),
@@ -233,6 +237,7 @@ SUPPORTED: Mapping[str, DialectSQL] = {
         ignore="ON DUPLICATE KEY UPDATE fsa_run.id = fsa_run.id",
         returns=False,
         skips=False,
+        brief_waits=(f"SET SESSION innodb_lock_wait_timeout = {LOCK_S}",),
         frees_locks_apart=True,
         schema_of_runs="SELECT DATABASE()",
         schema_of_effects="SELECT DATABASE()",

@@ -1,13 +1,22 @@
-"""`fsa_effect`: the marks of runs that have committed in a database that is not the ledger's."""
+"""`fsa_effect`: the marks of runs that have committed in a database that is not the ledger's.
+
+A transaction of a run leaves two: the run's id, by which a second attempt cannot commit, and one of
+its claim. Who takes the run from a process that is taken for dead writes that one before: what the
+process is about to commit is refused, or is there already.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     URL,
     BigInteger,
+    Connection,
+    TextClause,
     delete,
     literal_column,
     select,
@@ -16,15 +25,16 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from fsa_cli.ledger import dialects
+from fsa_cli.ledger.dialects import DialectSQL, typed
 from fsa_cli.ledger.location import access_of, shares
-from fsa_cli.ledger.reach import probe, refused
+from fsa_cli.ledger.reach import execute, probe, refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import KEPT_MS, effect, effects, run
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
 
-__all__ = ["applied", "prepare", "prune"]
+__all__ = ["applied", "fence_off", "mark", "prepare", "prune"]
 
 
 def prepare(ledger: Ledger, database: Database) -> bool:
@@ -97,6 +107,81 @@ def applied(ledger: Ledger, database: Database, run_ids: Sequence[str]) -> set[s
         if not connection.dialect.has_table(connection, effect.name):
             return set()
         return set(connection.scalars(select(effect.c.run_id).where(effect.c.run_id.in_(run_ids))))
+
+
+def mark(ledger: Ledger, connection: Connection, run_id: str, token: str) -> None:
+    """Leave the marks of a run in its transaction.
+
+    Raises:
+        IntegrityError: The run has taken effect, or was taken from this claim.
+        DBAPIError: The transaction may not.
+    """
+    table = _table(ledger, connection)
+    statement = _marking(dialects.dialect_sql(connection.dialect), table)
+    execute(connection, statement, {"run_id": run_id, "claim": _claim_mark(run_id, token)})
+
+
+def fence_off(ledger: Ledger, database: Database, claims: Mapping[str, str | None]) -> set[str]:
+    """Which of these runs have taken effect in *database*: the others can no longer.
+
+    A transaction that is open, with its mark, is waited for: `LOCK_S`, on SQLite as long as the
+    app's own connections wait. After that its run has taken no effect yet, and still may.
+
+    Args:
+        claims: Runs, and the tokens under which processes that are dead by now had them.
+
+    Raises:
+        SQLAlchemyError: The database is away.
+    """
+    if not claims or not _has_marks(ledger, database.url):
+        return set()
+    with database.engine.connect() as connection:
+        if not connection.dialect.has_table(connection, effect.name):
+            return set()
+        connection.rollback()
+        if connection.dialect.name in ("mysql", "mariadb"):
+            connection.detach()  # what is set lasts as long as the connection
+        try:
+            _take(ledger, connection, claims)
+        except DBAPIError as exc:
+            if exc.connection_invalidated:
+                raise
+    return applied(ledger, database, list(claims))
+
+
+def _take(ledger: Ledger, connection: Connection, claims: Mapping[str, str | None]) -> None:
+    marks = sorted(_claim_mark(run_id, token) for run_id, token in claims.items() if token)
+    sql, table = dialects.dialect_sql(connection.dialect), _table(ledger, connection)
+    for limit in sql.brief_waits:
+        connection.exec_driver_sql(limit)
+    for each in marks:
+        execute(connection, _taking(sql, table), {"claim": each})
+    connection.commit()
+
+
+def _table(ledger: Ledger, connection: Connection) -> str:
+    schema = ledger.effect_schemas.get(access_of(connection.engine.url))
+    quote = connection.dialect.identifier_preparer.quote
+    return f"{quote(schema)}.fsa_effect".replace(":", "\\:") if schema else "fsa_effect"
+
+
+def _claim_mark(run_id: str, token: str) -> str:
+    # Several runs are claimed under one token.
+    return hashlib.sha256(f"{run_id} {token}".encode()).hexdigest()[:32]
+
+
+@lru_cache
+def _marking(sql: DialectSQL, table: str) -> TextClause:
+    return typed(
+        f"INSERT INTO {table} (run_id, applied_ms) "
+        f"VALUES (:run_id, {sql.now_ms}), (:claim, {sql.now_ms})"
+    )
+
+
+@lru_cache
+def _taking(sql: DialectSQL, table: str) -> TextClause:
+    ignore = sql.ignore.replace("fsa_run.id", "fsa_effect.run_id")
+    return typed(f"INSERT INTO {table} (run_id, applied_ms) VALUES (:claim, {sql.now_ms}) {ignore}")
 
 
 def prune(ledger: Ledger, database: Database) -> None:

@@ -2,8 +2,7 @@
 
 A task that leaves the COMMIT to the runner takes effect exactly once: its rows and the row that
 says it has succeeded are one transaction. Where the ledger is in another database, the task's
-transaction leaves the run's id in `fsa_effect`, beside its rows: a second attempt that has the same
-id cannot commit.
+transaction leaves its marks in `fsa_effect`, beside its rows (see `effects`).
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from sqlalchemy.orm import Session
 
 from fsa_cli.database.listening import listen_once
 from fsa_cli.exceptions import Fenced
-from fsa_cli.ledger import dialects
+from fsa_cli.ledger import dialects, effects
 from fsa_cli.ledger.dialects import DialectSQL, typed
 from fsa_cli.ledger.location import access_of, shares
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.reach import Reach, ask, execute, probe, refused
+from fsa_cli.ledger.reach import Reach, ask, probe, refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
@@ -146,14 +145,13 @@ class Fence:
             return False
         if not self._trusted():
             self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
-        schema = self._ledger.effect_schemas.get(access_of(connection.engine.url))
-        quote = connection.dialect.identifier_preparer.quote
-        table = f"{quote(schema)}.fsa_effect".replace(":", "\\:") if schema else "fsa_effect"
-        marking = _marking(dialects.dialect_sql(connection.dialect), table)
         try:
-            execute(connection, marking, {"run_id": self._run_id})
+            effects.mark(self._ledger, connection, self._run_id, self._token)
         except IntegrityError as exc:
-            raise Fenced("an earlier attempt of this run has taken effect already") from exc
+            raise Fenced(
+                "this run has taken effect already, or is no longer this process's: "
+                "nothing is committed"
+            ) from exc
         except DBAPIError as exc:
             if reach is not None or not refused(exc):
                 raise
@@ -217,11 +215,6 @@ def _succeeding(sql: DialectSQL, table: str) -> TextClause:
         {sql.bounded}
         """
     )
-
-
-@lru_cache
-def _marking(sql: DialectSQL, table: str) -> TextClause:
-    return typed(f"INSERT INTO {table} (run_id, applied_ms) VALUES (:run_id, {sql.now_ms})")
 
 
 @cache

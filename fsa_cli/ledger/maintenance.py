@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,7 @@ def left_running(ledger: Ledger, dead: Sequence[str] = ()) -> list[str]:
 def reap(
     ledger: Ledger,
     dead: Sequence[str],
-    applied: Iterable[str] = (),
+    fence_off: Callable[[Mapping[str, str | None]], AbstractSet[str]] = lambda claims: frozenset(),
     *,
     left: Sequence[str] | None = None,
 ) -> Died:
@@ -104,10 +105,10 @@ def reap(
     Each statement is a transaction of its own: where one process is cut off, the next goes on.
 
     Args:
-        applied: Runs whose effects are committed in another database: they have succeeded.
+        fence_off: Called with runs and the tokens of their claims: which of them have taken effect
+            in another database, and so have succeeded. The others can no longer.
         left: The runs from `left_running`; None: all of them.
     """
-    has_effect = set(applied)
     now_ms = ledger.read(ledger.now_ms)
     died = [each for each in dead if _declare_dead(ledger, each, now_ms)]
     if dead:
@@ -116,8 +117,10 @@ def reap(
     outcome: dict[str, list[str]] = {"interrupted": [], "queued": [], "succeeded": []}
     nodes = dict.fromkeys(died)
     refused: Exception | None = None
-    for row in _left_rows(ledger, ids):
-        if row.id in has_effect:
+    rows = _left_rows(ledger, ids)
+    applied = fence_off({row.id: row.claim for row in rows})
+    for row in rows:
+        if row.id in applied:
             status = "succeeded"
         elif _retried(row.options) and row.attempt < _MOST_ATTEMPTS:
             status = "queued"

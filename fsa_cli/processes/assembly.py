@@ -320,7 +320,7 @@ class ProcessBuilder:
         def fired_until_ms() -> int:
             return context.clock.now_ms if timer is None else timer.fired_until_ms
 
-        effects = Effects(self.run_factory.applied, self.run_factory.prune)
+        effects = Effects(self.run_factory.fence_off, self.run_factory.prune)
         knows, pruning = self.known.__contains__, Pruning.of(self.settings)
         return Maintenance(context, lifecycle, claimers, effects, fired_until_ms, knows, pruning)
 

@@ -46,11 +46,11 @@ class Effects:
     """The marks of runs in databases that are not the ledger's.
 
     Attributes:
-        applied: Which of these runs have taken effect there.
+        fence_off: As `reap` takes it.
         prune: Deletes the marks of runs that the ledger has pruned.
     """
 
-    applied: Callable[[Sequence[str]], set[str]]
+    fence_off: Callable[[Mapping[str, str | None]], set[str]]
     prune: Callable[[], None]
 
 
@@ -185,7 +185,7 @@ class Maintenance(ServiceThread):
         self._left_at_s = now_s + _LEFT_EVERY_S
         left = maintenance.left_running(self._ledger, dead)
         if dead or left:
-            died = maintenance.reap(self._ledger, dead, self._effects.applied(left), left=left)
+            died = maintenance.reap(self._ledger, dead, self._effects.fence_off, left=left)
             self._context.events.node_died(died)
             if died.refused is not None:
                 self._context.outage.note_refusal(self._reap, died.refused)

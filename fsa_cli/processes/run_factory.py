@@ -108,10 +108,23 @@ class RunFactory:
         Raises:
             SQLAlchemyError: One of them is away.
         """
-        found: set[str] = set()
-        for database in self._elsewhere:
-            found |= effects.applied(self._ledger, database, run_ids)
-        return found
+        return {
+            run_id
+            for database in self._elsewhere
+            for run_id in effects.applied(self._ledger, database, run_ids)
+        }
+
+    def fence_off(self, claims: Mapping[str, str | None]) -> set[str]:
+        """Which of these runs have taken effect there: under these claims the others cannot.
+
+        Raises:
+            SQLAlchemyError: One of the databases is away.
+        """
+        return {
+            run_id
+            for database in self._elsewhere
+            for run_id in effects.fence_off(self._ledger, database, claims)
+        }
 
     def prune(self) -> None:
         """Delete the marks of runs that the ledger has pruned."""
