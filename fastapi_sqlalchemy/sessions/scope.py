@@ -98,7 +98,6 @@ class Scope:
         """
         handle = self._sync_handle
         if handle is None or self.ended:
-            self._check_open()
             with self._lock:
                 self._check_open()
                 handle = self._sync_handle
@@ -128,7 +127,6 @@ class Scope:
                     "db.async_session is not available inside a plain `with db():`, which cannot "
                     "await its end. Write `async with db():`."
                 )
-            self._check_open()
             with self._lock:
                 self._check_open()
                 handle = self._async_handle
