@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fsa_cli.migrations.own_tables import include_name
     from fsa_cli.processes.lifespan import scheduling
     from fsa_cli.runs.task_result import TaskResult
-    from fsa_cli.tasks.context import Progress, TaskContext
     from fsa_cli.tasks.outcomes import Discard, Retry
+    from fsa_cli.tasks.task_context import Progress, TaskContext
 
 __all__ = [
     "Discard",
@@ -37,11 +37,11 @@ __all__ = [
 
 _HOMES = {
     "Discard": "tasks.outcomes",
-    "Progress": "tasks.context",
+    "Progress": "tasks.task_context",
     "Retry": "tasks.outcomes",
     "RunNotFound": "exceptions",
     "Task": "api",
-    "TaskContext": "tasks.context",
+    "TaskContext": "tasks.task_context",
     "TaskResult": "runs.task_result",
     "downgrade_ledger": "ledger.migration",
     "include_name": "migrations.own_tables",

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from fsa_cli.runner.run import RunResult
     from fsa_cli.runs.task_result import TaskResult
-    from fsa_cli.tasks.context import TaskContext
+    from fsa_cli.tasks.task_context import TaskContext
 
 __all__ = ["Asking", "RunOptions", "Task", "TaskFunction", "task"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fsa_cli.cli.command_tree import command, command_path
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.exceptions import ConfigurationError, FsaError, Interrupted, UsageError, no_text
 
 if TYPE_CHECKING:

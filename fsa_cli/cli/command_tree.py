@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import DefaultPlaceholder
 
 from fsa_cli.cli.common_options import fsa
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.exceptions import FsaError, UsageError
 from fsa_cli.project import environments
 from fsa_cli.tasks.callables import is_async

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.flags import COMMON, FROM_SETTINGS
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.version import VERSION
 

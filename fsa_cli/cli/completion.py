@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 
 
 def task_names(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:

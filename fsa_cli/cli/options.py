@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from fsa_cli.cli.context import Fsa
+    from fsa_cli.cli.fsa_context import Fsa
 
 
 def option(command: str, *spellings: str, help: str, **more: Any) -> Any:  # noqa: A002

@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.task_context import Progress
 from fsa_cli.terminal.escaping import escape_terminal
 from fsa_cli.terminal.folding import is_terminal
 from fsa_cli.terminal.output import Output

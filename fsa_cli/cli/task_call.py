@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.flags import LOADING, SPELLINGS, VALUED, split_flags
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.exceptions import ArgumentError, ConfigurationError, UsageError
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Flags

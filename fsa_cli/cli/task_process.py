@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from fsa_cli.cli.context import Fsa
+    from fsa_cli.cli.fsa_context import Fsa
     from fsa_cli.exceptions import FsaError
 
 __all__ = ["TerminationSignal", "leave", "prints_to_stderr", "terminable"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from fsa_cli.cli.context import Fsa
 from fsa_cli.cli.flags import COMMON, FROM_SETTINGS
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.project import environments
 from fsa_cli.project.settings import Settings
 from fsa_cli.project.state_dir import state_dir

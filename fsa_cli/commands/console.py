@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.exceptions import ConfigurationError
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import agree, confirm_option, option
 from fsa_cli.exceptions import DatabaseUnreachable, UsageError
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError, StatementFailed, UsageError
 from fsa_cli.terminal.folding import is_terminal

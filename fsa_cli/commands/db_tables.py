@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 
 app = typer.Typer()
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 
 app = typer.Typer()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from fsa_cli.cli.completion import task_names
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option, priority_option, run_after_option, unique_option
 from fsa_cli.cli.progress_bar import ProgressBars
 from fsa_cli.cli.task_call import ENQUEUES, Call, read
@@ -28,9 +28,9 @@ from fsa_cli.runner.execute import execute
 from fsa_cli.runner.lifespan import RunAsync
 from fsa_cli.runner.retry import RetryPolicy
 from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.lookup import database_for
 from fsa_cli.tasks.registry import registry
+from fsa_cli.tasks.task_context import Progress
 from fsa_cli.terminal.formatting import format_elapsed
 
 if TYPE_CHECKING:

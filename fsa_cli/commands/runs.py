@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fsa_cli.cli.completion import task_names
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import confirm_option, option
 from fsa_cli.exceptions import TaskNotFound, UsageError
 from fsa_cli.terminal.folding import side_by_side
@@ -141,8 +141,8 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
     from fsa_cli.ledger.attempts import attempts_of
     from fsa_cli.ledger.glance import executing
     from fsa_cli.runs import run_view as views
-    from fsa_cli.runs.problems import BAD
     from fsa_cli.runs.run_activity import Doing, doing
+    from fsa_cli.runs.task_problems import BAD
     from fsa_cli.runs.waiting_run import why_it_waits
     from fsa_cli.tasks.registry import registry
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsa_cli.cli.context import Fsa
-from fsa_cli.cli.hosting import (
+from fsa_cli.cli.fsa_context import Fsa
+from fsa_cli.cli.node_command import (
     HostingOptions,
     LogFormat,
     heartbeat_writer,
@@ -141,7 +141,7 @@ def tick(
 
 def _introduce(fsa: Fsa, builder: ProcessBuilder, others: Sequence[str]) -> None:
     from fsa_cli.ledger import control
-    from fsa_cli.runs.status_view import place
+    from fsa_cli.runs.scheduler_view import place
 
     planned, target, ledger = builder.planned, builder.loaded.target, builder.ledger
     tasks = "1 task" if len(planned) == 1 else f"{len(planned)} tasks"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fsa_cli.cli.completion import task_names
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option, priority_option, run_after_option, unique_option
 from fsa_cli.cli.task_call import ENQUEUES, enqueue, read
 from fsa_cli.exceptions import UsageError

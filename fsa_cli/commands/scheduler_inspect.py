@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsa_cli.cli.completion import task_names
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option
 from fsa_cli.exceptions import FsaError, UsageError
 from fsa_cli.schedules.formatting import format_fire_time
@@ -221,8 +221,8 @@ def status(context: typer.Context) -> None:
     """
     from fsa_cli.ledger.access import existing
     from fsa_cli.ledger.glance import glance
-    from fsa_cli.runs import status_view as views
-    from fsa_cli.runs.problems import problems
+    from fsa_cli.runs import scheduler_view as views
+    from fsa_cli.runs.task_problems import problems
 
     fsa = Fsa.of(context)
     with existing(fsa.load(), fsa.settings) as ledger:

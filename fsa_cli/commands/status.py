@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.sections import Section, Thing, shorten
 from fsa_cli.exceptions import FsaError, LedgerUnusable
 from fsa_cli.terminal.escaping import one_line
@@ -60,8 +60,8 @@ def status(context: typer.Context) -> None:
     from fsa_cli.runs.failures import failures
     from fsa_cli.runs.node_states import is_schedule_kept
     from fsa_cli.runs.problem import Problem
-    from fsa_cli.runs.problems import problems
     from fsa_cli.runs.run_activity import doing
+    from fsa_cli.runs.task_problems import problems
 
     fsa = Fsa.of(context)
     loaded = fsa.load()
@@ -272,13 +272,13 @@ def _document(
     coming: list[dict[str, object]],
 ) -> dict[str, object]:
     from fsa_cli.ledger.time import instant_of
-    from fsa_cli.runs import status_view
+    from fsa_cli.runs import scheduler_view
     from fsa_cli.runs.run_pages import run_line
 
     loaded, settings = fsa.load(), fsa.settings
     document: dict[str, object] = {"namespace": settings.namespace, "app": loaded.target}
     if seen is not None:
-        document |= status_view.document(seen, "", settings.namespace)
+        document |= scheduler_view.document(seen, "", settings.namespace)
         now = instant_of(seen.now_ms)
         document["running"] = [asdict(run_line(run, now)) for run in seen.running]
         document["waiting"] = [

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fsa_cli.cli.completion import task_names
-from fsa_cli.cli.context import Fsa
+from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.task_help import task_help
 from fsa_cli.exceptions import FsaError
 from fsa_cli.schedules.schedule import parse_schedule

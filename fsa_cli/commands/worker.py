@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fsa_cli.cli.context import Fsa
-from fsa_cli.cli.hosting import (
+from fsa_cli.cli.fsa_context import Fsa
+from fsa_cli.cli.node_command import (
     HostingOptions,
     LogFormat,
     heartbeat_writer,
@@ -64,7 +64,7 @@ def start(
     from fsa_cli.ledger.nodes import namespaces_beside
     from fsa_cli.runs.executor import LOCAL
     from fsa_cli.runs.executor_registry import queue_name
-    from fsa_cli.runs.status_view import place
+    from fsa_cli.runs.scheduler_view import place
 
     fsa = Fsa.of(context)
     fsa.use_executor(executor)

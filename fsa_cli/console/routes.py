@@ -16,7 +16,7 @@ from fsa_cli.console.access import ACTIONS, Access, access_of, is_from_here, is_
 from fsa_cli.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from fsa_cli.console.serving import Form
+    from fsa_cli.console.answers import Form
 
 __all__ = ["router"]
 
@@ -73,9 +73,9 @@ async def _prepared(_: Any) -> AsyncIterator[None]:
 
 
 def _prepare(stopped: threading.Event) -> None:
-    from fsa_cli.console import serving
+    from fsa_cli.console import answers
 
-    serving.prepare(stopped)
+    answers.prepare(stopped)
 
 
 def _permission(access: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -96,23 +96,23 @@ def _permission(access: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def _page(request: Request) -> Response:
-    from fsa_cli.console import serving
+    from fsa_cli.console import answers
 
     name = request.path_params.get("name", "")
     if name not in _PAGES:
         raise HTTPException(404)
     if any("\0" in text for pair in request.query_params.multi_items() for text in pair):
         raise HTTPException(400)  # no text of PostgreSQL's has that character
-    return serving.show(request, name, request.state.fsa_access)
+    return answers.show(request, name, request.state.fsa_access)
 
 
 async def _act(request: Request) -> Response:
-    from fsa_cli.console import serving
+    from fsa_cli.console import answers
 
     if not is_same_origin(request):
         raise _forbidden("this was not asked from a page of the console")
     form = await _form(request)
-    return await run_in_threadpool(serving.act, request, form, request.state.fsa_access)
+    return await run_in_threadpool(answers.act, request, form, request.state.fsa_access)
 
 
 def _static(request: Request) -> Response:

@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fsa_cli.database.connect_args import connect_args_of, engine_of
 from fsa_cli.database.dialects import Client, dialect_of
+from fsa_cli.database.engine_arguments import connect_args_of, engine_of
 
 if TYPE_CHECKING:
     from sqlalchemy import URL

@@ -10,7 +10,7 @@ from fsa_cli.exceptions import CheckFailed
 from fsa_cli.ledger import queries
 from fsa_cli.ledger.access import existing
 from fsa_cli.ledger.queries import Vitals
-from fsa_cli.runs.problems import NOBODY_TAKES_IT, held_locks, lock_holder
+from fsa_cli.runs.task_problems import NOBODY_TAKES_IT, held_locks, lock_holder
 from fsa_cli.runs.worker_command import worker_command
 from fsa_cli.terminal.formatting import format_span
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from fsa_cli.database.identity import file_trouble
 from fsa_cli.ledger import nodes, queries, run_search, task_history
 from fsa_cli.ledger.records import RunStatus
-from fsa_cli.ledger.serving import Serving, serving
+from fsa_cli.ledger.served_queues import Serving, serving
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL, node, run
 

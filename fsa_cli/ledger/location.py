@@ -16,7 +16,7 @@ from sqlalchemy.pool import QueuePool
 from fastapi_sqlalchemy.engines import urls
 from fastapi_sqlalchemy.engines.connect_args import connect_args_for
 from fastapi_sqlalchemy.exceptions import DBSessionError, MissingDriverError
-from fsa_cli.database.connect_args import connect_args_of, engine_of, known_to_creator
+from fsa_cli.database.engine_arguments import connect_args_of, engine_of, known_to_creator
 from fsa_cli.database.identity import (
     address,
     identity,

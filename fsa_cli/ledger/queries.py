@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
 from fsa_cli.ledger.nodes import elsewhere
 from fsa_cli.ledger.records import OPEN_STATES, RunStatus
-from fsa_cli.ledger.serving import Unserved, service, serving, unserved
+from fsa_cli.ledger.served_queues import Unserved, service, serving, unserved
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import key, node, progress, run, task
 from fsa_cli.ledger.values import is_run_id

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.runner.activity import RunActivity
 from fsa_cli.runner.run import Run
-from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.task_context import Progress
 
 __all__ = ["ActiveRun", "ActiveRuns"]
 

@@ -14,13 +14,12 @@ from fsa_cli.ledger.access import reached
 from fsa_cli.ledger.backfill import backfill, register_tasks
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.pruning import Pruning
-from fsa_cli.ledger.serving import service
+from fsa_cli.ledger.served_queues import service
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.wake import can_listen
 from fsa_cli.processes.broker_dispatcher import BrokerDispatcher
 from fsa_cli.processes.claimer import Claimer, Fired
 from fsa_cli.processes.consumer import Consumer
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents, NodeListener, RunCounts
 from fsa_cli.processes.lease import LEASE_S
 from fsa_cli.processes.listener import FileWatch, Listener
@@ -28,6 +27,7 @@ from fsa_cli.processes.local_dispatcher import LocalDispatcher
 from fsa_cli.processes.maintenance import Effects, Maintenance
 from fsa_cli.processes.message_claimer import MessageClaimer
 from fsa_cli.processes.node import Node, NodeOptions, NodeParts
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.notifications import Notifications
 from fsa_cli.processes.run_factory import RunFactory
 from fsa_cli.processes.run_lifecycle import RunLifecycle, RunSource

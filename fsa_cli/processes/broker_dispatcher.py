@@ -13,7 +13,7 @@ from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.processes.claimer import Claimer, Fired
-from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.runs.executor import Executor, Message
 

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from fsa_cli.ledger.records import ClaimResult, Due, RefusedClaim, RunOutcome
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeListener
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.processes.service import ServiceThread
 from fsa_cli.runner.run import Run, RunResult

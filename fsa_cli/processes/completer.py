@@ -13,7 +13,7 @@ from fsa_cli.ledger.finish import count_outcomes, free, write_outcomes
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.ledger.refusals import refusal_text
 from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns
-from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.outage import Outage
 from fsa_cli.processes.service import ServiceThread
 from fsa_cli.terminal.masking import mask

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fsa_cli.exceptions import DatabaseUnreachable, LifespanFailed
 from fsa_cli.ledger.offload import in_thread
-from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.service import Service
 from fsa_cli.runner.run import Run

@@ -12,7 +12,7 @@ from fsa_cli.ledger.claim_queued import claim_next, claim_queued
 from fsa_cli.ledger.instants import instants_with_row
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.claimer import Claimer, Fired
-from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.runner.run import Run, RunResult
 

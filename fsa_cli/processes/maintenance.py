@@ -14,7 +14,7 @@ from fsa_cli.ledger.backfill import backfill
 from fsa_cli.ledger.progress import write_progress
 from fsa_cli.ledger.pruning import Pruning
 from fsa_cli.processes.claimer import Claimer
-from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.schedule_plan import Scheduled
 from fsa_cli.processes.service import ServiceThread

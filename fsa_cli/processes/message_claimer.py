@@ -12,8 +12,8 @@ from functools import partial
 
 from fsa_cli.ledger.claim_dispatched import claim_dispatched, requeue_dispatched
 from fsa_cli.ledger.records import RunOutcome
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeListener
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.service import ServiceThread
 from fsa_cli.runner.outcome import encode_result

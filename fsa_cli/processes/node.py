@@ -23,10 +23,10 @@ from fsa_cli.exceptions import SchedulerStuck, Terminated
 from fsa_cli.ledger.offload import in_thread
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.claimer import Claimer
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.drain import LEDGER_S, Drain, Unfinished, ledger_problem, unrecorded
 from fsa_cli.processes.events import NodeListener, RunCounts
 from fsa_cli.processes.maintenance import Maintenance
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.notifications import Notifications
 from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.service import Service

@@ -35,9 +35,9 @@ from fsa_cli.processes.run_lifecycle import outcome_of
 from fsa_cli.runner.outcome import encode_result, progress_fields
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.runs.requester import requester
-from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.signature import signature_of
+from fsa_cli.tasks.task_context import Progress
 from fsa_cli.terminal.json_values import jsonable
 from fsa_cli.terminal.masking import mask
 

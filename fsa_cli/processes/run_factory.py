@@ -24,11 +24,11 @@ from fsa_cli.project.settings import Settings
 from fsa_cli.runner.outcome import encode_result
 from fsa_cli.runner.run import Run
 from fsa_cli.tasks import arguments
-from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.lookup import database_for
 from fsa_cli.tasks.signature import signature_of
+from fsa_cli.tasks.task_context import Progress
 
 __all__ = ["RunFactory"]
 

@@ -17,12 +17,12 @@ from fsa_cli.ledger.claim_queued import requeue_claimed
 from fsa_cli.ledger.records import ClaimedRun, RunOutcome
 from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns
 from fsa_cli.processes.completer import Completer
-from fsa_cli.processes.context import NodeContext
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.pool import RunPool
 from fsa_cli.runner.outcome import encode_result, error_fields
 from fsa_cli.runner.retry import RetryPolicy, asked_again
 from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.task_context import Progress
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.user_code import summarize_error
 

@@ -30,10 +30,10 @@ from fsa_cli.runner.run import Run, RunResult, Status
 from fsa_cli.runner.signal_handlers import handling
 from fsa_cli.runner.statement_cancellation import Statements
 from fsa_cli.tasks.callables import written_function
-from fsa_cli.tasks.context import TaskContext
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.outcomes import Discard
 from fsa_cli.tasks.signature import Injected, signature_of
+from fsa_cli.tasks.task_context import TaskContext
 from fsa_cli.terminal.user_code import is_from_outside, traceback_text, unwrap_error
 
 if TYPE_CHECKING:

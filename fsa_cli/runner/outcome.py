@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.task_context import Progress
 from fsa_cli.terminal.json_values import describe, dumps, jsonable_within
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head, mask_tail
 from fsa_cli.terminal.user_code import (

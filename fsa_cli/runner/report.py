@@ -11,8 +11,8 @@ from fsa_cli.exceptions import FsaError, Refused, TaskFailed, TimedOut
 from fsa_cli.project import loader
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner.run import RunResult
-from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.outcomes import Discard, Retry
+from fsa_cli.tasks.task_context import Progress
 from fsa_cli.terminal.formatting import format_elapsed
 from fsa_cli.terminal.json_values import dumps, jsonable
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask_head

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fsa_cli.runner.statement_cancellation import Statements
-from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.task_context import Progress
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database

@@ -21,8 +21,8 @@ from fsa_cli.runs.failures import Failures, failures
 from fsa_cli.runs.lanes import Lanes, Scale
 from fsa_cli.runs.node_states import node_state
 from fsa_cli.runs.problem import Problem
-from fsa_cli.runs.problems import problems
 from fsa_cli.runs.run_pages import RunLine, run_line
+from fsa_cli.runs.task_problems import problems
 from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.formatting import format_times
 

@@ -18,7 +18,7 @@ from fsa_cli.ledger.records import RunStatus, status_word
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import has_ended, value_in
-from fsa_cli.tasks.context import Progress
+from fsa_cli.tasks.task_context import Progress
 
 __all__ = ["HeldResult", "TaskError", "TaskResult"]
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.ledger import nodes
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.serving import is_registered, serving
+from fsa_cli.ledger.served_queues import is_registered, serving
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runs.executor import Executor
 from fsa_cli.runs.worker_command import worker_command

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from fsa_cli.ledger.glance import glance
 from fsa_cli.ledger.records import RunStatus
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.runs.problems import LONG_MS, NOBODY_TAKES_IT, waits_because
+from fsa_cli.runs.task_problems import LONG_MS, NOBODY_TAKES_IT, waits_because
 from fsa_cli.runs.worker_command import worker_command
 from fsa_cli.terminal.formatting import format_span
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from fsa_cli.exceptions import TaskDefinitionError
 from fsa_cli.tasks.callables import docstring, wraps_async, written_function
-from fsa_cli.tasks.context import TaskContext
 from fsa_cli.tasks.docstrings import documented_parameters
 from fsa_cli.tasks.parameter import Parameter, definition_error, read_parameter
 from fsa_cli.tasks.parameter_types import SIMPLE, unwrap
+from fsa_cli.tasks.task_context import TaskContext
 
 __all__ = ["Injected", "Parameter", "Signature", "signature_of"]
 

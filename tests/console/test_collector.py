@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from starlette.requests import Request
 
-from fsa_cli.console import serving
+from fsa_cli.console import answers
 from fsa_cli.console.access import Access
 from fsa_cli.console.collector import uncollected
 from fsa_cli.console.source import Source
@@ -53,7 +53,7 @@ def test_none_comes_while_a_page_is_made(
     source = Source(ledger, {}, settings, environments.of(settings))
     address = {"type": "http", "method": "GET", "path": f"/{name}", "headers": []}
     request = Request({**address, "query_string": b"", "server": ("here", 80)})
-    shown = serving._shown(request, source, name, Access())
+    shown = answers._shown(request, source, name, Access())
     assert b"ship" in shown.body or name == "tasks"
     assert gc.isenabled()
     ledger.dispose()

@@ -18,11 +18,11 @@ from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.enqueue import insert_run, write_run
 from fsa_cli.ledger.glance import glance
 from fsa_cli.ledger.records import SENT_AGAIN_MS, Due, NewRun
-from fsa_cli.ledger.serving import service
+from fsa_cli.ledger.served_queues import service
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import QUEUE_LENGTH
 from fsa_cli.runs.executor_registry import queue_name
-from fsa_cli.runs.problems import problems
+from fsa_cli.runs.task_problems import problems
 from fsa_cli.tasks.definition import TaskDefinition
 from support.backends import Backend
 from support.ledgers import LEASE_MS, end_lease, enqueue, make_node, now_ms, open_ledger, runs_of

@@ -21,8 +21,8 @@ from fsa_cli.ledger.time import instant_of
 from fsa_cli.ledger.values import arguments_in, options_in
 from fsa_cli.project.environments import Environment
 from fsa_cli.project.settings import read
-from fsa_cli.runs import status_view
-from fsa_cli.runs.problems import problems
+from fsa_cli.runs import scheduler_view
+from fsa_cli.runs.task_problems import problems
 from support.backends import Backend
 from support.ledgers import end_lease, enqueue, make_node, now_ms, open_ledger, runs_of
 
@@ -63,7 +63,7 @@ def test_times_out_of_range_are_shown_and_end_no_report(ledger: Ledger, ms: int)
 
     seen = glance.glance(ledger)
     if ms > 0:
-        (shown,) = status_view.node_rows(seen)
+        (shown,) = scheduler_view.node_rows(seen)
         assert str(shown["lease"]).startswith("1067")
         return
     assert [each for each in problems(seen) if "1067" in each.said]

@@ -16,8 +16,8 @@ from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run, task
 from fsa_cli.processes.active_runs import ActiveRun, ActiveRuns
 from fsa_cli.processes.completer import Completer, TaskCounters
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents, NodeListener
+from fsa_cli.processes.node_context import NodeContext
 from support.backends import Backend
 from support.ledgers import now_ms, open_ledger, runs_of
 from support.proxy import proxy_to

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents
+from fsa_cli.processes.node_context import NodeContext
 from support.backends import Backend
 from support.ledgers import open_ledger
 from support.proxy import proxy_to

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from fsa_cli.ledger.pruning import Pruning
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents
 from fsa_cli.processes.local_dispatcher import LocalDispatcher
 from fsa_cli.processes.maintenance import Effects, Maintenance
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle, RunSource
 from support.backends import Backend
 from support.ledgers import open_ledger

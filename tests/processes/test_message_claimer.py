@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fsa_cli.processes.context import NodeContext
 from fsa_cli.processes.events import NodeEvents, NodeListener
 from fsa_cli.processes.message_claimer import MessageClaimer
+from fsa_cli.processes.node_context import NodeContext
 from fsa_cli.processes.run_lifecycle import RunLifecycle, RunSource
 from support.ledgers import open_ledger
 

@@ -122,7 +122,7 @@ def project(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("shop")
     program = """
         import sys
-        from fsa_cli.cli.context import Fsa
+        from fsa_cli.cli.fsa_context import Fsa
         from fsa_cli.exceptions import FsaError
         from fsa_cli.project.settings import Flags
         env, typed, yes = sys.argv[1:]

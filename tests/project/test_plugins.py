@@ -28,7 +28,7 @@ FILES = {
     "shop/cli.py": '''
         import typer
         from fastapi_sqlalchemy import db
-        from fsa_cli.cli.context import Fsa
+        from fsa_cli.cli.fsa_context import Fsa
         from sqlalchemy import text
 
         prices = typer.Typer(help="Prices, imported and listed.")

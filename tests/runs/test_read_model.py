@@ -22,9 +22,9 @@ from fsa_cli.runs import lanes
 from fsa_cli.runs.calendar import DayCounts
 from fsa_cli.runs.coming import ComingInstants
 from fsa_cli.runs.overview import overview
-from fsa_cli.runs.problems import problems
 from fsa_cli.runs.run_pages import run_detail, run_page
 from fsa_cli.runs.task_pages import task_detail, task_lines
+from fsa_cli.runs.task_problems import problems
 from fsa_cli.runs.week import WeekCounts, week
 from support.ledgers import LEASE_MS, end_lease, make_node, now_ms
 

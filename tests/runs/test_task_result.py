@@ -24,8 +24,8 @@ from fsa_cli.ledger.records import ClaimedRun, RunOutcome
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.runner.outcome import progress_fields
 from fsa_cli.runs.enqueue import enqueuer_here
-from fsa_cli.tasks.context import Progress
 from fsa_cli.tasks.registry import registry
+from fsa_cli.tasks.task_context import Progress
 from support.backends import Backend
 from support.ledgers import make_node, now_ms
 

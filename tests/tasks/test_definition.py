@@ -365,4 +365,4 @@ def test_no_task_is_said(fsa: Run, write_app: Callable[..., Path], tmp_path: Pat
 
 
 def test_the_context_is_importable_for_annotations() -> None:
-    assert TaskContext.__module__ == "fsa_cli.tasks.context"
+    assert TaskContext.__module__ == "fsa_cli.tasks.task_context"
