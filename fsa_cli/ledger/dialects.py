@@ -94,7 +94,9 @@ class DialectSQL:
             again would be tried each time in the place of one that can start.
         brief_waits: Statements after which a transaction of the app's waits for another's row for
             `LOCK_S`; MySQL's and MariaDB's hold for the connection.
-        bounded: The end of an UPDATE after which the transaction may be idle for `IDLE_S`.
+        bound: An expression after which the transaction may be idle for `IDLE_S`; empty: the
+            connection is bounded.
+        share_lock: The end of a SELECT whose rows nobody may change until the transaction's end.
         frees_locks_apart: Whether a run's lock is freed after its transaction and not in it. An
             INSERT with the same lock holds the entry of `fsa_run_lock` and waits for the row; the
             task's transaction would hold the row and wait for the entry, and be rolled back.
@@ -112,7 +114,8 @@ class DialectSQL:
     bounded_locks: str = ""
     brief_waits: tuple[str, ...] = ()
     readable: str = ""
-    bounded: str = ""
+    bound: str = ""
+    share_lock: str = "LOCK IN SHARE MODE"
     frees_locks_apart: bool = False
     schema_of_runs: str = "SELECT NULL"
     schema_of_effects: str = "SELECT NULL"
@@ -220,8 +223,8 @@ SUPPORTED: Mapping[str, DialectSQL] = {
             f" CROSS JOIN (SELECT set_config('lock_timeout', '{LOCK_S}s', true)) AS bound"
         ),
         brief_waits=(f"SET LOCAL lock_timeout = '{LOCK_S}s'",),
-        bounded="RETURNING pg_catalog.set_config("
-        f"'idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
+        share_lock="FOR SHARE",
+        bound=f"pg_catalog.set_config('idle_in_transaction_session_timeout', '{IDLE_S}s', true)",
         schema_of_runs=_SCHEMA_OF.format("fsa_run"),
         schema_of_effects=_SCHEMA_OF.format("fsa_effect"),
     ),

@@ -7,12 +7,13 @@ transaction leaves its marks in `fsa_effect`, beside its rows (see `effects`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import closing
 from contextvars import ContextVar, Token
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, TextClause, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -24,7 +25,7 @@ from fsa_cli.ledger import dialects, effects
 from fsa_cli.ledger.dialects import DialectSQL, typed
 from fsa_cli.ledger.location import access_of, shares
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.reach import Reach, ask, probe, refused
+from fsa_cli.ledger.reach import Reach, ask, keeps_snapshot, probe, refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
@@ -72,6 +73,7 @@ class Fence:
         self._trusted = trusted
         self._returned = False
         self._sent = False
+        self._uncounted = 0
         self._marked: set[object] = set()
         self._url = database.url
         self._context: Token[Fence | None] | None = None
@@ -79,6 +81,7 @@ class Fence:
     def __enter__(self) -> Fence:
         _listen()
         self.recorded = self._returned = self._sent = False
+        self._uncounted = 0
         self._marked = set()
         self.result = None
         self._context = _current.set(self)
@@ -88,6 +91,9 @@ class Fence:
         assert self._context is not None
         _current.reset(self._context)
         self.recorded = self._sent and (kind is None or self._is_recorded())
+        if self._uncounted and not self.recorded:
+            with contextlib.suppress(SQLAlchemyError):  # a person would have read it
+                self._ledger.at_once(lambda c: self._counted_apart(c, self._uncounted))
 
     def returned(self, value: object) -> None:
         """The task has returned: what commits now is the runner."""
@@ -102,6 +108,9 @@ class Fence:
         """
         final = self._returned and not self._sent
         self.commits += not final
+        if self._sent:  # with the run's other session
+            self._check(off_the_loop(lambda: self._ledger.read(self._found_as_mine)))
+            return
         is_shared = shares(self._ledger, connection.engine.url)
         if not is_shared and not wrote:
             return
@@ -128,7 +137,13 @@ class Fence:
         if reach is not None and not reach.writes:
             return False
         try:
-            rows = self._succeeded(connection) if final else self._counted(connection)
+            rows = (
+                self._succeeded(connection)
+                if final
+                else self._locked(connection)
+                if keeps_snapshot(connection, reach)
+                else self._counted(connection)
+            )
         except DBAPIError as exc:
             if reach is not None or not refused(exc):
                 raise
@@ -159,22 +174,33 @@ class Fence:
         return True
 
     def _succeeded(self, connection: Connection) -> int:
-        given = {**self._mine, "result": self.result}
+        given = {**self._mine, "result": self.result, "number": self._uncounted}
         statement = _succeeding(self._ledger.sql, self._ledger.qualified(run.name))
         return int(ask(connection, statement, given))
 
     def _counted(self, connection: Connection) -> int:
         table = self._ledger.qualified(run.name)
-        statement = _counting(self._ledger.sql, table, is_sent=self._sent)
-        return int(ask(connection, statement, self._mine))
+        return int(ask(connection, _counting(self._ledger.sql, table), {**self._mine, "number": 1}))
 
-    def _counted_apart(self, connection: Connection) -> int:
-        statement = _counting(self._ledger.sql, run.name, is_sent=self._sent)
-        with closing(connection.execute(statement, self._mine)) as written:
+    def _locked(self, connection: Connection) -> int:
+        """As `_counted`, where another transaction of the run's would fail at a row that changes.
+
+        It is counted with the run's end.
+        """
+        self._uncounted += 1
+        statement = _locking(self._ledger.sql, self._ledger.qualified(run.name))
+        return ask(connection, statement, self._mine, _number_of_rows)
+
+    def _counted_apart(self, connection: Connection, number: int = 1) -> int:
+        given = {**self._mine, "number": number}
+        with closing(connection.execute(_counting(self._ledger.sql, run.name), given)) as written:
             return written.rowcount
 
     def _counted_as_mine(self, connection: Connection) -> int:
         return 1 if connection.scalar(_LOOKING, self._mine) else 0
+
+    def _found_as_mine(self, connection: Connection) -> int:
+        return 1 if connection.scalar(_FINDING, self._mine) else 0
 
     def _check(self, rows: int) -> None:
         if not rows:
@@ -195,13 +221,26 @@ class Fence:
 
 # Texts, compiled once: every commit passes here.
 _MINE = "id = :run_id AND claim = :token"
+_FINDING = typed(f"SELECT id FROM fsa_run WHERE {_MINE}")
 _LOOKING = typed(f"SELECT id FROM fsa_run WHERE {_MINE} AND status = 'running'")
 
 
 @lru_cache
-def _counting(sql: DialectSQL, table: str, *, is_sent: bool) -> TextClause:
-    where = _MINE if is_sent else f"{_MINE} AND status = 'running'"
-    return typed(f"UPDATE {table} SET commits = commits + 1 WHERE {where} {sql.bounded}")
+def _counting(sql: DialectSQL, table: str) -> TextClause:
+    return typed(
+        f"""
+        UPDATE {table} SET commits = commits + :number WHERE {_MINE} AND status = 'running'
+        {_returning(sql)}
+        """
+    )
+
+
+@lru_cache
+def _locking(sql: DialectSQL, table: str) -> TextClause:
+    bound = f", {sql.bound}" if sql.bound else ""
+    return typed(
+        f"SELECT id{bound} FROM {table} WHERE {_MINE} AND status = 'running' {sql.share_lock}"
+    )
 
 
 @lru_cache
@@ -210,11 +249,19 @@ def _succeeding(sql: DialectSQL, table: str) -> TextClause:
     return typed(
         f"""
         UPDATE {table} SET status = 'succeeded', finished_ms = {sql.now_ms}, result = :result,
-            {lock}error_type = NULL, error = NULL, traceback = NULL
+            {lock}error_type = NULL, error = NULL, traceback = NULL, commits = commits + :number
         WHERE {_MINE} AND status = 'running'
-        {sql.bounded}
+        {_returning(sql)}
         """
     )
+
+
+def _returning(sql: DialectSQL) -> str:
+    return f"RETURNING {sql.bound}" if sql.bound else ""
+
+
+def _number_of_rows(cursor: Any) -> int:
+    return len(cursor.fetchall())
 
 
 @cache

@@ -21,7 +21,7 @@ from fsa_cli.ledger.dialects import typed
 from fsa_cli.ledger.location import access_of
 from fsa_cli.ledger.store import Ledger
 
-__all__ = ["Reach", "ask", "execute", "is_untouched", "probe", "refused"]
+__all__ = ["Reach", "ask", "execute", "is_untouched", "keeps_snapshot", "probe", "refused"]
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ T = TypeVar("T")
 _REFUSED: set[object] = {1044, 1045, 1049, 1142, 1143, 1146, 1227, 1290, 1792, 1836}
 _REFUSED |= {"25006", "3F000", "42501", "42P01"}
 _LIBPQ_IDLE = 0
+# MariaDB's, by default ON since 11.6; its name in `Connection.info` too.
+_SNAPSHOT = "innodb_snapshot_isolation"
 
 
 class Reach(NamedTuple):
@@ -41,6 +43,7 @@ class Reach(NamedTuple):
         marks: Whether it may insert into `fsa_effect` of its own database.
         wrote: Whether it has written anything, as far as the database says.
         user, search_path: Its own at this moment.
+        keeps_snapshot: Whether it fails where it meets a row that has changed since it began.
     """
 
     writes: bool
@@ -48,6 +51,7 @@ class Reach(NamedTuple):
     wrote: bool
     user: str
     search_path: str
+    keeps_snapshot: bool
 
 
 def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> Reach | None:
@@ -65,6 +69,21 @@ def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> R
         "effect_schema": ledger.effect_schemas.get(access_of(connection.engine.url), ""),
     }
     return Reach(*json.loads(ask(connection, _probing(has_key), given, _first_value)))
+
+
+def keeps_snapshot(connection: Connection, reach: Reach | None) -> bool:
+    """As the `Reach` says; MariaDB is asked once for each connection.
+
+    https://mariadb.com/docs/server/server-usage/storage-engines/innodb/innodb-system-variables
+    """
+    if reach is not None:
+        return reach.keeps_snapshot
+    if connection.dialect.name not in ("mysql", "mariadb"):
+        return False
+    if _SNAPSHOT not in connection.info:
+        asked = connection.exec_driver_sql(f"SHOW VARIABLES LIKE '{_SNAPSHOT}'").first()
+        connection.info[_SNAPSHOT] = asked is not None and asked[1] == "ON"
+    return bool(connection.info[_SNAPSHOT])
 
 
 def is_untouched(connection: Connection) -> bool:
@@ -166,7 +185,8 @@ def _probing(has_key: bool) -> TextClause:
             is_writable AND {_may("effect", "INSERT")},
             pg_catalog.txid_current_if_assigned() IS NOT NULL,
             current_user,
-            pg_catalog.current_setting('search_path')
+            pg_catalog.current_setting('search_path'),
+            pg_catalog.current_setting('transaction_isolation') ~ '^(repeatable|serializable)'
         ) AS TEXT)
         FROM (
             SELECT pg_catalog.current_setting('transaction_read_only') = 'off',

@@ -21,9 +21,10 @@ from fsa_cli.terminal.user_code import unwrap_error
 
 __all__ = ["RetryPolicy", "asked_again", "asked_pause_s", "is_conflict", "is_retryable"]
 
-# Serialization failures and deadlocks of PostgreSQL; deadlocks and lock time-outs of MySQL's.
+# Serialization failures and deadlocks of PostgreSQL; MariaDB's of a row that has changed since the
+# transaction began; deadlocks and lock time-outs of both.
 _SQLSTATES = {"40001", "40P01"}
-_MYSQL_ERRORS = {1205, 1213}
+_MYSQL_ERRORS = {1020, 1205, 1213}
 # 100 years: more than BIGINT holds of milliseconds would be refused, and the run never end.
 _LONGEST_S = 100 * 365 * 86400.0
 
