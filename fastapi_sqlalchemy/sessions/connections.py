@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from typing import Any
 
@@ -35,6 +36,11 @@ HANGS_UP = frozenset(("asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysq
 _LIBPQ_IN_ERROR = 3
 #: Changed since the snapshot, no room for locks, deadlock.
 _MYSQL_LOST = ((1020,), (1206,), (1213,))
+#: Before such a statement Python begins a transaction of SQLite's. Comments may stand before it:
+#: listeners to `before_cursor_execute` put the route or the trace there.
+_BEGINS = re.compile(
+    r"(?:\s|--[^\n]*+|/\*.*?\*/)*+(?:insert|update|delete|replace)\b", re.IGNORECASE | re.DOTALL
+)
 
 
 def is_busy(connection: Connection | None) -> bool:
@@ -104,17 +110,11 @@ def lost_by(error: DBAPIError, connection: Connection) -> bool:
         return False
     if connection.dialect.name in ("mysql", "mariadb"):
         return error.orig is not None and error.orig.args[:1] in _MYSQL_LOST
-    if connection.dialect.name != "sqlite" or not _begins(error.statement):
+    if connection.dialect.name != "sqlite" or not _BEGINS.match(error.statement or ""):
         return False
     driver_connection: Any = connection.connection.driver_connection
     # Without a level, Python has begun nothing before it.
     return driver_connection.isolation_level is not None and not driver_connection.in_transaction
-
-
-def _begins(statement: str | None) -> bool:
-    """Whether Python begins a transaction of SQLite's before `statement`."""
-    words = (statement or "").split(maxsplit=1)
-    return bool(words) and words[0].lower() in ("insert", "update", "delete", "replace")
 
 
 def discard(connection: Connection | None) -> None:

@@ -30,17 +30,21 @@ _ALLOWED = {
     "mysql": _READING | _SAVEPOINTS | _REFUSED_BY_SERVER | {"desc", "describe", "replace", "use"},
 }
 _SETTINGS = r"(?:time_?zone|statement_timeout|lock_timeout|search_path|role|datestyle|sql_mode)"
+# What a policy of row level security reads, which an app's listeners set in each transaction: a
+# setting with a dot is no server's own. `readonly` has `fsa.ro`.
+_CUSTOM = r"(?!fsa\.)[^\W\d][\w$]*+\.[\w$.]++ ?(?:=|to )"
 # The words of a statement, after its comments and with `''` for what is quoted.
 _ALLOWED_FORMS = {
     "postgresql": re.compile(
         rf"rollback (?:work |transaction )?to |start transaction read only\Z"
-        rf"|set (?:local |session )?(?:{_SETTINGS}\b|time zone\b)"
+        rf"|set (?:local |session )?(?:{_SETTINGS}\b|time zone\b|{_CUSTOM})"
         r"|set transaction (?:isolation level|read only|snapshot)\b[^,]*+\Z"
     ),
     "mysql": re.compile(
         rf"rollback (?:work )?to |start transaction read only\Z"
         r"|(?:create|create or replace|alter|drop|truncate|rename) (?:table|index)\b"
         rf"|set (?:session )?{_SETTINGS} ?(?:=|:=)[^,@]*+\Z"
+        r"|set @[\w$.]++ ?(?:=|:=)[^,@]*+\Z"
         r"|set (?:session )?transaction (?:isolation level|read only)\b[^,]*+\Z"
     ),
 }

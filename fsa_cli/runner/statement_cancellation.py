@@ -23,8 +23,9 @@ from fsa_cli.runner.signal_handlers import hearing
 
 __all__ = ["Statements"]
 
-#: The drivers that wait in C.
-_IN_C = {"sqlite3", "psycopg2"}
+#: What only connections of the drivers that wait in C have: SQLite's and psycopg2's. Their class is
+#: an agent's where one wraps them (Datadog's, Elastic's, New Relic's), or the app's own.
+_IN_C = ("interrupt", "pgconn_ptr")
 _KEY = "fsa_statements"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
 _AGAIN_S = 0.05
@@ -77,7 +78,7 @@ class Statements:
     def add(self, record: object, connection: object) -> None:
         driver_connection: Any = getattr(connection, "driver_connection", connection)
         raw = getattr(driver_connection, "_conn", driver_connection)  # aiosqlite's own
-        if type(raw).__module__.partition(".")[0] in _IN_C:
+        if any(hasattr(raw, name) for name in _IN_C):
             self._connections[id(record)] = raw
             if raw is not driver_connection:
                 self._aiosqlite[id(record)] = driver_connection
@@ -231,8 +232,8 @@ def _cancel(connection: Any) -> None:
     import ctypes  # 3 ms, which few runs need
 
     try:
-        get, cancel, free = _libpq(type(connection).__module__)
-    except (AttributeError, OSError):  # another build
+        get, cancel, free = _libpq()
+    except (AttributeError, KeyError, OSError):  # another build
         connection.cancel()
         return
     asked = get(connection.pgconn_ptr)
@@ -243,14 +244,14 @@ def _cancel(connection: Any) -> None:
 
 
 @cache
-def _libpq(driver: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """PQgetCancel, PQcancel and PQfreeCancel of the libpq that *driver*'s C code is linked to.
+def _libpq() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """PQgetCancel, PQcancel and PQfreeCancel of the libpq that psycopg2's C code is linked to.
 
     https://www.postgresql.org/docs/current/libpq-cancel.html
     """
     import ctypes
 
-    file = sys.modules[f"{driver.partition('.')[0]}._psycopg"].__file__
+    file = sys.modules["psycopg2._psycopg"].__file__
     # A PyDLL's functions keep other threads from closing the connection meanwhile.
     get = ctypes.PyDLL(file).PQgetCancel
     get.argtypes, get.restype = [ctypes.c_void_p], ctypes.c_void_p

@@ -90,6 +90,8 @@ PERSUASIONS = {
     "postgresql": [
         "set transaction read write",
         "set default_transaction_read_only = off",
+        "set fsa.ro = '1'",
+        "set local app.x = '1'; commit; begin read write; insert into things values (6); commit",
         "commit; insert into things values (3)",
         "with x as (delete from things returning a) select * from x",
         "set transaction read write; insert into things values (4)",
@@ -128,6 +130,7 @@ PERSUASIONS = {
         "set session transaction read write, @a = 1",
         "set @@session.tx_read_only = 0",
         "set @a = 1, session tx_read_only = 0",
+        "set @a = @@session.tx_read_only := 0",
         "set names utf8mb4, tx_read_only = 0",
         "set global max_connections = 151",
         "set statement tx_read_only = 0 for insert into things values (5)",
@@ -238,6 +241,43 @@ def test_the_query_command_writes_nothing_either(
 )
 def test_what_reads_is_sent(statement: str, dialect: str) -> None:
     check_reads(statement, dialect)
+
+
+LISTENING = """
+    import os
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import DBSessionMiddleware
+    from sqlalchemy import Engine, event
+
+    app = FastAPI()
+    app.add_middleware(DBSessionMiddleware, db_url=os.environ["DB"])
+
+    @event.listens_for(Engine, "begin")
+    def set_tenant(connection):
+        connection.exec_driver_sql(os.environ["SET"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "statement"),
+    [
+        ("postgresql", "SET LOCAL app.tenant = 'x'"),
+        ("postgresql", "set rls.tenant_id to 5"),
+        ("mariadb", "SET @tenant = 'x'"),
+    ],
+)
+def test_a_listener_sets_what_row_level_security_reads(
+    kind: str, statement: str, emptied, write_app, tmp_path, fsa
+) -> None:
+    write_app(tmp_path, main=LISTENING)
+    env = {"DB": emptied(kind).url, "SET": statement}
+
+    queried = fsa("db", "query", "select 41 + 1 as x", cwd=tmp_path, env=env)
+    code = "print(session.scalar(text('select 41 + 1')))"
+    shell = fsa("shell", "--read-only", "-c", code, cwd=tmp_path, env=env)
+
+    assert "42" in queried.stdout, queried.stderr
+    assert "42" in shell.stdout, shell.stderr
 
 
 @pytest.mark.parametrize("dialect", ["mysql", "postgresql"])

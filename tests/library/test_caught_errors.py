@@ -125,12 +125,13 @@ def test_where_one_statement_failed_alone_the_others_are_committed(
     assert store.users() == ["before"]
 
 
+@pytest.mark.parametrize("comment", ["", "/* route='/caught' */ ", "-- from a listener\n"])
 @pytest.mark.parametrize("side", ["sync", "async"])
 def test_what_sqlite_has_rolled_back_is_answered_500(
-    serve: Serve, sqlite_store: Store, side: str
+    serve: Serve, sqlite_store: Store, side: str, comment: str
 ) -> None:
     sqlite_store.backend.execute("INSERT INTO users VALUES (100, 'there')")
-    or_rollback = text("INSERT OR ROLLBACK INTO users VALUES (100, 'twice')")
+    or_rollback = text(f"{comment}INSERT OR ROLLBACK INTO users VALUES (100, 'twice')")
     with client_of(serve, routes(sqlite_store, side, or_rollback)) as client:
         assert client.post("/caught").status_code == 500
         assert client.post("/rolled_back").status_code == 200

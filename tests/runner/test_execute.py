@@ -7,11 +7,13 @@ import contextlib
 import contextvars
 import functools
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg2.extensions
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import create_engine, text
@@ -235,6 +237,68 @@ def test_a_statement_that_sqlite_works_on_ends_at_the_time_out(
     assert run(task(write), database=database).succeeded
     assert rows(sqlite) == 1
     assert signal.set_wakeup_fd(-1) == -1
+    database.dispose()
+
+
+class Wrapped:
+    """A driver's connection as an agent (APM) has it: another class, with all that it has."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        vars(self)["connection"] = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.connection, name, value)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_statement_of_sqlite_ends_also_where_an_agent_wraps_the_drivers_connections(
+    asynchronous: bool, sqlite: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if asynchronous and LOSES_CANCELLED_CONNECTIONS:
+        pytest.skip(LOSES_THEM)
+    connect = sqlite3.connect
+    for module in (sqlite3, sqlite3.dbapi2):
+        monkeypatch.setattr(module, "connect", lambda *a, **kw: Wrapped(connect(*a, **kw)))
+    database = Database("tests")
+    database.configure(db_url=sqlite.url)
+    long = text(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000000) "
+        "SELECT max(i) FROM n"
+    )
+
+    def slow(session: Session) -> int:
+        return int(session.scalar(long) or 0)
+
+    async def slow_async(session: AsyncSession) -> int:
+        return int(await session.scalar(long) or 0)
+
+    begun_s = time.monotonic()
+    result = run(task(slow_async if asynchronous else slow), database=database, timeout_s=0.3)
+
+    assert result.status == "timed_out"
+    assert time.monotonic() - begun_s < 10
+    database.dispose()
+
+
+def test_a_statement_of_psycopg2_is_cancelled_on_a_connection_of_a_class_of_the_apps_own(
+    postgresql: Backend,
+) -> None:
+    class Connection(psycopg2.extensions.connection):
+        pass
+
+    database = Database("tests")
+    url = postgresql.url.replace("+psycopg:", "+psycopg2:")
+    database.configure(db_url=url, engine_args={"connect_args": {"connection_factory": Connection}})
+
+    def slow(session: Session) -> None:
+        session.execute(text("SELECT pg_sleep(20)"))
+
+    begun_s = time.monotonic()
+    assert run(task(slow), database=database, timeout_s=0.3).status == "timed_out"
+    assert time.monotonic() - begun_s < 10
     database.dispose()
 
 
