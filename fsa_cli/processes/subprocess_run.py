@@ -83,8 +83,7 @@ class SubprocessRun:
             with process.stdin:  # it ends when this process dies, and so does the child
                 process.stdin.write(json.dumps(asdict(self.claimed)).encode() + b"\n")
                 process.stdin.flush()
-                late = _watched(process, run, answers)
-            told = answers.read()
+                told, late = _watched(process, run, answers)
         return self._result(run, told, started_at, time.monotonic() - began_s, late=late)
 
     def _result(
@@ -117,21 +116,26 @@ class SubprocessRun:
         )
 
 
-def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> bool:
-    """Wait for the child, or end it; whether it was killed because of its time-out."""
+def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> tuple[str, bool]:
+    """Wait for the child, or end it; its outcome, and whether its time-out killed it."""
     until_s = time.monotonic() + _LOADING_S
     began = threading.Event()
+    told: list[str] = []
 
     def listen() -> None:
-        answers.readline()
-        began.set()
+        for line in answers:
+            if line == "began\n":  # an app that cannot be loaded is an outcome without it
+                began.set()
+            else:
+                told.append(line)
 
-    threading.Thread(target=listen, daemon=True).start()
-    counting = False
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    late = counting = False
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)
-            return False
+            break
         if began.is_set() and not counting:
             counting = True
             limit_s = run.timeout_s if run.timeout_s is not None else float("inf")
@@ -139,7 +143,9 @@ def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> bool:
         late = time.monotonic() >= until_s
         if late or run.stop.is_set():
             _end(process)
-            return late
+            break
+    listener.join()
+    return "".join(told), late
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
