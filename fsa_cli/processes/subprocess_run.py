@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from fsa_cli.exceptions import TimedOut
@@ -41,10 +42,12 @@ class SubprocessRun:
 
     Args:
         environ: Variables of the child besides this process's own.
+        directory: Where this process was started; its app, or a task, may have gone elsewhere.
     """
 
     claimed: ClaimedRun
     environ: Mapping[str, str]
+    directory: Path | None = None
 
     @classmethod
     def of(cls, claimed: ClaimedRun, settings: Settings) -> SubprocessRun:
@@ -64,6 +67,7 @@ class SubprocessRun:
                 for name, value in told.items()
                 if value is not None and settings.sources.get(name, "").startswith("--")
             },
+            settings.directory,
         )
 
     def __call__(self, run: Run) -> RunResult:
@@ -75,6 +79,7 @@ class SubprocessRun:
                 [sys.executable, "-m", "fsa_cli.processes.subprocess_child", str(writing)],
                 stdin=subprocess.PIPE,
                 env={**os.environ, **self.environ},
+                cwd=self.directory,
                 pass_fds=[writing],
                 start_new_session=True,  # Ctrl-C is for the scheduler, which lets runs end
             )
