@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from typing import Any
 
 from fsa_cli.exceptions import TimedOut
 from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.project.interpreter import python_command
 from fsa_cli.project.settings import Settings
 from fsa_cli.runner.outcome import RemoteError
 from fsa_cli.runner.run import Run, RunResult
@@ -76,7 +76,7 @@ class SubprocessRun:
         reading, writing = os.pipe()
         with os.fdopen(reading, encoding="utf-8") as answers:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fsa_cli.processes.subprocess_child", str(writing)],
+                [*python_command("fsa_cli.processes.subprocess_child"), str(writing)],
                 stdin=subprocess.PIPE,
                 env={**os.environ, **self.environ},
                 cwd=self.directory,
