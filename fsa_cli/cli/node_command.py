@@ -147,10 +147,11 @@ def _unusable(builder: ProcessBuilder, error: SQLAlchemyError) -> FsaError:
 def heartbeat_writer(builder: ProcessBuilder) -> Callable[[], None]:
     """A function that writes the heartbeat; a failure is reported once."""
     failed: list[OSError] = []
+    project = str(builder.settings.directory)
 
     def beat() -> None:
         try:
-            heartbeat.beat()
+            heartbeat.beat(project)
         except OSError as exc:
             if not failed:
                 builder.log.warned(f"no heartbeat for `fsa health live`: {exc} (set FSA_STATE_DIR)")

@@ -1,7 +1,7 @@
 """Several programs in one terminal: their lines marked, restarted together, ended together.
 
-python -m fsa_cli.cli.side_by_side MODULE ...: `python -m MODULE ...`, until its input ends, as it
-does however the process ends that has started it.
+A program is `python -m MODULE ...`, until its input ends, as it does however the process ends that
+has started it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from fsa_cli.project.interpreter import python_command
 
 __all__ = ["SideBySide", "sources"]
 
@@ -102,7 +104,7 @@ class SideBySide:
         self._said.clear()
         for name, arguments in self._programs.items():
             process = subprocess.Popen(
-                [sys.executable, "-m", "fsa_cli.cli.side_by_side", *arguments],
+                [*python_command("fsa_cli.cli.side_by_side"), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -148,7 +150,8 @@ class SideBySide:
         self._running.clear()
 
 
-def _run_module() -> None:
+def main() -> None:
+    """Run the module that is the first argument, until its parent ends."""
     inherited = os.dup(0)
     _detach(0)  # the program's own input has nothing in it
     threading.Thread(target=_end_with, args=(inherited,), daemon=True).start()
@@ -171,7 +174,3 @@ def _detach(*streams: int) -> None:
     for each in streams:
         os.dup2(nothing, each)
     os.close(nothing)
-
-
-if __name__ == "__main__":
-    _run_module()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 from fsa_cli.exceptions import UsageError
 from fsa_cli.project import loader
+from fsa_cli.project.interpreter import python_command
 from fsa_cli.project.settings import Settings
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import mask_head
@@ -68,7 +68,7 @@ def dry_run(settings: Settings, name: str, values: str) -> DryRunReport:
         if settings.sources.get(key) == flag
         for part in (flag, str(getattr(settings, key)))
     ]
-    command = [sys.executable, "-m", "fsa_cli", *flags, "--json", "run-task", "--dry-run"]
+    command = [*python_command("fsa_cli.__main__"), *flags, "--json", "run-task", "--dry-run"]
     command += ["--timeout", str(_TIMEOUT_S), "--args-json", "-", name]
     try:
         done = subprocess.run(

@@ -94,7 +94,7 @@ def _settings(settings: Settings) -> dict[str, object]:
     for name in settings.database_urls:
         known[f"database_urls.{name}"] = f"set ({settings.sources[f'database_urls.{name}']})"
     known["environments"] = ", ".join(settings.environments) or "none"
-    known["state_dir"] = state_dir()
+    known["state_dir"] = state_dir(directory=str(settings.directory))
     return known
 
 

@@ -95,13 +95,14 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
             hint="ledger_url in [tool.fsa], or FSA_LEDGER_URL, says how the ledger connects; TLS "
             "by sslmode and sslrootcert (ssl_ca)",
         ) from exc
-    in_state_dir = (url.database or "").startswith(f"{state_dir()}{os.sep}")
+    project = str(settings.directory)
+    state = state_dir(directory=project)
     return Ledger(
         engine,
         settings.namespace,
         address(url),
         single,
-        in_state_dir=in_state_dir,
+        project=project if (url.database or "").startswith(f"{state}{os.sep}") else None,
         connect_args=connect_args,
     )
 
@@ -177,7 +178,8 @@ def _place(
             file = Path(path)
             beside = file.with_name(f"{file.stem}-ledger{file.suffix or '.db'}")
             return URL.create("sqlite", database=str(beside)), None
-    return URL.create("sqlite", database=str(Path(state_dir(), "ledger.db"))), None
+    file = Path(state_dir(directory=str(settings.directory)), "ledger.db")
+    return URL.create("sqlite", database=str(file)), None
 
 
 def _creator(database: Database) -> Callable[..., Any] | None:

@@ -47,7 +47,7 @@ class Ledger:
         engine: From `fsa_cli.ledger.location`; used for nothing else.
         namespace: Services that share a database do not claim each other's runs.
         where: Its name in messages; no password.
-        in_state_dir: Whether it is a file in the project's folder for state.
+        project: The project in whose folder for state it is a file.
         single: An engine for single statements, whose connections are in AUTOCOMMIT from the first.
             A connection of *engine* can be set to it, but that the server has closed it meanwhile
             shows then as the driver's own error.
@@ -60,7 +60,7 @@ class Ledger:
         where: str,
         single: Engine | None = None,
         *,
-        in_state_dir: bool = False,
+        project: str | None = None,
         connect_args: Mapping[str, Any] | None = None,
     ) -> None:
         self.engine = engine
@@ -68,7 +68,7 @@ class Ledger:
         self.where = where
         self.connect_args = dict(connect_args or {})
         """What its driver needs beside the URL: for a connection that is not its engine's."""
-        self._in_state_dir = in_state_dir
+        self._project = project
         self.sql = dialects.dialect_sql(engine.dialect)
         self.is_sqlite = engine.dialect.name == "sqlite"
         # SQLite's own waiting sleeps up to 100 ms at a time: threads of a process take turns.
@@ -308,8 +308,8 @@ class Ledger:
         if sqlite_file(self.engine.url) is None:
             return
         try:
-            if self._in_state_dir:
-                make_state_dir()
+            if self._project is not None:
+                make_state_dir(self._project)
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             for suffix in ("", "-wal", "-shm"):
                 path = f"{self._file}{suffix}"

@@ -24,9 +24,13 @@ def path() -> str:
     return os.path.join(state_dir(), _FILE)
 
 
-def beat() -> None:
-    """Write the heartbeat: this process is alive now."""
-    file = os.path.join(make_state_dir(), _FILE)
+def beat(project: str | None = None) -> None:
+    """Write the heartbeat: this process is alive now.
+
+    Args:
+        project: Where it was started; the app, or a task, may have changed the directory.
+    """
+    file = os.path.join(make_state_dir(project), _FILE)
     make_private_file(file)
     with open(file, "w", encoding="ascii") as stream:
         stream.write(f"{os.getpid()}\n")

@@ -1,6 +1,6 @@
 """The child process of `subprocess_run`: load the app, execute one run, say how it ended.
 
-python -m fsa_cli.processes.subprocess_child FD: the claim comes on stdin, the outcome goes to FD.
+Its argument is FD: the claim comes on stdin, the outcome goes to FD.
 """
 
 from __future__ import annotations
@@ -81,7 +81,3 @@ def _build_run(claimed: ClaimedRun, told: Settings) -> Run:
 def _end_with_parent() -> None:
     os.read(0, 1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

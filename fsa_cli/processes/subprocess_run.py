@@ -11,16 +11,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from fsa_cli.exceptions import TimedOut
 from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.project.interpreter import python_command
 from fsa_cli.project.settings import Settings
 from fsa_cli.runner.outcome import RemoteError
 from fsa_cli.runner.run import Run, RunResult
@@ -41,10 +42,12 @@ class SubprocessRun:
 
     Args:
         environ: Variables of the child besides this process's own.
+        directory: Where this process was started; its app, or a task, may have gone elsewhere.
     """
 
     claimed: ClaimedRun
     environ: Mapping[str, str]
+    directory: Path | None = None
 
     @classmethod
     def of(cls, claimed: ClaimedRun, settings: Settings) -> SubprocessRun:
@@ -64,6 +67,7 @@ class SubprocessRun:
                 for name, value in told.items()
                 if value is not None and settings.sources.get(name, "").startswith("--")
             },
+            settings.directory,
         )
 
     def __call__(self, run: Run) -> RunResult:
@@ -72,9 +76,10 @@ class SubprocessRun:
         reading, writing = os.pipe()
         with os.fdopen(reading, encoding="utf-8") as answers:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fsa_cli.processes.subprocess_child", str(writing)],
+                [*python_command("fsa_cli.processes.subprocess_child"), str(writing)],
                 stdin=subprocess.PIPE,
                 env={**os.environ, **self.environ},
+                cwd=self.directory,
                 pass_fds=[writing],
                 start_new_session=True,  # Ctrl-C is for the scheduler, which lets runs end
             )
@@ -83,8 +88,7 @@ class SubprocessRun:
             with process.stdin:  # it ends when this process dies, and so does the child
                 process.stdin.write(json.dumps(asdict(self.claimed)).encode() + b"\n")
                 process.stdin.flush()
-                late = _watched(process, run, answers)
-            told = answers.read()
+                told, late = _watched(process, run, answers)
         return self._result(run, told, started_at, time.monotonic() - began_s, late=late)
 
     def _result(
@@ -117,21 +121,26 @@ class SubprocessRun:
         )
 
 
-def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> bool:
-    """Wait for the child, or end it; whether it was killed because of its time-out."""
+def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> tuple[str, bool]:
+    """Wait for the child, or end it; its outcome, and whether its time-out killed it."""
     until_s = time.monotonic() + _LOADING_S
     began = threading.Event()
+    told: list[str] = []
 
     def listen() -> None:
-        answers.readline()
-        began.set()
+        for line in answers:
+            if line == "began\n":  # an app that cannot be loaded is an outcome without it
+                began.set()
+            else:
+                told.append(line)
 
-    threading.Thread(target=listen, daemon=True).start()
-    counting = False
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    late = counting = False
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)
-            return False
+            break
         if began.is_set() and not counting:
             counting = True
             limit_s = run.timeout_s if run.timeout_s is not None else float("inf")
@@ -139,7 +148,9 @@ def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> bool:
         late = time.monotonic() >= until_s
         if late or run.stop.is_set():
             _end(process)
-            return late
+            break
+    listener.join()
+    return "".join(told), late
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

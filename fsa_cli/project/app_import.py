@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -178,10 +180,22 @@ def _failure(error: BaseException, message: str, target: Target, module: str = "
             f'{target.module}:{target.attribute or "app"}" in [tool.fsa]'
         )
     elif missing:
-        hint = f"is {missing.partition('.')[0]} installed in {sys.prefix}?"
+        hint = (
+            f"is {missing.partition('.')[0]} installed in {sys.prefix}?{_other_environment(target)}"
+        )
     elif isinstance(error, ImportError) and "partially initialized" in str(error):
         hint = "two modules import each other: move what both need into a third"
     return AppLoadError(message, details=details, hint=hint)
+
+
+def _other_environment(target: Target) -> str:
+    """What to do where the app's environment is not the one that `fsa` is installed in."""
+    for venv in (os.environ.get("VIRTUAL_ENV"), target.root / ".venv", target.root / "venv"):
+        if venv and Path(venv, "pyvenv.cfg").is_file():
+            if Path(venv).resolve() == Path(sys.prefix).resolve():
+                return ""
+            return f" fsa runs there; if the app's environment is {venv}, install fsa in that one"
+    return ""
 
 
 def _near(missing: str, target: Target) -> str:

@@ -38,13 +38,13 @@ def state_dir(environ: Mapping[str, str] | None = None, directory: str | None = 
     return os.path.join(base, f"{name}-{crc32(os.fsencode(project)):08x}")
 
 
-def make_state_dir() -> str:
-    """`state_dir()`, made if it is missing; nobody but this user reads and writes it.
+def make_state_dir(project: str | None = None) -> str:
+    """`state_dir()` of *project*, made if it is missing; only this user reads and writes it.
 
     Raises:
         OSError: It cannot be made; a PermissionError where another user has it, or may write it.
     """
-    directory = state_dir()
+    directory = state_dir(directory=project)
     if not os.environ.get("FSA_STATE_DIR"):
         _make(os.path.dirname(directory))
         _check_own(os.path.dirname(directory))

@@ -1,11 +1,14 @@
 """Apps that cannot be loaded, and databases that cannot be reached: what `fsa` says."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from support.processes import Run
 
 WELL = """
     from fastapi import FastAPI
@@ -418,3 +421,21 @@ def test_a_statement_that_fails_is_no_unreachable_database(
     assert "division by zero" in done.stderr
     assert "<fsa -c>, line 2" in done.stderr
     assert len(done.stderr.splitlines()) <= 8
+
+
+def test_a_tool_apart_from_the_apps_environment_says_where_it_runs(
+    fsa: Run, write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As installed by pipx or `uv tool`: the app's packages are in its own `.venv`."""
+    write_app(tmp_path, main="import not_installed_anywhere\n")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "pyvenv.cfg").touch()
+
+    apart = fsa("health", env={"VIRTUAL_ENV": None})
+    activated = fsa("health", env={"VIRTUAL_ENV": sys.prefix})
+
+    assert apart.returncode == activated.returncode == 3
+    assert f"{sys.prefix}? fsa runs there; if the app's environment is {tmp_path}/.venv" in (
+        apart.stderr
+    )
+    assert activated.stderr.endswith(f"installed in {sys.prefix}?\n")

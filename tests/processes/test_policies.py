@@ -297,6 +297,47 @@ def test_an_isolated_task_has_a_process_of_its_own_which_a_time_out_kills(
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def test_an_isolated_run_says_why_its_process_could_not_load_the_app(
+    lay: Lay, rows: Rows, host: Callable[..., Process], tmp_path: Path
+) -> None:
+    lay(
+        """
+        @task(schedule="every 1s", isolation="process")
+        def ship():
+            (HERE / "ran").touch()
+        """
+    )
+    process = host()
+    wait_until((tmp_path / "ran").exists)
+    (tmp_path / "main.py").write_text("raise RuntimeError('half deployed')\n")
+    wait_until(lambda: rows("id", "status = 'failed'"))
+    process.stop()
+
+    (error_type, error), *_ = rows("error_type, error", "status = 'failed'")
+    assert (error_type, error) == ("AppLoadError", "the app 'main' cannot be imported")
+
+
+@pytest.mark.parametrize("name", ["types", "secrets"])
+def test_an_isolated_run_takes_no_module_of_the_project_for_one_of_pythons_own(
+    lay: Lay, rows: Rows, host: Callable[..., Process], tmp_path: Path, name: str
+) -> None:
+    """`fsa` itself does not: the project is on its path only once the app is imported."""
+    lay(
+        """
+        @task(schedule=once, isolation="process")
+        def ship():
+            return "done"
+        """
+    )
+    (tmp_path / f"{name}.py").write_text("mine = 1\n")
+
+    process = host()
+    wait_until(lambda: rows("id", "status NOT IN ('queued', 'running')"))
+    process.stop()
+
+    assert rows("status, error, result") == [("succeeded", None, '"done"')]
+
+
 class Listener(http.server.BaseHTTPRequestHandler):
     heard: list[tuple[str, str]]
 

@@ -12,7 +12,7 @@ import pytest
 from fsa_cli.processes import heartbeat
 from fsa_cli.project.state_dir import make_state_dir, state_dir
 from fsa_cli.shell.prompts import _history
-from support.processes import Run, as_a_user, environment
+from support.processes import Process, Run, as_a_user, environment
 
 MAIN = """
     from fastapi import FastAPI
@@ -185,3 +185,36 @@ def test_a_folder_that_can_hold_none_is_said_and_not_tried_for_ever(
 
     with pytest.raises(FileNotFoundError):
         make_state_dir()
+
+
+GONE_ELSEWHERE = """
+    import os
+    from fastapi import FastAPI
+    from fastapi_sqlalchemy import db
+    from fsa_cli import task
+
+    os.chdir("elsewhere")
+    app = FastAPI()
+    db.configure("sqlite://")
+
+    @task(schedule="every 1s", isolation="process")
+    def work() -> str:
+        return "done"
+"""
+
+
+def test_an_app_that_changes_the_directory_takes_neither_the_state_nor_isolated_runs_with_it(
+    fsa: Run, fsa_process: Callable[..., Process], write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_app(tmp_path, main=GONE_ELSEWHERE)
+    (tmp_path / "elsewhere").mkdir()
+    env = {"FSA_STATE_DIR": str(tmp_path / "state")}
+
+    process = fsa_process("scheduler", "start", env=env)
+    process.wait_for("work  succeeded")
+
+    assert fsa("health", "live", env=env).returncode == 0
+    assert process.stop().returncode == 0
+    (folder,) = (tmp_path / "state").iterdir()
+    assert folder.name.startswith(f"{tmp_path.name}-")
+    assert (folder / "ledger.db").exists()
