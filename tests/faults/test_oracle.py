@@ -12,7 +12,7 @@ from support.replicas import RECOVERED_WITHIN_S, Replicas, Scheduled
 NO_REAPER = """
 from fsa_cli.ledger import maintenance
 
-maintenance.reap = lambda ledger, dead, applied=(): maintenance.Died((), (), (), ())
+maintenance.reap = lambda *given, **more: maintenance.Died((), (), (), ())
 
 @task(schedule="every 1s", overlap="allow")
 def work(context: TaskContext):
