@@ -27,7 +27,8 @@ def test_of_replicas_that_are_killed_at_random_no_instant_is_lost_and_none_runs_
         replicas.kill_one_of(in_flight=left == 0)
         replicas.pause(0.5, 2.0)
 
-    verdict = judged(replicas)
+    # One task at a time works off what waited for those that were killed.
+    verdict = judged(replicas, within_s=240 if is_long else 60)
     assert verdict.statuses["succeeded"] > replicas.faults
     assert verdict.recovered_s, "what was in flight when its replica was killed was not seen"
 
