@@ -188,7 +188,8 @@ def test_a_ledger_on_another_server_named_in_the_query_is_another_database(
     assert (done.returncode, done.stderr.count("does not exist")) == (0, 0), done.stderr
     assert "succeeded" in runs.stdout
     assert postgresql.rows("SELECT n FROM written") == [(1,)]
-    assert postgresql.rows("SELECT count(*) FROM fsa_effect") == [(1,)]
+    # The run's mark, and its claim's.
+    assert postgresql.rows("SELECT count(*) FROM fsa_effect") == [(2,)]
 
 
 def test_a_sqlite_file_named_by_a_uri_has_its_ledger_beside_it(fsa, write_app, tmp_path) -> None:
