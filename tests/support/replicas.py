@@ -316,7 +316,7 @@ class Replicas:
 
     def _stopped_in_flight(self, command: str | None = None) -> Replica | None:
         """A replica that is running something, stopped by SIGSTOP."""
-        for _ in range(200):
+        for _ in range(800):
             replica = self._random.choice(self.up(command))
             replica.process.send(signal.SIGSTOP)
             if self.running_of(replica.process.pid):
