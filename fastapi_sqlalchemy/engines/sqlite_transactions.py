@@ -15,14 +15,20 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.engine.interfaces import Dialect
 
-__all__ = ["begin_in_time"]
+__all__ = ["begin_in_time", "python_begins"]
 
 # What SELECT, INSERT and the like begin with is none of these.
 _MAY_BE_WITH = frozenset("Ww/- \t\r\n")
-_WRITES = re.compile(
-    r"(?:\s|--[^\n]*+\n|/\*(?>.*?\*/))*+with\b.*\b(?:insert|update|delete|replace)\b",
-    re.I | re.S,
-)
+# Comments may stand before a statement: listeners to `before_cursor_execute` put a trace there.
+_BEFORE = r"(?:\s|--[^\n]*+\n|/\*(?>.*?\*/))*+"
+_WRITING = r"\b(?:insert|update|delete|replace)\b"
+_WRITES = re.compile(rf"{_BEFORE}with\b.*{_WRITING}", re.I | re.S)
+_BEGINS = re.compile(rf"{_BEFORE}{_WRITING}", re.I | re.S)
+
+
+def python_begins(statement: str) -> bool:
+    """Whether Python begins a transaction before `statement`."""
+    return _BEGINS.match(statement) is not None
 
 
 def begin_in_time(dialect: Dialect) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from typing import Any
 
@@ -13,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from ..engines import aiosqlite_connections
+from ..engines.sqlite_transactions import python_begins
 
 __all__ = [
     "HANGS_UP",
@@ -36,11 +36,6 @@ HANGS_UP = frozenset(("asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysq
 _LIBPQ_IN_ERROR = 3
 #: Changed since the snapshot, no room for locks, deadlock.
 _MYSQL_LOST = ((1020,), (1206,), (1213,))
-#: Before such a statement Python begins a transaction of SQLite's. Comments may stand before it:
-#: listeners to `before_cursor_execute` put the route or the trace there.
-_BEGINS = re.compile(
-    r"(?:\s|--[^\n]*+|/\*.*?\*/)*+(?:insert|update|delete|replace)\b", re.IGNORECASE | re.DOTALL
-)
 
 
 def is_busy(connection: Connection | None) -> bool:
@@ -110,7 +105,7 @@ def lost_by(error: DBAPIError, connection: Connection) -> bool:
         return False
     if connection.dialect.name in ("mysql", "mariadb"):
         return error.orig is not None and error.orig.args[:1] in _MYSQL_LOST
-    if connection.dialect.name != "sqlite" or not _BEGINS.match(error.statement or ""):
+    if connection.dialect.name != "sqlite" or not python_begins(error.statement or ""):
         return False
     driver_connection: Any = connection.connection.driver_connection
     # Without a level, Python has begun nothing before it.

@@ -13,7 +13,6 @@ from fsa_cli.cli.flags import COMMON, FROM_SETTINGS
 from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.project import environments
 from fsa_cli.project.settings import Settings
-from fsa_cli.project.state_dir import state_dir
 from fsa_cli.terminal.masking import mask
 
 app = typer.Typer()
@@ -98,7 +97,7 @@ def _others(settings: Settings) -> Iterator[tuple[str, object, str]]:
         "the nearest pyproject.toml" if has_file else "the current directory: no pyproject.toml",
     )
     named = "FSA_STATE_DIR" if os.environ.get("FSA_STATE_DIR") else "default"
-    yield "state_dir", state_dir(), named
+    yield "state_dir", settings.state_dir, named
     if settings.env_file is not None:
         yield "env_file.variables", sorted(settings.variables), str(settings.env_file)
 

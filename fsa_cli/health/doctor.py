@@ -19,7 +19,6 @@ from fsa_cli.exceptions import FsaError
 from fsa_cli.project import environments, plugins
 from fsa_cli.project.routes import routes
 from fsa_cli.project.settings import Settings
-from fsa_cli.project.state_dir import state_dir
 from fsa_cli.schedules.schedule import parse_schedule
 from fsa_cli.shell import prompts
 from fsa_cli.terminal.folding import is_terminal
@@ -94,7 +93,7 @@ def _settings(settings: Settings) -> dict[str, object]:
     for name in settings.database_urls:
         known[f"database_urls.{name}"] = f"set ({settings.sources[f'database_urls.{name}']})"
     known["environments"] = ", ".join(settings.environments) or "none"
-    known["state_dir"] = state_dir(directory=str(settings.directory))
+    known["state_dir"] = settings.state_dir
     return known
 
 

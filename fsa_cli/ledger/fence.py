@@ -106,11 +106,12 @@ class Fence:
         Raises:
             Fenced: It is not.
         """
-        final = self._returned and not self._sent
-        self.commits += not final
         if self._sent:  # with the run's other session
-            self._check(off_the_loop(lambda: self._ledger.read(self._found_as_mine)))
+            self.commits += 1
+            self._look(_FINDING)
             return
+        final = self._returned
+        self.commits += not final
         is_shared = shares(self._ledger, connection.engine.url)
         if not is_shared and not wrote:
             return
@@ -137,19 +138,13 @@ class Fence:
         if reach is not None and not reach.writes:
             return False
         try:
-            rows = (
-                self._succeeded(connection)
-                if final
-                else self._locked(connection)
-                if keeps_snapshot(connection, reach)
-                else self._counted(connection)
-            )
+            rows = self._succeeded(connection) if final else self._counted(connection, reach)
         except DBAPIError as exc:
             if reach is not None or not refused(exc):
                 raise
             return False
         self._check(rows)
-        self._sent = self._sent or final
+        self._sent = final
         return True
 
     def _marks(self, connection: Connection, reach: Reach | None) -> bool:
@@ -159,7 +154,7 @@ class Fence:
         if not dialects.holds_ledger(connection.dialect.name):
             return False
         if not self._trusted():
-            self._check(off_the_loop(lambda: self._ledger.read(self._counted_as_mine)))
+            self._look(_LOOKING)
         try:
             effects.mark(self._ledger, connection, self._run_id, self._token)
         except IntegrityError as exc:
@@ -178,29 +173,26 @@ class Fence:
         statement = _succeeding(self._ledger.sql, self._ledger.qualified(run.name))
         return int(ask(connection, statement, given))
 
-    def _counted(self, connection: Connection) -> int:
-        table = self._ledger.qualified(run.name)
-        return int(ask(connection, _counting(self._ledger.sql, table), {**self._mine, "number": 1}))
-
-    def _locked(self, connection: Connection) -> int:
-        """As `_counted`, where another transaction of the run's would fail at a row that changes.
-
-        It is counted with the run's end.
-        """
+    def _counted(self, connection: Connection, reach: Reach | None) -> int:
+        sql, table = self._ledger.sql, self._ledger.qualified(run.name)
+        if not keeps_snapshot(connection, reach):
+            return int(ask(connection, _counting(sql, table), {**self._mine, "number": 1}))
+        # Another transaction of the run's would fail at a row that changes: counted at its end.
         self._uncounted += 1
-        statement = _locking(self._ledger.sql, self._ledger.qualified(run.name))
-        return ask(connection, statement, self._mine, _number_of_rows)
+        return ask(connection, _locking(sql, table), self._mine, _number_of_rows)
 
     def _counted_apart(self, connection: Connection, number: int = 1) -> int:
         given = {**self._mine, "number": number}
         with closing(connection.execute(_counting(self._ledger.sql, run.name), given)) as written:
             return written.rowcount
 
-    def _counted_as_mine(self, connection: Connection) -> int:
-        return 1 if connection.scalar(_LOOKING, self._mine) else 0
+    def _look(self, statement: TextClause) -> None:
+        """As `_check`, by a query of the ledger's own, which writes nothing."""
 
-    def _found_as_mine(self, connection: Connection) -> int:
-        return 1 if connection.scalar(_FINDING, self._mine) else 0
+        def found(connection: Connection) -> int:
+            return 1 if connection.scalar(statement, self._mine) else 0
+
+        self._check(off_the_loop(lambda: self._ledger.read(found)))
 
     def _check(self, rows: int) -> None:
         if not rows:

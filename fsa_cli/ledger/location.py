@@ -27,7 +27,6 @@ from fsa_cli.exceptions import ConfigurationError, LedgerUnusable
 from fsa_cli.ledger import dialects
 from fsa_cli.ledger.store import POOL_SIZE, SINGLE_POOL_SIZE, Ledger
 from fsa_cli.project.settings import Settings
-from fsa_cli.project.state_dir import state_dir
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -95,14 +94,13 @@ def ledger_of(databases: Mapping[str, Database], settings: Settings) -> Ledger:
             hint="ledger_url in [tool.fsa], or FSA_LEDGER_URL, says how the ledger connects; TLS "
             "by sslmode and sslrootcert (ssl_ca)",
         ) from exc
-    project = str(settings.directory)
-    state = state_dir(directory=project)
+    in_state_dir = (url.database or "").startswith(f"{settings.state_dir}{os.sep}")
     return Ledger(
         engine,
         settings.namespace,
         address(url),
         single,
-        project=project if (url.database or "").startswith(f"{state}{os.sep}") else None,
+        project=str(settings.directory) if in_state_dir else None,
         connect_args=connect_args,
     )
 
@@ -178,8 +176,7 @@ def _place(
             file = Path(path)
             beside = file.with_name(f"{file.stem}-ledger{file.suffix or '.db'}")
             return URL.create("sqlite", database=str(beside)), None
-    file = Path(state_dir(directory=str(settings.directory)), "ledger.db")
-    return URL.create("sqlite", database=str(file)), None
+    return URL.create("sqlite", database=str(Path(settings.state_dir, "ledger.db"))), None
 
 
 def _creator(database: Database) -> Callable[..., Any] | None:

@@ -108,11 +108,8 @@ class RunFactory:
         Raises:
             SQLAlchemyError: One of them is away.
         """
-        return {
-            run_id
-            for database in self._elsewhere
-            for run_id in effects.applied(self._ledger, database, run_ids)
-        }
+        found = (effects.applied(self._ledger, each, run_ids) for each in self._elsewhere)
+        return set[str]().union(*found)
 
     def fence_off(self, claims: Mapping[str, str | None]) -> set[str]:
         """Which of these runs have taken effect there: under these claims the others cannot.
@@ -120,11 +117,8 @@ class RunFactory:
         Raises:
             SQLAlchemyError: One of the databases is away.
         """
-        return {
-            run_id
-            for database in self._elsewhere
-            for run_id in effects.fence_off(self._ledger, database, claims)
-        }
+        found = (effects.fence_off(self._ledger, each, claims) for each in self._elsewhere)
+        return set[str]().union(*found)
 
     def prune(self) -> None:
         """Delete the marks of runs that the ledger has pruned."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from fsa_cli.exceptions import ConfigurationError, did_you_mean
 from fsa_cli.project.setting_sources import KEYS, Flags, SettingSources
+from fsa_cli.project.state_dir import state_dir
 
 __all__ = ["KEYS", "NAMESPACE_LENGTH", "Flags", "Settings", "read"]
 
@@ -66,6 +67,11 @@ class Settings:
     sources: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     """What was found and is not used, and why."""
+
+    @property
+    def state_dir(self) -> str:
+        """The folder for state, wherever the app or a task may have gone meanwhile."""
+        return state_dir(directory=str(self.directory))
 
 
 def read(
