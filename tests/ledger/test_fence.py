@@ -5,68 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from fastapi_sqlalchemy import Database
 from fsa_cli.exceptions import Fenced
-from fsa_cli.ledger import effects, maintenance
+from fsa_cli.ledger import effects
 from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.fence import Fence
 from fsa_cli.ledger.finish import finish
-from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.records import ClaimedRun, Due, RunOutcome
-from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import KEPT_MS
-from fsa_cli.runner.execute import execute
-from fsa_cli.runner.outcome import encode_result
-from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.tasks.definition import TaskDefinition
 from support.backends import Backend
-from support.ledgers import end_lease, make_node, now_ms, open_ledger, runs_of
+from support.ledgers import make_node, now_ms, open_ledger
+from support.stages import Stage
 
 INSERT = text("INSERT INTO written (n) VALUES (:n)")
 PLACES = ["postgresql", "mariadb", "sqlite", "postgresql, ledger elsewhere"]
-
-
-class Stage:
-    """A database with a table `written`, its ledger, and a run that is claimed."""
-
-    def __init__(self, backend: Backend, ledger: Ledger, db: Database) -> None:
-        self.backend, self.ledger, self.db = backend, ledger, db
-        self.node = make_node(ledger)
-
-    def claim(self) -> ClaimedRun:
-        due = Due("report", now_ms(self.ledger), f"{self.ledger.namespace}/report")
-        (claimed,) = claim_due(self.ledger, self.node.id, [due], window_ms=5000).mine
-        return claimed
-
-    def run(self, claimed: ClaimedRun, function: Callable[..., Any], **options: Any) -> RunResult:
-        fence = Fence(self.ledger, claimed.run_id, claimed.token, self.db, encode_result)
-        self.fence = fence
-        task = TaskDefinition(name="report", function=function, **options)
-        return execute(Run(task=task, database=self.db, run_id=claimed.run_id, fence=fence))
-
-    def die(self) -> None:
-        """Everybody else takes this process for dead."""
-        end_lease(self.ledger, self.node.id)
-        maintenance.reap(self.ledger, [self.node.id])
-
-    def written(self) -> list[int]:
-        return [n for (n,) in self.backend.rows("SELECT n FROM written ORDER BY n")]
-
-    @property
-    def row(self) -> Any:
-        """The first run."""
-        return runs_of(self.ledger)[0]
-
-    @property
-    def together(self) -> bool:
-        return shares(self.ledger, self.db.url)
 
 
 @pytest.fixture(params=PLACES)
@@ -79,7 +36,6 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     ledger.create()
     db = Database("of the task")
     db.configure(db_url=backend.url)
-    effects.prepare(ledger, db)
     yield Stage(backend, ledger, db)
     db.dispose()
     ledger.dispose()
@@ -190,7 +146,9 @@ def test_a_task_that_only_reads_may_do_so_when_it_is_over(stage: Stage) -> None:
     assert not stage.backend.idle_in_transaction()
 
 
-def test_a_task_that_says_commit_false_is_not_committed_and_not_recorded(stage: Stage) -> None:
+def test_a_task_that_says_commit_false_is_not_committed_and_not_recorded(
+    stage: Stage,
+) -> None:
     claimed = stage.claim()
 
     result = stage.run(

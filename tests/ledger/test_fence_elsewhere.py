@@ -14,40 +14,26 @@ from fastapi_sqlalchemy import Database
 from fsa_cli.exceptions import Fenced
 from fsa_cli.ledger import effects, maintenance
 from fsa_cli.ledger.backfill import register_tasks
-from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.claim_queued import claim_queued
-from fsa_cli.ledger.fence import Fence
-from fsa_cli.ledger.records import ClaimedRun, Due, RegisteredTask
+from fsa_cli.ledger.records import ClaimedRun, RegisteredTask
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.runner.execute import execute
-from fsa_cli.runner.outcome import encode_result
-from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.runner.run import RunResult
 from support.backends import Backend
-from support.ledgers import end_lease, make_node, now_ms, open_ledger, runs_of
+from support.ledgers import end_lease, make_node, open_ledger
+from support.stages import Stage
 
 INSERT = text("INSERT INTO written (n) VALUES (1)")
 
 
-class Stage:
-    """A run that is claimed, whose database is not the ledger's."""
+class Elsewhere(Stage):
+    """Its database is not the ledger's. The process takes its lease for good, whatever happens."""
 
     def __init__(self, backend: Backend, ledger: Ledger, db: Database) -> None:
-        self.backend, self.ledger, self.db = backend, ledger, db
-        self.lock = f"{ledger.namespace}/report"
-        effects.prepare(ledger, db)
-        self.node = make_node(ledger)
-        due = [Due("report", now_ms(ledger), self.lock)]
-        (self.claimed,) = claim_due(ledger, self.node.id, due, window_ms=5000).mine
+        super().__init__(backend, ledger, db)
+        self.claimed = self.claim()
 
-    def run(self, function: Callable[[], Any], claimed: ClaimedRun | None = None) -> RunResult:
-        """Run it in a process that takes its lease for good, whatever the others say."""
-        claimed = claimed or self.claimed
-        fence = Fence(
-            self.ledger, claimed.run_id, claimed.token, self.db, encode_result, lambda: True
-        )
-        task = TaskDefinition(name="report", function=function)
-        return execute(Run(task=task, database=self.db, run_id=claimed.run_id, fence=fence))
+    def execute(self, function: Callable[[], Any], claimed: ClaimedRun | None = None) -> RunResult:
+        return self.run(claimed or self.claimed, function, lambda: True)
 
     def write(self) -> None:
         self.db.session.execute(INSERT)
@@ -60,13 +46,9 @@ class Stage:
             lambda claims: effects.fence_off(self.ledger, self.db, claims),
         )
 
-    @property
-    def written(self) -> int:
-        return len(self.backend.rows("SELECT n FROM written"))
-
 
 @pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Elsewhere]:
     backend: Backend = request.getfixturevalue(request.param)
     backend.execute("CREATE TABLE written (n INTEGER)")
     ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
@@ -74,39 +56,39 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     db = Database("of the task")
     waits = {"connect_args": {"timeout": 2}} if request.param == "sqlite" else None
     db.configure(db_url=backend.url, engine_args=waits)
-    yield Stage(backend, ledger, db)
+    yield Elsewhere(backend, ledger, db)
     db.dispose()
     ledger.dispose()
 
 
-def test_a_process_from_which_a_run_was_taken_commits_nothing(stage: Stage) -> None:
+def test_a_process_from_which_a_run_was_taken_commits_nothing(stage: Elsewhere) -> None:
     """Its own clock still says that the lease holds, so that it asks no ledger."""
 
     def task() -> None:
         assert stage.reap().marked == (stage.claimed.run_id,)
         stage.write()
 
-    assert isinstance(stage.run(task).error, Fenced)
+    assert isinstance(stage.execute(task).error, Fenced)
 
-    assert stage.written == 0
-    assert runs_of(stage.ledger)[0].status == "interrupted"
+    assert len(stage.written()) == 0
+    assert stage.row.status == "interrupted"
 
 
-def test_the_next_attempt_commits(stage: Stage) -> None:
+def test_the_next_attempt_commits(stage: Elsewhere) -> None:
     register_tasks(stage.ledger, [RegisteredTask("report", '{"on_crash": "retry"}')])
     assert stage.reap().queued == (stage.claimed.run_id,)
     (again,), *_ = claim_queued(
         stage.ledger, make_node(stage.ledger).id, {"report": stage.lock}, most=1
     )
 
-    assert stage.run(stage.write, again).succeeded
-    assert isinstance(stage.run(stage.write).error, Fenced)
+    assert stage.execute(stage.write, again).succeeded
+    assert isinstance(stage.execute(stage.write).error, Fenced)
 
-    assert stage.written == 1
+    assert len(stage.written()) == 1
 
 
 @pytest.mark.parametrize("outcome", ["commit", "rollback"])
-def test_a_commit_that_is_under_way_is_waited_for(stage: Stage, outcome: str) -> None:
+def test_a_commit_that_is_under_way_is_waited_for(stage: Elsewhere, outcome: str) -> None:
     under_way = stage.db.engine.connect()
     leave_mark(stage, under_way)
     found: list[maintenance.Died] = []
@@ -120,12 +102,12 @@ def test_a_commit_that_is_under_way_is_waited_for(stage: Stage, outcome: str) ->
     reaping.join()
 
     if outcome == "commit":
-        assert (found[0].succeeded, stage.written) == ((stage.claimed.run_id,), 1)
+        assert (found[0].succeeded, len(stage.written())) == ((stage.claimed.run_id,), 1)
     else:
-        assert (found[0].marked, stage.written) == ((stage.claimed.run_id,), 0)
+        assert (found[0].marked, len(stage.written())) == ((stage.claimed.run_id,), 0)
 
 
-def test_a_transaction_that_stands_still_keeps_nobody_waiting(stage: Stage) -> None:
+def test_a_transaction_that_stands_still_keeps_nobody_waiting(stage: Elsewhere) -> None:
     under_way = stage.db.engine.connect()
     leave_mark(stage, under_way)
 
@@ -135,6 +117,6 @@ def test_a_transaction_that_stands_still_keeps_nobody_waiting(stage: Stage) -> N
     under_way.close()
 
 
-def leave_mark(stage: Stage, connection: Connection) -> None:
+def leave_mark(stage: Elsewhere, connection: Connection) -> None:
     connection.execute(INSERT)
     effects.mark(stage.ledger, connection, stage.claimed.run_id, stage.claimed.token)

@@ -14,17 +14,11 @@ from sqlalchemy import text
 
 from fastapi_sqlalchemy import Database
 from fsa_cli.exceptions import Fenced
-from fsa_cli.ledger import effects, maintenance
-from fsa_cli.ledger.claim_due import claim_due
-from fsa_cli.ledger.fence import Fence
-from fsa_cli.ledger.records import Due
 from fsa_cli.ledger.store import Ledger
-from fsa_cli.runner.execute import execute
-from fsa_cli.runner.outcome import encode_result
-from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.runner.run import RunResult
 from support.backends import Backend
-from support.ledgers import end_lease, make_node, now_ms, open_ledger, runs_of
+from support.ledgers import open_ledger
+from support.stages import Stage
 
 PLACES = [
     ("postgresql", "REPEATABLE READ"),
@@ -35,37 +29,20 @@ INSERT = text("INSERT INTO written (n) VALUES (1)")
 BEGIN = text("SELECT count(*) FROM read_first")
 
 
-class Stage:
+class Snapshots(Stage):
     """A run that is claimed, and how often its function was called."""
 
     def __init__(self, backend: Backend, ledger: Ledger, db: Database) -> None:
-        self.backend, self.ledger, self.db = backend, ledger, db
-        self.node = make_node(ledger)
-        due = [Due("report", now_ms(ledger), f"{ledger.namespace}/report")]
-        (self.claimed,) = claim_due(ledger, self.node.id, due, window_ms=5000).mine
+        super().__init__(backend, ledger, db)
+        self.claimed = self.claim()
         self.calls = 0
 
-    def run(self, function: Callable[[], Any]) -> RunResult:
-        run_id, token = self.claimed.run_id, self.claimed.token
-        task = TaskDefinition(name="report", function=function)
-        fence = Fence(self.ledger, run_id, token, self.db, encode_result)
-        return execute(Run(task=task, database=self.db, run_id=run_id, fence=fence))
-
-    def die(self) -> None:
-        end_lease(self.ledger, self.node.id)
-        maintenance.reap(self.ledger, [self.node.id])
-
-    @property
-    def written(self) -> int:
-        return len(self.backend.rows("SELECT n FROM written"))
-
-    @property
-    def row(self) -> Any:
-        return runs_of(self.ledger)[0]
+    def execute(self, function: Callable[[], Any]) -> RunResult:
+        return self.run(self.claimed, function)
 
 
 @pytest.fixture(params=PLACES, ids=" ".join)
-def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest) -> Iterator[Snapshots]:
     name, level = request.param
     backend: Backend = request.getfixturevalue(name)
     backend.execute("CREATE TABLE written (n INTEGER)")
@@ -77,14 +54,13 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         arguments["connect_args"] = {"init_command": "SET innodb_snapshot_isolation = ON"}
     db = Database("of the task")
     db.configure(db_url=backend.url, engine_args=arguments)
-    effects.prepare(ledger, db)
-    yield Stage(backend, ledger, db)
+    yield Snapshots(backend, ledger, db)
     db.dispose()
     ledger.dispose()
 
 
 def test_a_block_that_commits_inside_of_a_task_does_not_end_what_the_task_has_begun(
-    stage: Stage,
+    stage: Snapshots,
 ) -> None:
     def task() -> None:
         stage.calls += 1
@@ -94,43 +70,43 @@ def test_a_block_that_commits_inside_of_a_task_does_not_end_what_the_task_has_be
                 stage.db.session.execute(INSERT)
         stage.db.session.execute(INSERT)
 
-    result = stage.run(task)
+    result = stage.execute(task)
 
     assert result.succeeded, result.error
-    assert (stage.calls, stage.written) == (1, 3)
+    assert (stage.calls, len(stage.written())) == (1, 3)
     assert (stage.row.status, stage.row.commits) == ("succeeded", 2)
 
 
-def test_what_a_task_writes_through_both_sessions_is_committed(stage: Stage) -> None:
+def test_what_a_task_writes_through_both_sessions_is_committed(stage: Snapshots) -> None:
     async def task() -> None:
         stage.calls += 1
         await stage.db.async_session.execute(INSERT)
         stage.db.session.execute(INSERT)
 
-    result = stage.run(task)
+    result = stage.execute(task)
 
     assert result.succeeded, result.error
-    assert (stage.calls, stage.written, stage.row.status) == (1, 2, "succeeded")
+    assert (stage.calls, len(stage.written()), stage.row.status) == (1, 2, "succeeded")
 
 
-def test_the_commits_of_a_run_that_fails_are_counted(stage: Stage) -> None:
+def test_the_commits_of_a_run_that_fails_are_counted(stage: Snapshots) -> None:
     def task() -> None:
         stage.db.session.execute(INSERT)
         stage.db.session.commit()
         raise ValueError
 
-    assert not stage.run(task).succeeded
+    assert not stage.execute(task).succeeded
 
-    assert (stage.written, stage.row.commits) == (1, 1)
+    assert (len(stage.written()), stage.row.commits) == (1, 1)
 
 
-def test_a_run_that_was_taken_from_its_process_commits_nothing(stage: Stage) -> None:
+def test_a_run_that_was_taken_from_its_process_commits_nothing(stage: Snapshots) -> None:
     def task() -> None:
         stage.db.session.scalar(BEGIN)
         stage.die()
         with stage.db(commit_on_exit=True):
             stage.db.session.execute(INSERT)
 
-    assert isinstance(stage.run(task).error, Fenced)
+    assert isinstance(stage.execute(task).error, Fenced)
 
-    assert (stage.written, stage.row.status) == (0, "interrupted")
+    assert (len(stage.written()), stage.row.status) == (0, "interrupted")

@@ -16,19 +16,14 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from fastapi_sqlalchemy import Database
 from fsa_cli.database.identity import same_database
 from fsa_cli.ledger import effects, fence, queries
-from fsa_cli.ledger.claim_due import claim_due
 from fsa_cli.ledger.enqueue import insert_run
-from fsa_cli.ledger.fence import Fence
 from fsa_cli.ledger.location import shares
 from fsa_cli.ledger.reach import probe
-from fsa_cli.ledger.records import ClaimedRun, Due, NewRun
-from fsa_cli.ledger.store import Ledger
-from fsa_cli.runner.execute import execute
-from fsa_cli.runner.outcome import encode_result
-from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.ledger.records import ClaimedRun, NewRun
+from fsa_cli.runner.run import RunResult
 from support.backends import Backend
-from support.ledgers import make_node, now_ms, open_ledger, runs_of
+from support.ledgers import open_ledger, runs_of
+from support.stages import Stage
 
 OTHER = {
     "SET LOCAL search_path": "SET LOCAL search_path TO tenant_1",
@@ -42,43 +37,25 @@ def _as_never_warned() -> None:
     fence._warn_once.cache_clear()
 
 
-class Stage:
-    """A run that is claimed, and its task's database, with a table `written`."""
-
-    def __init__(self, backend: Backend, ledger: Ledger, db: Database) -> None:
-        self.backend, self.ledger, self.db = backend, ledger, db
-        self.node = make_node(ledger)
-        effects.prepare(ledger, db)
-
-    def claim(self) -> ClaimedRun:
-        due = Due("report", now_ms(self.ledger), f"{self.ledger.namespace}/report")
-        (claimed,) = claim_due(self.ledger, self.node.id, [due], window_ms=5000).mine
-        return claimed
-
-    def run(self, function: Callable[..., Any], claimed: ClaimedRun | None = None) -> RunResult:
-        claimed = claimed or self.claim()
-        self.fence = Fence(self.ledger, claimed.run_id, claimed.token, self.db, encode_result)
-        task = TaskDefinition(name="report", function=function)
-        return execute(Run(task=task, database=self.db, run_id=claimed.run_id, fence=self.fence))
+class Reaching(Stage):
+    def execute(self, function: Callable[..., Any], claimed: ClaimedRun | None = None) -> RunResult:
+        return self.run(claimed or self.claim(), function)
 
     def sql(self, *statements: str) -> None:
         for each in statements:
             self.db.session.execute(text(each))
 
-    def written(self) -> list[int]:
-        return [n for (n,) in self.backend.rows("SELECT n FROM written ORDER BY n")]
 
-
-def stage_on(backend: Backend, url: str | None = None, ledger_url: str | None = None) -> Stage:
+def stage_on(backend: Backend, url: str | None = None, ledger_url: str | None = None) -> Reaching:
     ledger = open_ledger(ledger_url or backend.url)
     ledger.create()
     db = Database("of the task")
     db.configure(db_url=url or backend.url)
-    return Stage(backend, ledger, db)
+    return Reaching(backend, ledger, db)
 
 
 @pytest.fixture
-def stage(postgresql: Backend) -> Iterator[Stage]:
+def stage(postgresql: Backend) -> Iterator[Reaching]:
     postgresql.execute(
         "CREATE TABLE written (n INTEGER); CREATE SCHEMA tenant_1; CREATE SCHEMA decoy;"
         "CREATE TABLE decoy.fsa_run (id TEXT, claim TEXT)"
@@ -90,7 +67,7 @@ def stage(postgresql: Backend) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def on_mariadb(mariadb: Backend) -> Iterator[Stage]:
+def on_mariadb(mariadb: Backend) -> Iterator[Reaching]:
     mariadb.execute("CREATE TABLE written (n INTEGER)")
     made = stage_on(mariadb)
     yield made
@@ -110,12 +87,12 @@ def tenant(postgresql: Backend) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("setting", OTHER.values(), ids=OTHER)
-def test_another_search_path_does_not_hide_the_ledger(stage: Stage, setting: str) -> None:
+def test_another_search_path_does_not_hide_the_ledger(stage: Reaching, setting: str) -> None:
     def task() -> int:
         stage.sql("INSERT INTO public.written VALUES (1)", setting)
         return 5
 
-    result = stage.run(task)
+    result = stage.execute(task)
 
     assert result.succeeded, result.error
     assert stage.fence.recorded
@@ -123,16 +100,18 @@ def test_another_search_path_does_not_hide_the_ledger(stage: Stage, setting: str
     assert [(row.status, row.result) for row in runs_of(stage.ledger)] == [("succeeded", "5")]
 
 
-def test_an_async_task_with_another_search_path_is_recorded_as_well(stage: Stage) -> None:
+def test_an_async_task_with_another_search_path_is_recorded_as_well(stage: Reaching) -> None:
     async def task() -> None:
         await stage.db.async_session.execute(text("INSERT INTO public.written VALUES (1)"))
         await stage.db.async_session.execute(text("SET LOCAL search_path TO tenant_1"))
 
-    assert stage.run(task).succeeded
+    assert stage.execute(task).succeeded
     assert stage.fence.recorded
 
 
-def test_a_report_in_a_read_only_transaction_succeeds(stage: Stage, on_mariadb: Stage) -> None:
+def test_a_report_in_a_read_only_transaction_succeeds(
+    stage: Reaching, on_mariadb: Reaching
+) -> None:
     def report() -> object:
         stage.sql("SET TRANSACTION READ ONLY")
         return stage.db.session.scalar(text("SELECT count(*) FROM written"))
@@ -148,13 +127,13 @@ def test_a_report_in_a_read_only_transaction_succeeds(stage: Stage, on_mariadb: 
             connection.exec_driver_sql("SET SESSION TRANSACTION READ WRITE")
 
     for each, function in ((stage, report), (on_mariadb, report_on_mariadb)):
-        result = each.run(function)
+        result = each.execute(function)
         assert (result.error, result.value) == (None, 0)
         assert not each.fence.recorded  # the completer's to write
 
 
 def test_a_role_without_rights_on_the_ledger_commits_and_is_said_once(
-    stage: Stage, tenant: str, caplog: pytest.LogCaptureFixture
+    stage: Reaching, tenant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.backend.execute(f"GRANT SELECT, INSERT ON written TO {tenant}")
 
@@ -163,7 +142,7 @@ def test_a_role_without_rights_on_the_ledger_commits_and_is_said_once(
 
     first = stage.claim()
     for _ in range(2):
-        assert stage.run(task, first).error is None
+        assert stage.execute(task, first).error is None
         assert not stage.fence.recorded
 
     assert stage.written() == [1, 1]
@@ -172,25 +151,25 @@ def test_a_role_without_rights_on_the_ledger_commits_and_is_said_once(
     assert "public.fsa_run" in said.getMessage()
 
 
-def test_a_role_without_rights_is_fenced_all_the_same(stage: Stage, tenant: str) -> None:
+def test_a_role_without_rights_is_fenced_all_the_same(stage: Reaching, tenant: str) -> None:
     stage.backend.execute(f"GRANT SELECT, INSERT ON written TO {tenant}")
 
     def task() -> None:
         stage.sql(f"SET LOCAL ROLE {tenant}", "INSERT INTO written VALUES (1)")
         stage.backend.execute("UPDATE fsa_run SET claim = 'of another'")
 
-    assert type(stage.run(task).error).__name__ == "Fenced"
+    assert type(stage.execute(task).error).__name__ == "Fenced"
     assert stage.written() == []
 
 
-def test_a_role_that_row_security_hides_the_run_from_commits(stage: Stage, tenant: str) -> None:
+def test_a_role_that_row_security_hides_the_run_from_commits(stage: Reaching, tenant: str) -> None:
     stage.backend.execute(
         f"GRANT SELECT, INSERT ON written TO {tenant};"
         f"GRANT SELECT, INSERT, UPDATE ON fsa_run TO {tenant};"
         "ALTER TABLE fsa_run ENABLE ROW LEVEL SECURITY"
     )
 
-    result = stage.run(
+    result = stage.execute(
         lambda: stage.sql(f"SET LOCAL ROLE {tenant}", "INSERT INTO written VALUES (1)")
     )
 
@@ -198,14 +177,14 @@ def test_a_role_that_row_security_hides_the_run_from_commits(stage: Stage, tenan
     assert stage.written() == [1]
 
 
-def test_use_of_another_database_does_not_hide_the_ledger(on_mariadb: Stage) -> None:
+def test_use_of_another_database_does_not_hide_the_ledger(on_mariadb: Reaching) -> None:
     name = on_mariadb.backend.location.database
 
     def task() -> None:
         on_mariadb.sql("USE information_schema", f"INSERT INTO {name}.written VALUES (1)")
 
     try:
-        result = on_mariadb.run(task)
+        result = on_mariadb.execute(task)
     finally:
         on_mariadb.db.dispose()
 
@@ -220,7 +199,7 @@ def test_a_ledger_in_a_schema_of_its_own_is_written_with_the_tasks_rows(
     postgresql.execute("CREATE TABLE written (n INTEGER); CREATE SCHEMA ops")
     stage = stage_on(postgresql, ledger_url=f"{postgresql.url}?options=-csearch_path%3Dops")
 
-    result = stage.run(lambda: stage.sql("INSERT INTO written VALUES (1)"))
+    result = stage.execute(lambda: stage.sql("INSERT INTO written VALUES (1)"))
 
     assert result.succeeded, result.error
     assert stage.fence.recorded
@@ -240,7 +219,7 @@ def test_a_ledger_of_another_user_is_as_one_in_another_database(
     assert not shares(stage.ledger, stage.db.url)
 
     claimed = stage.claim()
-    assert stage.run(lambda: stage.sql("INSERT INTO written VALUES (1)"), claimed).succeeded
+    assert stage.execute(lambda: stage.sql("INSERT INTO written VALUES (1)"), claimed).succeeded
 
     assert not stage.fence.recorded
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
@@ -257,7 +236,7 @@ def test_the_mark_in_another_database_is_left_whatever_the_search_path(
     def task() -> None:
         stage.sql("INSERT INTO written VALUES (1)", "SET LOCAL search_path TO tenant_1")
 
-    assert stage.run(task, claimed).error is None
+    assert stage.execute(task, claimed).error is None
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
     stage.db.dispose()
     stage.ledger.dispose()
@@ -273,13 +252,13 @@ def test_a_process_that_has_prepared_nothing_leaves_the_mark_too(
     stage.ledger.dispose()
     stage.ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", stage.ledger.namespace)
 
-    assert stage.run(lambda: stage.sql("INSERT INTO written VALUES (1)"), claimed).error is None
+    assert stage.execute(lambda: stage.sql("INSERT INTO written VALUES (1)"), claimed).error is None
     assert effects.applied(stage.ledger, stage.db, [claimed.run_id]) == {claimed.run_id}
     stage.db.dispose()
     stage.ledger.dispose()
 
 
-def test_a_run_is_enqueued_in_a_transaction_with_another_search_path(stage: Stage) -> None:
+def test_a_run_is_enqueued_in_a_transaction_with_another_search_path(stage: Reaching) -> None:
     new_run = NewRun.of("report", "{}", executor="local", queue=None, dispatched=False)
 
     with stage.db(commit_on_exit=True):
@@ -289,7 +268,7 @@ def test_a_run_is_enqueued_in_a_transaction_with_another_search_path(stage: Stag
     assert [row.id for row in queries.find(stage.ledger, new_run.run_id)] == [new_run.run_id]
 
 
-def test_a_run_is_not_enqueued_by_a_role_that_may_not(stage: Stage, tenant: str) -> None:
+def test_a_run_is_not_enqueued_by_a_role_that_may_not(stage: Reaching, tenant: str) -> None:
     new_run = NewRun.of("report", "{}", executor="local", queue=None, dispatched=False)
 
     with stage.db(commit_on_exit=True):
@@ -304,7 +283,7 @@ REFUSING = {
 }
 
 
-def test_a_connection_that_was_lost_is_asked_no_more(stage: Stage) -> None:
+def test_a_connection_that_was_lost_is_asked_no_more(stage: Reaching) -> None:
     engine = create_engine(stage.backend.url, poolclass=NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
@@ -320,7 +299,7 @@ def test_a_connection_that_was_lost_is_asked_no_more(stage: Stage) -> None:
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
 @pytest.mark.parametrize("setting", REFUSING.values(), ids=REFUSING)
 def test_a_session_that_may_not_goes_on_and_only_the_first_one_finds_out_by_trying(
-    stage: Stage, tenant: str, driver: str, setting: str
+    stage: Reaching, tenant: str, driver: str, setting: str
 ) -> None:
     """A pool's `checkout` sets the role, say: nothing was sent in the transaction yet."""
     url = make_url(stage.backend.url).set(drivername=f"postgresql+{driver}")
