@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, TextClause
 from sqlalchemy.sql.selectable import TextualSelect
@@ -16,7 +16,7 @@ from fsa_cli.ledger.records import HIGHEST_PRIORITY, LOWEST_PRIORITY, ClaimedRun
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
-__all__ = ["CLAIMED_COLUMNS", "RETURNED", "candidates", "claimed_run"]
+__all__ = ["CLAIMED_COLUMNS", "RETURNED", "QueuedRow", "candidates"]
 
 #: What a `ClaimedRun` is made of.
 CLAIMED_COLUMNS = (
@@ -30,6 +30,34 @@ CLAIMED_COLUMNS = (
 )
 #: The same in SQL, of the table `t`, and by what it is put in order.
 RETURNED = ", ".join(f"t.{column.name}" for column in (*CLAIMED_COLUMNS, run.c.priority))
+
+
+class QueuedRow(NamedTuple):
+    """A row that may be claimed: `CLAIMED_COLUMNS`, and what puts it in order, if that is read.
+
+    A look reads several rows for each run that it claims, and SQLAlchemy's rows look up each of
+    their attributes by its name.
+    """
+
+    id: str
+    task: str
+    scheduled_ms: int
+    kind: str
+    attempt: int
+    arguments: str
+    queue: str | None
+    priority: int = 0
+    not_before_ms: int = 0
+
+    @classmethod
+    def each_of(cls, rows: Iterable[Any]) -> list[QueuedRow]:
+        return [cls(*row) for row in rows]
+
+    def claimed(self, token: str, lock: str | None = None) -> ClaimedRun:
+        """The run, claimed by *token* with *lock*."""
+        given = (self.task, self.scheduled_ms, self.kind, self.attempt, self.arguments)
+        return ClaimedRun(self.id, token, *given, lock, self.queue)
+
 
 _MANY = 4
 # Looks at the queue for one claim. Each but the first finds what can start; the next is needed only
@@ -86,7 +114,7 @@ def candidates(
                 held.add(lock)
             chosen.append((row, lock))
         if spare and not wanted and len(chosen) > most and all(lock is None for _, lock in chosen):
-            return QueueClaim([claimed_run(row, token) for row, _ in chosen], True, waits, empty)
+            return QueueClaim([row.claimed(token) for row, _ in chosen], True, waits, empty)
         # Replicas that look at once should not all try the same ones first.
         room = most - len(wanted)
         several = chosen[: most * 2]
@@ -95,7 +123,7 @@ def candidates(
             several.sort(key=lambda each: -each[0].priority)
         for row, lock in several[:room]:
             known.add(row.id)
-            wanted.append(claimed_run(row, token, lock))
+            wanted.append(row.claimed(token, lock))
         if len(wanted) == most:
             return QueueClaim(wanted, more or len(chosen) > room, waits, empty)
         if not more:
@@ -108,12 +136,6 @@ def candidates(
     return QueueClaim(wanted, more, waits, empty)
 
 
-def claimed_run(row: Any, token: str, lock: str | None = None) -> ClaimedRun:
-    """A row that has `CLAIMED_COLUMNS`, claimed by *token* with *lock*."""
-    given = (row.task, row.scheduled_ms, row.kind, row.attempt, row.arguments, lock, row.queue)
-    return ClaimedRun(row.id, token, *given)
-
-
 def _queued(
     ledger: Ledger,
     connection: Connection,
@@ -122,7 +144,7 @@ def _queued(
     tasks: Sequence[str] | None,
     *,
     by_age: bool,
-) -> list[Any]:
+) -> list[QueuedRow]:
     """Queued runs whose time has come, the first to claim first; None: of whatever tasks.
 
     Args:
@@ -132,7 +154,7 @@ def _queued(
     if tasks is not None:
         given["rows"] = json.dumps([{"task": name} for name in tasks])
     is_filtered = tasks is not None
-    found = connection.execute(_looking(ledger.sql, is_filtered, ""), given).all()
+    found = QueuedRow.each_of(connection.execute(_looking(ledger.sql, is_filtered, ""), given))
     if by_age:
         return sorted(found, key=_age)
     if len(found) < limit:  # all that wait
@@ -144,17 +166,19 @@ def _queued(
     for level in sorted(levels, reverse=True):
         given |= {"priority": level, "number": limit - len(found)}
         sign = ">=" if level == _ABOVE else "<=" if level == _BELOW else "="
-        found += connection.execute(_looking(ledger.sql, is_filtered, sign), given).all()
+        found += QueuedRow.each_of(
+            connection.execute(_looking(ledger.sql, is_filtered, sign), given)
+        )
         if len(found) == limit:
             break
     return sorted(found, key=_rank)
 
 
-def _age(row: Any) -> tuple[int, int]:
+def _age(row: QueuedRow) -> tuple[int, int]:
     return row.not_before_ms, row.scheduled_ms
 
 
-def _rank(row: Any) -> tuple[int, int, int]:
+def _rank(row: QueuedRow) -> tuple[int, int, int]:
     return -row.priority, row.not_before_ms, row.scheduled_ms
 
 

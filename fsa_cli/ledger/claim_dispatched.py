@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from sqlalchemy import BigInteger, TextClause, literal_column, select, update
 
-from fsa_cli.ledger.candidates import CLAIMED_COLUMNS, claimed_run
+from fsa_cli.ledger.candidates import CLAIMED_COLUMNS, QueuedRow
 from fsa_cli.ledger.dialects import DialectSQL
 from fsa_cli.ledger.records import ClaimedRun
 from fsa_cli.ledger.store import Ledger
@@ -64,11 +64,12 @@ def _take_with_locks(
     wanted: list[ClaimedRun] = []
     locked: list[ClaimedRun] = []
     # A run that holds its lock goes first.
-    for row in sorted(rows, key=lambda each: each.lock_key is None):
+    for *columns, _ in sorted(rows, key=lambda each: each.lock_key is None):
+        row = QueuedRow(*columns)
         if row.task not in locks:
             continue
         lock = locks[row.task]
-        (locked if lock in held else wanted).append(claimed_run(row, token, lock))
+        (locked if lock in held else wanted).append(row.claimed(token, lock))
         if lock is not None:
             held.add(lock)
     taken = take(ledger, node, wanted, since="handed_off", locked=locked)

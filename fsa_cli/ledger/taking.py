@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, TextClause, select
 from sqlalchemy.exc import DBAPIError
 
-from fsa_cli.ledger.candidates import CLAIMED_COLUMNS, RETURNED, claimed_run
+from fsa_cli.ledger.candidates import CLAIMED_COLUMNS, RETURNED, QueuedRow
 from fsa_cli.ledger.dialects import (
     DialectSQL,
     execute_rows,
@@ -146,14 +145,14 @@ def take_at_once(
     given |= {"namespace": ledger.namespace, "node": node, "claim": token, "tasks": tasks}
     tried = False
 
-    def work(connection: Connection) -> list[Any]:
+    def work(connection: Connection) -> list[QueuedRow]:
         nonlocal tried
-        taken: Sequence[Any] = ()
+        taken: list[QueuedRow] = []
         if tried:  # a COMMIT whose outcome was unknown may have happened
             ours = select(*CLAIMED_COLUMNS, run.c.priority).where(*mine, run.c.claim == token)
-            taken = connection.execute(ours).all()
+            taken = QueuedRow.each_of(connection.execute(ours))
         tried = True
-        return list(taken or connection.execute(claiming(ledger.sql), given).all())
+        return taken or QueuedRow.each_of(connection.execute(claiming(ledger.sql), given))
 
     try:
         rows = ledger.at_once(work)
@@ -163,10 +162,10 @@ def take_at_once(
         if refusals is not None:
             refusals.append(exc)
         return []
-    return [claimed_run(row, token) for row in sorted(rows, key=_urgency)]
+    return [row.claimed(token) for row in sorted(rows, key=_urgency)]
 
 
-def _urgency(row: Any) -> tuple[int, int]:
+def _urgency(row: QueuedRow) -> tuple[int, int]:
     return -row.priority, row.scheduled_ms
 
 

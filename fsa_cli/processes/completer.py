@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from fsa_cli.database.connections import driver_message
@@ -164,7 +163,7 @@ class Completer(ServiceThread):
         assert end.outcome is not None
         plain = without_details(end.outcome, error)
         # What is refused may be the next attempt: without one it ends.
-        possible = dict.fromkeys((plain, replace(plain, retry_in_ms=None)))
+        possible = dict.fromkeys((plain, plain._replace(retry_in_ms=None)))
         if not any(self._wrote_plain(end, e) for e in possible if e != end.outcome):
             if end.active.unrecorded is None:
                 end.active.unrecorded = mask(driver_message(error))
@@ -229,8 +228,7 @@ class TaskCounters(ServiceThread):
 
 def without_details(outcome: RunOutcome, error: Exception) -> RunOutcome:
     """*outcome* as any database can keep it, with the reason why its details are missing."""
-    return replace(
-        outcome,
+    return outcome._replace(
         result=None,
         error_type=None if outcome.status == "succeeded" else "OutcomeRefused",
         error=f"the ledger could not keep how it ended: {refusal_text(error)}",

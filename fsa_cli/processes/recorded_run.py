@@ -147,7 +147,7 @@ class RecordedRun:
             took_effect = result.at_commit and bool(self._outage.guard(self._applied))
             end = outcome_of(run, self._claimed, result, now_ms, took_effect=took_effect)
             # What a person starts, that person starts again.
-            return replace(end, retry_in_ms=None)
+            return end._replace(retry_in_ms=None)
 
         # What its COMMIT has recorded, the ledger knows.
         self._close(end, _TOLD_S if self.committed else 1.5 * self._lease_s)

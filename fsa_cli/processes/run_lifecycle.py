@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fsa_cli.exceptions import FsaError
 from fsa_cli.ledger.claim_queued import requeue_claimed
@@ -132,7 +132,7 @@ class RunLifecycle:
         """End a run that cannot start."""
         now_ms = self._context.clock.now_ms
         outcome = _bare_outcome(active.claim, status, now_ms, error_type=kind, error=error)
-        self.completer.end(active, replace(outcome, started_ms=now_ms))
+        self.completer.end(active, outcome._replace(started_ms=now_ms))
         claim = active.claim
         reason = told or error
         self._context.events.run_not_started(
@@ -169,7 +169,7 @@ class RunLifecycle:
                     "goes on",
                 )
                 started_ms = now_ms - round((run.timeout_s or 0) * 1000)
-                self.completer.end(active, replace(outcome, started_ms=started_ms, keeps_lock=True))
+                self.completer.end(active, outcome._replace(started_ms=started_ms, keeps_lock=True))
 
     def mark_interrupted(self) -> None:
         """Record what still runs as interrupted: its threads end with the process."""
@@ -203,7 +203,7 @@ class RunLifecycle:
                     error_type=kind,
                     error=message,
                 )
-                outcome = replace(bare, traceback=traceback)
+                outcome = bare._replace(traceback=traceback)
             self.completer.end(active, outcome)
         self._context.events.run_finished(run, result, outcome)
 
@@ -231,7 +231,7 @@ class RunLifecycle:
             error_type="Interrupted",
             error="its process was stopped before it ended",
         )
-        return replace(bare, retry_in_ms=0) if is_retried else bare
+        return bare._replace(retry_in_ms=0) if is_retried else bare
 
 
 def outcome_of(

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class SubprocessRun:
             os.close(writing)
             assert process.stdin is not None
             with process.stdin:  # it ends when this process dies, and so does the child
-                process.stdin.write(json.dumps(asdict(self.claimed)).encode() + b"\n")
+                process.stdin.write(json.dumps(self.claimed._asdict()).encode() + b"\n")
                 process.stdin.flush()
                 told, late = _watched(process, run, answers)
         return self._result(run, told, started_at, time.monotonic() - began_s, late=late)

@@ -228,9 +228,9 @@ class Enqueuer:
         new_runs = self._new_runs(task, texts, options, executor, by or requester())
         if keys is not None:
             pairs = zip(new_runs, keys, strict=True)
-            new_runs = [replace(each, unique=unique) for each, unique in pairs]
+            new_runs = [each._replace(unique=unique) for each, unique in pairs]
         if run_id is not None:
-            new_runs[0] = replace(new_runs[0], run_id=run_id)
+            new_runs[0] = new_runs[0]._replace(run_id=run_id)
         results: list[TaskResult[Any]] = [
             TaskResult(each.run_id, task.name, lambda: self.ledger) for each in new_runs
         ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sqlalchemy import select, update
 
 from fsa_cli.ledger import maintenance, tables
@@ -41,8 +39,8 @@ def test_each_attempt_before_the_last_is_kept_with_its_error_and_its_node(ledger
     register_tasks(ledger, [RegisteredTask("ship", '{"on_crash": "retry"}')])
     run_id = enqueue(ledger, "ship")
     first, second, third = (make_node(ledger) for _ in range(3))
-    failed = replace(
-        outcome(claim(ledger, first.id), "failed", "no tea\nat all"), retry_in_ms=-5000
+    failed = outcome(claim(ledger, first.id), "failed", "no tea\nat all")._replace(
+        retry_in_ms=-5000
     )
 
     write_attempts(ledger, [failed])  # and the process was cut off before the run was queued again
@@ -74,7 +72,7 @@ def test_a_task_that_asks_for_ever_to_be_executed_again_fills_no_table(ledger: L
     run_id = enqueue(ledger, "ship")
     node = make_node(ledger)
     for _ in range(103):
-        again = replace(outcome(claim(ledger, node.id), "failed"), retry_in_ms=-5000, counts=False)
+        again = outcome(claim(ledger, node.id), "failed")._replace(retry_in_ms=-5000, counts=False)
         assert finish(ledger, [again]) == set()
 
     assert {each.number for each in attempts_of(ledger, run_id)} == {1}
@@ -84,7 +82,7 @@ def test_a_task_that_asks_for_ever_to_be_executed_again_fills_no_table(ledger: L
 def test_old_attempts_go_with_their_runs(ledger: Ledger) -> None:
     run_id = enqueue(ledger, "ship")
     node = make_node(ledger)
-    finish(ledger, [replace(outcome(claim(ledger, node.id), "failed"), retry_in_ms=-5000)])
+    finish(ledger, [outcome(claim(ledger, node.id), "failed")._replace(retry_in_ms=-5000)])
     finish(ledger, [outcome(claim(ledger, node.id), "failed")])
     assert len(attempts_of(ledger, run_id)) == 1
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,14 +92,14 @@ def test_an_instant_that_a_replica_makes_up_for_meanwhile_is_not_said_to_be_skip
     url = ledger.engine.url.render_as_string(hide_password=False)
     replica = open_ledger(url, ledger.namespace)
     goes_on = due_now(ledger)
-    late = replace(goes_on, scheduled_ms=goes_on.scheduled_ms - 2 * WINDOW_MS)
+    late = goes_on._replace(scheduled_ms=goes_on.scheduled_ms - 2 * WINDOW_MS)
     assert claim_due(ledger, node.id, [goes_on], window_ms=WINDOW_MS).mine
     asked: list[object] = []
 
     def make_up(*_: object) -> None:
         asked.append(None)
         if len(asked) == 3:  # to insert it as skipped; it had no row when that was looked at
-            unlocked = replace(late, lock_key=None)
+            unlocked = late._replace(lock_key=None)
             assert claim_due(replica, node.id, [unlocked], window_ms=10 * WINDOW_MS).mine
 
     for engine in {ledger.engine.pool, ledger._single.pool}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import select, text, update
@@ -78,7 +77,7 @@ def failed(active: ActiveRun, **more: object) -> RunOutcome:
         error_type="LookupError",
         error="no",
     )
-    return replace(outcome, **more)  # type: ignore[arg-type]
+    return outcome._replace(**more)  # type: ignore[arg-type]
 
 
 def test_an_outcome_that_the_database_refuses_keeps_no_other_from_being_written(
