@@ -21,6 +21,7 @@ from . import aiosqlite_connections, fork_safety, read_only_servers, sqlite_tran
 from .arguments import EngineArguments
 from .connect_args import merged, require_tls
 from .sqlite_memory import MemoryDatabase, is_in_memory
+from .transports import cut, parted, transport_of
 from .urls import Side, missing_driver
 
 __all__ = ["Engines"]
@@ -243,23 +244,27 @@ class _LoopEngine:
     async def dispose(self) -> None:
         """Close its idle connections now, and the others when they are given back.
 
-        asyncpg waits for the server at each goodbye, however long it takes: what is left after
-        CLOSE_TIMEOUT_S is cut.
+        asyncpg waits for the server at each goodbye, and TLS under asyncmy and aiomysql, however
+        long it takes: what is left after CLOSE_TIMEOUT_S is cut.
         """
         pool = self.engine.sync_engine.pool
         loop = asyncio.get_running_loop()
         closing: Any = None
+        transports: list[asyncio.Transport] = []
 
         def note(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             nonlocal closing
             closing = record.driver_connection
+            if (transport := transport_of(closing)) is not None:
+                transports.append(transport)
             if loop.time() >= timer.when():
-                _cut(closing)
+                cut(closing)
 
-        timer = loop.call_later(CLOSE_TIMEOUT_S, lambda: _cut(closing))
+        timer = loop.call_later(CLOSE_TIMEOUT_S, lambda: cut(closing))
         event.listen(pool, "close", note)
         try:
             await self.engine.dispose()
+            await parted(transports, timer.when())
         finally:
             timer.cancel()
             event.remove(pool, "close", note)
@@ -299,13 +304,6 @@ def _dispose_all(engines: list[Engine]) -> None:
         pool = engine.pool
         engine.dispose()
         event.listen(pool, "checkin", _close_returned)
-
-
-def _cut(driver_connection: Any) -> None:
-    """End asyncpg's connection without a goodbye. No other driver waits at one."""
-    terminate = getattr(driver_connection, "terminate", None)
-    if terminate is not None:
-        terminate()
 
 
 def _close_returned(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from ..engines import aiosqlite_connections
 from ..engines.sqlite_transactions import python_begins
+from ..engines.transports import transport_of
 
 __all__ = [
     "HANGS_UP",
@@ -124,15 +125,20 @@ def discard(connection: Connection | None) -> None:
 async def adiscard(connection: Connection | None) -> None:
     """As `discard`, for an async driver, without waiting for the server.
 
-    Outside of a greenlet SQLAlchemy cuts a connection without a goodbye. psycopg's is closed
-    without one anyway, but only in a greenlet.
+    Outside of a greenlet SQLAlchemy cuts a connection without a goodbye, but for that of TLS.
+    psycopg's is closed without one anyway, but only in a greenlet.
     """
-    if connection is not None and connection.dialect.driver == "aiosqlite":
+    if connection is None or connection.closed or connection.invalidated:
+        return
+    transport = transport_of(connection.connection.driver_connection)
+    if connection.dialect.driver == "aiosqlite":
         await aiosqlite_connections.close(connection)
-    if connection is None or connection.dialect.has_terminate:
+    if connection.dialect.has_terminate:
         discard(connection)
     else:
         await greenlet_spawn(discard, connection, _require_await=False)
+    if transport is not None:
+        transport.abort()
 
 
 def hang_up(connection: Connection) -> None:
@@ -163,7 +169,5 @@ def _file_descriptor(driver_connection: Any) -> int:
         return int(driver_connection.fileno())
     if hasattr(driver_connection, "_sock"):
         return int(driver_connection._sock.fileno())
-    transport = getattr(driver_connection, "_transport", None)
-    if transport is None:
-        transport = driver_connection._writer.transport
+    transport: Any = transport_of(driver_connection)
     return int(transport.get_extra_info("socket").fileno())

@@ -1,6 +1,7 @@
 """The TLS that is asked for is in force on both sides, on a MariaDB that speaks it."""
 
 import asyncio
+import gc
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 
 from fastapi_sqlalchemy import Database
+from fastapi_sqlalchemy.sessions import handles
 from support.databases import skip
 from support.mariadb_server import private_server
+from support.proxy import proxy_to
 from support.tls import KEY_PASSWORD, Certificates
 
 pytestmark = pytest.mark.slow
@@ -140,3 +143,43 @@ def test_an_option_file_says_tls_to_each_driver(
     assert all(ciphers(db))
     db.configure(of(certificates.other_authority))
     refused_by_both(db)
+
+
+@pytest.mark.parametrize("driver", ["aiomysql", "asyncmy"])
+def test_a_loop_ends_although_the_server_does_not_answer_the_goodbye(
+    server: URL, certificates: Certificates, db: Database, driver: str
+) -> None:
+    """TLS waits for it: the transport would be left open, and a ResourceWarning ends this test."""
+    with proxy_to(str(server)) as proxy:
+        url = server.set(drivername=f"mysql+{driver}", port=proxy.port)
+        db.configure(url.set(query={"ssl_ca": certificates.authority}))
+
+        async def ask() -> None:
+            async with db():
+                assert await db.async_session.scalar(CIPHER)
+            proxy.silent.set()
+
+        asyncio.run(ask())
+        gc.collect()
+
+
+@pytest.mark.parametrize("driver", ["aiomysql", "asyncmy"])
+def test_a_connection_that_is_thrown_away_leaves_nothing_open_at_the_end_of_its_loop(
+    server: URL,
+    certificates: Certificates,
+    db: Database,
+    driver: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handles, "ROLLBACK_TIMEOUT_S", 0.3)
+    with proxy_to(str(server)) as proxy:
+        url = server.set(drivername=f"mysql+{driver}", port=proxy.port)
+        db.configure(url.set(query={"ssl_ca": certificates.authority}))
+
+        async def ask() -> None:
+            async with db():
+                assert await db.async_session.scalar(CIPHER)
+                proxy.silent.set()
+
+        asyncio.run(ask())
+        gc.collect()
