@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import socket
+import sys
 import threading
+import uuid
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -88,6 +91,9 @@ class Celery(OutsideTheLedger):
         watching = threading.Thread(target=_stop_when, args=(stop,), daemon=True)
         watching.start()
         worker = self._app.WorkController(
+            # Of two that have one name RabbitMQ lets the first consume; so it would after a lost
+            # connection that it does not know to be lost.
+            hostname=f"fsa.{uuid.uuid4().hex[:8]}@{socket.gethostname()}",
             pool="threads",
             concurrency=concurrency,
             queues=list(queues),
@@ -97,9 +103,10 @@ class Celery(OutsideTheLedger):
             without_gossip=True,
             loglevel="WARNING",
         )
-        worker.start()
+        failure = _failure_of(worker)
         if not stop.is_set():
-            raise BrokerUnreachable(f"Celery's worker has ended ({self._url})")
+            said = f": {mask(summarize_error(failure))}" if failure is not None else ""
+            raise BrokerUnreachable(f"Celery's worker has ended{said} ({self._url})")
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # the broker may be away
@@ -134,6 +141,21 @@ class Celery(OutsideTheLedger):
 def _stop_when(stop: threading.Event) -> None:
     stop.wait()
     state.should_stop = 0  # what its loop looks at: https://docs.celeryq.dev, worker/state.py
+
+
+def _failure_of(worker: Any) -> BaseException | None:
+    """Run *worker* until it ends; what has ended it, which it only logs."""
+    failure: BaseException | None = None
+    stop = worker.stop
+
+    def stopping(*args: Any, **more: Any) -> None:
+        nonlocal failure
+        failure = sys.exception()
+        stop(*args, **more)
+
+    worker.stop = stopping
+    worker.start()
+    return failure
 
 
 def _app_of(surroundings: Surroundings) -> Any:

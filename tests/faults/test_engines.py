@@ -188,20 +188,46 @@ def test_runs_of_a_worker_that_is_stopped_are_executed_by_another_at_once(
         replicas.start("--concurrency", "4", command="worker")
     replicas.wait_up()
     with ledger_of(replicas) as ledger:
+
+        def both_listen() -> bool:
+            write_run(ledger, wanted(engine, "busy"))
+            time.sleep(0.2)
+            return len({start.pid for start in starts_of(replicas)}) == 2
+
+        # One of them may begin to listen when the other one has taken all there was.
+        wait_until(both_listen, "each of them has begun a run")
         for _ in range(24):
             write_run(ledger, wanted(engine, "busy"))
-    # One of them may begin to listen when the other one has taken all there was.
-    at_work = wait_until(
-        lambda: [each for each in replicas.replicas if replicas.running_of(each.process.pid)]
-    )
 
-    assert at_work[0].process.stop().returncode == 0
+    assert replicas.replicas[0].process.stop().returncode == 0
 
     def left() -> list[tuple[str, str]]:
         return postgresql.rows("SELECT id, status FROM fsa_run WHERE status <> 'succeeded'")
 
-    wait_until(lambda: not left(), "every run has succeeded", within_s=20)
-    assert len(starts_of(replicas)) == len({start.run for start in starts_of(replicas)}) == 24
+    # Half a minute after the last message another one would be sent.
+    wait_until(lambda: not left(), "every run has succeeded", within_s=25)
+    runs = len(postgresql.rows("SELECT id FROM fsa_run"))
+    assert len(starts_of(replicas)) == len({start.run for start in starts_of(replicas)}) == runs
+
+
+@engines("rabbitmq", of=["rabbitmq"])
+def test_a_worker_says_why_celerys_own_has_ended(
+    engine: RabbitMQ, postgresql: Backend, replicas_on: Callable[..., Replicas]
+) -> None:
+    replicas = replicas_on(postgresql)
+    replicas.environment = engine.environment
+    replicas.lay(BUSY.format(queue=engine.queue), [])
+    replicas.prepare()
+    with engine.held():
+        worker = replicas.start(command="worker").process
+        worker.wait_for("Celery's worker has ended: ResourceLocked: Queue.declare: (405)")
+        with ledger_of(replicas) as ledger:
+            write_run(ledger, wanted(engine, "busy"))
+
+    done = "SELECT id FROM fsa_run WHERE status = 'succeeded'"
+    wait_until(lambda: postgresql.rows(done))
+    assert "celery can be reached again" in worker.stderr
+    assert worker.stop().returncode == 0
 
 
 @engines("redis", of=["redis", "rabbitmq"])

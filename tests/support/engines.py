@@ -211,6 +211,13 @@ class RabbitMQ(Broker):
         with self._connection() as connection, connection.channel() as channel:
             return int(channel.queue_purge(self.queue))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While inside, the queue is another connection's alone, which has declared it first."""
+        with self._connection() as connection, connection.channel() as channel:
+            channel.queue_declare(self.queue, exclusive=True, durable=True, auto_delete=False)
+            yield
+
     def close(self) -> None:
         self.proxy.close()
         with self._connection() as connection, connection.channel() as channel:
