@@ -88,6 +88,9 @@ class Celery(OutsideTheLedger):
         with self._connected():  # without it Celery would try for ever, silently
             pass
         state.should_stop = state.should_terminate = None
+        # After a lost connection it would have each thread of the pool wait on the new one for an
+        # answer, and RabbitMQ's answers reach the wrong ones: the worker hangs for good.
+        self._app.conf.worker_enable_prefetch_count_reduction = False
         watching = threading.Thread(target=_stop_when, args=(stop,), daemon=True)
         watching.start()
         worker = self._app.WorkController(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, TextClause
+from sqlalchemy import BigInteger, Connection, Result, TextClause
 from sqlalchemy.sql.selectable import TextualSelect
 
 from fsa_cli.ledger.dialects import DialectSQL, typed
@@ -50,8 +50,8 @@ class QueuedRow(NamedTuple):
     not_before_ms: int = 0
 
     @classmethod
-    def each_of(cls, rows: Iterable[Any]) -> list[QueuedRow]:
-        return [cls(*row) for row in rows]
+    def each_of(cls, found: Result[Any]) -> list[QueuedRow]:
+        return [cls._make(row) for row in found.all()]
 
     def claimed(self, token: str, lock: str | None = None) -> ClaimedRun:
         """The run, claimed by *token* with *lock*."""
