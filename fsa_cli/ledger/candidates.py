@@ -51,7 +51,8 @@ class QueuedRow(NamedTuple):
 
     @classmethod
     def each_of(cls, found: Result[Any]) -> list[QueuedRow]:
-        return [cls._make(row) for row in found.all()]
+        rows: Sequence[Any] = found.all()
+        return [cls(*row) for row in rows]
 
     def claimed(self, token: str, lock: str | None = None) -> ClaimedRun:
         """The run, claimed by *token* with *lock*."""
