@@ -118,17 +118,17 @@ def test_messages_that_come_twice_run_once(
 def test_messages_that_are_lost_are_sent_again(
     engine: Engine, fleet: Fleet, is_long: bool, judged: Callable[..., Verdict]
 ) -> None:
-    replicas = fleet(schedulers=1)
+    # RabbitMQ gives each worker its share in advance: three leave nothing to lose in this time.
+    replicas = fleet(schedulers=1, workers=1)
 
     for _ in range(20 if is_long else 2):
         replicas.pause(0.5, 1.5)
         with standing_still(replicas, "worker"):
             time.sleep(1.5)
-            # RabbitMQ gives each worker its share in advance: these messages do not wait.
-            replicas.faults += wait_until(engine.lose, "a message waits", within_s=10)
+            replicas.faults += engine.lose()
 
     verdict = judged(replicas, within_s=120)
-    assert replicas.faults > (5 if is_long else 1)
+    assert replicas.faults > 5
     assert not verdict.statuses["interrupted"]
 
 
