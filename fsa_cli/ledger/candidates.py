@@ -31,6 +31,14 @@ CLAIMED_COLUMNS = (
 #: The same in SQL, of the table `t`, and by what it is put in order.
 RETURNED = ", ".join(f"t.{column.name}" for column in (*CLAIMED_COLUMNS, run.c.priority))
 
+_MANY = 4
+# Looks at the queue for one claim. Each but the first finds what can start; the next is needed only
+# where the runs that were found share locks.
+_ROUNDS = 4
+# How many looks go by age alone, so that what has a low priority is not left for ever.
+_BY_AGE = 0.1
+_ABOVE, _BELOW = HIGHEST_PRIORITY + 1, LOWEST_PRIORITY - 1
+
 
 class QueuedRow(NamedTuple):
     """A row that may be claimed: `CLAIMED_COLUMNS`, and what puts it in order, if that is read.
@@ -58,15 +66,6 @@ class QueuedRow(NamedTuple):
         """The run, claimed by *token* with *lock*."""
         given = (self.task, self.scheduled_ms, self.kind, self.attempt, self.arguments)
         return ClaimedRun(self.id, token, *given, lock, self.queue)
-
-
-_MANY = 4
-# Looks at the queue for one claim. Each but the first finds what can start; the next is needed only
-# where the runs that were found share locks.
-_ROUNDS = 4
-# How many looks go by age alone, so that what has a low priority is not left for ever.
-_BY_AGE = 0.1
-_ABOVE, _BELOW = HIGHEST_PRIORITY + 1, LOWEST_PRIORITY - 1
 
 
 def candidates(

@@ -206,7 +206,7 @@ def test_runs_of_a_worker_that_is_stopped_are_executed_by_another_at_once(
         return postgresql.rows("SELECT id, status FROM fsa_run WHERE status <> 'succeeded'")
 
     # Half a minute after the last message another one would be sent.
-    wait_until(lambda: not left(), "every run has succeeded", within_s=25)
+    wait_until(lambda: not left(), "every run has succeeded", within_s=20)
     runs = len(postgresql.rows("SELECT id FROM fsa_run"))
     assert len(starts_of(replicas)) == len({start.run for start in starts_of(replicas)}) == runs
 

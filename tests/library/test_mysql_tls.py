@@ -4,6 +4,7 @@ import asyncio
 import gc
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.sessions import handles
 from support.databases import skip
 from support.mariadb_server import private_server
-from support.proxy import proxy_to
+from support.proxy import Proxy, proxy_to
 from support.tls import KEY_PASSWORD, Certificates
 
 pytestmark = pytest.mark.slow
@@ -145,14 +146,21 @@ def test_an_option_file_says_tls_to_each_driver(
     refused_by_both(db)
 
 
+@contextmanager
+def proxied(db: Database, server: URL, certificates: Certificates, driver: str) -> Iterator[Proxy]:
+    """A proxy that *db* connects through, over TLS."""
+    with proxy_to(str(server)) as proxy:
+        url = server.set(drivername=f"mysql+{driver}", port=proxy.port)
+        db.configure(url.set(query={"ssl_ca": certificates.authority}))
+        yield proxy
+
+
 @pytest.mark.parametrize("driver", ["aiomysql", "asyncmy"])
 def test_a_loop_ends_although_the_server_does_not_answer_the_goodbye(
     server: URL, certificates: Certificates, db: Database, driver: str
 ) -> None:
     """TLS waits for it: the transport would be left open, and a ResourceWarning ends this test."""
-    with proxy_to(str(server)) as proxy:
-        url = server.set(drivername=f"mysql+{driver}", port=proxy.port)
-        db.configure(url.set(query={"ssl_ca": certificates.authority}))
+    with proxied(db, server, certificates, driver) as proxy:
 
         async def ask() -> None:
             async with db():
@@ -172,9 +180,7 @@ def test_a_connection_that_is_thrown_away_leaves_nothing_open_at_the_end_of_its_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handles, "ROLLBACK_TIMEOUT_S", 0.3)
-    with proxy_to(str(server)) as proxy:
-        url = server.set(drivername=f"mysql+{driver}", port=proxy.port)
-        db.configure(url.set(query={"ssl_ca": certificates.authority}))
+    with proxied(db, server, certificates, driver) as proxy:
 
         async def ask() -> None:
             async with db():
