@@ -183,6 +183,17 @@ class Database:
         for binding in self._all_bindings():
             binding.engines.renew()
 
+    def keep_connections(self, count: int) -> None:
+        """Have the pools keep `count` connections open, and open no more in all than before.
+
+        For a process that works on so many things at a time: SQLAlchemy's pools keep five, and
+        close what is given back beyond that, to open it anew for the next one. Where `engine_args`
+        has a `pool_size`, that holds; custom engines stay as they are, and so does an async engine
+        that exists.
+        """
+        for binding in self._all_bindings():
+            binding.engines.keep(count)
+
     def pool_status(self) -> dict[str, dict[str, int]]:
         """How many connections the pools hold now, by side (`sync`, `async`).
 

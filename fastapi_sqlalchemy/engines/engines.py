@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import sqlalchemy
@@ -20,6 +20,7 @@ from ..exceptions import MissingDriverError
 from . import aiosqlite_connections, fork_safety, read_only_servers, sqlite_transactions
 from .arguments import EngineArguments
 from .connect_args import merged, require_tls
+from .kept_connections import keep
 from .sqlite_memory import MemoryDatabase, is_in_memory
 from .transports import cut, parted, transport_of
 from .urls import Side, missing_driver
@@ -45,6 +46,7 @@ class Engines:
             weakref.WeakKeyDictionary()
         )
         self._memory: MemoryDatabase | None = None
+        self._kept = 0
         #: Called with each engine that is made from now on.
         self.watchers: list[Callable[[Engine | AsyncEngine], None]] = []
         if arguments.custom_engine is not None:
@@ -79,6 +81,7 @@ class Engines:
                     except ModuleNotFoundError as exc:
                         raise missing_driver(url, "sync") from exc
                     _guard(engine)
+                    self._keep_of(engine, arguments)
                     self._made.append(engine)
                     for watcher in self.watchers:
                         watcher(engine)
@@ -180,6 +183,21 @@ class Engines:
             if engine.dialect.name != "sqlite":
                 read_only_servers.renew(engine.pool)
 
+    def keep(self, count: int) -> None:
+        """Have the pools keep `count` connections open, of those that they may open at most.
+
+        Where the arguments say how many, that holds. An async engine that is made already stays as
+        it is.
+        """
+        with self._lock:
+            self._kept = count
+            for engine in self._made:
+                self._keep_of(engine, self.arguments.engine_args)
+
+    def _keep_of(self, engine: Engine, arguments: Mapping[str, Any]) -> None:
+        if not arguments.keys() & {"pool_size", "pool"}:
+            keep(engine.pool, self._kept)
+
     def after_fork(self) -> None:
         """Start anew in a child: the loops that its async engines belong to are the parent's."""
         self._lock = threading.RLock()
@@ -216,6 +234,7 @@ class Engines:
             except ModuleNotFoundError as exc:
                 raise missing_driver(url, "async") from exc
             _guard_async(engine)
+            self._keep_of(engine.sync_engine, arguments)
             require_tls(engine.sync_engine, arguments.get("connect_args", {}))
             held = self._by_loop[loop] = _LoopEngine(engine, self._by_loop, loop)
         for watcher in self.watchers:

@@ -296,6 +296,9 @@ class ProcessBuilder:
         self, context: NodeContext, concurrency: int | None
     ) -> tuple[RunLifecycle, list[Claimer]]:
         """The runs of the node, and the list of those that will claim them."""
+        concurrency = concurrency or self._concurrency()
+        for database in set(self.run_factory.databases().values()):
+            database.keep_connections(concurrency)
         claimers: list[Claimer] = []
         source = RunSource(
             build=self.run_factory,
@@ -305,7 +308,7 @@ class ProcessBuilder:
         lifecycle = RunLifecycle(
             context,
             source,
-            concurrency or self._concurrency(),
+            concurrency,
             busy=lambda: any(each.backlog for each in claimers),
         )
         return lifecycle, claimers
