@@ -33,6 +33,8 @@ _PAIR = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# What comes after an option that a sentence names.
+_PROSE = "an?|and|are|as|but|for|from|in|is|of|on|option|or|the|to|was|which|with"
 # What stands beside its name with neither "=" nor ":" between, or after a word: SQL that sets a
 # password, the arguments of a command, a header.
 _BESIDE = re.compile(
@@ -43,15 +45,20 @@ _BESIDE = re.compile(
             | [^\S\n]++ (?: for \s++ [^\s=]{{1,80}}+ \s*+ = \s*+ | (?:[en]|u&)?+ )
         )
         | \b identified \s++ (?:with \s++ \S{{1,80}}+ \s++)?+ (?:by|as) \s++ (?:password \s++)?+
-        | -- (?:\w{{1,30}}-){{0,5}} {SECRET_NAME} [\w-]*+ ['"] \s*+ , \s*+
+        | -- (?:\w{{1,30}}-){{0,5}} {SECRET_NAME} [\w-]*+ (?:
+            ['"] \s*+ , \s*+
+            | [^\S\n]++ (?: (?=['"]) | (?P<argument>
+                (?! --[\w-]{{0,60}}{SECRET_NAME} | (?:{_PROSE})(?:[\s.,;:)]|\Z) ) [^\s'"]++
+            ) )
+        )
         | \b authorization ['"]? \s*+ [=:] \s*+ (?: (?P<header>
             (?:(?:bearer|basic|digest|token|negotiate) [^\S\n]++)?+ [^\s'"]++
         ) | (?=['"]) )
     )
-    (?(header) | (?P<quoted>
+    (?(header) | (?(argument) | (?P<quoted>
         '(?:[^'\\]|\\.|''){{0,{_CONTEXT}}}+' | "(?:[^"\\]|\\.|""){{0,{_CONTEXT}}}+"
         | '(?:[^'\\\n]|\\.)*+ | "(?:[^"\\\n]|\\.)*+  # its end was cut off
-    ) )
+    ) ) )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -127,7 +134,7 @@ def _in_pairs(text: str, lowered: str) -> Iterator[tuple[int, int]]:
 def _beside(text: str, lowered: str) -> Iterator[tuple[int, int]]:
     if any(part in lowered for part in _IN_EACH_BESIDE):
         for match in _BESIDE.finditer(text):
-            yield match.span("header" if match["header"] else "quoted")
+            yield match.span(match.lastgroup or 0)
 
 
 def _in_fields(text: str) -> Iterator[tuple[int, int]]:

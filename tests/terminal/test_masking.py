@@ -51,6 +51,8 @@ def texts(password: str) -> list[str]:
         f"SET PASSWORD FOR me = PASSWORD('{in_sql}')",
         f"SET PASSWORD FOR 'me'@'%' = '{in_sql}'",
         f"Command '{['dump', '--db-password', password]!r}' returned non-zero exit status 1.",
+        f"Command 'dump --db-password {encoded} shop' returned non-zero exit status 1.",
+        f"dump --token  '{in_sql}' shop",
         f"< Authorization: Bearer {encoded}",
         f"headers={ {'authorization': f'Basic {encoded}'}!r}",
         "1 validation error for Settings\ndb_password\n  Extra inputs are not permitted "
@@ -155,6 +157,7 @@ HOSTILE = {
     "quoted in SQL": "password '\\''",
     "identified": "identified by ",
     "headers": "authorization: ",
+    "options of a command": "--password ",
     "what was given": ", input_value=",
     "what fields were given": "token\n, input_value=",
 }
@@ -215,6 +218,20 @@ MAIN = """
     @app.get("/")
     def index(): ...
 """
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--token is an option",
+        "the value of --password, or --token to ask for it",
+        "no such option: --secret",
+        "give --password.",
+        "--api-key\nhunter2",
+    ],
+)
+def test_a_sentence_about_an_option_stays(text: str) -> None:
+    assert mask(text) == text
 
 
 def test_mysqls_word_on_whether_a_password_was_given_is_not_one() -> None:
