@@ -11,11 +11,12 @@ TYPE_CHECKING = False  # typing's own costs as much as all else that `fsa --vers
 if TYPE_CHECKING:
     from typing import Any
 
-    from fsa_cli.api import Task, task
+    from fsa_cli.api import Task, on_failure, task
     from fsa_cli.exceptions import RunNotFound
     from fsa_cli.ledger.migration import downgrade_ledger, upgrade_ledger
     from fsa_cli.migrations.own_tables import include_name
     from fsa_cli.processes.lifespan import scheduling
+    from fsa_cli.runner.run import RunResult
     from fsa_cli.runs.task_result import TaskResult
     from fsa_cli.tasks.outcomes import Discard, Retry
     from fsa_cli.tasks.task_context import Progress, TaskContext
@@ -25,11 +26,13 @@ __all__ = [
     "Progress",
     "Retry",
     "RunNotFound",
+    "RunResult",
     "Task",
     "TaskContext",
     "TaskResult",
     "downgrade_ledger",
     "include_name",
+    "on_failure",
     "scheduling",
     "task",
     "upgrade_ledger",
@@ -40,11 +43,13 @@ _HOMES = {
     "Progress": "tasks.task_context",
     "Retry": "tasks.outcomes",
     "RunNotFound": "exceptions",
+    "RunResult": "runner.run",
     "Task": "api",
     "TaskContext": "tasks.task_context",
     "TaskResult": "runs.task_result",
     "downgrade_ledger": "ledger.migration",
     "include_name": "migrations.own_tables",
+    "on_failure": "api",
     "scheduling": "processes.lifespan",
     "task": "api",
     "upgrade_ledger": "ledger.migration",

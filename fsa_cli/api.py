@@ -1,4 +1,4 @@
-"""The names that an app imports: `task`, and the types of what it returns.
+"""The names that an app imports: `task`, the types of what it returns, and `on_failure`.
 
     @task(schedule="0 3 * * *")
     def count_users(active: bool = True) -> int: ...
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fsa_cli.runs.task_result import TaskResult
     from fsa_cli.tasks.task_context import TaskContext
 
-__all__ = ["Asking", "RunOptions", "Task", "TaskFunction", "task"]
+__all__ = ["Asking", "RunOptions", "Task", "TaskFunction", "on_failure", "task"]
 
 Task = TaskDefinition
 
@@ -81,6 +81,7 @@ P = ParamSpec("P")
 #: The parameters without the injected ones.
 Q = ParamSpec("Q")
 V = TypeVar("V")
+Hook = TypeVar("Hook", bound=Callable[["RunResult"], object])
 R_co = TypeVar("R_co", covariant=True)
 if TYPE_CHECKING:
     I1 = TypeVar("I1", TaskContext, Session, AsyncSession, FastAPI)
@@ -349,6 +350,23 @@ def _task(
 
 _task.__name__ = _task.__qualname__ = "task"
 task = cast(TaskDecorator, _task)
+
+
+def on_failure(function: Hook) -> Hook:
+    """Have *function* called with the `RunResult` of each run of any task that failed for good.
+
+    As the `on_failure` of each task, after its own; for an error tracker. It may be `async def`.
+
+    Raises:
+        TaskDefinitionError: (a TypeError) it is no function.
+    """
+    if not callable(function):
+        raise TaskDefinitionError(
+            f"@on_failure was given {function!r}, which is not a function",
+            hint="write a function of one argument, the RunResult",
+        )
+    registry.add_failure_hook(function)
+    return function
 
 
 def _classes(given: Any) -> tuple[type[BaseException], ...] | None:

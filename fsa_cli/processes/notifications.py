@@ -1,4 +1,4 @@
-"""A task's `on_failure` functions and its ping URL. No run waits for them."""
+"""The `on_failure` functions of a task and of all, and its ping URL. No run waits for them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.events import NodeListener
 from fsa_cli.runner.report import brief
 from fsa_cli.runner.run import Run, RunResult
+from fsa_cli.tasks.registry import registry
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.masking import mask
 
@@ -70,7 +71,7 @@ class Notifications(NodeListener):
             text = "" if result.succeeded else brief(result)
             self._ping(run, "/fail" if has_failed else "", text)
         if has_failed:
-            for hook in run.task.on_failure:
+            for hook in (*run.task.on_failure, *registry.failure_hooks):
                 self._put(
                     "failures",
                     lambda hook=hook: _call(hook, result),  # type: ignore[misc]

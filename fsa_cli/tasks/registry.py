@@ -1,8 +1,10 @@
-"""The tasks of this process by name."""
+"""The tasks of this process by name, and whom their failures are told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from fsa_cli.exceptions import DuplicateTask
 from fsa_cli.tasks.callables import written_function
@@ -19,6 +21,7 @@ class Registry:
         #: The names that tasks had before, and those that they have.
         self._renamed: dict[str, str] = {}
         self._executions: dict[str, object] = {}
+        self._failure_hooks: dict[object, Callable[[Any], object]] = {}
 
     def add(self, task: TaskDefinition) -> None:
         """Add *task*.
@@ -57,8 +60,26 @@ class Registry:
         """The task of that name, or that had it before."""
         return self._tasks.get(self._renamed.get(name, name))
 
+    def add_failure_hook(self, hook: Callable[[Any], object]) -> None:
+        """Add what hears of the failures of all tasks.
+
+        A function is called once, also where its module was imported under two names: an app that
+        is its own `__main__` is.
+        """
+        place: object = id(hook)
+        if inspect.isfunction(hook):
+            code = hook.__code__
+            place = code.co_filename, code.co_firstlineno, hook.__qualname__
+        self._failure_hooks[place] = hook
+
+    @property
+    def failure_hooks(self) -> tuple[Callable[[Any], object], ...]:
+        """Called with the `RunResult` of each run of any task that failed for good."""
+        return tuple(self._failure_hooks.values())
+
     def clear(self) -> None:
-        """Forget every task; for tests."""
+        """Forget every task and hook; for tests."""
+        self._failure_hooks.clear()
         self._tasks.clear()
         self._renamed.clear()
         self._executions.clear()

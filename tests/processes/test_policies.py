@@ -400,6 +400,56 @@ def test_on_failure_and_pings_hear_how_runs_end(
     assert done.returncode == 0
 
 
+def test_one_function_hears_of_the_failures_of_all_tasks(
+    lay: Lay, host: Callable[..., Process]
+) -> None:
+    lay(
+        """
+        import fsa_cli
+
+        def told(result):
+            print("task told of", result.task.name, flush=True)
+
+        for _ in "twice":  # as an app that is its own __main__
+
+            @fsa_cli.on_failure
+            async def all_told(result):
+                print("told of", result.task.name, repr(result.error), result.attempt, flush=True)
+
+        @task(schedule=once, on_failure=told)
+        def fails():
+            raise LookupError("no such user")
+
+        @task(schedule=once, isolation="process")
+        def exits():
+            raise SystemExit(3)
+
+        @task(schedule=once, retries=1, backoff_s=0.1)
+        def retried(context: fsa_cli.TaskContext):
+            if context.attempt == 1:
+                raise LookupError
+            print("executed again", flush=True)
+
+        @task(schedule=once)
+        def discarded():
+            raise fsa_cli.Discard("not needed")
+        """
+    )
+    process = host()
+    process.wait_for("told of fails LookupError('no such user') 1")
+    process.wait_for("told of exits")
+    process.wait_for("executed again")
+    told = [line for line in process.stop().stdout.splitlines() if "told of" in line]
+    assert sorted(line.partition(" of ")[2].split()[0] for line in told) == [
+        "exits",
+        "fails",
+        "fails",
+    ]
+    assert told.index("task told of fails") < told.index(
+        "told of fails LookupError('no such user') 1"
+    )
+
+
 def test_a_ping_that_nobody_answers_delays_nothing(
     lay: Lay, rows: Rows, host: Callable[..., Process]
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fsa_cli import Task, TaskContext, task
+from fsa_cli import Task, TaskContext, on_failure, task
 from fsa_cli.exceptions import DuplicateTask, TaskDefinitionError
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import signature_of
@@ -228,6 +228,20 @@ def test_partials_objects_and_static_methods_are_tasks() -> None:
         assert signature_of(each.function).usage in ("N", "[--n INTEGER]")
     with pytest.raises(TaskDefinitionError, match="no name of its own"):
         task(Shop())
+
+
+def test_what_hears_of_all_failures_is_a_function_and_is_there_once() -> None:
+    def made(name: str) -> Callable[[Any], object]:
+        def told(result: object) -> str:
+            return name
+
+        return told
+
+    first, again, other = made("first"), made("again"), functools.partial(made("x"), "other")
+    assert [on_failure(each) for each in (first, again, other)] == [first, again, other]
+    assert registry.failure_hooks == (again, other), "as of a module that is imported twice"
+    with pytest.raises(TaskDefinitionError, match="'mail', which is not a function"):
+        on_failure("mail")  # type: ignore[type-var]
 
 
 def test_an_unknown_option_is_an_error() -> None:
