@@ -169,8 +169,12 @@ class Activity:
 
         Nothing was written, no row is locked, and nobody is in the middle of a result.
         """
-        if self.may_have_written or any(map(locks_rows, self._unchecked_now())):
+        if self.wrote or self.unsure:
             return False
+        if self.unchecked or self.unread or self.unfinished is not None:
+            unchecked = self._unchecked_now()
+            if not all(map(surely_reads, unchecked)) or any(map(locks_rows, unchecked)):
+                return False
         return not any(map(call, self.results))
 
     def _unread_now(self) -> list[Any]:

@@ -29,11 +29,20 @@ async def build(contestant: Any, case: str, url: str) -> Any:
 
 
 async def serve(app: Any, requests: int) -> float:
+    """As uvicorn does it: each request in a task of its own, on a loop that also has a timer."""
+    ticking = asyncio.create_task(tick())
     started_s = time.process_time()
     for _ in range(requests):
-        # In a task of its own, as a server does it.
         await asyncio.create_task(request(app))
-    return time.process_time() - started_s
+    elapsed_s = time.process_time() - started_s
+    ticking.cancel()
+    await asyncio.wait([ticking])
+    return elapsed_s
+
+
+async def tick() -> None:
+    while True:
+        await asyncio.sleep(0.1)
 
 
 async def request(app: Any) -> None:
