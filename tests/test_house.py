@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from shutil import which
 
 import fastapi_sqlalchemy
 import fsa_cli
 
 HOUSE = Path(fsa_cli.__file__).parent
 LIBRARY = Path(fastapi_sqlalchemy.__file__).parent
+
+ROOT = HOUSE.parent
+BESIDE = {
+    *("fastapi_sqlalchemy", "fsa_cli", "tests", "examples"),
+    *("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"),
+}
 
 # From what calls to what is called. A package imports nothing of its own row but itself.
 LEVELS = (
@@ -141,6 +149,16 @@ def test_the_top_is_seen_at_one_look() -> None:
     }
     assert top <= LEVEL.keys()
     assert len(top) <= MOST_AT_THE_TOP
+
+
+def test_nothing_else_lies_beside_the_packages() -> None:
+    """What git knows, where this is a clone of it: an editor's files are nobody else's."""
+    if not (ROOT / ".git").exists() or which("git") is None:
+        return
+    asked = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files"]
+    known = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    tops = {file.partition("/")[0] for file in known}
+    assert {top for top in tops if not top.startswith(".")} == BESIDE
 
 
 def test_the_page_of_each_package_names_its_files() -> None:
