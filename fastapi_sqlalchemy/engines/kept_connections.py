@@ -24,4 +24,5 @@ def keep(pool: Pool, count: int) -> None:
         if more > 0:
             pool._pool.maxsize += more
             pool._overflow -= more
-            pool._max_overflow -= more if spare >= 0 else 0
+            if spare >= 0:
+                pool._max_overflow -= more

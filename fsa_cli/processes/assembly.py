@@ -296,8 +296,9 @@ class ProcessBuilder:
         self, context: NodeContext, concurrency: int | None
     ) -> tuple[RunLifecycle, list[Claimer]]:
         """The runs of the node, and the list of those that will claim them."""
-        concurrency = concurrency or self._concurrency()
-        for database in set(self.run_factory.databases().values()):
+        databases = set(self.run_factory.databases().values())
+        concurrency = concurrency or min(map(_half_of_pool, databases), default=_CONCURRENCY)
+        for database in databases:
             database.keep_connections(concurrency)
         claimers: list[Claimer] = []
         source = RunSource(
@@ -333,9 +334,6 @@ class ProcessBuilder:
             name: (broker, {each: locks[each] for task in tasks for each in task.names})
             for name, (broker, tasks) in self.executors.brokers(self.tasks).items()
         }
-
-    def _concurrency(self) -> int:
-        return min(map(_half_of_pool, self.run_factory.databases().values()), default=_CONCURRENCY)
 
 
 def _chosen(

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -99,13 +100,18 @@ def test_no_more_are_opened_than_before(postgresql: Backend, db: Database) -> No
         }
 
 
-@pytest.mark.parametrize("own", [{"engine_args": {"pool_size": 5}}, {"custom_engine": None}])
-def test_a_size_of_ones_own_holds(postgresql: Backend, db: Database, own: dict[str, Any]) -> None:
-    if "custom_engine" in own:
-        own = {"custom_engine": create_engine(postgresql.with_driver("psycopg"))}
-        db.configure(**own)
-    else:
-        db.configure(postgresql.url, **own)
+@pytest.mark.parametrize(
+    "own",
+    [
+        lambda url: {"db_url": url, "engine_args": {"pool_size": 5}},
+        lambda url: {"custom_engine": create_engine(url)},
+    ],
+    ids=["pool_size", "custom_engine"],
+)
+def test_a_size_of_ones_own_holds(
+    postgresql: Backend, db: Database, own: Callable[[Any], dict[str, Any]]
+) -> None:
+    db.configure(**own(postgresql.with_driver("psycopg")))
     db.keep_connections(AT_A_TIME)
     assert connects(db) > AT_A_TIME
     assert db.pool_status()["sync"]["size"] == 5
