@@ -18,8 +18,12 @@ from fsa_cli.terminal.user_code import summarize_error, user_frame
 app = typer.Typer()
 
 
+#: What somebody who wrote it behind FILE believes to be protected by.
+_PROTECTING = ("--sandbox", "--read-only")
+
+
 @app.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
 def shell(
@@ -128,6 +132,7 @@ def _mode(sandbox: bool | None, read_only: bool | None, default: ShellMode) -> S
 
 def _program(code: str | None, argv: list[str]) -> tuple[str, str, list[str]] | None:
     """The source, the file's name and the arguments of a program; None is a prompt."""
+    argv = _arguments(argv)
     if code is not None:
         return code, "<fsa -c>", argv
     if argv and argv[0] != "-":
@@ -138,6 +143,18 @@ def _program(code: str | None, argv: list[str]) -> tuple[str, str, list[str]] | 
     if argv or not is_terminal(sys.stdin):
         return sys.stdin.read(), "<stdin>", argv[1:]
     return None
+
+
+def _arguments(argv: list[str]) -> list[str]:
+    """FILE and what is its own: all that stands behind it, and behind a `--` there."""
+    if argv[1:2] == ["--"]:
+        return [argv[0], *argv[2:]]
+    for misplaced in [each for each in argv[1:] if each in _PROTECTING][:1]:
+        raise UsageError(
+            f"{misplaced} stands behind {argv[0]}, where it would be {argv[0]}'s own",
+            hint=f"fsa shell {misplaced} {argv[0]}; as its own: fsa shell {argv[0]} -- {misplaced}",
+        )
+    return argv
 
 
 def _failure(error: Exception, fsa: Fsa) -> Exception:

@@ -4,7 +4,7 @@
 match = "prod-*"              # on the host of the database; or a list
 protected = true              # destructive commands want --confirm DATABASE, not --yes
 shell = "sandbox"             # or "read-only", "open"; protected alone means "sandbox"
-prohibited = ["db downgrade", "scheduler *"]
+prohibited = ["db downgrade", "scheduler *"]     # a command, a group, or a pattern
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fsa_cli.exceptions import ConfigurationError, Refused, did_you_mean
+from fsa_cli.project import command_names
 from fsa_cli.project.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ class Environment:
 
     def prohibits(self, command: str) -> bool:
         """Whether *command* (`db downgrade`) may not be used here; `db` prohibits all of its."""
-        return any(
-            fnmatchcase(command, pattern) or (command + " ").startswith(pattern + " ")
-            for pattern in self.prohibited
-        )
+        return any(_means(pattern, command) for pattern in self.prohibited)
 
     def refuse_prohibited(self, command: str) -> None:
         """Raises Refused if *command* may not be used here."""
@@ -59,6 +57,10 @@ class Environment:
                 details=[f"the environment is chosen by {self.chosen_by}"],
                 hint=f"[tool.fsa.env.{self.name}] prohibited says so",
             )
+
+
+def _means(pattern: str, command: str) -> bool:
+    return fnmatchcase(command, pattern) or (command + " ").startswith(pattern + " ")
 
 
 def of(settings: Settings, databases: Iterable[Database] = ()) -> Environment:
@@ -130,10 +132,25 @@ def _parsed(name: str, table: object, settings: Settings) -> Environment:
     shell = values.get("shell", "sandbox" if protected else "open")
     if shell not in _MODES:
         raise wrong("shell", "one of " + ", ".join(repr(mode) for mode in _MODES))
+    prohibited = tuple(each.removeprefix("fsa ").strip() for each in texts("prohibited"))
+    for pattern in prohibited:
+        # A guard that is misspelled would guard nothing.
+        if not _names_a_command(pattern, settings):
+            raise ConfigurationError(
+                f"{where} prohibited names no command: {pattern!r}",
+                details=[pyproject],
+                hint=did_you_mean(pattern, command_names.all_names(), most=1) or "fsa --help",
+            )
     return Environment(
         name=name,
         match=texts("match"),
         protected=protected,
         shell=cast(ShellMode, shell),
-        prohibited=texts("prohibited"),
+        prohibited=prohibited,
+    )
+
+
+def _names_a_command(pattern: str, settings: Settings) -> bool:
+    return any(_means(pattern, each) for each in command_names.all_names()) or (
+        command_names.is_own(pattern.partition(" ")[0], settings)
     )

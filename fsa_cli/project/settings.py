@@ -139,6 +139,10 @@ def read(
             f"there is no environment {settings.env!r}",
             details=[f"asked for by {settings.sources['env']}"],
             hint=did_you_mean(settings.env, settings.environments, most=1)
-            or f"add [tool.fsa.env.{settings.env}]",
+            or (
+                f"there is {', '.join(settings.environments)}"
+                if settings.environments
+                else f"add [tool.fsa.env.{settings.env}]"
+            ),
         )
     return settings

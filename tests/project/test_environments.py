@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import make_url
 
+from fsa_cli.cli.command_tree import COMMANDS, _load
 from fsa_cli.exceptions import ConfigurationError, Refused
 from fsa_cli.project import environments
+from fsa_cli.project.command_names import SUBCOMMANDS
 from fsa_cli.project.settings import Flags, read
 from support.processes import write_files
 
@@ -66,6 +68,45 @@ def test_what_is_named_wins_but_never_over_a_protected_match(tmp_path) -> None:
     assert of(tmp_path, "postgresql://prod-1/x", env="production").chosen_by == "--env"
     with pytest.raises(Refused, match=r"the database is production's, and --env says local"):
         of(tmp_path, "postgresql://prod-1/x", env="local")
+
+
+@pytest.mark.parametrize("pattern", ["db downgrad", "runs_cancel", "schedule *", "db downgrade x"])
+def test_what_prohibits_no_command_is_an_error(tmp_path, pattern) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.fsa.env.live]\nprohibited = ['{pattern}']\n")
+
+    with pytest.raises(ConfigurationError, match=r"env.live\] prohibited names no command: '"):
+        of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "command", "is_so"),
+    [
+        ("fsa db downgrade", "db downgrade", True),
+        ("db", "db downgrade", True),
+        ("db *", "db downgrade", True),
+        ("db *", "runs cancel", False),
+        ("*", "shell", True),
+        ("prices", "prices", True),
+        ("prices", "prices raise", True),
+    ],
+)
+def test_what_is_prohibited_is_a_command_a_group_or_a_pattern(
+    tmp_path, pattern, command, is_so
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.fsa]\ncommands = ['shop.commands:prices']\n"
+        f"[tool.fsa.env.live]\nprohibited = ['{pattern}']\n"
+    )
+
+    assert of(tmp_path, env="live").prohibits(command) is is_so
+
+
+def test_the_names_of_the_commands_are_those_of_the_command_line() -> None:
+    found = {name: tuple(getattr(_load(name), "commands", ())) for name in COMMANDS}
+
+    assert {name: set(inner) for name, inner in SUBCOMMANDS.items()} == {
+        name: set(inner) for name, inner in found.items()
+    }
 
 
 def test_fastapis_variable_counts_where_ours_is_not_set(tmp_path) -> None:

@@ -139,6 +139,30 @@ def test_a_file_is_run_with_its_arguments_as_a_program(fsa, project) -> None:
     assert done.stdout == "['report.py', '--year', '2026', '--json'] __main__ shop\nUser\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--readonly", "-c", "print('ran')"], "No such option: --readonly"),
+        (["-c", "print('ran')", "--sandbx"], "No such option: --sandbx"),
+        (["report.py", "--sandbox"], "--sandbox stands behind report.py"),
+        (["report.py", "2026", "--read-only"], "--read-only stands behind report.py"),
+    ],
+)
+def test_what_was_meant_to_protect_and_does_not_runs_nothing(fsa, project, words, said) -> None:
+    (project / "report.py").write_text("print('ran')\n")
+
+    done = fsa("shell", *words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_what_stands_behind_two_dashes_is_the_programs(fsa, project) -> None:
+    (project / "report.py").write_text("import sys\nprint(sys.argv)\n")
+
+    assert fsa("shell", "report.py", "--", "--sandbox").stdout == "['report.py', '--sandbox']\n"
+
+
 def test_a_program_that_awaits_nothing_may_run_a_loop_of_its_own(code) -> None:
     assert code("import asyncio\nasync def f(): return 7\nprint(asyncio.run(f()))") == "7"
 
