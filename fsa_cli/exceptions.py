@@ -19,6 +19,7 @@ FsaError                    1
 │   ├── ScheduleError       3    a schedule or a time zone cannot be read
 │   ├── DriverMissing       3    the package that connects to the database is not installed
 │   └── LedgerUnusable      3    the ledger's tables are missing, old or cannot be created
+│       └── NoLedger        3    there is none yet
 ├── DatabaseUnreachable     4    a connection that cannot be opened
 ├── BrokerUnreachable       4    the broker that carries runs is away
 ├── SchemaBehind            5    the schema is not at Alembic's head
@@ -156,6 +157,14 @@ class LedgerUnusable(ConfigurationError):
     """The ledger's tables are missing, of another version, or cannot be created."""
 
     page = "scheduling"
+
+
+class NoLedger(LedgerUnusable):
+    """There is none yet."""
+
+    @property
+    def kind(self) -> str:
+        return "ledger_unusable"
 
 
 class AppLoadError(ConfigurationError):

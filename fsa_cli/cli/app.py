@@ -45,14 +45,28 @@ def main(argv: Sequence[str]) -> int:
     return error.exit_code
 
 
+def _place_of(option: str, path: str) -> str | None:
+    """Where an option belongs that *path* does not have."""
+    if path in ("fsa run-task", "fsa scheduler trigger"):
+        return f"the task's own options come after its name: {path} NAME {option} ..."
+    if path.startswith("fsa runs") and option.startswith("--"):
+        from fsa_cli.ledger.records import RunStatus
+
+        name = option.removeprefix("--").replace("-", "_")
+        return f"--status {name}" if name in [each.value for each in RunStatus] else None
+    return None
+
+
 def _as_error(error: Exception, fsa: Fsa) -> FsaError:
     if isinstance(error, FsaError):
         return error
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         path = command_path(context) if context is not None else "fsa"
+        word = str(getattr(error, "option_name", ""))  # of one that there is not
         wrong = UsageError(
-            error.format_message().replace("Value error, ", ""), hint=f"{path} --help"
+            error.format_message().replace("Value error, ", ""),
+            hint=(word and _place_of(word, path)) or f"{path} --help",
         )
         wrong.__cause__ = error
         return wrong

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from fsa_cli.project.loader import LoadedApp
 
 
+#: What somebody looks at, and stops, also when the last deploy cannot be imported.
+_OF_THE_LEDGER = {
+    *("status", "runs", "runs show", "runs cancel", "top"),
+    *("scheduler status", "scheduler pause", "scheduler resume"),
+}
+
+
 class Fsa:
     """One call of `fsa`. Nothing is read or imported before it is asked for."""
 
@@ -84,9 +91,17 @@ class Fsa:
         if self._loaded is None:
             from fsa_cli.project import loader
 
-            loaded = loader.load(self.settings, needs_app=not self.command.startswith("db "))
-            tell = self.output.say if loaded.searched else self.output.detail
-            tell(f"app {loaded.target}, found by {loaded.found}")
+            loaded = loader.load(
+                self.settings,
+                needs_app=not self.command.startswith("db "),
+                may_fail=self.command in _OF_THE_LEDGER,
+            )
+            if (failure := loaded.failure) is not None:
+                facts = [each for each in failure.details if not each.startswith(" ")]
+                self.output.warn("; ".join((failure.message, *facts, "the ledger is shown")))
+            else:
+                tell = self.output.say if loaded.searched else self.output.detail
+                tell(f"app {loaded.target}, found by {loaded.found}")
             chosen = loaded.databases.get(self.settings.database)
             environment = environments.of(self.settings, [chosen] if chosen else [])
             environment.refuse_prohibited(self.command)

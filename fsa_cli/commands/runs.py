@@ -56,6 +56,19 @@ class Status(Enum):
     dispatched = "dispatched"
 
 
+#: What other tools call a command on runs.
+_USUAL = {
+    **dict.fromkeys(("list", "ls"), "fsa runs"),
+    **dict.fromkeys(("logs", "log"), "fsa runs show last"),
+    **dict.fromkeys(
+        ("delete", "prune", "clean", "clear", "purge"),
+        "[tool.fsa] keep says how long runs are kept",
+    ),
+    **dict.fromkeys(("stop", "kill"), "fsa runs cancel ID"),
+    **{each.value: f"fsa runs --status {each.value}" for each in Status},
+}
+
+
 def _task(command: str) -> Any:
     return option(command, "--task", help="Only this task's.", metavar="NAME")
 
@@ -171,7 +184,9 @@ def show(context: typer.Context, run: Annotated[str, _ID]) -> None:
     facts = views.details(found, now_at)
     if by is not None:
         facts["node"] = f"{by.role} {facts['node']}, {by.host}, pid {by.pid}"
-    if goes_on:
+    if goes_on and (silent := _silent(by)):
+        facts["but"] = silent
+    elif goes_on:
         task = registry.get(found.task)
         limit = task.timeout_s if task is not None else None
         facts |= {"in": now.place, "sends": now.sends, "waits for": now.waits_for}
@@ -274,6 +289,7 @@ def cancel(
     from fsa_cli.ledger import control as ledger_control
     from fsa_cli.ledger import queries
     from fsa_cli.ledger.access import existing
+    from fsa_cli.ledger.glance import executing
     from fsa_cli.runs import control
     from fsa_cli.runs import run_view as views
 
@@ -287,6 +303,8 @@ def cancel(
                 fsa.output.document(views.document(cancelled))
             else:
                 fsa.output.say(f"{done}: run {cancelled.id[:8]} of {cancelled.task}")
+                if was == "running" and (silent := _silent(executing(ledger, cancelled.id))):
+                    fsa.output.warn(silent)
             return
         filters = _filters(ledger, task, status, since, queue, tag, unique)
         filters["statuses"] = [e for e in filters["statuses"] or _OPEN if e in _OPEN]
@@ -300,6 +318,18 @@ def cancel(
         fsa.output.say(f"cancelled: {queued}; asked to end: {running}")
     else:
         fsa.output.say("no run is like that")
+
+
+def _silent(by: Row[Any] | None) -> str:
+    """What is said of a run whose process is past its lease; nothing where it is not."""
+    from fsa_cli.runs.problem import since
+
+    if by is None or by.lease_until_ms >= by.now_ms:
+        return ""
+    return (
+        f"its process is silent since {since(by.lease_until_ms, by.now_ms)}: the next scheduler, "
+        "worker or tick decides it"
+    )
 
 
 def _one_or_filters(run: str | None, *filters: object) -> None:
@@ -347,6 +377,8 @@ def _filters(
             if len(name) >= _ID_SHOWN and queries.find(ledger, name.lower()):
                 hint = f"fsa runs show {name}"
                 raise UsageError(f"{name!r} is a run, not a task", hint=hint) from None
+            if name in _USUAL:
+                raise TaskNotFound(f"there is no task {name!r}", hint=_USUAL[name]) from None
             raise
     if tag is not None:
         tagged = {name for each in registry if tag in each.tags for name in each.names}

@@ -12,7 +12,7 @@ import typer
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option
-from fsa_cli.exceptions import FsaError, UsageError
+from fsa_cli.exceptions import FsaError, NoLedger, UsageError
 from fsa_cli.schedules.formatting import format_fire_time
 from fsa_cli.schedules.schedule import Schedule, parse_schedule, upcoming
 from fsa_cli.schedules.timezones import zone_name
@@ -76,6 +76,8 @@ def _paused(fsa: Fsa) -> dict[str, str]:
             tasks = queries.tasks(ledger)
             now_ms = ledger.read(ledger.now_ms)
             kept = is_kept(ledger, now_ms)
+    except NoLedger:
+        tasks, now_ms, kept = [], 0, False
     except FsaError as exc:
         fsa.output.detail(f"whether a task is paused is not known: {exc.message}")
         return {}
@@ -173,14 +175,14 @@ def fires(
         str, typer.Argument(metavar="SCHEDULE", help="A schedule, or the name of a task.")
     ],
     at: Annotated[
-        str,
+        str | None,
         option(
             "scheduler test",
             "--at",
-            help="An instant; without an offset, in the zone.",
+            help="An instant; without an offset, in the zone. By default now.",
             metavar="ISO",
         ),
-    ],
+    ] = None,
     timezone: Annotated[
         str | None,
         option("scheduler test", "--timezone", help="The schedule's zone.", metavar="ZONE"),
@@ -196,7 +198,8 @@ def fires(
 
     fsa = Fsa.of(context)
     meant = _schedule(fsa, schedule, timezone)
-    found = preview.check_fires(meant, preview.read_instant(at, meant))
+    instant = datetime.now(UTC) if at is None else preview.read_instant(at, meant)
+    found = preview.check_fires(meant, instant)
     shown = {
         "schedule": meant.text,
         "timezone": zone_name(meant.timezone),

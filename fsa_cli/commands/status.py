@@ -28,9 +28,12 @@ from fsa_cli.terminal.masking import mask_within
 
 if TYPE_CHECKING:
     from fsa_cli.ledger.glance import Glance
+    from fsa_cli.processes.schedule_plan import Scheduled
+    from fsa_cli.project.loader import LoadedApp
     from fsa_cli.runs.failures import Failures
     from fsa_cli.runs.problem import Problem
     from fsa_cli.runs.run_activity import Doing
+    from fsa_cli.tasks.definition import TaskDefinition
 
 app = typer.Typer()
 
@@ -57,11 +60,13 @@ def status(context: typer.Context) -> None:
     """
     from fsa_cli.ledger.access import existing
     from fsa_cli.ledger.glance import glance
+    from fsa_cli.processes.schedule_plan import plan_and_faults
     from fsa_cli.runs.failures import failures
     from fsa_cli.runs.node_states import is_schedule_kept
     from fsa_cli.runs.problem import Problem
     from fsa_cli.runs.run_activity import doing
     from fsa_cli.runs.task_problems import problems
+    from fsa_cli.tasks.registry import registry
 
     fsa = Fsa.of(context)
     loaded = fsa.load()
@@ -79,11 +84,14 @@ def status(context: typer.Context) -> None:
         names_none = not loaded.databases and not fsa.settings.ledger_url
         subject, wrong = ("database", loaded.no_database()) if names_none else ("ledger", exc)
         found = [Problem(subject, wrong.message, "; ".join(wrong.details), (wrong.hint or "",))]
-    coming = _coming(fsa, seen)
+    planned, faults = plan_and_faults(registry, fsa.settings.timezone)
+    schema = _schema(fsa)
+    found += _problems_here(loaded, faults, schema)
+    coming = _coming(planned, seen)
     if fsa.output.json:
         fsa.output.document(_document(fsa, seen, found, past, coming))
         return
-    waits = seen is not None and not is_schedule_kept(seen.nodes, seen.now_ms)
+    waits = seen is None or not is_schedule_kept(seen.nodes, seen.now_ms)
     sections = [
         Section("needs a look", list(_problem_lines(fsa, found))),
         Section("running", list(_running_lines(fsa, seen, does)) if seen is not None else []),
@@ -96,7 +104,7 @@ def status(context: typer.Context) -> None:
         Section("next, once a scheduler is alive" if waits else "next", _coming_lines(fsa, coming)),
     ]
     console = fsa.output.console
-    head = [_head(fsa), *(_counts(seen) if seen is not None else ())]
+    head = [_head(fsa, schema), *(_counts(seen) if seen is not None else ())]
     if console.is_terminal:
         head = [part for line in head for part in fold(one_line(line), console.width, indent=2)]
     if console.is_terminal and shorten(sections, console.height - len(head), console.width):
@@ -114,12 +122,33 @@ def _cut(fsa: Fsa, line: str) -> str:
     return mask_within(line, width) if width else line
 
 
-def _head(fsa: Fsa) -> str:
+def _problems_here(
+    loaded: LoadedApp, faults: Sequence[tuple[TaskDefinition, FsaError]], schema: str
+) -> Iterator[Problem]:
+    """What keeps the next process from starting, or from doing its work."""
+    from fsa_cli.runs.problem import Problem
+
+    if (failure := loaded.failure) is not None:
+        cure = failure.hint or "fsa doctor"
+        yield Problem("app", failure.message, "; ".join(failure.details), (cure,))
+    if schema.startswith("not at head"):
+        yield Problem("schema", schema, "", ("fsa db upgrade",))
+    for task, exc in faults:
+        said = "cannot be scheduled, and no scheduler or worker starts"
+        told = f"{exc.message} ({task.place})"
+        yield Problem(task.name, said, told, (exc.hint or "",), is_task=True)
+
+
+def _head(fsa: Fsa, schema: str) -> str:
     from fsa_cli.database.identity import address
 
     loaded, namespace = fsa.load(), fsa.settings.namespace
-    databases = ", ".join(address(each.url) for each in loaded.databases.values())
-    return f"{namespace}  {loaded.target}  {databases or 'no database'}{_schema(fsa)}"
+    databases = ", ".join(address(each.url) for each in loaded.databases.values()) or "no database"
+    environment = fsa.environment()
+    guard = ", protected" if environment.protected else ""
+    named = f"  {environment.name}{guard}" if environment.name else ""
+    databases += f", schema {schema}" if schema else ""
+    return f"{namespace}{named}  {loaded.target}  {databases}"
 
 
 def _schema(fsa: Fsa) -> str:
@@ -128,9 +157,9 @@ def _schema(fsa: Fsa) -> str:
 
     try:
         state = is_at_head(fsa.load(), fsa.settings)
-        return "" if state is None else f", schema {state}"
+        return "" if state is None else str(state)
     except FsaError as exc:
-        return f", schema: {exc.message}"
+        return f"unknown: {exc.message}"
 
 
 def _counts(seen: Glance) -> Iterator[str]:
@@ -233,13 +262,11 @@ def _coming_lines(fsa: Fsa, coming: list[dict[str, object]]) -> list[Thing]:
     return lines
 
 
-def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
+def _coming(planned: Sequence[Scheduled], seen: Glance | None) -> list[dict[str, object]]:
     """The next instants, the nearest first; a task that is paused, or that no scheduler of those
     that live knows, has none."""
-    from fsa_cli.processes.schedule_plan import plan
     from fsa_cli.runs.node_states import roles_alive
     from fsa_cli.schedules.schedule import upcoming
-    from fsa_cli.tasks.registry import registry
 
     paused = {each.name for each in seen.tasks if each.paused_ms is not None} if seen else set()
     known = None
@@ -247,7 +274,7 @@ def _coming(fsa: Fsa, seen: Glance | None) -> list[dict[str, object]]:
         known = seen.known
     now = datetime.now(UTC)
     rows = []
-    for each in plan(registry, fsa.settings.timezone):
+    for each in planned:
         at, state = next(iter(upcoming(each.schedule, now, 1)), None), ""
         if each.task.name in paused:
             at, state = None, "paused"

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fsa_cli.database import connections
 from fsa_cli.database.identity import file_trouble, same_database
 from fsa_cli.database.next_step import disk_is_full, next_step, refuses
-from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable, no_text
+from fsa_cli.exceptions import DatabaseUnreachable, LedgerUnusable, NoLedger, no_text
 from fsa_cli.ledger.location import ledger_of
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.project.settings import Settings
@@ -29,7 +29,7 @@ def existing(loaded: LoadedApp, settings: Settings) -> Iterator[Ledger]:
     """The app's ledger, while inside; its errors are raised as by `reached`.
 
     Raises:
-        LedgerUnusable: There is none yet.
+        NoLedger: There is none yet.
     """
     ledger = ledger_of(loaded.databases, settings)
     try:
@@ -58,12 +58,16 @@ def is_there(ledger: Ledger) -> bool:
 
 
 def require(ledger: Ledger) -> None:
-    """Raises LedgerUnusable if *ledger* does not exist, or not whole."""
+    """Raises NoLedger if *ledger* does not exist, LedgerUnusable if not whole."""
     if not is_there(ledger):
         trouble = _trouble(ledger)
-        raise LedgerUnusable(
+        raise NoLedger(
             "there is no ledger of runs yet",
-            details=[f"looked for at {ledger.where}", *trouble],
+            details=[
+                f"looked for at {ledger.where}",
+                "runs by hand are kept too, once there is one",
+                *trouble,
+            ],
             hint=_ELSEWHERE if trouble else "fsa scheduler start creates it, or fsa scheduler init",
         )
 

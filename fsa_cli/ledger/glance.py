@@ -19,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal_column,
     select,
     union_all,
 )
@@ -143,9 +144,11 @@ def waiting(ledger: Ledger, now_ms: int) -> Sequence[Waiting]:
 
 
 def executing(ledger: Ledger, run_id: str) -> Row[Any] | None:
-    """The node that a run is or was executed by: host, pid, role; None where it is not known."""
+    """The node that a run is or was executed by: host, pid, role, and until when it has its lease,
+    with the time that it is now; None where it is not known."""
+    now_ms: Any = literal_column(ledger.sql.now_ms).label("now_ms")
     statement: Select[Any] = (
-        select(node.c.host, node.c.pid, node.c.role)
+        select(node.c.host, node.c.pid, node.c.role, node.c.lease_until_ms, now_ms)
         .join(run, run.c.node == node.c.id)
         .where(run.c.id == run_id)
     )

@@ -23,7 +23,7 @@ from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.json_values import jsonable
 
-__all__ = ["Scheduled", "catch_up", "plan", "registered"]
+__all__ = ["Scheduled", "catch_up", "plan", "plan_and_faults", "registered"]
 
 #: Of the instants that are older than its catch-up window a task has one row; so many are counted.
 _COUNTED = 1000
@@ -100,6 +100,22 @@ def plan(
     Raises:
         ConfigurationError: it names every task that could not run, and why.
     """
+    planned, wrong = plan_and_faults(tasks, zone, executor)
+    if wrong:
+        task, first = wrong[0]
+        names = f"task {task.name!r}" if len(wrong) == 1 else f"{len(wrong)} tasks"
+        raise ConfigurationError(
+            f"{names} cannot be scheduled",
+            details=[f"{task.name} ({task.place}): {exc.message}" for task, exc in wrong],
+            hint=first.hint or _hint(first),
+        )
+    return planned
+
+
+def plan_and_faults(
+    tasks: Iterable[TaskDefinition], zone: str | None = None, executor: str | None = None
+) -> tuple[list[Scheduled], list[tuple[TaskDefinition, FsaError]]]:
+    """As `plan`; the tasks that could not run, and why, beside it."""
     planned: list[Scheduled] = []
     wrong: list[tuple[TaskDefinition, FsaError]] = []
     for task in tasks:
@@ -112,15 +128,7 @@ def plan(
             wrong.append((task, exc))
         else:
             planned.append(Scheduled(task, schedule, values, executor_name(task, executor)))
-    if wrong:
-        task, first = wrong[0]
-        names = f"task {task.name!r}" if len(wrong) == 1 else f"{len(wrong)} tasks"
-        raise ConfigurationError(
-            f"{names} cannot be scheduled",
-            details=[f"{task.name} ({task.place}): {exc.message}" for task, exc in wrong],
-            hint=first.hint or _hint(first),
-        )
-    return planned
+    return planned, wrong
 
 
 def registered(

@@ -48,6 +48,8 @@ class LoadedApp:
     task_modules: tuple[str, ...] = ()
     searched: bool = False
     """Whether it was found by reading the sources."""
+    failure: FsaError | None = None
+    """Why the app, or a part of the tasks, is not there: it `may_fail`."""
 
     def database(self, name: str = "default") -> Database:
         """The app's database of that name.
@@ -98,7 +100,7 @@ def current() -> tuple[LoadedApp, Settings] | None:
     return _current[-1] if _current else None
 
 
-def load(settings: Settings, *, needs_app: bool = True) -> LoadedApp:
+def load(settings: Settings, *, needs_app: bool = True, may_fail: bool = False) -> LoadedApp:
     """Find and import the app, bind its databases, import its tasks.
 
     What the app prints meanwhile goes to stderr. The variables of the env file are put into the
@@ -107,6 +109,8 @@ def load(settings: Settings, *, needs_app: bool = True) -> LoadedApp:
     Args:
         needs_app: If not, and there is none, a database that the settings, FSA_DB_URL or an
             alembic.ini name is enough.
+        may_fail: So are, for who looks at the ledger alone, FSA_DB_URL or `ledger_url` where the
+            app cannot be imported, and the app where its tasks cannot.
 
     Raises:
         AppLoadError: The app was not found, or failed while it was imported.
@@ -116,6 +120,7 @@ def load(settings: Settings, *, needs_app: bool = True) -> LoadedApp:
     from sqlalchemy import Engine
 
     connections.watch(Engine)
+    failure: FsaError | None = None
     with contextlib.redirect_stdout(sys.stderr), _without_collections():
         try:
             target, app = _app(settings, needs_app)
@@ -123,11 +128,24 @@ def load(settings: Settings, *, needs_app: bool = True) -> LoadedApp:
             by_sqlalchemy = type(exc.__cause__).__module__.startswith("sqlalchemy.")
             if by_sqlalchemy or isinstance(exc, DatabaseUnreachable):
                 exc.details += tuple(_urls_of_env_file(exported, settings))
+            if may_fail and (databases := _named_by_settings(settings)):
+                return LoadedApp(*_no_app(settings), databases, failure=exc)
+            if may_fail:
+                exc.details += ("without the app: FSA_LEDGER_URL=... shows the ledger",)
             raise
         databases, sources = _bind(app, settings, exported, has_app=bool(target.module))
-        modules = _tasks(target, settings)
-    loaded = LoadedApp(app, target.text, target.found, databases, sources, modules, target.searched)
-    _current[:] = [(loaded, settings)]
+        try:
+            modules = _tasks(target, settings)
+        except (AppLoadError, DatabaseUnreachable) as exc:
+            if not may_fail:
+                raise
+            failure, modules = exc, ()
+    loaded = LoadedApp(
+        *(app, target.text, target.found, databases, sources, modules, target.searched),
+        failure=failure,
+    )
+    if failure is None:  # else it is not known what the tasks are
+        _current[:] = [(loaded, settings)]
     return loaded
 
 
@@ -140,10 +158,30 @@ def _app(settings: Settings, needs_app: bool) -> tuple[Target, Starlette]:
         named = settings.databases or settings.database_urls or url_of_alembic_ini(settings)
         if needs_app or not named:
             raise
+    root = settings.app_dir or settings.project
+    app, _, found = _no_app(settings)
+    return Target("", None, False, root, found), app
+
+
+def _no_app(settings: Settings) -> tuple[Starlette, str, str]:
+    """What stands where there is none: an empty app, its name, and how it was found."""
     from starlette.applications import Starlette
 
-    root = settings.app_dir or settings.project
-    return Target("", None, False, root, "nothing: there is none"), Starlette()
+    return Starlette(), settings.app or "", "nothing: there is none"
+
+
+def _named_by_settings(settings: Settings) -> dict[str, Database]:
+    """The databases of which the settings have the URL, or else the ledger's."""
+    from fastapi_sqlalchemy import Database
+
+    urls = dict(settings.database_urls)
+    if not urls and settings.ledger_url:
+        urls = {settings.database: settings.ledger_url}
+    databases = {}
+    for name, url in urls.items():
+        databases[name] = Database(name)
+        databases[name].configure(db_url=url)
+    return databases
 
 
 @contextlib.contextmanager

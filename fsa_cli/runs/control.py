@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from shlex import quote
 from typing import Any
 
 from sqlalchemy import Row
@@ -198,12 +199,22 @@ def pause(ledger: Ledger, names: Sequence[str], by: str | None = None) -> list[s
 
     Args:
         by: Who asks; None: the user of this process.
+
+    Raises:
+        UsageError: One of them has none.
     """
     tasks = queries.tasks(ledger)
-    wanted = known(names, [each.name for each in tasks]) or [
+    scheduled = [
         *(task.name for task in registry if task.schedule is not None),
         *(each.name for each in tasks if each.schedule_hash is not None),
     ]
+    wanted = known(names, [each.name for each in tasks]) or scheduled
+    for name in wanted:
+        if name not in scheduled:
+            raise UsageError(
+                f"{name} has no schedule that could be paused",
+                hint=f"what waits of it: fsa runs cancel --task {quote(name)} --status queued",
+            )
     return control.pause(ledger, sorted(set(wanted)), by or requester())
 
 

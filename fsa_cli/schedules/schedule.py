@@ -179,7 +179,7 @@ def _from_trigger(trigger: Any, zone: tzinfo) -> Schedule:
     if getattr(trigger, "jitter", None):
         raise ScheduleError(
             f"{trigger} has jitter, so each process would compute other instants",
-            hint="leave the trigger's jitter out",
+            hint=f"leave it out, and write @task(jitter_s={trigger.jitter})",
         )
     if isinstance(trigger, AndTrigger | OrTrigger) and not trigger.triggers:
         raise ScheduleError(f"an {type(trigger).__name__} has no triggers")

@@ -35,6 +35,13 @@ _WORDS = {
 }
 
 
+#: The fields of a `celery.schedules.crontab` as they were written.
+_CELERYS = (
+    *("_orig_minute", "_orig_hour"),
+    *("_orig_day_of_month", "_orig_month_of_year", "_orig_day_of_week"),
+)
+
+
 def suggest(schedule: object, reads: Callable[[str], bool]) -> str | None:
     """A hint with what to write in its place; None where nobody can tell.
 
@@ -49,6 +56,8 @@ def suggest(schedule: object, reads: Callable[[str], bool]) -> str | None:
         return f'write "{schedule.minute} {schedule.hour} * * *"'
     if isinstance(schedule, int) and not isinstance(schedule, bool):
         return f'seconds? write "every {schedule}s"' if schedule > 0 else None
+    if all(hasattr(schedule, field) for field in _CELERYS):
+        schedule = " ".join(str(getattr(schedule, field)) for field in _CELERYS)
     if not isinstance(schedule, str) or len(schedule) > _LONGEST:
         return None
     for meant, more in _meant(schedule.strip()):

@@ -250,8 +250,11 @@ def _place(signature: Signature, positional: list[str], given: _Given) -> None:
         elif rest:
             given.texts[parameter.name] = [rest.pop(0)]
     if rest:
-        takes = ", ".join(p.label for p in arguments) or "none"
-        raise ArgumentError(f"unexpected argument {quote(rest[0])}: the task takes {takes}")
+        takes = ", ".join(p.label for p in arguments)
+        raise ArgumentError(
+            f"unexpected argument {quote(rest[0])}: the task takes "
+            + (takes or f"none but {signature.usage}".removesuffix(" but "))
+        )
 
 
 def _unknown_option(signature: Signature, spelling: str) -> ArgumentError:

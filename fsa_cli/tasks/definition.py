@@ -191,8 +191,8 @@ def check_definition(task: TaskDefinition) -> None:
         raise wrong("has a name twice", "aliases are the names that it had before")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise wrong("is a generator function: calling it runs nothing", "return instead of yield")
-    if task.timeout_s is not None and not task.timeout_s > 0:
-        raise wrong(f"has timeout_s={task.timeout_s}", "seconds, more than 0; None for no limit")
+    if task.timeout_s is not None and not (_is_number(task.timeout_s) and task.timeout_s > 0):
+        raise wrong(f"has timeout_s={task.timeout_s!r}", "seconds, more than 0; None for no limit")
     for option, choices in _CHOICES.items():
         if getattr(task, option) not in get_args(choices):
             known = ", ".join(f'"{choice}"' for choice in get_args(choices))
@@ -201,14 +201,14 @@ def check_definition(task: TaskDefinition) -> None:
         raise wrong(f"has isolation={task.isolation!r}", '"process", or None for a thread')
     if not isinstance(task.retries, int) or task.retries < 0:
         raise wrong(f"has retries={task.retries!r}", "a whole number, 0 or more")
-    if not 0 <= task.backoff_jitter <= 1:
+    if not (_is_number(task.backoff_jitter) and 0 <= task.backoff_jitter <= 1):
         raise wrong(f"has backoff_jitter={task.backoff_jitter!r}", "a part from 0 to 1")
     for kind in task.retry_on or ():
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise wrong(f"has retry_on={kind!r}", "a class of exceptions, or several")
     for option in ("backoff_s", "max_backoff_s", "catch_up_window_s", "jitter_s", "start_within_s"):
         value = getattr(task, option)
-        if value is not None and not 0 <= value < float("inf"):
+        if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
             raise wrong(f"has {option}={value!r}", "seconds, 0 or more")
     priority = task.priority
     if type(priority) is not int or not -100 <= priority <= 100:
@@ -224,6 +224,10 @@ def check_definition(task: TaskDefinition) -> None:
     for hook in task.on_failure:
         if not callable(hook):
             raise wrong(f"has on_failure={hook!r}", "a function of one argument, the RunResult")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _check_callable(function: Any) -> None:

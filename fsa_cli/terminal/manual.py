@@ -54,6 +54,18 @@ _WIDEST = 100
 _LINK = re.compile(r"\[([^\[\]]*+)\]\(([\w-]+)\.md(?:#[\w-]*)?\)")
 
 
+#: What else a page is called by whoever looks for it.
+_ALSO = {
+    **dict.fromkeys(("kubernetes", "k8s", "docker", "systemd", "deployment"), "production"),
+    **dict.fromkeys(("migrations", "migration", "alembic"), "database"),
+    **dict.fromkeys(("pytest", "testing", "test"), "tests"),
+    **dict.fromkeys(("celery", "procrastinate"), "brokers"),
+    **dict.fromkeys(("cron", "schedule", "scheduler"), "scheduling"),
+    **dict.fromkeys(("enqueue", "enqueuing"), "asking-for-runs"),
+    **dict.fromkeys(("monitoring", "metrics", "probes"), "health"),
+}
+
+
 @dataclass(frozen=True)
 class Page:
     """A page of the manual.
@@ -100,16 +112,19 @@ def get_page(name: str) -> Page:
     """
     known = pages()
     wanted = name.lower().removesuffix(".md").replace("_", "-").replace(" ", "-")
+    wanted = _ALSO.get(wanted, wanted)
     for page in known:
         if wanted in (page.name, page.title.lower().replace(" ", "-")):
             return page
     beginning = [page for page in known if page.name.startswith(wanted)]
     if len(beginning) == 1:
         return beginning[0]
+    near = did_you_mean(wanted, [page.name for page in known], most=1)
     raise UsageError(
         f"the manual has no page {name!r}",
-        hint=did_you_mean(wanted, [page.name for page in known], most=1)
-        or f"fsa docs lists the pages, fsa docs --search {shlex.quote(name)} looks into them",
+        hint=f"fsa docs lists the pages, fsa docs --search {shlex.quote(name)} looks into them"
+        if near is None
+        else f"{near} fsa docs --search {shlex.quote(name)} looks into all",
     )
 
 

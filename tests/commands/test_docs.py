@@ -29,6 +29,7 @@ def test_a_page_is_searched_and_an_unknown_one_is_guessed(fsa: Run) -> None:
     found = fsa("docs", "--search", "CATCH_UP_window_s seconds").stdout.splitlines()
     assert found[1].startswith("tasks\tEvery argument of `@task`\t| `catch_up_window_s`")
     assert fsa("docs", "--search", "xyzzy").stderr == "no line of the manual has 'xyzzy'\n"
+    assert fsa("docs", "kubernetes").stdout == fsa("docs", "production").stdout
     assert "no page '='" in fsa("docs", "--search", "tasks", "=").stderr
     wrong = fsa("docs", "shceduling")
     assert (wrong.returncode, wrong.stdout) == (2, "")

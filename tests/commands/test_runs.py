@@ -152,6 +152,13 @@ def test_an_unknown_task_is_said_with_the_one_that_was_meant(fsa: Run, small: Sh
     assert done.returncode == 2
     assert "there is no task 'shp'" in done.stderr
     assert "did you mean ship?" in done.stderr
+    for words, hint in (
+        (["list"], "fsa runs"),
+        (["logs"], "fsa runs show last"),
+        (["failed"], "fsa runs --status failed"),
+        (["--failed"], "--status failed"),
+    ):
+        assert fsa("runs", *words).stderr.endswith(f"hint: {hint}\n"), words
     assert fsa("runs", "ship").stderr == "ship has not run yet\n"
 
 

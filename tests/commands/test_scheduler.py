@@ -259,6 +259,9 @@ def test_all_scheduled_tasks_are_paused_and_resumed(fsa: Run, small: Shop) -> No
     assert fsa("scheduler", "pause", "tick").stdout == ""
     resumed = fsa("scheduler", "resume", "nightly", "tick", "--json")
     assert json.loads(resumed.stdout) == {"resumed": ["nightly", "tick"]}
+    unscheduled = fsa("scheduler", "pause", "ship")
+    assert (unscheduled.returncode, unscheduled.stdout) == (2, "")
+    assert "fsa runs cancel --task ship --status queued" in unscheduled.stderr
     for words in (["pause"], ["pause", "tick", "--all"], ["resume"], ["pause", "tck"]):
         assert fsa("scheduler", *words).returncode == 2, words
 

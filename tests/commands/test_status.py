@@ -105,12 +105,79 @@ def test_at_night_each_cause_is_seen_with_its_cure_on_lines_of_eighty_columns(
     assert "raise LookupError" in source[int(place[1]) - 1]  # where it failed, not where it begins
 
 
+def test_one_wrong_schedule_hides_nothing_else(fsa: Run, small_shop: Shop) -> None:
+    small_shop.write(TASKS + '@task(schedule="5m")\ndef bad(): ...\n')
+
+    seen = fsa("status")
+
+    assert seen.returncode == 0
+    assert "bad     cannot be scheduled, and no scheduler or worker starts" in seen.stdout
+    assert 'write "every 5m"' in seen.stdout
+    assert "tidy" in seen.stdout.partition("next, once a scheduler is alive")[2]
+
+
+def test_the_ledger_is_looked_at_while_the_tasks_cannot_be_imported(
+    fsa: Run, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    run = fsa("run-task", "ship", "--enqueue").stdout.strip()
+    (small_shop.directory / "tasks.py").write_text("import nix\n")
+
+    seen = fsa("status")
+    assert (seen.returncode, "1 queued" in seen.stdout) == (0, True)
+    assert "the tasks 'tasks' cannot be imported" in seen.stdout
+    shown = fsa("runs", "show", "last")
+    assert (shown.returncode, shown.stdout.splitlines()[0]) == (0, f"run\t{run}")
+    assert "No module named 'nix'" in shown.stderr
+    assert fsa("runs", "cancel", run).returncode == 0
+    assert fsa("scheduler", "pause", "tidy").stdout == "tidy\n"
+    for words in (["runs", "retry", run], ["scheduler", "list"], ["run-task", "ship"]):
+        assert fsa(*words).returncode == 3, words
+
+
+def test_the_ledger_is_looked_at_where_the_app_cannot_be_imported(
+    fsa: Run, small_shop: Shop
+) -> None:
+    small_shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    assert fsa("run-task", "ship").returncode == 0
+    (ledger,) = small_shop.directory.glob("*-ledger.db")
+    (small_shop.directory / "main.py").write_text("import nix\n")
+
+    failed = fsa("runs", "-n", "1")
+    assert failed.returncode == 3
+    assert "FSA_LEDGER_URL=... shows the ledger" in failed.stderr
+    env = {"FSA_LEDGER_URL": f"sqlite:///{ledger}"}
+    assert "ship\tsucceeded" in fsa("runs", "-n", "1", env=env).stdout
+    assert "no module named 'nix'" in fsa("status", env=env).stdout.lower()
+
+
+def test_a_run_of_a_dead_process_says_who_decides_it(fsa: Run, small_shop: Shop) -> None:
+    small_shop.write(TASKS)
+    assert fsa("scheduler", "init").returncode == 0
+    run = fsa("run-task", "ship", "--enqueue").stdout.strip()
+    (ledger,) = small_shop.directory.glob("*-ledger.db")
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute(
+            "INSERT INTO fsa_node (id, namespace, role, host, pid, version, state, started_ms,"
+            " covered_from_ms, lease_until_ms)"
+            " SELECT 'n', namespace, 'worker', 'h', 7, '1', 'alive', 1, 1, 2 FROM fsa_run"
+        )
+        connection.execute("UPDATE fsa_run SET status = 'running', node = 'n', started_ms = 1")
+
+    shown = fsa("runs", "show", run).stdout
+    assert "its process is silent since 1970-01-01 00:00:00" in shown
+    cancelled = fsa("runs", "cancel", run)
+    assert "the next scheduler, worker or tick decides it" in cancelled.stderr
+
+
 def test_what_comes_is_not_counted_down_as_if_a_scheduler_were_alive(
     fsa: Run, fsa_process: Start, small_shop: Shop
 ) -> None:
     small_shop.write(TASKS)
     warning = "no scheduler is alive, and nothing of this runs: fsa scheduler start"
-    assert warning not in fsa("scheduler", "list").stderr  # there is no ledger to tell it
+    assert warning in fsa("scheduler", "list").stderr  # where there is no ledger yet, too
     scheduler = fsa_process("scheduler", "start")
     scheduler.wait_for("Ctrl-C or SIGTERM")
 

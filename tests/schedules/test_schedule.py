@@ -571,6 +571,15 @@ def test_what_other_programs_write_is_offered_as_it_is_written_here(written: obj
     assert "Wednesday" not in str(written) or "sign for" not in caught.value.message
 
 
+def test_celerys_crontab_is_offered_as_it_is_written_here() -> None:
+    from celery.schedules import crontab
+
+    with pytest.raises(ScheduleError) as caught:
+        parse_schedule(crontab(hour=3, day_of_week="mon-fri"))
+
+    assert caught.value.hint == 'write "* 3 * * mon-fri"'
+
+
 @pytest.mark.parametrize(("schedule", "kind"), [(15, "int"), (None, "NoneType"), ({}, "dict")])
 def test_what_is_no_schedule_says_what_one_is(schedule: object, kind: str) -> None:
     with pytest.raises(ScheduleError, match=f"cannot be a {kind}"):
