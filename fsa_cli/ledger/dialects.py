@@ -127,7 +127,9 @@ class DialectSQL:
             columns: Each column's name, and `text` or `bigint`.
         """
         kinds = {"text": "TEXT", "bigint": "BIGINT"}
-        long = {"text": "LONGTEXT", "bigint": "BIGINT"}
+        # Else those of the database, which may hold no such text, or compare it with no column.
+        utf8 = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+        long = {"text": f"LONGTEXT {utf8}", "bigint": "BIGINT"}
         cells = ", ".join(
             self.cell.format(name=name, kind=kinds[kind], long=long[kind])
             for name, kind in columns.items()

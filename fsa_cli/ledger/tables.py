@@ -115,14 +115,12 @@ def _any_integer(value: Any) -> int | None:
         return 0
 
 
-def _plain(length: int) -> TypeEngine[str]:
-    return String(length).with_variant(_AnyText(length), "sqlite")
-
-
 def _text(length: int) -> TypeEngine[str]:
-    # MySQL's other collations take "Report" and "report " for one name.
+    # MySQL's other collations take "Report" and "report " for one name, and its database's own
+    # character set may hold no such text.
     binary = String(length, collation="utf8mb4_bin")
-    return _plain(length).with_variant(binary, "mysql", "mariadb")
+    text = String(length).with_variant(_AnyText(length), "sqlite")
+    return text.with_variant(binary, "mysql", "mariadb")
 
 
 def _only_on(dialects: tuple[str, ...], index: Index, where: str | None = None) -> Index:
@@ -152,7 +150,9 @@ _NAMESPACE = _text(NAMESPACE_LENGTH)
 _LOCK = _text(NAMESPACE_LENGTH + NAME_LENGTH + 1)
 # LONGTEXT there; its own name would import the whole dialect, which `fsa run-task` pays for.
 _LONG = (
-    Text().with_variant(Text(2**32 - 1), "mysql", "mariadb").with_variant(_AnyLongText(), "sqlite")
+    Text()
+    .with_variant(Text(2**32 - 1, collation="utf8mb4_bin"), "mysql", "mariadb")
+    .with_variant(_AnyLongText(), "sqlite")
 )
 _BIG = BigInteger().with_variant(_AnyInteger(), "sqlite")
 _INTEGER = Integer().with_variant(_AnySmallInteger(), "sqlite")
@@ -172,11 +172,11 @@ node = Table(
     metadata,
     Column("id", _ID, primary_key=True),
     Column("namespace", _NAMESPACE, nullable=False),
-    Column("host", _plain(255), nullable=False),
+    Column("host", _text(255), nullable=False),
     Column("pid", _INTEGER, nullable=False),
-    Column("version", _plain(50), nullable=False),
-    Column("role", _plain(20), nullable=False),  # scheduler, worker, command
-    Column("state", _plain(20), nullable=False),  # alive, draining, stopped, dead
+    Column("version", _text(50), nullable=False),
+    Column("role", _text(20), nullable=False),  # scheduler, worker, command
+    Column("state", _text(20), nullable=False),  # alive, draining, stopped, dead
     Column("started_ms", _BIG, nullable=False),
     # Since when its lease has held without a gap: it stood for every instant from there on.
     Column("covered_from_ms", _BIG, nullable=False),
@@ -189,7 +189,7 @@ node_task = Table(
     metadata,
     Column("node", _ID, primary_key=True),
     Column("task", _NAME, primary_key=True),
-    Column("schedule_hash", _plain(64), nullable=False),
+    Column("schedule_hash", _text(64), nullable=False),
     Column("since_ms", _BIG, nullable=False),
 )
 
@@ -199,9 +199,9 @@ task = Table(
     Column("namespace", _NAMESPACE, primary_key=True),
     Column("name", _NAME, primary_key=True),
     Column("options", _LONG, nullable=False),  # JSON: the schedule, the zone, the policies
-    Column("schedule_hash", _plain(64)),  # None: it has no schedule
+    Column("schedule_hash", _text(64)),  # None: it has no schedule
     Column("paused_ms", _BIG),
-    Column("paused_by", _plain(255)),
+    Column("paused_by", _text(255)),
     Column("watermark_ms", _BIG, nullable=False),
     Column("last_success_ms", _BIG),
     Column("consecutive_failures", _INTEGER, nullable=False, server_default="0"),
@@ -215,11 +215,11 @@ run = Table(
     Column("task", _NAME, nullable=False),
     Column("scheduled_ms", _BIG, nullable=False),
     Column("slot", _ID, nullable=False),  # "S", or the own id of a run that nothing scheduled
-    Column("kind", _plain(20), nullable=False),  # schedule, catch_up, manual
-    Column("status", _plain(20), nullable=False),
+    Column("kind", _text(20), nullable=False),  # schedule, catch_up, manual
+    Column("status", _text(20), nullable=False),
     Column("arguments", _LONG, nullable=False),  # JSON
-    Column("executor", _plain(50), nullable=False),
-    Column("queue", _plain(QUEUE_LENGTH)),
+    Column("executor", _text(50), nullable=False),
+    Column("queue", _text(QUEUE_LENGTH)),
     Column("attempt", _INTEGER, nullable=False),
     Column("not_before_ms", _BIG, nullable=False),
     Column("node", _ID),
@@ -230,11 +230,11 @@ run = Table(
     Column("queued_ms", _BIG, nullable=False),
     Column("started_ms", _BIG),
     Column("finished_ms", _BIG),
-    Column("error_type", _plain(255)),
+    Column("error_type", _text(255)),
     Column("error", _LONG),
     Column("traceback", _LONG),
     Column("result", _LONG),  # JSON
-    Column("requested_by", _plain(255)),
+    Column("requested_by", _text(255)),
     # Of those that wait the highest goes first. Version 2; what knows only version 1 writes none.
     Column("priority", _INTEGER, nullable=False, server_default="0"),
     # In this order, so that it serves the list of the latest runs too, and grows at its end.
@@ -284,7 +284,7 @@ activity = Table(
     metadata,
     Column("run", _ID, primary_key=True),
     Column("place", _LONG, nullable=False),
-    Column("sessions", _plain(255), nullable=False),  # numbers, as the task's database knows them
+    Column("sessions", _text(255), nullable=False),  # numbers, as the task's database knows them
     Column("updated_ms", _BIG, nullable=False),
 )
 
@@ -296,11 +296,11 @@ attempt = Table(
     Column("claim", _ID, primary_key=True),
     # A command retries under one claim, and what a task asks for by `Retry` is not counted.
     Column("number", _INTEGER, primary_key=True, autoincrement=False),
-    Column("status", _plain(20), nullable=False),
+    Column("status", _text(20), nullable=False),
     Column("node", _ID),
     Column("started_ms", _BIG),
     Column("finished_ms", _BIG, nullable=False),
-    Column("error_type", _plain(255)),
+    Column("error_type", _text(255)),
     Column("error", _LONG),  # its first line
 )
 
@@ -310,9 +310,9 @@ audit = Table(
     Column("id", _ID, primary_key=True),  # the request's own: what is sent twice is done once
     Column("namespace", _NAMESPACE, nullable=False),
     Column("at_ms", _BIG, nullable=False),
-    Column("person", _plain(255), nullable=False),
-    Column("action", _plain(20), nullable=False),  # run, retry, cancel, pause, resume
-    Column("target", _plain(255), nullable=False),  # a task's name, a run's id
+    Column("person", _text(255), nullable=False),
+    Column("action", _text(20), nullable=False),  # run, retry, cancel, pause, resume
+    Column("target", _text(255), nullable=False),  # a task's name, a run's id
     Column("detail", _LONG, nullable=False),
     Column("outcome", _LONG),  # None: its process ended before it was done
     Index("fsa_audit_time", "namespace", "at_ms"),

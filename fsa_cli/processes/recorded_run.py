@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -35,11 +35,10 @@ from fsa_cli.processes.run_lifecycle import outcome_of
 from fsa_cli.runner.outcome import encode_result, progress_fields
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.runs.requester import requester
+from fsa_cli.tasks.kept_arguments import as_shown
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.tasks.task_context import Progress
-from fsa_cli.terminal.json_values import jsonable
-from fsa_cli.terminal.masking import mask
 
 if TYPE_CHECKING:
     from fastapi_sqlalchemy import Database
@@ -282,23 +281,8 @@ def _prepared(ledger: Ledger, database: Database) -> bool:
 
 def _arguments(run: Run) -> str:
     """The values as the ledger keeps them: JSON, without what is secret."""
-    values = jsonable(dict(run.arguments))
-    secret = {p.name for p in signature_of(run.task.function).parameters if p.is_secret}
-    return json.dumps(
-        {name: "***" if name in secret else _masked(value) for name, value in values.items()},
-        ensure_ascii=False,
-    )
-
-
-def _masked(value: Any) -> Any:
-    match value:
-        case str():
-            return mask(value)
-        case list():
-            return [_masked(item) for item in value]
-        case dict():
-            return {key: _masked(item) for key, item in value.items()}
-    return value
+    shown = as_shown(signature_of(run.task.function), run.arguments)
+    return json.dumps(shown, ensure_ascii=False)
 
 
 def _held(ledger: Ledger, name: str, lock: str) -> LockHeld:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -82,7 +83,9 @@ class RunFactory:
         if claimed.kind != "manual" and scheduled is not None:
             values = scheduled.arguments
         else:
-            given = arguments_in(claimed.arguments, claimed.run_id)
+            given: Mapping[str, Any] = task.args  # where nothing is planned: in an isolated run's
+            if claimed.kind == "manual" or task.schedule is None:
+                given = arguments_in(claimed.arguments, claimed.run_id)
             values = arguments.bind(signature_of(task.function), given)
         database = database_for(task, self._loaded, self._settings)
         at = None if claimed.kind == "manual" else instant_of(claimed.scheduled_ms)

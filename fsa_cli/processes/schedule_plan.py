@@ -19,9 +19,9 @@ from fsa_cli.schedules.schedule import Schedule, parse_schedule
 from fsa_cli.schedules.timezones import zone_name
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.kept_arguments import as_shown
 from fsa_cli.tasks.locks import lock_of
 from fsa_cli.tasks.signature import signature_of
-from fsa_cli.terminal.json_values import jsonable
 
 __all__ = ["Scheduled", "catch_up", "plan", "plan_and_faults", "registered"]
 
@@ -85,7 +85,7 @@ class Scheduled:
 
     @cached_property
     def _arguments(self) -> str:
-        return json.dumps(jsonable(dict(self.task.args)))
+        return json.dumps(as_shown(signature_of(self.task.function), self.arguments))
 
 
 def plan(

@@ -32,6 +32,7 @@ from fsa_cli.runs.run_options import RunOptions
 from fsa_cli.runs.run_view import document, duration_ms, get_run
 from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.kept_arguments import are_hidden
 from fsa_cli.tasks.registry import registry
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.formatting import format_elapsed
@@ -158,7 +159,7 @@ def _retryable(before: Row[Any]) -> TaskDefinition:
     task = _registered(before.task)
     values = arguments_in(before.arguments, before.id)
     signature = signature_of(task.function)
-    if any(p.is_secret and p.name in values for p in signature.parameters):
+    if are_hidden(values) or any(p.is_secret and p.name in values for p in signature.parameters):
         raise UsageError(
             f"the run {before.id[:8]} was given a secret, which the ledger has not kept",
             hint=f"fsa run-task {task.name} runs it anew",

@@ -40,13 +40,12 @@ from fsa_cli.runs.requester import requester
 from fsa_cli.runs.run_options import RunOptions, check_unique
 from fsa_cli.runs.task_result import HeldResult, TaskResult
 from fsa_cli.runs.unserved import UnservedRuns, unserved
-from fsa_cli.tasks import arguments
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.enqueue_capture import captured, diversion
+from fsa_cli.tasks.kept_arguments import as_given
 from fsa_cli.tasks.signature import signature_of
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.formatting import format_bytes
-from fsa_cli.terminal.json_values import jsonable
 
 __all__ = [
     "Call",
@@ -152,7 +151,7 @@ def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
     """The values as JSON for the ledger, checked so that they are read back as they are.
 
     Raises:
-        UsageError: One is a secret, or JSON cannot hold it.
+        UsageError: One is a secret, or JSON cannot hold it as it is.
     """
     signature = signature_of(task.function)
     secret = [p.label for p in signature.parameters if p.is_secret and p.name in values]
@@ -161,11 +160,9 @@ def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
             f"{', '.join(secret)} is a secret, and the ledger keeps none",
             hint=f"fsa run-task {task.name} runs it here",
         )
-    arguments.bind(signature, values)
-    document = jsonable(arguments.encoded(signature, values))
+    document = as_given(signature, values)
     if not isinstance(document, dict):
         raise ArgumentError(f"the arguments of {task.name} cannot be kept as JSON: {values!r}")
-    arguments.bind(signature, document)
     try:
         text = json.dumps(document, ensure_ascii=False)
         length = len(text.encode())

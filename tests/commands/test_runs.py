@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -321,6 +322,37 @@ def test_many_runs_are_cancelled_and_retried_by_what_they_have_in_common(
     assert fsa("scheduler", "pause", "--tag", "post").stdout == "yearly\n"
     assert fsa("scheduler", "resume", "--tag", "post").stdout == "yearly\n"
     assert fsa("scheduler", "pause", "--queue", "letters").returncode == 2
+
+
+def test_what_the_ledger_masked_is_not_run_again_without_it(fsa: Run, small: Shop) -> None:
+    assert fsa("run-task", "ship", "--item", "postgresql://u:hunter2@h/db").returncode == 0
+
+    done = fsa("runs", "retry", "last")
+
+    assert done.returncode == 2
+    assert "was given a secret, which the ledger has not kept" in done.stderr
+    assert "hunter2" not in fsa("runs", "show", "last").stdout
+
+
+def test_an_isolated_run_of_a_schedule_gets_what_the_ledger_does_not_keep(
+    fsa: Run, small_shop: Shop
+) -> None:
+    small_shop.write("""
+from pydantic import SecretStr
+
+@task(schedule="every 1s", isolation="process", args={"key": SecretStr("hunter2"), "raw": b"\\xff"})
+def isolated(key: SecretStr, raw: bytes) -> int:
+    return len(key.get_secret_value()) + 100 * len(raw)
+""")
+    assert fsa("scheduler", "init").returncode == 0
+    for _ in range(2):
+        fsa("scheduler", "tick", env=STATE)
+        time.sleep(1)
+
+    (run, *_) = documents(fsa)
+
+    assert (run["status"], run["result"]) == ("succeeded", 107)
+    assert run["arguments"] == {"key": "***", "raw": {"base64": "/w=="}}
 
 
 def test_a_run_of_the_scheduler_is_cancelled(
