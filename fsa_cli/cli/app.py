@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `fsa` with *argv*; the exit code. The one place where errors end."""
     fsa = Fsa()
     root = command(brief=not argv)
+    _drop_service_links(os.environ)
     try:
         if "_FSA_COMPLETE" in os.environ:
             root.main(list(argv), prog_name="fsa")
@@ -43,6 +44,13 @@ def main(argv: Sequence[str]) -> int:
         fsa.set(json=True)
     fsa.output.error(error)
     return error.exit_code
+
+
+def _drop_service_links(environ: MutableMapping[str, str]) -> None:
+    """Drop what Kubernetes says of a Service that is called `fsa-console`: no option of ours."""
+    for name in [each for each in environ if each.startswith("FSA_") and each.endswith("_PORT")]:
+        if environ[name].startswith(("tcp://", "udp://")):
+            del environ[name]
 
 
 def _place_of(option: str, path: str) -> str | None:

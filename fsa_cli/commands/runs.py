@@ -107,7 +107,8 @@ def runs(
     tag: Annotated[str | None, _tag("runs")] = None,
     unique: Annotated[str | None, _unique("runs")] = None,
     limit: Annotated[
-        int, option("runs", "-n", "--limit", help="At most so many.", min=1, metavar="N")
+        int,
+        option("runs", "-n", "--limit", help="At most so many.", min=1, max=10**9, metavar="N"),
     ] = 20,
     watch: Annotated[
         bool, option("runs", "--watch", help="Show them again every 2 s, until Ctrl-C.")

@@ -158,7 +158,7 @@ def arguments_of(task: TaskDefinition, values: Mapping[str, Any]) -> str:
     if secret:
         raise UsageError(
             f"{', '.join(secret)} is a secret, and the ledger keeps none",
-            hint=f"fsa run-task {task.name} runs it here",
+            hint=f"fsa run-task {task.name} runs it here; what is none wants another name",
         )
     document = as_given(signature, values)
     if not isinstance(document, dict):
@@ -368,6 +368,9 @@ def arguments_by_name(
         for parameter in signature_of(task.function).parameters
         if kinds[parameter.name].kind is not inspect.Parameter.KEYWORD_ONLY
     ]
+    if names and kinds[names[-1]].kind is inspect.Parameter.VAR_POSITIONAL:
+        rest = len(names) - 1
+        args = [*args[:rest], *([list(args[rest:])] if len(args) > rest else ())]
     if len(args) > len(names):
         raise ArgumentError(
             f"{task.name} takes {len(names)} arguments without a name, and was given {len(args)}",

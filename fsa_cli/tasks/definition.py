@@ -213,10 +213,10 @@ def check_definition(task: TaskDefinition) -> None:
     priority = task.priority
     if type(priority) is not int or not -100 <= priority <= 100:
         raise wrong(f"has priority={priority!r}", "a whole number from -100 to 100")
-    for option in ("executor", "queue"):
+    for option, most in (("executor", 50), ("queue", 50), ("group", 189)):
         value = getattr(task, option)
-        if value is not None and not (isinstance(value, str) and 0 < len(value) <= 50):
-            raise wrong(f"has {option}={value!r}", "a name of at most 50 characters")
+        if value is not None and not (isinstance(value, str) and 0 < len(value) <= most):
+            raise wrong(f"has {option}={value!r}", f"a name of at most {most} characters")
     if task.keep is not None and kept_ms(task.keep) is None:
         raise wrong(f"has keep={task.keep!r}", '"7d", "12h" or a timedelta, a minute or more')
     if task.ping is not None and not task.ping.startswith(("http://", "https://")):

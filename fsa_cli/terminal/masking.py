@@ -44,7 +44,8 @@ _BESIDE = re.compile(
             [^\S\n]*+ \( [^\S\n]*+
             | [^\S\n]++ (?: for \s++ [^\s=]{{1,80}}+ \s*+ = \s*+ | (?:[en]|u&)?+ )
         )
-        | \b identified \s++ (?:with \s++ \S{{1,80}}+ \s++)?+ (?:by|as) \s++ (?:password \s++)?+
+        | (?<! revision[ ] ) \b identified \s++
+            (?:with \s++ \S{{1,80}}+ \s++)?+ (?:by|as) \s++ (?:password \s++)?+
         | -- (?:\w{{1,30}}-){{0,5}} {SECRET_NAME} [\w-]*+ (?:
             ['"] \s*+ , \s*+
             | [^\S\n]++ (?: (?=['"]) | (?P<argument>

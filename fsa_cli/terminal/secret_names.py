@@ -16,8 +16,14 @@ SECRET_NAME = (
     r"(?:api|access|auth|private|account|shared|encryption|signing|sas)[-_.]?key)"
 )
 _SECRET_NAME = re.compile(SECRET_NAME, re.IGNORECASE)
+#: What has such a part in its name, and is none: where one reads on, what a text was cut into.
+_HARMLESS = re.compile(
+    r"secretar(?:y|ies)|passwordless|tokeni[sz](?:er|ed|e|ation)s?|token_(?:type|count|limit)s?"
+    r"|(?:page|next|continuation|max)_tokens?",
+    re.IGNORECASE,
+)
 
 
 def is_secret_name(name: str) -> bool:
     """Whether the value that goes by *name* is a secret."""
-    return _SECRET_NAME.search(name) is not None
+    return _SECRET_NAME.search(_HARMLESS.sub("", name)) is not None

@@ -28,6 +28,8 @@ SECRET = [
     "signing_key",
 ]
 PLAIN = ["user", "passage", "key_count", "item", "monkey", "sslmode"]
+#: As parameters and keys; in a text what follows them is masked.
+HARMLESS = ["secretary", "passwordless", "tokenizer", "token_type", "next_page_token"]
 
 
 @pytest.mark.parametrize("name", SECRET)
@@ -48,6 +50,13 @@ def test_what_is_secret_in_one_place_is_secret_in_all(name: str) -> None:
         f"GET https://x.example/y?a=1&{name}=***"
     )
     assert json.loads(dumps({name: "hunter2"})) == {name: "***"}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_word_with_a_secret_in_it_may_be_none(name: str) -> None:
+    assert not is_secret_name(name)
+    assert is_secret_name(f"{name}_secret")
+    assert json.loads(dumps({name: "tea"})) == {name: "tea"}
 
 
 @pytest.mark.parametrize("name", PLAIN)

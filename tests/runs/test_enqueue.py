@@ -78,6 +78,17 @@ def test_a_run_is_queued_with_its_arguments_by_name(ship: Any, runs: Runs) -> No
     assert abs(row.not_before_ms - row.queued_ms) < 1000
 
 
+def test_what_stars_take_is_enqueued_as_it_is_called(ship: Any, runs: Runs) -> None:
+    @task
+    def pack(order: str, *items: int) -> None: ...
+
+    pack.enqueue("a", 1, 2)
+    pack.enqueue("b")
+
+    kept = [json.loads(row.arguments) for row in runs()]
+    assert sorted(kept, key=str) == [{"order": "a", "items": [1, 2]}, {"order": "b"}]
+
+
 def test_a_queue_that_nobody_serves_is_said_once_and_asked_for_rarely(
     ship: Any, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -163,6 +163,12 @@ HOSTILE = {
 }
 
 
+def test_the_name_of_a_revision_is_shown() -> None:
+    said = "Can't locate revision identified by '1a2b3c'"
+
+    assert mask(said) == said
+
+
 def shortest_s(function: Callable[..., object], *arguments: object) -> float:
     """The least CPU that some calls take: no test depends on how fast the machine is."""
     took_s = []
