@@ -93,6 +93,12 @@ def parse(url: str | URL) -> URL:
         ConfigurationError: it cannot be one. The message does not repeat it: it may hold a
             password.
     """
+    if not isinstance(url, str | URL):
+        kind = type(url).__name__
+        raise ConfigurationError(
+            f"The database URL is a {kind}, not a str: give db_url str(url) of a DSN or a path, "
+            "and url.get_secret_value() of a SecretStr."
+        )
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):

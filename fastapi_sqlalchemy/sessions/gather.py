@@ -19,8 +19,16 @@ async def gather(
     open_scope: Callable[[], AbstractAsyncContextManager[Any]],
     limit: int,
 ) -> list[T]:
-    """Run `coroutines`, at most `limit` at a time; whatever happens, all have ended afterwards."""
+    """Run `coroutines`, at most `limit` at a time; whatever happens, all have ended afterwards.
+
+    Raises:
+        TypeError: one is no coroutine: a task runs in the scope that it was made in.
+    """
+    wrong = [each for each in coroutines if not asyncio.iscoroutine(each)]
     try:
+        if wrong:
+            kind = type(wrong[0]).__name__
+            raise TypeError(f"db.gather takes coroutines, f() each, and was given a {kind}")
         if limit < 1:
             raise ValueError(f"limit must be 1 or more, not {limit}")
         running = asyncio.Semaphore(limit)
@@ -44,4 +52,5 @@ async def gather(
             await wait_shielded(asyncio.gather(*tasks, return_exceptions=True))
     finally:
         for coroutine in coroutines:
-            coroutine.close()
+            if coroutine not in wrong:
+                coroutine.close()

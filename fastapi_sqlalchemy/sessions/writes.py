@@ -7,6 +7,7 @@ nothing in it could write: no unknown function, no text that was not understood.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -98,8 +99,17 @@ def locks_rows(statement: Any) -> bool:
     return any(
         getattr(part, "_for_update_arg", None) is not None
         or (isinstance(part, TextClause) and _LOCKING.search(part.text) is not None)
+        or any(_LOCKING.search(text) for text in _added_to(part))
         for part in visitors.iterate(_unwrapped(statement))
     )
+
+
+def _added_to(part: Any) -> Iterator[str]:
+    """What `suffix_with` and `with_statement_hint` add: a way to write FOR UPDATE."""
+    for suffix, _ in getattr(part, "_suffixes", ()):
+        yield str(suffix)
+    for _, hint in getattr(part, "_statement_hints", ()):
+        yield str(hint)
 
 
 def reads_only(sql: str) -> bool:

@@ -186,6 +186,21 @@ async def test_a_limit_below_one_is_refused(postgresql_store: Store) -> None:
     gc.collect()
 
 
+async def test_what_is_no_coroutine_is_refused_and_the_others_are_closed(
+    postgresql_store: Store,
+) -> None:
+    db = postgresql_store.configure()
+
+    async def work() -> None:
+        raise AssertionError
+
+    task = asyncio.create_task(asyncio.sleep(0))
+    for wrong in (task, work, [work]):
+        with pytest.raises(TypeError, match=rf"coroutines.* was given a {type(wrong).__name__}"):
+            await db.gather(work(), wrong)  # type: ignore[arg-type]
+    await task
+
+
 async def test_gather_reads_what_is_committed(async_store: Store) -> None:
     db = async_store.configure()
     async_store.backend.execute("INSERT INTO users (id, name) VALUES (1, 'ann')")

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import PostgresDsn, SecretStr
 from sqlalchemy import make_url
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware, SessionNotInitialisedError
@@ -318,6 +319,14 @@ def test_a_url_that_cannot_be_read_is_not_repeated_in_the_error(url: str) -> Non
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(caught.value.__cause__)
     assert "postgresql://user:password@host:5432/database" in str(caught.value)
+
+
+def test_what_is_no_text_is_said_by_its_kind() -> None:
+    for url in (SecretStr("sqlite://"), PostgresDsn("postgresql://u:hunter2@h/d"), b"sqlite://"):
+        with pytest.raises(ConfigurationError, match="not a str: give db_url str") as caught:
+            parse(url)  # type: ignore[arg-type]
+        assert type(url).__name__ in str(caught.value)
+        assert "hunter2" not in str(caught.value)
 
 
 def test_postgres_urls_are_told_the_name_that_sqlalchemy_knows() -> None:

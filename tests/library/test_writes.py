@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from fastapi_sqlalchemy.sessions.writes import looks_like_read, surely_reads
+from fastapi_sqlalchemy.sessions.writes import locks_rows, looks_like_read, surely_reads
 from support.models import User
 from support.stores import Store
 from support.web import Serve, client_of
@@ -58,6 +58,21 @@ values = insert(users).values(name="x").returning(users.c.id)
 def test_what_only_reads_is_a_read(statement: Executable) -> None:
     assert looks_like_read(statement)
     assert surely_reads(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        select(User).with_for_update(),
+        select(User).suffix_with("FOR UPDATE"),
+        select(User).with_statement_hint("LOCK IN SHARE MODE"),
+        text("SELECT 1 FOR SHARE"),
+    ],
+    ids=str,
+)
+def test_what_locks_rows_is_seen_however_it_is_written(statement: Executable) -> None:
+    assert locks_rows(statement)
+    assert not locks_rows(select(User).suffix_with("LIMIT 1").with_hint(User, "USE INDEX (x)"))
 
 
 @pytest.mark.parametrize(
