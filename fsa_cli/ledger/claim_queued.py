@@ -101,7 +101,10 @@ def claim_next(
 
 
 def requeue_claimed(ledger: Ledger, claimed: Collection[ClaimedRun]) -> None:
-    """Queue claimed runs again that have not started, for any node."""
+    """Queue claimed runs again that have not started, for any node.
+
+    One whose cancellation was requested meanwhile is cancelled.
+    """
     rows = [
         {"run_id": each.run_id, "token": each.token}
         for each in sorted(claimed, key=lambda one: one.run_id)
@@ -157,6 +160,8 @@ def _requeuing(sql: DialectSQL) -> TextClause:
         "fsa_run",
         {"run_id": "text", "token": "text"},
         ("id", "run_id"),
-        "status = 'queued', node = NULL, claim = NULL, lock_key = NULL, started_ms = NULL",
+        "status = CASE WHEN t.cancel_requested_ms IS NULL THEN 'queued' ELSE 'cancelled' END, "
+        "finished_ms = CASE WHEN t.cancel_requested_ms IS NULL THEN t.finished_ms "
+        f"ELSE {sql.now_ms} END, node = NULL, claim = NULL, lock_key = NULL, started_ms = NULL",
         "t.claim = v.token AND t.status = 'running'",
     )

@@ -26,9 +26,10 @@ _LOCKED_LATER_S = 0.02
 
 
 class LocalDispatcher(Claimer):
-    """Claims as many runs as this process has free slots, and as many again.
+    """Claims as many runs as this process has free slots, and as many again as came free lately.
 
-    The others stay unclaimed, for another replica or until a slot is free.
+    The others stay unclaimed, for another replica or until a slot is free. What was claimed and
+    waits while no slot comes free is queued again.
 
     Args:
         locks: The tasks that this process can run, and the lock of each.
@@ -68,9 +69,12 @@ class LocalDispatcher(Claimer):
                 self._wanted.notify()
 
     def _room(self) -> int:
-        """How many more runs it may hold. It claims many at a time, not one after each."""
-        concurrency, load = self._pool.concurrency, self._pool.load
-        return 2 * concurrency - load if load <= concurrency else 0
+        """How many more runs it may hold. It claims many at a time, not one after each.
+
+        A slot is not to wait for a claim, nor a run for a slot that stays taken.
+        """
+        free = self._pool.concurrency - self._pool.load
+        return free + self._pool.freed_lately if free >= 0 else 0
 
     def _room_for_fired(self) -> int:
         if time.monotonic() >= self._head_start_until_s:
@@ -87,6 +91,11 @@ class LocalDispatcher(Claimer):
     def _head_start_until_s(self) -> float:
         """Until then other replicas may take what this one cannot start now, if there are any."""
         return float("-inf") if self.alone else self._fired_at_s + _HEAD_START_S
+
+    def _take_queued(self) -> bool:
+        if left := self._pool.take_back():
+            self._lifecycle.give_back(left)
+        return super()._take_queued()
 
     def _claim(self, due: Sequence[Fired]) -> bool:
         asked, window_ms = self._asked(due)

@@ -196,9 +196,8 @@ class Maintenance(ServiceThread):
     def _cancel(self) -> bool:
         if len(self._lifecycle.runs):
             wanted = set(control.cancel_requested(self._ledger, self._lease.id))
-            for active in self._lifecycle.pool.active if wanted else ():
-                if active.claim.run_id in wanted:
-                    self._lifecycle.pool.cancel_run(active)
+            if wanted:
+                self._lifecycle.cancel(wanted)
         return True
 
     def _write_progress(self) -> bool:

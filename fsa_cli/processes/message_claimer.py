@@ -73,6 +73,13 @@ class MessageClaimer(ServiceThread, NodeListener):
         """Acknowledge the message of a run that has ended."""
         self._acknowledge(run.run_id)
 
+    def run_not_started(
+        self, task: str, instant_ms: int, status: str, reason: str, run_id: str | None = None
+    ) -> None:
+        """Acknowledge the message of a run that will not start."""
+        if run_id is not None:
+            self._acknowledge(run_id)
+
     def quiesce(self) -> None:
         """Claim nothing more: runs that are delivered from now on are queued again."""
         self._closed = True

@@ -36,6 +36,9 @@ Started = Callable[[ActiveRun], None]
 Ended = Callable[[ActiveRun, "RunResult | None"], None]
 Executed = Callable[[ActiveRun], Coroutine[Any, Any, None]]
 
+# The slots that have come free in so long say how many will come free soon.
+_LATELY_S = 0.5
+
 
 class RunPool:
     """Executes runs, *concurrency* at a time; the others wait in the order of their submission.
@@ -61,6 +64,7 @@ class RunPool:
         # By object, not by id: a run that was lost may be executed here a second time.
         self._running: set[ActiveRun] = set()
         self._opened = self._closed = False
+        self._freed_s: deque[float] = deque(maxlen=concurrency)
         self._threads = 0
         self._idle = 0
         self._work: queue.SimpleQueue[ActiveRun] = queue.SimpleQueue()
@@ -105,6 +109,32 @@ class RunPool:
         """How many runs it has: running and waiting."""
         with self._lock:
             return len(self._running) + len(self._waiting)
+
+    @property
+    def freed_lately(self) -> int:
+        """How many slots have come free a moment ago, at most as many as there are."""
+        since_s = time.monotonic() - _LATELY_S
+        with self._lock:
+            return sum(each > since_s for each in self._freed_s)
+
+    def take_back(self) -> list[ActiveRun]:
+        """Take back the runs that wait, if no slot comes free: they will not start here."""
+        if self.freed_lately:
+            return []
+        with self._lock:
+            if len(self._running) < self.concurrency:  # they wait for a thread, or for `open`
+                return []
+            left = list(self._waiting)
+            self._waiting.clear()
+        return left
+
+    def withdraw(self, run_ids: set[str]) -> list[ActiveRun]:
+        """Take back those of these runs that wait: they will not start here."""
+        with self._lock:
+            found = [each for each in self._waiting if each.claim.run_id in run_ids]
+            for each in found:
+                self._waiting.remove(each)
+        return found
 
     def overdue(self, by_s: float = 0.0) -> list[ActiveRun]:
         """The sync runs that are *by_s* past their time-out. Nothing can interrupt a thread."""
@@ -250,6 +280,7 @@ class RunPool:
     def _end(self, active: ActiveRun, result: RunResult | None) -> None:
         with self._lock:
             self._running.discard(active)
+            self._freed_s.append(time.monotonic())
         try:
             self._ended(active, result)
         except BaseException as exc:  # it must not cost the thread

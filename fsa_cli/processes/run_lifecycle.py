@@ -105,8 +105,20 @@ class RunLifecycle:
             return False
         return True
 
+    def cancel(self, run_ids: set[str]) -> None:
+        """Cancel those of these runs that this process has. What waits never starts."""
+        waiting = self.pool.withdraw(run_ids)
+        self.give_back(waiting)
+        for claim in (each.claim for each in waiting):
+            self._context.events.run_not_started(
+                claim.task, claim.scheduled_ms, "cancelled", "before it began", claim.run_id
+            )
+        for active in self.pool.active:
+            if active.claim.run_id in run_ids:
+                self.pool.cancel_run(active)
+
     def give_back(self, active: Sequence[ActiveRun]) -> None:
-        """Queue runs again that have not started, for any node."""
+        """Queue runs again that have not started, for any node; one that is cancelled has ended."""
         claims = [each.claim for each in active]
         with contextlib.suppress(Exception):  # then another node reaps it
             self._context.outage.guard(lambda: requeue_claimed(self._context.ledger, claims))

@@ -319,6 +319,22 @@ def test_claimed_runs_that_have_not_started_can_be_queued_again(ledger: Ledger) 
     assert runs_of(ledger)[0].status == "running"
 
 
+def test_a_claimed_run_that_is_cancelled_is_not_queued_again(ledger: Ledger) -> None:
+    node = make_node(ledger)
+    claimed = claim_due(
+        ledger, node.id, [due_now(ledger), due_now(ledger, "other")], window_ms=WINDOW_MS
+    ).mine
+    assert control.cancel(ledger, claimed[0].run_id) == "running"
+
+    requeue_claimed(ledger, claimed)
+
+    rows = {row.id: row for row in runs_of(ledger)}
+    first, other = (rows[each.run_id] for each in claimed)
+    assert (first.status, first.lock_key, first.started_ms) == ("cancelled", None, None)
+    assert first.finished_ms is not None
+    assert (other.status, other.finished_ms) == ("queued", None)
+
+
 def ended(claimed: ClaimedRun, at_ms: int, **more: object) -> RunOutcome:
     values: dict[str, object] = {"status": "failed", "error": "no", **more}
     return RunOutcome(
