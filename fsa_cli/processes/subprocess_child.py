@@ -63,6 +63,8 @@ def main() -> None:
         }
     answers.write(json.dumps(ended))
     answers.flush()
+    if ended["status"] == "timed_out":  # with what the task has started
+        os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +33,9 @@ _LOADING_S = 120.0
 _AFTER_TIMEOUT_S = 2.0
 _TERMINATED_S = 3.0
 _LOOK_S = 0.05
+_AT_ONCE = 65536
+# An app that cannot be loaded is an outcome without it.
+_BEGAN = b"began\n"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class SubprocessRun:
         """Execute *run*; the child has ended when this returns."""
         began_s, started_at = time.monotonic(), datetime.now(UTC)
         reading, writing = os.pipe()
-        with os.fdopen(reading, encoding="utf-8") as answers:
+        os.set_blocking(reading, False)
+        with os.fdopen(reading, "rb", buffering=0) as answers:
             process = subprocess.Popen(
                 [*python_command("fsa_cli.processes.subprocess_child"), str(writing)],
                 stdin=subprocess.PIPE,
@@ -88,11 +91,11 @@ class SubprocessRun:
             with process.stdin:  # it ends when this process dies, and so does the child
                 process.stdin.write(json.dumps(self.claimed._asdict()).encode() + b"\n")
                 process.stdin.flush()
-                told, late = _watched(process, run, answers)
+                told, late = _watched(process, run, answers.fileno())
         return self._result(run, told, started_at, time.monotonic() - began_s, late=late)
 
     def _result(
-        self, run: Run, told: str, started_at: datetime, took_s: float, *, late: bool
+        self, run: Run, told: bytes, started_at: datetime, took_s: float, *, late: bool
     ) -> RunResult:
         ended: dict[str, Any] = json.loads(told) if told else {}
         error: BaseException | None = None
@@ -121,43 +124,46 @@ class SubprocessRun:
         )
 
 
-def _watched(process: subprocess.Popen[bytes], run: Run, answers: Any) -> tuple[str, bool]:
-    """Wait for the child, or end it; its outcome, and whether its time-out killed it."""
+def _watched(process: subprocess.Popen[bytes], run: Run, answers: int) -> tuple[bytes, bool]:
+    """Wait for the child, or end it; its outcome, and whether its time-out killed it.
+
+    The end of the pipe is not waited for: what the task has forked may keep it open.
+    """
     until_s = time.monotonic() + _LOADING_S
-    began = threading.Event()
-    told: list[str] = []
-
-    def listen() -> None:
-        for line in answers:
-            if line == "began\n":  # an app that cannot be loaded is an outcome without it
-                began.set()
-            else:
-                told.append(line)
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
+    kill_at_s: float | None = None
+    told = b""
     late = counting = False
-    while True:
+    while process.returncode is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)
-            break
-        if began.is_set() and not counting:
+        told += _available(answers)
+        now_s = time.monotonic()
+        if told.startswith(_BEGAN) and not counting:
             counting = True
             limit_s = run.timeout_s if run.timeout_s is not None else float("inf")
-            until_s = time.monotonic() + limit_s + _AFTER_TIMEOUT_S
-        late = time.monotonic() >= until_s
-        if late or run.stop.is_set():
-            _end(process)
+            until_s = now_s + limit_s + _AFTER_TIMEOUT_S
+        if process.returncode is not None:
             break
-    listener.join()
-    return "".join(told), late
+        if kill_at_s is None and (now_s >= until_s or run.stop.is_set()):
+            late = now_s >= until_s
+            kill_at_s = now_s + _TERMINATED_S
+            process.terminate()
+        elif kill_at_s is not None and now_s >= kill_at_s:
+            _kill_group(process)
+    if kill_at_s is not None:  # what the task has started goes on without it
+        _kill_group(process)
+    return told.removeprefix(_BEGAN), late
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_TERMINATED_S)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _available(answers: int) -> bytes:
+    """What is in the pipe."""
+    told = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(answers, _AT_ONCE):
+            told += part
+    return told
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

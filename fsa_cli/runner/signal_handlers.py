@@ -58,6 +58,8 @@ def hearing(heard: Callable[[int], object]) -> Iterator[None]:
             stack.callback(reading.close)
             stack.callback(listener.join)
             stack.callback(writing.close)
+            # To close it ends nothing where a process that was forked meanwhile has it too.
+            stack.callback(writing.shutdown, socket.SHUT_RDWR)
             stack.enter_context(_waking(writing.fileno()))
         _listeners.append(heard)
         try:
