@@ -1,6 +1,6 @@
 """The child process of `subprocess_run`: load the app, execute one run, say how it ended.
 
-Its argument is FD: the claim comes on stdin, the outcome goes to FD.
+Its argument is FD: the claim comes on stdin, the outcome goes to FD. The task's stdin is empty.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     claimed = ClaimedRun(**json.loads(sys.stdin.readline()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(_take_stdin(),), daemon=True).start()
     ended: dict[str, Any] = {"error_type": None, "status": "failed"}
     try:
         told = settings.read(Flags())
@@ -80,6 +80,15 @@ def _build_run(claimed: ClaimedRun, told: Settings) -> Run:
     return replace(run, isolated=None)
 
 
-def _end_with_parent() -> None:
-    os.read(0, 1)
+def _take_stdin() -> int:
+    """The pipe that ends with the parent. A task that read it, or a child of its, would not end."""
+    parent = os.dup(0)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+    return parent
+
+
+def _end_with_parent(parent: int) -> None:
+    os.read(parent, 1)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Processes that a task starts and leaves behind."""
+"""Processes that a task starts and leaves behind, and what it reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.shops import Shop
 from support.waiting import wait_until
 
 TASKS = """
-import multiprocessing, os
+import multiprocessing, os, subprocess
 
 HERE = pathlib.Path(__file__).parent
 
@@ -52,6 +52,11 @@ def late():
 @task(isolation="process")
 def busy():
     start_helper()
+
+@task(isolation="process", timeout_s=30)
+def read():
+    ran = subprocess.run(["cat"], capture_output=True)
+    return [ran.stdout.decode(), sys.stdin.read()]
 """
 
 
@@ -101,6 +106,12 @@ def test_an_isolated_run_whose_task_has_forked_can_be_cancelled(
     assert fsa("runs", "cancel", run_id).returncode == 0
     wait_until(lambda: small_shop.runs() == [("busy", "cancelled")], within_s=20)
     wait_until(lambda: is_gone(tmp_path / "helper"), within_s=10)
+
+
+def test_what_an_isolated_task_reads_from_its_standard_input_is_empty(
+    worker: Process, fsa: Run
+) -> None:
+    assert ended(fsa, "read") == ("succeeded", ["", ""])
 
 
 def test_run_task_ends_with_its_task_and_not_with_what_that_has_left_behind(
