@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from shlex import quote
@@ -14,7 +15,7 @@ from fsa_cli.exceptions import ArgumentError, ConfigurationError, UsageError
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.project.settings import Flags
 from fsa_cli.tasks import arguments
-from fsa_cli.tasks.definition import TaskDefinition
+from fsa_cli.tasks.definition import LONGEST_S, TaskDefinition
 from fsa_cli.tasks.lookup import get_task
 from fsa_cli.tasks.signature import signature_of
 
@@ -69,9 +70,11 @@ class Call:
             number = int(text) if whole else float(text)
         except ValueError:
             number = -1
-        if not least <= number < float("inf") or (option == "--timeout" and number == 0):
+        is_limit = option == "--timeout"
+        most = LONGEST_S if is_limit else sys.float_info.max
+        if not least <= number <= most or (is_limit and number == 0):
             kind = "a whole number" if whole else "seconds"
-            more = "more than 0" if option == "--timeout" else "0 or more"
+            more = "more than 0, up to 100 years" if is_limit else "0 or more"
             raise UsageError(f'{option} "{text}": expected {kind}, {more}')
         return number
 

@@ -16,7 +16,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from fsa_cli.ledger.records import RunOutcome
 from fsa_cli.processes.events import NodeListener
@@ -33,6 +34,7 @@ logger.addFilter(escape_record)
 
 _WAITING = 1000
 _TIMEOUT_S = 10.0
+_LONG_S = 30.0
 # What answers without being link-local: AWS, Google and Scaleway over IPv6, Alibaba, Azure, Oracle.
 _METADATA_ADDRESSES = {
     *("fd00:ec2::254", "fd20:ce::254", "fd00:42::42"),
@@ -43,19 +45,25 @@ _WITH_IPV4 = [ipaddress.ip_network(each) for each in ("::ffff:0:0/96", "64:ff9b:
 _METADATA_NAMES = {"metadata.google.internal", "metadata.goog", "metadata"}
 
 
+class _Call(NamedTuple):
+    name: str
+    function: Callable[[], object]
+
+
 class Notifications(NodeListener):
     """Calls them one after another, in threads of their own; drops what is too many.
 
-    What a function raises is logged. The pings follow https://healthchecks.io/docs/http_api/:
-    `/start`, the URL itself for a success, `/fail`, with the run's id as `rid`.
+    What a function raises is logged, and that it takes long: the next ones do not wait for it. The
+    pings follow https://healthchecks.io/docs/http_api/: `/start`, the URL itself for a success,
+    `/fail`, with the run's id as `rid`.
     """
 
     name = "notifications"
     alive = True  # its threads come with the first call, and no run waits for them
 
     def __init__(self) -> None:
-        self._queues: dict[str, queue.Queue[Callable[[], object] | None]] = {}
-        self._threads: list[threading.Thread] = []
+        self._queues: dict[str, queue.Queue[_Call | None]] = {}
+        self._threads: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
 
     def run_started(self, run: Run) -> None:
@@ -72,53 +80,65 @@ class Notifications(NodeListener):
             self._ping(run, "/fail" if has_failed else "", text)
         if has_failed:
             for hook in (*run.task.on_failure, *registry.failure_hooks):
-                self._put(
-                    "failures",
-                    lambda hook=hook: _call(hook, result),  # type: ignore[misc]
-                )
+                name = f"the on_failure function {getattr(hook, '__qualname__', hook)}"
+                self._put("failures", _Call(name, partial(_call, hook, result)))
 
     def start(self) -> None: ...
 
     def quiesce(self) -> None: ...
 
     def stop(self, within_s: float = 1.0) -> None:
-        """Make the calls that are left, for *within_s* at most."""
+        """Make the calls that are left, for *within_s* at most; what is dropped is logged."""
         for waiting in self._queues.values():
-            try:
+            with contextlib.suppress(queue.Full):
                 waiting.put_nowait(None)
-            except queue.Full:
-                return
-        for thread in self._threads:
+        for name, thread in self._threads.items():
             thread.join(within_s)
+            left = sum(call is not None for call in self._queues[name].queue)
+            if left := left + thread.is_alive():
+                logger.warning("the process ends before %d %s have been told", left, name)
 
     def _ping(self, run: Run, path: str, text: str = "") -> None:
         assert run.task.ping is not None
         base, _, query = run.task.ping.partition("?")
         rid = f"{run.run_id[:8]}-{run.run_id[8:12]}-{run.run_id[12:16]}-{run.run_id[16:20]}"
         url = f"{base.rstrip('/')}{path}?rid={rid}-{run.run_id[20:]}{'&' if query else ''}{query}"
-        self._put("pings", lambda: _post(url, mask(text)))
+        self._put("pings", _Call("a ping", partial(_post, url, mask(text))))
 
-    def _put(self, name: str, call: Callable[[], object]) -> None:
+    def _put(self, name: str, call: _Call) -> None:
         with self._lock:
             waiting = self._queues.get(name)
             if waiting is None:
                 waiting = self._queues[name] = queue.Queue(_WAITING)
-                thread = threading.Thread(
+                self._threads[name] = thread = threading.Thread(
                     target=self._serve, args=(waiting,), name=f"fsa {name}", daemon=True
                 )
-                self._threads.append(thread)
                 thread.start()
         try:
             waiting.put_nowait(call)
         except queue.Full:
             logger.warning("more than %d %s are waiting: one is left out", _WAITING, name)
 
-    def _serve(self, waiting: queue.Queue[Callable[[], object] | None]) -> None:
+    def _serve(self, waiting: queue.Queue[_Call | None]) -> None:
         while (call := waiting.get()) is not None:
+            name = threading.current_thread().name
+            thread = threading.Thread(target=_make, args=(call,), name=f"{name} call", daemon=True)
             try:
-                call()
-            except Exception:
-                logger.exception("an on_failure function failed")
+                thread.start()
+            except RuntimeError as exc:  # the system gives no more threads, for now
+                logger.warning("%s is not called: %s", call.name, exc)
+                continue
+            thread.join(_LONG_S)
+            if thread.is_alive():
+                told = "%s has not returned after %g s: the next one does not wait for it"
+                logger.warning(told, call.name, _LONG_S)
+
+
+def _make(call: _Call) -> None:
+    try:
+        call.function()
+    except BaseException:  # sys.exit is no reason to tell nobody
+        logger.exception("%s failed", call.name)
 
 
 def _call(hook: Callable[[RunResult], object], result: RunResult) -> None:

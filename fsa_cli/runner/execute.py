@@ -257,7 +257,19 @@ def _is_signalled(error: KeyboardInterrupt) -> bool:
 
 def failed_result(run: Run, error: BaseException) -> RunResult:
     """The result of a run that *error* ended outside of its task."""
-    return _Attempt(run).failed(error)
+    try:
+        return _Attempt(run).failed(error)
+    except BaseException:  # it may be what the attempt was refused for: the run ends all the same
+        return RunResult(
+            task=run.task,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            scheduled_at=run.scheduled_at,
+            status="failed",
+            started_at=datetime.now(UTC),
+            duration_ms=0.0,
+            error=error,
+        )
 
 
 def _is_from_outside(error: BaseException) -> bool:

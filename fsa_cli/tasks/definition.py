@@ -15,12 +15,23 @@ from fsa_cli.exceptions import TaskDefinitionError
 from fsa_cli.schedules.durations import kept_ms
 from fsa_cli.tasks import callables
 
-__all__ = ["CatchUp", "Isolation", "OnCrash", "Overlap", "TaskDefinition", "check_definition"]
+__all__ = [
+    "LONGEST_S",
+    "CatchUp",
+    "Isolation",
+    "OnCrash",
+    "Overlap",
+    "TaskDefinition",
+    "check_definition",
+]
 
 Overlap = Literal["skip", "queue", "allow"]
 CatchUp = Literal["latest", "all", "none"]
 OnCrash = Literal["mark", "retry"]
 Isolation = Literal["process"]
+
+#: A time-out of more than a hundred years is no instant any more, nor a timer of the system's.
+LONGEST_S = 100 * 365 * 24 * 3600.0
 
 _CHOICES = {"overlap": Overlap, "catch_up": CatchUp, "on_crash": OnCrash}
 
@@ -191,8 +202,12 @@ def check_definition(task: TaskDefinition) -> None:
         raise wrong("has a name twice", "aliases are the names that it had before")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise wrong("is a generator function: calling it runs nothing", "return instead of yield")
-    if task.timeout_s is not None and not (_is_number(task.timeout_s) and task.timeout_s > 0):
-        raise wrong(f"has timeout_s={task.timeout_s!r}", "seconds, more than 0; None for no limit")
+    limit_s = task.timeout_s
+    if limit_s is not None and not (_is_number(limit_s) and 0 < limit_s <= LONGEST_S):
+        raise wrong(
+            f"has timeout_s={limit_s!r}",
+            "seconds, more than 0, up to 100 years; None for no limit",
+        )
     for option, choices in _CHOICES.items():
         if getattr(task, option) not in get_args(choices):
             known = ", ".join(f'"{choice}"' for choice in get_args(choices))

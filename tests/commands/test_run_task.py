@@ -399,6 +399,7 @@ def test_a_function_that_is_not_registered_is_run_by_module_and_name(
         (["write", "7"], 'unexpected argument "7": the task takes none'),
         (["write", "--m", "7"], "no such option: --m"),
         (["write", "--timeout", "0"], '--timeout "0": expected seconds, more than 0'),
+        (["write", "--timeout", "1e15"], '--timeout "1e15": expected seconds, more than 0, up to'),
         (["--timeout", "-1", "write"], '--timeout "-1": expected seconds, more than 0'),
         (["main:plain"], "missing N (a whole number)\nhint: fsa run-task main:plain -h"),
         (["write", "--retries", "x"], '--retries "x": expected a whole number, 0 or more'),

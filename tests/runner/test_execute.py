@@ -25,7 +25,7 @@ import fastapi_sqlalchemy
 from fastapi_sqlalchemy import Database
 from fsa_cli import Task, TaskContext
 from fsa_cli.exceptions import TaskDefinitionError, TimedOut
-from fsa_cli.runner.execute import execute, execute_async, run
+from fsa_cli.runner.execute import execute, execute_async, failed_result, run
 from fsa_cli.runner.run import Run, RunResult
 from support.backends import Backend
 from support.releases import LOSES_CANCELLED_CONNECTIONS, LOSES_THEM
@@ -706,3 +706,11 @@ def test_a_failed_run_on_an_engine_in_autocommit_says_what_stays(
 
 def test_a_failed_run_on_any_other_engine_keeps_nothing(database: Database) -> None:
     assert not run(task(write_and_raise), database=database).kept
+
+
+def test_a_run_whose_attempt_cannot_be_made_ends_as_failed() -> None:
+    error = LookupError("no such user")
+
+    result = failed_result(Run(task=task(write), timeout_s=1e15), error)
+
+    assert (result.status, result.error) == ("failed", error)

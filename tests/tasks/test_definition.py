@@ -136,8 +136,8 @@ def test_a_name_that_cannot_be_used_is_refused(name: str) -> None:
     assert len(registry) == 0
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
-def test_a_time_out_of_nothing_is_refused(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e15])
+def test_a_time_out_that_never_or_always_comes_is_refused(timeout_s: float) -> None:
     with pytest.raises(TaskDefinitionError, match="timeout_s"):
         task(name="work", timeout_s=timeout_s)(lambda: None)
 
