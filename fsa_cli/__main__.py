@@ -48,8 +48,14 @@ def _answer(argv: Sequence[str]) -> int:
 
     gc.disable()  # until a command begins: imports make next to no garbage
     from fsa_cli.cli import app as typer_side
+    from fsa_cli.cli.fsa_context import Fsa
 
-    code = typer_side.main(argv)
+    fsa = Fsa()
+    code = typer_side.main(argv, fsa)
+    if fsa.tell_of_left is not None:
+        from fsa_cli.cli.process_end import end_soon
+
+        end_soon(code, fsa.tell_of_left)
     gc.freeze()  # the interpreter's last collections, of all that the app imported, cost 100 ms
     return code
 

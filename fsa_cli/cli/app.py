@@ -19,9 +19,9 @@ else:
     TyperException = typer.BadParameter.__mro__[2]
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], fsa: Fsa | None = None) -> int:
     """Run `fsa` with *argv*; the exit code. The one place where errors end."""
-    fsa = Fsa()
+    fsa = fsa or Fsa()
     root = command(brief=not argv)
     _drop_service_links(os.environ)
     try:

@@ -17,6 +17,8 @@ from fsa_cli.project.settings import Flags, Settings, read
 from fsa_cli.terminal.output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import typer
 
     from fastapi_sqlalchemy import Database
@@ -36,6 +38,9 @@ class Fsa:
     def __init__(self, flags: Flags | None = None) -> None:
         self.command = ""
         """The path of the command that runs, as `db downgrade`."""
+        self.tell_of_left: Callable[[str], object] | None = None
+        """Told what goes on in threads when the process ends without it; None: that is waited for,
+        as in any Python."""
         self._flags = flags or Flags()
         self._output: Output | None = None
         self._settings: Settings | None = None

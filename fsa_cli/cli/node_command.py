@@ -126,6 +126,7 @@ def run_to_end(fsa: Fsa, builder: ProcessBuilder, run: Callable[[], Unfinished |
         leave(fsa, _unusable(builder, exc))
     except FsaError as exc:
         leave(fsa, exc)
+    fsa.tell_of_left = builder.log.warned
     if left is not None:
         if not left.runs and left.unrecorded is not None:
             leave(fsa, left.unrecorded)

@@ -167,6 +167,7 @@ def run_task(
     from fsa_cli.runner import lifespan
 
     app, enabled = call.loaded.app, fsa.settings.lifespan
+    fsa.tell_of_left = fsa.output.warn
     with lifespan.around(app, enabled, fsa.output.warn) as run_async:
         result, changes, unrecorded = _run(fsa, call, bars, run_async)
         if changes is not None and enabled:
@@ -177,6 +178,7 @@ def run_task(
             if unrecorded is not None:
                 fsa.output.warn("; ".join([unrecorded.message, *unrecorded.details]))
             raise report.failure_of(result, call.loaded)
+        fsa.tell_of_left = None  # what a task that has succeeded began may come to its end
         if not fsa.output.json:
             _tell(fsa, result, changes)
         if unrecorded is not None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import LifespanFailed
 from fsa_cli.processes.active_runs import ActiveRun
+from fsa_cli.runner.event_loop import Runner
 from fsa_cli.runner.execute import execute, execute_async, failed_result
 from fsa_cli.runner.lifespan import Lifespan
 from fsa_cli.runner.run import Run, RunResult
@@ -38,6 +39,8 @@ Executed = Callable[[ActiveRun], Coroutine[Any, Any, None]]
 
 # The slots that have come free in so long say how many will come free soon.
 _LATELY_S = 0.5
+# The end of a loop takes less, unless something blocks it.
+_ENDED_S = 4.0
 
 
 class RunPool:
@@ -376,11 +379,13 @@ class _LoopThread:
             raise LifespanFailed(f"the app's lifespan did not end within {within_s:g} s") from None
         finally:
             self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join()
+            self._thread.join(_ENDED_S)
+        if self._thread.is_alive():
+            logger.warning("the event loop is left behind: something that a task began blocks it")
 
     def _serve(self) -> None:
         process_id = os.getpid()
-        with asyncio.Runner() as runner:
+        with Runner() as runner:
             loop = runner.get_loop()
             self._closing = closing = asyncio.Event()
             self._loop = loop

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from fsa_cli.exceptions import FsaError, LifespanFailed
+from fsa_cli.runner.event_loop import Runner, run_async
 from fsa_cli.terminal.escaping import escape_record
 from fsa_cli.terminal.user_code import summarize_error, user_frame
 
@@ -124,7 +125,7 @@ def around(
 ) -> Iterator[RunAsync]:
     """Run *app*'s lifespan while inside, on the loop of the function that this gives.
 
-    That is `asyncio.run` if it is not *enabled*. Call it in this thread alone: between the calls
+    That is `run_async` if it is not *enabled*. Call it in this thread alone: between the calls
     the loop stands still.
 
     Args:
@@ -134,10 +135,10 @@ def around(
         LifespanFailed: The lifespan has raised.
     """
     if not enabled:
-        yield asyncio.run
+        yield run_async
         return
 
-    with asyncio.Runner() as runner:
+    with Runner() as runner:
         # As asyncio.run: no ContextVar that one task has set is seen by the next.
         def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
             return runner.run(coroutine, context=contextvars.copy_context())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from fsa_cli.runner.event_loop import run_async
 from fsa_cli.runner.statement_cancellation import Statements
 from fsa_cli.tasks.definition import TaskDefinition
 from fsa_cli.tasks.task_context import Progress
@@ -75,7 +75,7 @@ class Run:
     report: Callable[[Progress], None] | None = None
     fence: Fence | None = None
     statements: Statements = field(default_factory=Statements)
-    run_async: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
+    run_async: Callable[[Coroutine[Any, Any, Any]], Any] = run_async
     isolated: Callable[[Run], RunResult] | None = None
 
 
