@@ -188,9 +188,11 @@ class DBSessionMiddleware:
                     if failure is not None and commits:
                         # Somebody in between caught it, and answers as if nothing had happened.
                         raise _CommitFailed(_first_line(failure)) from failure
-                    # Inside a BaseHTTPMiddleware a stream may be at its first part already.
+                    # Inside a BaseHTTPMiddleware a stream may be at its first part already, and a
+                    # COMMIT ends the cursor that it reads: with MySQL's drivers without an error.
                     streams = _is_stream(message)
-                    if not (_is_event_stream(message) or (streams and request.is_in_use)):
+                    is_used = streams and (request.is_in_use or request.has_cursor)
+                    if not (is_used or _is_event_stream(message)):
                         try:
                             await request.settle(commit=commits, takes_turns=streams)
                         except Exception as exc:

@@ -177,6 +177,11 @@ class Activity:
                 return False
         return not any(map(call, self.results))
 
+    @property
+    def has_cursor(self) -> bool:
+        """Whether somebody may still read from a server-side cursor."""
+        return any(getattr(ref(), "_is_server_side", False) for ref in self.results)
+
     def _unread_now(self) -> list[Any]:
         unfinished = self.unfinished
         return self.unread if unfinished is None else [*self.unread, unfinished]

@@ -233,6 +233,11 @@ class Scope:
         """Whether another task or thread is at one of its sessions at this moment."""
         return any(handle.is_in_use for handle in self.handles)
 
+    @property
+    def has_cursor(self) -> bool:
+        """Whether somebody may still read from a server-side cursor of its sessions."""
+        return any(handle.activity.has_cursor for handle in self.handles)
+
     async def settle(self, *, commit: bool, takes_turns: bool = False) -> None:
         """Commit or roll back what the sessions have begun, and keep them usable.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from threading import get_ident
@@ -65,7 +66,7 @@ class TrackedSession(Session):
             execution_options = self._fsa_lend_options(bind_arguments, execution_options)
         connection = super().connection(bind_arguments, execution_options)
         activity.unsure = True
-        if activity.forget is None and not activity.wrote:
+        if activity.forget is None:
             activity.forget = _listen(connection, activity)
         return connection
 
@@ -132,7 +133,9 @@ class TrackedSession(Session):
         activity = self.fsa_activity
         is_inner = self.fsa_begin()
         try:
-            super().commit()
+            # A stream has begun to read while this waited for its turn: it is committed at its end.
+            if not (activity.takes_turns and activity.has_cursor):
+                super().commit()
         finally:
             if not is_inner:
                 activity.leave()
@@ -352,8 +355,17 @@ def _on_commit(session: TrackedSession) -> None:
 def _listen(connection: Connection, activity: Activity) -> Callable[[], None]:
     """Note what is executed on `connection`; returns what ends that."""
 
-    def note(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+    def note(
+        connection: Connection,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        executemany: bool,
+    ) -> None:
         activity.wrote = activity.wrote or not reads_only(statement)
+        if getattr(context, "_is_server_side", False):
+            activity.results.append(weakref.ref(context))
 
     event.listen(connection, "before_cursor_execute", note)
     return lambda: event.remove(connection, "before_cursor_execute", note)
