@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncResult
 from sqlalchemy.ext.asyncio.base import asyncstartablecontext
@@ -44,7 +44,8 @@ def capture(engine: Engine, main: Callable[[], Connection]) -> None:
         return
     vars(engine)["connect"] = lambda: Guest(main())
     vars(engine)["raw_connection"] = _refuse
-    vars(engine.pool)["connect"] = _refuse
+    _refuse_pool(engine)
+    event.listen(engine, "engine_disposed", _refuse_pool)
 
 
 def capture_async(engine: AsyncEngine) -> None:
@@ -55,6 +56,8 @@ def capture_async(engine: AsyncEngine) -> None:
 
 def give_back(engine: Engine) -> None:
     """Undo `capture`."""
+    if "connect" in vars(engine):
+        event.remove(engine, "engine_disposed", _refuse_pool)
     for name in ("connect", "raw_connection"):
         vars(engine).pop(name, None)
     vars(engine.pool).pop("connect", None)
@@ -219,3 +222,8 @@ class _Cursor:
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
     raise SandboxError(_OUTSIDE)
+
+
+def _refuse_pool(engine: Engine) -> None:
+    """Also of the pool that `dispose()` has made: engines with options of their own go there."""
+    vars(engine.pool)["connect"] = _refuse

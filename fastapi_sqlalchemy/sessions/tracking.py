@@ -62,6 +62,8 @@ class TrackedSession(Session):
     ) -> Connection:
         """Its connection; what is executed there, or on the driver's, does not pass by here."""
         activity = self.fsa_activity
+        if activity.awaitable is not None and bind_arguments:
+            bind_arguments = {"bind": self.get_bind(**bind_arguments)}  # the sandbox's
         if activity.awaitable is not None and execution_options:
             execution_options = self._fsa_lend_options(bind_arguments, execution_options)
         connection = super().connection(bind_arguments, execution_options)

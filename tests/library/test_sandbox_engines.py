@@ -13,6 +13,7 @@ from fastapi_sqlalchemy.exceptions import SandboxError
 from support.backends import Backend
 from support.models import User
 from support.stores import Store
+from support.web import Serve
 
 users = User.__table__
 
@@ -174,6 +175,46 @@ def test_what_goes_past_connect_is_refused(store: Store) -> None:
                 db.session.connection().connection.commit()
     for take in past:
         take().close()
+
+
+def test_what_goes_past_connect_is_refused_after_a_lifespan_too(serve: Serve, store: Store) -> None:
+    """Its end disposes of the engines, and each has another pool."""
+    db = store.configure()
+    before = db.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with db.sandbox():
+        with serve(store.app()):
+            pass
+        for engine in (db.engine.execution_options(isolation_level="AUTOCOMMIT"), before):
+            with pytest.raises(SandboxError, match="past the sandbox"):
+                engine.connect()
+        session_on_the_engine(db)
+    assert store.users() == []
+    with before.begin() as connection:
+        connection.execute(insert(users).values(name="outside"))
+    assert store.users() == ["outside"]
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+async def test_a_session_that_is_told_another_engine_for_its_connection_is_held(
+    store: Store, side: str
+) -> None:
+    own = create_engine(store.url)
+    db = store.configure()
+    arguments = {"bind": own}
+    write = insert(users).values(name="ann")
+    async with db.sandbox():
+        async with db():
+            if side == "sync":
+                db.session.connection(bind_arguments=arguments).execute(write)
+                db.session.commit()
+            else:
+                connection = await db.async_session.connection(bind_arguments=arguments)
+                await connection.execute(write)
+                await db.async_session.commit()
+    assert arguments == {"bind": own}
+    assert store.users() == []
+    own.dispose()
+    await db.adispose()
 
 
 def test_a_session_that_was_opened_before_is_refused(store: Store) -> None:
