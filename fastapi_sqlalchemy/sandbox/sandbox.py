@@ -184,7 +184,10 @@ class Sandbox(Generic[D]):
         """An `AsyncSession` of `binding`, inside: on the sync connection where there is one."""
         own["join_transaction_mode"] = "create_savepoint"
         session = maker(**{**own, "bind": None})
-        session.sync_session.bind = self._main_of(binding)
+        main = self._main_of(binding)
+        opened = (*self._proxies, *self._async_mains.values())
+        session.bind = next(each for each in opened if each.sync_connection is main)
+        session.sync_session.bind = main  # as the line above does from SQLAlchemy 2.1 on
         return session
 
     def main_for(self, binding: Binding, bind: Any) -> Connection:
@@ -243,7 +246,7 @@ class Sandbox(Generic[D]):
                 connection = open_main(engine)
                 self._begin(connection)
                 self._mains[engine] = connection
-                # AsyncSession.connection() looks for it.
+                # AsyncSession.connection() and AsyncSession.bind look for it.
                 self._proxies.append(asynchronous(connection))
                 if engine not in self._captured:
                     capture(engine, lambda: self._main(engine))

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 from sqlalchemy import bindparam, delete, func, insert, literal, select, text, union, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import aliased
 
 from fastapi_sqlalchemy import Database
@@ -225,6 +225,15 @@ async def engine_connection_with_a_level(db: Database) -> Any:
     async with db.async_engine.connect() as connection:
         await connection.execution_options(isolation_level="SERIALIZABLE")
         return list(await connection.scalars(text("SELECT name FROM users ORDER BY name")))
+
+
+@way(NAMES)
+async def on_its_bind(db: Database) -> Any:
+    bind: Any = db.async_session.bind
+    async with AsyncExitStack() as stack:
+        if isinstance(bind, AsyncEngine):
+            bind = await stack.enter_async_context(bind.connect())
+        return list(await bind.scalars(text("SELECT name FROM users ORDER BY name")))
 
 
 @way([NAMES, NAMES])
