@@ -65,6 +65,8 @@ def task_or_thread() -> asyncio.Task[Any] | int | None:
 class Activity:
     """One session's record: `connection` and `wrote` are its current transaction's.
 
+    Where it `has_several` connections, of several engines, `connection` is the one used last.
+
     `wrote` says what was plainly seen; `has_written` looks at the statements more closely, and
     `may_have_written` is True unless all of them are surely reads; `unfinished` is the last one
     until it has returned: it is under way, has failed, or was cancelled; `has_locked` says that
@@ -97,6 +99,7 @@ class Activity:
         "forget",
         "has_locked",
         "has_others",
+        "has_several",
         "is_watched",
         "left",
         "left_s",
@@ -122,7 +125,7 @@ class Activity:
         self.wrote = False
         self.unsure = False
         self.unfinished: Any = None
-        self.has_locked = False
+        self.has_locked = self.has_several = False
         self.failure: str | None = None
         self.lost = False
         #: Those whose SQL did not show that they read.
@@ -308,7 +311,7 @@ class Activity:
     def reset(self) -> None:
         """Its transaction has ended."""
         self.connection = None
-        self.wrote = self.unsure = self.has_locked = self.lost = False
+        self.wrote = self.unsure = self.has_locked = self.has_several = self.lost = False
         self.unfinished = self.failure = None
         if self.unread:
             self.unread.clear()

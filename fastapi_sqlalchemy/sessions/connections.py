@@ -37,6 +37,8 @@ HANGS_UP = frozenset(("asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysq
 _LIBPQ_IN_ERROR = 3
 #: Changed since the snapshot, no room for locks, deadlock.
 _MYSQL_LOST = ((1020,), (1206,), (1213,))
+#: A savepoint or a procedure.
+_MYSQL_MISSING = (1305,)
 
 
 def is_busy(connection: Connection | None) -> bool:
@@ -105,7 +107,11 @@ def lost_by(error: DBAPIError, connection: Connection) -> bool:
     if connection.closed or connection.invalidated or in_autocommit(connection):
         return False
     if connection.dialect.name in ("mysql", "mariadb"):
-        return error.orig is not None and error.orig.args[:1] in _MYSQL_LOST
+        code = error.orig.args[:1] if error.orig is not None else ()
+        # After a deadlock in a flush, it is the savepoint around that which is missing.
+        return code in _MYSQL_LOST or (
+            code == _MYSQL_MISSING and "SAVEPOINT" in (error.statement or "")
+        )
     if connection.dialect.name != "sqlite" or not python_begins(error.statement or ""):
         return False
     driver_connection: Any = connection.connection.driver_connection

@@ -72,7 +72,9 @@ class SessionHandle:
     @property
     def uncommitted(self) -> bool:
         """Whether something was written, or is waiting to be, that a rollback would lose."""
-        if self.activity.has_written and (self.in_sandbox or not in_autocommit(self.connection)):
+        if self.activity.has_written and (
+            self.in_sandbox or not all(map(in_autocommit, self._connections()))
+        ):
             return True
         if not (self.session.in_transaction() and self.pending):
             return False

@@ -310,11 +310,36 @@ def _on_begin(
             transaction._connections.clear()
             connection.close()
         raise MissingSessionError(ENDED)
+    if activity.connection is not None and activity.connection is not connection:
+        activity.has_several = True
     activity.connection = connection
+    if activity.has_several:
+        _follow(session._transaction, activity)
     activity.left_s = monotonic()
     on_loop_thread = activity.on_loop_thread  # another thread may be ending the scope
     if on_loop_thread is not None and asyncio._get_running_loop() is not None:
         on_loop_thread()
+
+
+def _follow(transaction: SessionTransaction | None, activity: Activity) -> None:
+    """Have `activity.connection` be the one of several that is used: an error is of that one.
+
+    A flush asks its transaction for it, and a savepoint keeps those that it has asked for. A
+    session with one engine pays nothing for it.
+    """
+    while transaction is not None and "_connection_for_bind" not in vars(transaction):
+        note = partial(_connect_noted, weakref.ref(transaction), activity)
+        vars(transaction)["_connection_for_bind"] = note
+        transaction = transaction._parent
+
+
+def _connect_noted(
+    transaction: weakref.ref[SessionTransaction], activity: Activity, *args: Any, **kwargs: Any
+) -> Connection:
+    asked: Any = transaction()
+    connection = SessionTransaction._connection_for_bind(asked, *args, **kwargs)
+    activity.connection = connection
+    return connection
 
 
 def _on_end(session: TrackedSession, transaction: SessionTransaction) -> None:

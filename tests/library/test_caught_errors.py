@@ -2,16 +2,19 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import create_engine, text, update
+from sqlalchemy import URL, UpdateBase, create_engine, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 
 from fastapi_sqlalchemy import Database
-from support.backends import Backend
-from support.models import User
+from support.backends import Backend, SQLite
+from support.models import Membership, User, create_tables
 from support.stores import DRIVERS, Store, opened
 from support.web import Serve, client_of
 
@@ -180,6 +183,141 @@ def test_the_victim_of_a_deadlock_is_answered_500(
     other.close()
     engine.dispose()
     assert mariadb_stores.users() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("how", ["execute", "flush"])
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_the_victim_of_a_deadlock_that_has_read_from_a_replica_is_answered_500(
+    serve: Serve, mariadb_stores: Store, side: str, how: str
+) -> None:
+    backend, db = mariadb_stores.backend, mariadb_stores.db
+    backend.execute("INSERT INTO users VALUES (101, 'a'), (102, 'b'), (103, 'c')")
+    engine = create_engine(backend.url)
+    replica = create_engine(backend.url, isolation_level="AUTOCOMMIT")
+    async_replica = create_async_engine(mariadb_stores.url, isolation_level="AUTOCOMMIT")
+
+    class Routed(Session):
+        def get_bind(self, *args: Any, clause: Any = None, **kwargs: Any) -> Any:
+            if self._flushing or isinstance(clause, UpdateBase):
+                return super().get_bind(*args, clause=clause, **kwargs)
+            return replica if side == "sync" else async_replica.sync_engine
+
+    app = mariadb_stores.app(
+        commit_on_exit=True,
+        session_args={"class_": Routed},
+        async_session_args={"sync_session_class": Routed},
+    )
+
+    def rename(user_id: int) -> Any:
+        return update(User).where(User.id == user_id).values(name="renamed")
+
+    # The one that has changed fewer rows is the victim.
+    other = engine.connect()
+    other.execute(rename(101))
+    other.execute(rename(102))
+    thread = threading.Thread(target=lambda: other.execute(rename(103)))
+
+    def work(session: Session) -> None:
+        session.execute(rename(103))
+        user = session.get_one(User, 101)
+        thread.start()  # whichever of the two waits first
+        if how == "execute":
+            with pytest.raises(DBAPIError, match="1213"):
+                session.execute(rename(101))
+        else:  # which the server has forgotten by then
+            with pytest.raises(DBAPIError, match=r"1213|1305"), session.begin_nested():
+                session.scalars(select(User).limit(1)).all()
+                user.name = "flushed"
+                session.flush()
+        session.expire_all()
+        session.execute(insert(User).values(name="after"))
+
+    @app.post("/sync")
+    def sync_route() -> int:
+        work(db.session)
+        return 1
+
+    @app.post("/async")
+    async def async_route() -> int:
+        await db.async_session.run_sync(work)
+        return 1
+
+    @app.post("/close")
+    async def close() -> None:
+        await async_replica.dispose()
+
+    with client_of(serve, app) as client:
+        assert client.post(f"/{side}").status_code == 500
+        client.post("/close")
+    thread.join()
+    other.close()
+    engine.dispose()
+    replica.dispose()
+    assert mariadb_stores.users() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["alone", "beside a read"])
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_a_statement_that_failed_alone_on_one_of_two_databases_keeps_the_others(
+    serve: Serve, sqlite_store: Store, tmp_path: Path, side: str, reads: bool
+) -> None:
+    """SQLite's other file has only been read: Python has begun no transaction there."""
+    store, db = sqlite_store, sqlite_store.db
+    create_tables(SQLite(URL.create("sqlite", database=str(tmp_path / "other.db"))))
+    other = create_engine(f"sqlite:///{tmp_path}/other.db")
+    async_other = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/other.db")
+    app = store.app(
+        commit_on_exit=True,
+        session_args={"binds": {Membership: other}},
+        async_session_args={"binds": {Membership: async_other}},
+    )
+
+    def work(session: Session) -> None:
+        session.execute(insert(User).values(id=1, name="ann"))
+        if reads:
+            session.scalars(select(Membership)).all()
+        with pytest.raises(DBAPIError, match="UNIQUE"):
+            session.execute(insert(User).values(id=1, name="twice"))
+
+    @app.post("/sync")
+    def sync_route() -> None:
+        work(db.session)
+
+    @app.post("/async")
+    async def async_route() -> None:
+        await db.async_session.run_sync(work)
+
+    @app.post("/close")
+    async def close() -> None:
+        await async_other.dispose()
+
+    with client_of(serve, app) as client:
+        assert client.post(f"/{side}").status_code == 200
+        client.post("/close")
+    other.dispose()
+    assert store.users() == ["ann"]
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["alone", "beside a read"])
+def test_what_is_not_committed_is_warned_of_beside_an_engine_in_autocommit(
+    serve: Serve, postgresql_store: Store, caplog: pytest.LogCaptureFixture, reads: bool
+) -> None:
+    store, db = postgresql_store, postgresql_store.db
+    replica = create_engine(store.url, isolation_level="AUTOCOMMIT")
+    app = store.app(session_args={"binds": {Membership: replica}})
+
+    @app.post("/")
+    def route() -> None:
+        db.session.add(User(name="lost"))
+        db.session.flush()
+        if reads:
+            db.session.scalars(select(Membership)).all()
+
+    with client_of(serve, app) as client:
+        client.post("/")
+    replica.dispose()
+    assert "POST / wrote to the database without a commit" in caplog.text
+    assert store.users() == []
 
 
 def test_a_record_that_has_changed_since_the_snapshot_is_answered_500(
