@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Result
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import Pool
 
 from ..engines.read_only_servers import renew_after
 from ..exceptions import ConcurrentUseError
@@ -31,6 +33,12 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 
 #: Of those that hold a pool's connections, in a log line.
 _MOST_NAMED = 10
+
+#: How often they are looked for, in seconds, of one pool.
+LOOK_EVERY_S = 10.0
+
+#: When the holders of a pool's connections were looked for; `Pool` stands for those not known.
+_looked_s: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
 #: Of the text of an error.
 _MOST_SHOWN = 200
@@ -333,12 +341,25 @@ class Activity:
 
 
 def log_holders(bind: Any) -> None:
-    """Log who holds the connections of the pool of `bind`, an engine, the longest idle first."""
+    """Log who holds the connections of the pool of `bind`, an engine, the longest idle first.
+
+    A crowd's time-outs come at once, and the event loop stands still while they are looked for:
+    they are named once in `LOOK_EVERY_S`.
+    """
     pool = getattr(bind, "pool", None)
+    key, now_s = Pool if pool is None else pool, monotonic()
+    status = bind if pool is None else pool.status()
+    if now_s - _looked_s.get(key, -math.inf) < LOOK_EVERY_S:
+        logger.error(
+            "No connection was free in time: %s. Who holds them was logged within the last %g s",
+            status,
+            LOOK_EVERY_S,
+        )
+        return
+    _looked_s[key] = now_s
     # To keep a list of them would cost each transaction; this happens when nothing works any more.
     activities = (each for each in gc.get_objects() if type(each) is Activity)
     held = [each for each in activities if each.uses(pool)]
-    now_s = monotonic()
     texts = []
     for each in sorted(held, key=lambda each: (each.user is not None, each.left_s)):
         scope = each.owner() if each.owner is not None else None
@@ -347,7 +368,7 @@ def log_holders(bind: Any) -> None:
     more = f" and {len(texts) - _MOST_NAMED} more" if len(texts) > _MOST_NAMED else ""
     logger.error(
         "No connection was free in time: %s. They are held by %s%s",
-        pool.status() if pool is not None else bind,
+        status,
         "; ".join(texts[:_MOST_NAMED]) or "nobody's scope: by connections of the app's own",
         more,
     )

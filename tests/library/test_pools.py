@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from sqlalchemy import select, text
 from sqlalchemy.pool import QueuePool
 
-from fastapi_sqlalchemy.sessions import pool_waiting, request_scope
+from fastapi_sqlalchemy.sessions import activity, pool_waiting, request_scope
 from support.models import User
 from support.stores import Store
 from support.waiting import wait_until
@@ -273,3 +273,45 @@ def test_who_holds_the_connections_is_named(
     assert "GET /events/{n} (idle for 0." in line
     assert "while its response is sent" in line
     assert "GET /events/{n} kept a connection for" in caplog.text
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_who_holds_the_connections_is_looked_for_once_for_a_crowd(
+    serve: Serve,
+    postgresql_store: Store,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    side: str,
+) -> None:
+    """Each look goes through all objects of the process, on the event loop's thread."""
+    store, db = postgresql_store, postgresql_store.db
+    app = store.app(engine_args={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.3})
+    add_routes(app, store)
+
+    @app.get("/hold/{side}")
+    async def hold(side: str) -> None:
+        if side == "sync":
+            await anyio.to_thread.run_sync(lambda: db.session.scalar(text("SELECT 1")))
+        else:
+            await db.async_session.scalar(text("SELECT 1"))
+        await anyio.to_thread.run_sync(go_on.wait, 30)
+
+    def lines(what: str) -> int:
+        return sum(
+            "No connection was free in time" in line and what in line for line in caplog.messages
+        )
+
+    go_on = threading.Event()
+    with client_of(serve, app) as client, ThreadPoolExecutor(9) as pool, ExitStack() as stack:
+        stack.callback(go_on.set)
+        held = pool.submit(client.get, f"/hold/{side}")
+        wait_until(lambda: store.checked_out() == 1, "the connection is held")
+        answers = list(pool.map(lambda _: client.get(f"/{side}").status_code, range(8)))
+        assert answers == [500] * 8
+        assert lines("held by GET /hold/{side}") == 1
+        assert lines("Who holds them was logged within the last 10 s") == 7
+        monkeypatch.setattr(activity, "LOOK_EVERY_S", 0)
+        client.get(f"/{side}")
+        assert lines("held by GET /hold/{side}") == 2
+        go_on.set()
+        assert held.result().status_code == 200
