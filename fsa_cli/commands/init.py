@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import typer
 
 from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import option
+from fsa_cli.project.setting_sources import DIRECTORY
 from fsa_cli.terminal import manual
 
 app = typer.Typer()
@@ -19,6 +21,7 @@ app = typer.Typer()
 _TABLE = """[tool.fsa]
 tasks = ["{tasks}"]
 """
+_NAMESPACE = "namespace = {name}  # whoever has the same is one installation, in any directory\n"
 _TASKS = '''"""The tasks of this project: `fsa tasks` lists them, `fsa run-task NAME` runs one."""
 
 from sqlalchemy import text
@@ -67,7 +70,10 @@ def init(
     module = fsa.load().target.partition(":")[0]
     project, name = fsa.settings.project, _plain(fsa.settings.namespace)
     tasks, file_of_tasks, root = _beside(module, project)
-    done: list[dict[str, object]] = [_settings(project, tasks)]
+    table = _TABLE.format(tasks=tasks)
+    if fsa.settings.sources["namespace"] == DIRECTORY:
+        table += _NAMESPACE.format(name=json.dumps(fsa.settings.namespace))
+    done: list[dict[str, object]] = [_settings(project, table)]
     reach, ignored = (_REACH.format(root=root), "E402, F401") if root else ("", "F401")
     conftest = _CONFTEST.format(reach=reach, module=module, ignored=ignored)
     files = {file_of_tasks: _TASKS, "conftest.py": conftest}
@@ -107,13 +113,13 @@ def _beside(module: str, project: Path) -> tuple[str, str, str]:
     )
 
 
-def _settings(project: Path, tasks: str) -> dict[str, object]:
+def _settings(project: Path, table: str) -> dict[str, object]:
     path = project / "pyproject.toml"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if re.search(r"^\[tool\.fsa[\].]", before, re.MULTILINE):
         return {"file": "pyproject.toml", "done": "has a [tool.fsa], left as it is"}
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
-    path.write_text(f"{before}{gap}{_TABLE.format(tasks=tasks)}", encoding="utf-8")
+    path.write_text(f"{before}{gap}{table}", encoding="utf-8")
     return {"file": "pyproject.toml", "done": "[tool.fsa] added" if before else "written"}
 
 

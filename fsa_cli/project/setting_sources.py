@@ -13,7 +13,7 @@ from fsa_cli.exceptions import ConfigurationError, did_you_mean
 from fsa_cli.project import dotenv
 from fsa_cli.schedules.durations import kept_ms
 
-__all__ = ["KEYS", "Flags", "SettingSources"]
+__all__ = ["DIRECTORY", "KEYS", "Flags", "SettingSources"]
 
 #: The keys of `[tool.fsa]` and their types. A list may also be written as one string.
 KEYS: Mapping[str, type] = {
@@ -45,6 +45,8 @@ _NAMES = {
     dict: "a table",
     bool: "true or false",
 }
+#: The source of a namespace that nobody has given.
+DIRECTORY = "the directory's name"
 _YES = ("1", "true", "t", "yes", "y", "on")
 _NO = ("0", "false", "f", "no", "n", "off")
 
@@ -274,7 +276,7 @@ class SettingSources:
                 return project, f"[project] name in {self.project / 'pyproject.toml'}"
             # A ledger keeps text: bytes that are no UTF-8, and all others in an ASCII locale.
             name = os.fsencode(self.project.name).decode(errors="replace") or "root"
-            return name, "the directory's name"
+            return name, DIRECTORY
         return str(value), source
 
     def database_urls(self) -> dict[str, str]:

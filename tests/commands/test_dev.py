@@ -82,6 +82,8 @@ def test_tasks_are_begun_beside_the_app_and_can_be_imported(
     if is_package:
         (tmp_path / app).with_name("__init__.py").write_text("")
     assert f"{tasks}\twritten\n" in fsa("init").stdout
+    written = tomllib.loads((tmp_path / "pyproject.toml").read_text())["tool"]["fsa"]
+    assert written["namespace"] == tmp_path.name
     done = fsa("run-task", "ask_database")
     assert done.stdout == "1\n", done.stderr
     (tmp_path / "test_it.py").write_text(TEST)
