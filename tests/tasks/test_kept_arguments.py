@@ -124,6 +124,11 @@ CHANGED: Sequence[tuple[Any, Any]] = (
 )
 
 
+def name_of(value: object) -> str:
+    """The same in each process that collects the tests."""
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
 def taking(annotation: Any) -> Any:
     def function(value: Any) -> None: ...
 
@@ -131,7 +136,7 @@ def taking(annotation: Any) -> Any:
     return signature_of(function)
 
 
-@pytest.mark.parametrize(("annotation", "value"), KEPT, ids=str)
+@pytest.mark.parametrize(("annotation", "value"), KEPT, ids=name_of)
 def test_what_json_keeps_is_read_back(annotation: Any, value: Any) -> None:
     signature = taking(annotation)
 
@@ -140,7 +145,7 @@ def test_what_json_keeps_is_read_back(annotation: Any, value: Any) -> None:
     bind(signature, document)
 
 
-@pytest.mark.parametrize(("annotation", "value"), CHANGED, ids=str)
+@pytest.mark.parametrize(("annotation", "value"), CHANGED, ids=name_of)
 def test_what_would_come_back_as_another_is_refused(annotation: Any, value: Any) -> None:
     with pytest.raises(ArgumentError, match="value cannot be kept as JSON: the task would get a"):
         as_given(taking(annotation), {"value": value})
@@ -157,7 +162,7 @@ def test_what_would_come_back_as_another_is_refused(annotation: Any, value: Any)
         (str, "**bold** ***", "**bold** ***"),
         (int, 7, 7),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_who_looks_sees_no_secret(annotation: Any, value: Any, shown: object) -> None:
     document = as_shown(taking(annotation), {"value": value})
