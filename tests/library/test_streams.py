@@ -89,7 +89,11 @@ def test_a_cursor_under_an_http_middleware_streams_to_its_end(
 @pytest.mark.parametrize("end", ["leaves", "fails"])
 @pytest.mark.parametrize("side", ["sync", "async"])
 def test_what_a_route_with_a_cursor_wrote_is_rolled_back_where_its_stream_does_not_end(
-    serve: Serve, async_server_store: Store, side: str, end: str
+    serve: Serve,
+    async_server_store: Store,
+    side: str,
+    end: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = fill(async_server_store)
     app = store.app(commit_on_exit=True)
@@ -102,6 +106,7 @@ def test_what_a_route_with_a_cursor_wrote_is_rolled_back_where_its_stream_does_n
             with client.stream("GET", f"/{side}", params={"pause_s": 0.02}) as response:
                 next(response.iter_raw())
         store.assert_settled()
+    caplog.clear()  # an error that was logged holds the cursor
     gc.collect()
     assert "route" not in store.users()
 
