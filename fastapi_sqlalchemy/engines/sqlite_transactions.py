@@ -1,4 +1,4 @@
-"""SQLite's transactions begin before what Python's sqlite3 does not take for a write.
+"""SQLite's transactions begin before what Python's sqlite3 takes for no write, and end whole.
 
 It begins one before INSERT, UPDATE, DELETE and REPLACE. A SAVEPOINT that comes first is then the
 outermost transaction itself, and its RELEASE commits; `WITH ... INSERT` is committed at once. No
@@ -8,6 +8,7 @@ https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#serializable-isolation-sa
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +50,28 @@ def begin_in_time(dialect: Dialect) -> None:
         do_savepoint=begin_and_save,
         do_execute=_begin_and(dialect.do_execute),
         do_executemany=_begin_and(dialect.do_executemany),
+        do_commit=_whole(dialect),
     )
+
+
+def _whole(dialect: Dialect) -> Callable[[Any], None]:
+    """A COMMIT after which no transaction is open, whether or not it has failed.
+
+    SQLite keeps one whose COMMIT was refused ("database is locked": somebody reads), and SQLAlchemy
+    gives its connection back to the pool as it is: whoever has it next would commit that too.
+    https://www.sqlite.org/lang_transaction.html
+    """
+    commit, roll_back = dialect.do_commit, dialect.do_rollback
+
+    def commit_or_roll_back(dbapi_connection: Any) -> None:
+        try:
+            commit(dbapi_connection)
+        except Exception:
+            with contextlib.suppress(Exception):
+                roll_back(dbapi_connection)
+            raise
+
+    return commit_or_roll_back
 
 
 def _begin_and(execute: Callable[..., None]) -> Callable[..., None]:

@@ -1,8 +1,10 @@
 """A status below 400 means committed: what a response says about its transaction, and when."""
 
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -419,6 +421,43 @@ def test_a_savepoint_on_a_custom_sqlite_engine_is_rolled_back_too(
             db.session.add(User(name="kept"))
     engine.dispose()
     assert sqlite.rows("SELECT name FROM users") == [("kept",)]
+
+
+@pytest.mark.parametrize("way", ["route", "async_route", "block", "engine"])
+def test_a_commit_that_sqlite_refuses_leaves_nothing_for_the_next_one(
+    serve: Serve, sqlite_store: Store, way: str
+) -> None:
+    """Somebody reads, and the transaction stays open: its connection goes back to the pool."""
+    store = sqlite_store
+    app = store.app(commit_on_exit=True, engine_args={"connect_args": {"timeout": 0.1}})
+
+    @app.post("/route/{name}")
+    def route(name: str) -> None:
+        store.db.session.execute(insert(User).values(name=name))
+
+    @app.post("/async_route/{name}")
+    async def async_route(name: str) -> None:
+        await store.db.async_session.execute(insert(User).values(name=name))
+
+    @app.post("/block/{name}")
+    def block(name: str) -> None:
+        with store.db(commit_on_exit=True):
+            store.db.session.execute(insert(User).values(name=name))
+
+    @app.post("/engine/{name}")
+    def engine(name: str) -> None:
+        with store.db.engine.begin() as connection:
+            connection.execute(insert(User).values(name=name))
+
+    store.backend.execute("INSERT INTO users (name) VALUES ('ann'), ('bob')")
+    with client_of(serve, app) as client:
+        with closing(sqlite3.connect(str(store.backend.location.database))) as reader:
+            with closing(reader.execute("SELECT name FROM users")) as rows:
+                rows.fetchone()
+                assert client.post(f"/{way}/lost").status_code == 500
+        for other in ("route", "async_route", "engine"):
+            assert client.post(f"/{other}/kept").status_code == 200
+    assert sorted(store.users()) == ["ann", "bob", "kept", "kept", "kept"]
 
 
 @pytest.mark.parametrize(
