@@ -52,5 +52,5 @@ async def gather(
             await wait_shielded(asyncio.gather(*tasks, return_exceptions=True))
     finally:
         for coroutine in coroutines:
-            if coroutine not in wrong:
+            if asyncio.iscoroutine(coroutine):
                 coroutine.close()

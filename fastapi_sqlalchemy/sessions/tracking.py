@@ -383,12 +383,7 @@ def _listen(connection: Connection, activity: Activity) -> Callable[[], None]:
     """Note what is executed on `connection`; returns what ends that."""
 
     def note(
-        connection: Connection,
-        cursor: Any,
-        statement: str,
-        parameters: Any,
-        context: Any,
-        executemany: bool,
+        _: Connection, cursor: Any, statement: str, given: Any, context: Any, *rest: Any
     ) -> None:
         activity.wrote = activity.wrote or not reads_only(statement)
         if getattr(context, "_is_server_side", False):

@@ -46,11 +46,9 @@ def dev(
     loaded, settings = fsa.load(), fsa.settings
     if find_spec("uvicorn") is None:
         raise ConfigurationError("uvicorn is not installed", hint="pip install uvicorn")
-    for name, text in settings.sources.items():
-        if name.startswith("database_urls.") and text.startswith("FSA_DB_URL"):
-            fsa.output.warn(
-                f"{text} is for fsa alone: the web process keeps the app's own database"
-            )
+    for name in settings.database_urls:
+        source = settings.sources[f"database_urls.{name}"]
+        fsa.output.warn(f"{source} is for fsa alone: the web process keeps the app's own database")
     base = str(settings.app_dir or settings.app_base)
     web = ["uvicorn", loaded.target, "--app-dir", base, "--host", host, "--port", str(port)]
     programs = {"web": web}

@@ -85,8 +85,8 @@ def status(context: typer.Context) -> None:
         subject, wrong = ("database", loaded.no_database()) if names_none else ("ledger", exc)
         found = [Problem(subject, wrong.message, "; ".join(wrong.details), (wrong.hint or "",))]
     planned, faults = plan_and_faults(registry, fsa.settings.timezone)
-    schema = _schema(fsa)
-    found += _problems_here(loaded, faults, schema)
+    schema, is_behind = _schema(fsa)
+    found += _problems_here(loaded, faults, schema if is_behind else "")
     coming = _coming(planned, seen)
     if fsa.output.json:
         fsa.output.document(_document(fsa, seen, found, past, coming))
@@ -123,7 +123,7 @@ def _cut(fsa: Fsa, line: str) -> str:
 
 
 def _problems_here(
-    loaded: LoadedApp, faults: Sequence[tuple[TaskDefinition, FsaError]], schema: str
+    loaded: LoadedApp, faults: Sequence[tuple[TaskDefinition, FsaError]], behind: str
 ) -> Iterator[Problem]:
     """What keeps the next process from starting, or from doing its work."""
     from fsa_cli.runs.problem import Problem
@@ -131,8 +131,8 @@ def _problems_here(
     if (failure := loaded.failure) is not None:
         cure = failure.hint or "fsa doctor"
         yield Problem("app", failure.message, "; ".join(failure.details), (cure,))
-    if schema.startswith("not at head"):
-        yield Problem("schema", schema, "", ("fsa db upgrade",))
+    if behind:
+        yield Problem("schema", behind, "", ("fsa db upgrade",))
     for task, exc in faults:
         said = "cannot be scheduled, and no scheduler or worker starts"
         told = f"{exc.message} ({task.place})"
@@ -151,15 +151,15 @@ def _head(fsa: Fsa, schema: str) -> str:
     return f"{namespace}{named}  {loaded.target}  {databases}"
 
 
-def _schema(fsa: Fsa) -> str:
-    """Whether the schema is at head; nothing where the project has no migrations."""
+def _schema(fsa: Fsa) -> tuple[str, bool]:
+    """Where the schema is, nothing where the project has no migrations; whether not at head."""
     from fsa_cli.migrations import is_at_head
 
     try:
         state = is_at_head(fsa.load(), fsa.settings)
-        return "" if state is None else str(state)
+        return ("", False) if state is None else (str(state), not state.at_head)
     except FsaError as exc:
-        return f"unknown: {exc.message}"
+        return f"unknown: {exc.message}", False
 
 
 def _counts(seen: Glance) -> Iterator[str]:

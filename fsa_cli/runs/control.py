@@ -159,7 +159,7 @@ def _retryable(before: Row[Any]) -> TaskDefinition:
     task = _registered(before.task)
     values = arguments_in(before.arguments, before.id)
     signature = signature_of(task.function)
-    if are_hidden(values) or any(p.is_secret and p.name in values for p in signature.parameters):
+    if are_hidden(values) or signature.secrets & values.keys():
         raise UsageError(
             f"the run {before.id[:8]} was given a secret, which the ledger has not kept",
             hint=f"fsa run-task {task.name} runs it anew",

@@ -249,9 +249,9 @@ def arguments_shown(task_name: str, text: str, run_id: str) -> str:
     task = registry.get(task_name)
     if task is not None:
         try:
-            secret = {p.name for p in signature_of(task.function).parameters if p.is_secret}
+            secret = signature_of(task.function).secrets
         except FsaError:  # it cannot be read, and is said where it is run
-            secret = set()
+            secret = frozenset()
         values = {name: "***" if name in secret else value for name, value in values.items()}
     return dumps(values, indent=2) if values else ""
 

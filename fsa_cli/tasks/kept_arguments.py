@@ -45,7 +45,7 @@ def as_given(signature: Signature, values: Mapping[str, Any]) -> Any:
 
 def as_shown(signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON for who looks: `***` in place of each value that is a secret, or holds one."""
-    secret = {parameter.name for parameter in signature.parameters if parameter.is_secret}
+    secret = signature.secrets
     document = {name: jsonable(value) for name, value in encoded(signature, values).items()}
     return {
         name: HIDDEN if name in secret or _holds_secret(value) else value

@@ -57,6 +57,11 @@ class Signature:
         needed = [p.usage for p in self.parameters if p.kind == "argument" or p.required]
         return " ".join([*needed, "[OPTIONS]"])
 
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The names of those whose values are never shown."""
+        return frozenset(each.name for each in self.parameters if each.is_secret)
+
     def options(self) -> dict[str, tuple[Parameter, bool]]:
         """Every spelling of an option: its parameter, and False where it is the `--no-` form."""
         found: dict[str, tuple[Parameter, bool]] = {}

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import URL, UpdateBase, create_engine, insert, select, text, update
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    UpdateBase,
+    create_engine,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
@@ -141,6 +151,21 @@ def test_what_sqlite_has_rolled_back_is_answered_500(
     assert sqlite_store.users() == ["there", "after"]
 
 
+def rename(user_id: int) -> Any:
+    return update(User).where(User.id == user_id).values(name="renamed")
+
+
+def winner(engine: Engine) -> tuple[Connection, threading.Thread]:
+    """Who has renamed 101 and 102, and the thread in which it will rename 103.
+
+    The one that has changed fewer rows is the victim.
+    """
+    other = engine.connect()
+    other.execute(rename(101))
+    other.execute(rename(102))
+    return other, threading.Thread(target=lambda: other.execute(rename(103)))
+
+
 @pytest.mark.parametrize("side", ["sync", "async"])
 def test_the_victim_of_a_deadlock_is_answered_500(
     serve: Serve, mariadb_stores: Store, side: str
@@ -150,14 +175,7 @@ def test_the_victim_of_a_deadlock_is_answered_500(
     backend.execute("INSERT INTO users VALUES (101, 'a'), (102, 'b'), (103, 'c')")
     engine = create_engine(backend.url)
 
-    def rename(user_id: int) -> Any:
-        return update(User).where(User.id == user_id).values(name="renamed")
-
-    # The one that has changed fewer rows is the victim.
-    other = engine.connect()
-    other.execute(rename(101))
-    other.execute(rename(102))
-    thread = threading.Thread(target=lambda: other.execute(rename(103)))
+    other, thread = winner(engine)
 
     @app.post("/sync")
     def sync_route() -> int:
@@ -208,14 +226,7 @@ def test_the_victim_of_a_deadlock_that_has_read_from_a_replica_is_answered_500(
         async_session_args={"sync_session_class": Routed},
     )
 
-    def rename(user_id: int) -> Any:
-        return update(User).where(User.id == user_id).values(name="renamed")
-
-    # The one that has changed fewer rows is the victim.
-    other = engine.connect()
-    other.execute(rename(101))
-    other.execute(rename(102))
-    thread = threading.Thread(target=lambda: other.execute(rename(103)))
+    other, thread = winner(engine)
 
     def work(session: Session) -> None:
         session.execute(rename(103))

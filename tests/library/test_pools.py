@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from sqlalchemy import select, text
 from sqlalchemy.pool import QueuePool
 
+from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.sessions import activity, pool_waiting, request_scope
 from support.models import User
 from support.stores import Store
@@ -232,6 +233,14 @@ def test_a_pool_that_stays_empty_raises_its_timeout(serve: Serve, postgresql_sto
         assert client.get("/sync").status_code == 200
 
 
+async def ask(db: Database, side: str) -> None:
+    """Have that side's session hold a connection."""
+    if side == "sync":
+        await anyio.to_thread.run_sync(lambda: db.session.scalar(text("SELECT 1")))
+    else:
+        await db.async_session.scalar(text("SELECT 1"))
+
+
 @pytest.mark.parametrize("side", ["sync", "async"])
 def test_who_holds_the_connections_is_named(
     serve: Serve,
@@ -246,10 +255,7 @@ def test_who_holds_the_connections_is_named(
 
     @app.get("/events/{n}")
     async def events(n: int) -> StreamingResponse:
-        if side == "sync":
-            await anyio.to_thread.run_sync(lambda: db.session.scalar(text("SELECT 1")))
-        else:
-            await db.async_session.scalar(text("SELECT 1"))
+        await ask(db, side)
 
         def pieces() -> Iterator[str]:
             for _ in range(n):
@@ -290,10 +296,7 @@ def test_who_holds_the_connections_is_looked_for_once_for_a_crowd(
 
     @app.get("/hold/{side}")
     async def hold(side: str) -> None:
-        if side == "sync":
-            await anyio.to_thread.run_sync(lambda: db.session.scalar(text("SELECT 1")))
-        else:
-            await db.async_session.scalar(text("SELECT 1"))
+        await ask(db, side)
         await anyio.to_thread.run_sync(go_on.wait, 30)
 
     def lines(what: str) -> int:

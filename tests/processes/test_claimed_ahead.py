@@ -55,13 +55,18 @@ def started(fsa_process: Start, state: str = "state") -> None:
     fsa_process(*WORKER, env={"FSA_STATE_DIR": state}).wait_for("fsa worker")
 
 
-def test_a_busy_process_leaves_what_it_cannot_start_to_an_idle_one(
-    laid: Shop, fsa_process: Start, fsa: Run
-) -> None:
+def busy(laid: Shop, fsa_process: Start, fsa: Run) -> None:
+    """A worker whose slots are taken until `go` is there."""
     started(fsa_process)
     for _ in range(2):
         enqueue(fsa, "long")
     wait_until(lambda: statuses(laid, "long") == ["running"] * 2)
+
+
+def test_a_busy_process_leaves_what_it_cannot_start_to_an_idle_one(
+    laid: Shop, fsa_process: Start, fsa: Run
+) -> None:
+    busy(laid, fsa_process, fsa)
     for _ in range(3):
         enqueue(fsa, "child")
     time.sleep(1.5)
@@ -123,10 +128,7 @@ def test_a_run_that_waits_for_a_slot_and_is_cancelled_never_starts(
 def test_an_urgent_run_goes_before_what_was_enqueued_earlier(
     laid: Shop, fsa_process: Start, fsa: Run
 ) -> None:
-    started(fsa_process)
-    for _ in range(2):
-        enqueue(fsa, "long")
-    wait_until(lambda: statuses(laid, "long") == ["running"] * 2)
+    busy(laid, fsa_process, fsa)
     for _ in range(2):
         enqueue(fsa, "child", "--priority", "-100")
     urgent = enqueue(fsa, "child", "--priority", "100")
