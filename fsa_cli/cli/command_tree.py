@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fsa_cli.project.plugins import UserCommand
     from fsa_cli.project.settings import Settings
 
-__all__ = ["COMMANDS", "command", "command_path"]
+__all__ = ["COMMANDS", "USUAL", "command", "command_path"]
 
 #: Each command: the module and attribute of its function or Typer app, and its line in the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "docs": ("fsa_cli.commands.docs:app", "The manual of this version; a search in it."),
 }
 #: What other tools call a command of ours.
-_USUAL = {
+USUAL = {
     "help": "fsa --help, fsa docs",
     "man": "fsa docs",
     "manual": "fsa docs",
@@ -59,6 +59,13 @@ _USUAL = {
     "db init": 'fsa db revision --autogenerate -m "first" begins the migrations',
     "scheduler run": "fsa scheduler start, fsa scheduler trigger NAME",
     "scheduler stop": "Ctrl-C or SIGTERM ends the process; fsa scheduler pause --all",
+    **dict.fromkeys(("runs list", "runs ls"), "fsa runs"),
+    **dict.fromkeys(("runs logs", "runs log"), "fsa runs show last"),
+    **dict.fromkeys(
+        ("runs delete", "runs prune", "runs clean", "runs clear", "runs purge"),
+        "[tool.fsa] keep says how long runs are kept",
+    ),
+    **dict.fromkeys(("runs stop", "runs kill"), "fsa runs cancel ID"),
     "worker run": "fsa worker start",
     "worker stop": "Ctrl-C or SIGTERM ends the process",
     "db tables": "fsa db show",
@@ -162,8 +169,8 @@ class FsaGroup(_Help, TyperGroup):
                     self.commands[name] = _load(name, stand_in, fsa, self.params)
         if args and args[0] not in self.commands and ctx.obj is not None:
             whole = f"{command_path(ctx)} {args[0]}".partition(" ")[2]
-            if whole in _USUAL:
-                raise UsageError(f"fsa has no command {whole!r}", hint=_USUAL[whole])
+            if whole in USUAL:
+                raise UsageError(f"fsa has no command {whole!r}", hint=USUAL[whole])
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:

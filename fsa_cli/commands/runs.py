@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from fsa_cli.cli.command_tree import USUAL
 from fsa_cli.cli.completion import task_names
 from fsa_cli.cli.fsa_context import Fsa
 from fsa_cli.cli.options import confirm_option, option
@@ -54,19 +55,6 @@ class Status(Enum):
     discarded = "discarded"
     handed_off = "handed_off"
     dispatched = "dispatched"
-
-
-#: What other tools call a command on runs.
-_USUAL = {
-    **dict.fromkeys(("list", "ls"), "fsa runs"),
-    **dict.fromkeys(("logs", "log"), "fsa runs show last"),
-    **dict.fromkeys(
-        ("delete", "prune", "clean", "clear", "purge"),
-        "[tool.fsa] keep says how long runs are kept",
-    ),
-    **dict.fromkeys(("stop", "kill"), "fsa runs cancel ID"),
-    **{each.value: f"fsa runs --status {each.value}" for each in Status},
-}
 
 
 def _task(command: str) -> Any:
@@ -378,8 +366,11 @@ def _filters(
             if len(name) >= _ID_SHOWN and queries.find(ledger, name.lower()):
                 hint = f"fsa runs show {name}"
                 raise UsageError(f"{name!r} is a run, not a task", hint=hint) from None
-            if name in _USUAL:
-                raise TaskNotFound(f"there is no task {name!r}", hint=_USUAL[name]) from None
+            meant = USUAL.get(f"runs {name}")
+            if name in Status.__members__:
+                meant = f"fsa runs --status {name}"
+            if meant is not None:
+                raise TaskNotFound(f"there is no task {name!r}", hint=meant) from None
             raise
     if tag is not None:
         tagged = {name for each in registry if tag in each.tags for name in each.names}
