@@ -25,7 +25,7 @@ from fsa_cli.ledger import dialects, effects
 from fsa_cli.ledger.dialects import DialectSQL, typed
 from fsa_cli.ledger.location import access_of, shares
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.reach import Reach, ask, keeps_snapshot, probe, refused
+from fsa_cli.ledger.reach import Asking, Reach, keeps_snapshot, probe, refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import run
 
@@ -117,9 +117,10 @@ class Fence:
             return
         if is_shared and not self._ledger.is_located:
             off_the_loop(lambda: self._ledger.schema)
-        reach = probe(self._ledger, connection)
-        if is_shared and self._wrote_within(connection, reach, final):
-            return
+        with closing(Asking(connection)) as asking:
+            reach = probe(self._ledger, connection, asking=asking)
+            if is_shared and self._wrote_within(connection, asking, reach, final):
+                return
         if is_shared and not (wrote or (reach is not None and reach.wrote)):
             return
         if is_shared:
@@ -133,12 +134,14 @@ class Fence:
         else:
             self._check(off_the_loop(lambda: self._ledger.at_once(self._counted_apart)))
 
-    def _wrote_within(self, connection: Connection, reach: Reach | None, final: bool) -> bool:
+    def _wrote_within(
+        self, connection: Connection, asking: Asking, reach: Reach | None, final: bool
+    ) -> bool:
         """Write in the task's own transaction; False if it may not."""
         if reach is not None and not reach.writes:
             return False
         try:
-            rows = self._succeeded(connection) if final else self._counted(connection, reach)
+            rows = self._succeeded(asking) if final else self._counted(connection, asking, reach)
         except DBAPIError as exc:
             if reach is not None or not refused(exc):
                 raise
@@ -168,18 +171,18 @@ class Fence:
             return False
         return True
 
-    def _succeeded(self, connection: Connection) -> int:
+    def _succeeded(self, asking: Asking) -> int:
         given = {**self._mine, "result": self.result, "number": self._uncounted}
         statement = _succeeding(self._ledger.sql, self._ledger.qualified(run.name))
-        return int(ask(connection, statement, given))
+        return int(asking(statement, given))
 
-    def _counted(self, connection: Connection, reach: Reach | None) -> int:
+    def _counted(self, connection: Connection, asking: Asking, reach: Reach | None) -> int:
         sql, table = self._ledger.sql, self._ledger.qualified(run.name)
         if not keeps_snapshot(connection, reach):
-            return int(ask(connection, _counting(sql, table), {**self._mine, "number": 1}))
+            return int(asking(_counting(sql, table), {**self._mine, "number": 1}))
         # Another transaction of the run's would fail at a row that changes: counted at its end.
         self._uncounted += 1
-        return ask(connection, _locking(sql, table), self._mine, _number_of_rows)
+        return asking(_locking(sql, table), self._mine, _number_of_rows)
 
     def _counted_apart(self, connection: Connection, number: int = 1) -> int:
         given = {**self._mine, "number": number}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +22,7 @@ from fsa_cli.ledger.dialects import typed
 from fsa_cli.ledger.location import access_of
 from fsa_cli.ledger.store import Ledger
 
-__all__ = ["Reach", "ask", "execute", "is_untouched", "keeps_snapshot", "probe", "refused"]
+__all__ = ["Asking", "Reach", "execute", "is_untouched", "keeps_snapshot", "probe", "refused"]
 
 T = TypeVar("T")
 
@@ -54,11 +55,18 @@ class Reach(NamedTuple):
     keeps_snapshot: bool
 
 
-def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> Reach | None:
+def probe(
+    ledger: Ledger,
+    connection: Connection,
+    *,
+    has_key: bool = False,
+    asking: Asking | None = None,
+) -> Reach | None:
     """Ask PostgreSQL, where a statement that is refused would end the transaction; None elsewhere.
 
     Args:
         has_key: Whether it has to write unique keys too.
+        asking: What asks; None: one for this question.
 
     https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-ACCESS
     """
@@ -68,7 +76,10 @@ def probe(ledger: Ledger, connection: Connection, *, has_key: bool = False) -> R
         "run_schema": ledger.schema or "",
         "effect_schema": ledger.effect_schemas.get(access_of(connection.engine.url), ""),
     }
-    return Reach(*json.loads(ask(connection, _probing(has_key), given, _first_value)))
+    if asking is None:
+        with closing(Asking(connection)) as asking:
+            return probe(ledger, connection, has_key=has_key, asking=asking)
+    return Reach(*json.loads(asking(_probing(has_key), given, _first_value)))
 
 
 def keeps_snapshot(connection: Connection, reach: Reach | None) -> bool:
@@ -111,31 +122,44 @@ def execute(
     return connection.exec_driver_sql(*_for_driver(statement, connection.dialect, given))
 
 
-def ask(
-    connection: Connection,
-    statement: TextClause,
-    given: Mapping[str, Any],
-    answer: Callable[[Any], T] = attrgetter("rowcount"),
-) -> T:
-    """As `execute`, by a cursor of the driver's: what *answer* reads off it.
+class Asking:
+    """As `execute`, by one cursor of the driver's.
 
-    Each commit of a task passes here twice; SQLAlchemy's results take as long as the statements.
-    Listeners to `before_cursor_execute` hear nothing of it.
-
-    Raises:
-        DBAPIError: As `execute` does.
+    Each commit of a task passes here twice; SQLAlchemy's results take as long as the statements,
+    and a cursor half as long. Listeners to `before_cursor_execute` hear nothing of it.
     """
-    sql, parameters = _for_driver(statement, connection.dialect, given)
-    lent, cursor = connection.connection, None
-    try:
-        cursor = lent.cursor()
-        cursor.execute(sql, parameters)
-        found = answer(cursor)
-        cursor.close()
-    except BaseException as exc:
-        # As for each statement: a lost connection is noted as one, as is a cancelled task's.
-        connection._handle_dbapi_exception(exc, sql, None, cursor, None)
-    return found
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._cursor: Any = None
+
+    def __call__(
+        self,
+        statement: TextClause,
+        given: Mapping[str, Any],
+        answer: Callable[[Any], T] = attrgetter("rowcount"),
+    ) -> T:
+        """What *answer* reads off the cursor.
+
+        Raises:
+            DBAPIError: As `execute` does.
+        """
+        connection = self._connection
+        sql, parameters = _for_driver(statement, connection.dialect, given)
+        lent = connection.connection
+        try:
+            if self._cursor is None:
+                self._cursor = lent.cursor()
+            self._cursor.execute(sql, parameters)
+            return answer(self._cursor)
+        except BaseException as exc:
+            cursor, self._cursor = self._cursor, None
+            # As for each statement: a lost connection is noted as one, as is a cancelled task's.
+            connection._handle_dbapi_exception(exc, sql, None, cursor, None)
+
+    def close(self) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
 
 
 def _first_value(cursor: Any) -> Any:

@@ -26,7 +26,7 @@ _LOCKED_LATER_S = 0.02
 
 
 class LocalDispatcher(Claimer):
-    """Claims as many runs as this process has free slots, and as many again as came free lately.
+    """Claims as many runs as this process has free slots, and as many as come free soon.
 
     The others stay unclaimed, for another replica or until a slot is free. What was claimed and
     waits while no slot comes free is queued again.
@@ -64,7 +64,7 @@ class LocalDispatcher(Claimer):
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         """Claim more, now that a slot is free."""
         super().run_finished(run, result, outcome)
-        if (self._backlog or self._more_queued) and self._room() > 0:
+        if (self._backlog or self._more_queued) and self._free >= 0:
             with self._wanted:
                 self._wanted.notify()
 
@@ -73,14 +73,19 @@ class LocalDispatcher(Claimer):
 
         A slot is not to wait for a claim, nor a run for a slot that stays taken.
         """
-        free = self._pool.concurrency - self._pool.load
-        return free + self._pool.freed_lately if free >= 0 else 0
+        free = self._free
+        return free + self._pool.comes_free_soon if free >= 0 else 0
+
+    @property
+    def _free(self) -> int:
+        """How many slots are free; below 0 while runs wait for one."""
+        return self._pool.concurrency - self._pool.load
 
     def _room_for_fired(self) -> int:
         if time.monotonic() >= self._head_start_until_s:
             return self._room()
-        concurrency, load = self._pool.concurrency, self._pool.load
-        return concurrency - load if load <= concurrency // 2 else 0
+        free = self._free
+        return free if free * 2 >= self._pool.concurrency else 0
 
     def _look_at_s(self) -> float:
         until_s = self._head_start_until_s

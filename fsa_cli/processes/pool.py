@@ -39,6 +39,9 @@ Executed = Callable[[ActiveRun], Coroutine[Any, Any, None]]
 
 # The slots that have come free in so long say how many will come free soon.
 _LATELY_S = 0.5
+# Runs that take next to nothing: as many as begin in so long are worth one claim.
+_MOMENT_S = 0.02
+_MOST_AHEAD = 200
 # The end of a loop takes less, unless something blocks it.
 _ENDED_S = 4.0
 
@@ -67,7 +70,7 @@ class RunPool:
         # By object, not by id: a run that was lost may be executed here a second time.
         self._running: set[ActiveRun] = set()
         self._opened = self._closed = False
-        self._freed_s: deque[float] = deque(maxlen=concurrency)
+        self._freed_s: deque[float] = deque(maxlen=max(concurrency, _MOST_AHEAD))
         self._threads = 0
         self._idle = 0
         self._work: queue.SimpleQueue[ActiveRun] = queue.SimpleQueue()
@@ -114,15 +117,23 @@ class RunPool:
             return len(self._running) + len(self._waiting)
 
     @property
-    def freed_lately(self) -> int:
-        """How many slots have come free a moment ago, at most as many as there are."""
-        since_s = time.monotonic() - _LATELY_S
+    def comes_free_soon(self) -> int:
+        """How many more runs could begin soon, by how many have ended lately.
+
+        At most as many as go on at a time, unless more than that have ended within a moment.
+        """
+        soon, now_s = 0, time.monotonic()
         with self._lock:
-            return sum(each > since_s for each in self._freed_s)
+            for ended_s in reversed(self._freed_s):
+                within_s = _LATELY_S if soon < self.concurrency else _MOMENT_S
+                if now_s - ended_s > within_s:
+                    break
+                soon += 1
+        return soon
 
     def take_back(self) -> list[ActiveRun]:
         """Take back the runs that wait, if no slot comes free: they will not start here."""
-        if self.freed_lately:
+        if self.comes_free_soon:
             return []
         with self._lock:
             if len(self._running) < self.concurrency:  # they wait for a thread, or for `open`

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from fsa_cli.ledger.records import ClaimedRun
+from fsa_cli.processes import pool
+from fsa_cli.processes.active_runs import ActiveRun
+from fsa_cli.runner.run import Run as Execution
+from fsa_cli.tasks.definition import TaskDefinition
 from support.processes import Run, Start
 from support.shops import Shop
 from support.waiting import wait_until
@@ -140,3 +146,25 @@ def test_an_urgent_run_goes_before_what_was_enqueued_earlier(
     begun = dict(laid.ledger("SELECT id, started_ms FROM fsa_run WHERE task = 'child'"))
     # Two slots come free at once: it is not the last.
     assert begun.pop(urgent) <= max(begun.values())
+
+
+@pytest.mark.parametrize(("moment_s", "expected"), [(0.0, 2), (60.0, 30)], ids=["slow", "short"])
+def test_as_many_are_claimed_ahead_as_begin_soon(
+    monkeypatch: pytest.MonkeyPatch, moment_s: float, expected: int
+) -> None:
+    """As many as there are slots; of runs that take next to nothing as many as end in a moment."""
+    monkeypatch.setattr(pool, "_LATELY_S", 60.0)
+    monkeypatch.setattr(pool, "_MOMENT_S", moment_s)
+    ended = threading.Semaphore(0)
+    runs = pool.RunPool(2, lambda active: None, lambda active, result: ended.release())
+    runs.open()
+    brief = TaskDefinition(name="brief", function=lambda: None, commit=False)
+    assert runs.comes_free_soon == 0
+
+    for number in range(30):
+        claim = ClaimedRun(str(number), "token", "brief", 0, "manual", 1, "{}")
+        assert runs.submit(ActiveRun(claim, Execution(task=brief)))
+    for _ in range(30):
+        assert ended.acquire(timeout=30)
+
+    assert runs.comes_free_soon == expected
