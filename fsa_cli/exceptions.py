@@ -28,7 +28,7 @@ FsaError                    1
 ├── LockHeld               75    another process holds the lock: try later
 ├── TimedOut              124
 ├── Interrupted           130    Ctrl-C
-└── Terminated            143    SIGTERM, with work left
+└── Terminated            143    SIGTERM or SIGHUP, with work left
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class Interrupted(FsaError):
 
 
 class Terminated(FsaError):
-    """Stopped by SIGTERM, with work left."""
+    """Stopped by SIGTERM or SIGHUP, with work left."""
 
     exit_code = 143
 

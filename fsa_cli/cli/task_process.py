@@ -22,12 +22,17 @@ _NOW_S = 2.0
 
 
 class TerminationSignal(KeyboardInterrupt):
-    """Raised on SIGTERM. Like Ctrl-C it reaches the task wherever it is, and psycopg handles it."""
+    """Raised on SIGTERM and SIGHUP. Like Ctrl-C it reaches the task wherever it is, and psycopg
+    handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
 
 
 @contextlib.contextmanager
 def terminable(again: Callable[[signal.Signals], NoReturn]) -> Iterator[None]:
-    """Have SIGTERM end the task as Ctrl-C does; also as PID 1, which would ignore it.
+    """Have SIGTERM and SIGHUP end the task as Ctrl-C does; also as PID 1, which would ignore them.
 
     Args:
         again: Ends the process at a second signal, where that has not done so by itself: the main
@@ -37,17 +42,20 @@ def terminable(again: Callable[[signal.Signals], NoReturn]) -> Iterator[None]:
     ended = threading.Event()
 
     def heard(number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
+        if number in (*ENDING, signal.SIGINT):
             signals.append(number)
             if len(signals) == 2 and not ended.wait(_NOW_S):
                 again(signal.Signals(number))
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise TerminationSignal
+        raise TerminationSignal(number)
 
-    from fsa_cli.runner.signal_handlers import handling, hearing
+    from fsa_cli.runner.signal_handlers import ENDING, handling, hearing
 
-    with handling(signal.SIGTERM, terminate), hearing(heard):
+    with contextlib.ExitStack() as stack:
+        for number in ENDING:
+            stack.enter_context(handling(number, terminate))
+        stack.enter_context(hearing(heard))
         try:
             yield
         finally:

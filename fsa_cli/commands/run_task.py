@@ -262,14 +262,14 @@ def _run(
                 if record is not None:
                     run = replace(run, run_id=record.run_id, stop=record.stop)
                 result = policy.execute(run, attempt, failed)
-            except TerminationSignal:
-                raise _stopped(Terminated, run, "SIGTERM", record) from None
+            except TerminationSignal as exc:
+                raise _stopped(Terminated, run, exc.signal.name, record) from None
             except KeyboardInterrupt:
                 raise _stopped(Interrupted, run, "Ctrl-C", record) from None
             if record is not None:
                 record.ended(result)
-    except TerminationSignal:
-        raise again_by(signal.SIGTERM) from None
+    except TerminationSignal as exc:
+        raise again_by(exc.signal) from None
     except KeyboardInterrupt:
         raise again_by(signal.SIGINT) from None
     return result, changes, record.unrecorded if record is not None else None

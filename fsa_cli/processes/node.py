@@ -32,7 +32,7 @@ from fsa_cli.processes.run_lifecycle import RunLifecycle
 from fsa_cli.processes.service import Service
 from fsa_cli.processes.timer import Timer
 from fsa_cli.runner.run import Run, RunResult
-from fsa_cli.runner.signal_handlers import handling
+from fsa_cli.runner.signal_handlers import ENDING, handling
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -154,17 +154,19 @@ class Node(NodeListener):
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """End on SIGTERM and SIGINT; as PID 1 too, which would ignore them."""
+        """End on SIGTERM, SIGHUP and SIGINT; as PID 1 too, which would ignore them."""
         assert threading.current_thread() is threading.main_thread()
 
         def note(number: int, frame: FrameType | None) -> None:
             self._inbox.put(signal.Signals(number))
 
-        with handling(signal.SIGTERM, note), handling(signal.SIGINT, note):
+        with contextlib.ExitStack() as stack:
+            for number in (*ENDING, signal.SIGINT):
+                stack.enter_context(handling(number, note))
             yield
 
     def run(self) -> Unfinished | None:
-        """Run until SIGTERM or SIGINT; None if everything that ran has ended.
+        """Run until SIGTERM, SIGHUP or SIGINT; None if everything that ran has ended.
 
         Within `signals`.
 

@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["handling", "hearing"]
+__all__ = ["ENDING", "handling", "hearing"]
 
 Handler = Callable[[int, FrameType | None], object]
+
+#: What ends a process in order: a stop, and a terminal that is closed.
+ENDING = signal.SIGTERM, signal.SIGHUP
 
 # What is set now, with what was there before; the latest last.
 _handlers: list[tuple[int, Handler, Any]] = []
@@ -29,7 +32,13 @@ _is_watched = False
 
 @contextlib.contextmanager
 def handling(number: int, handler: Handler) -> Iterator[None]:
-    """While inside, *handler* is called for the signal; in the main thread only."""
+    """While inside, *handler* is called for the signal; in the main thread only.
+
+    SIGHUP stays ignored where it is: the process was started by `nohup`.
+    """
+    if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+        yield
+        return
     _watch_forks()
     previous = signal.signal(number, handler)
     entry = (number, handler, previous)

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fsa_cli.database.listening import listen_once
-from fsa_cli.runner.signal_handlers import hearing
+from fsa_cli.runner.signal_handlers import ENDING, hearing
 
 __all__ = ["Statements"]
 
@@ -27,7 +27,7 @@ __all__ = ["Statements"]
 #: an agent's where one wraps them (Datadog's, Elastic's, New Relic's), or the app's own.
 _IN_C = ("interrupt", "pgconn_ptr")
 _KEY = "fsa_statements"
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGALRM}
+_SIGNALS = {*ENDING, signal.SIGINT, signal.SIGALRM}
 _AGAIN_S = 0.05
 # A server has so long to answer the wish to end a statement, and the ROLLBACK after a signal.
 _ANSWER_S = 5.0

@@ -25,7 +25,7 @@ from fsa_cli.processes.schedule_plan import plan
 from fsa_cli.processes.timer import Timer
 from fsa_cli.tasks.registry import registry
 from support.backends import Backend
-from support.processes import FSA, Process, Run, Start, write_files
+from support.processes import FSA, OpenTerminal, Process, Run, Start, write_files
 from support.waiting import DEADLINE_S, wait_until
 
 HEAD = """
@@ -146,7 +146,7 @@ def test_tasks_run_by_themselves_and_sigterm_exits_0(
 
 
 @WAITS
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_running_task_ends_before_the_process_does(
     number: signal.Signals,
     source: str,
@@ -170,7 +170,27 @@ def test_a_running_task_ends_before_the_process_does(
 
 
 @WAITS
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_running_task_ends_though_its_terminal_is_closed(
+    source: str, terminal: OpenTerminal, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(sqlite, source)
+    child = terminal("fsa", "scheduler", "start", env={"FSA_STATE_DIR": "state"})
+    child.expect("begun")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), child.child_fd)
+    time.sleep(0.5)
+
+    (tmp_path / "go").touch()
+
+    wait_until(lambda: written(sqlite) == [1])
+    wait_until(lambda: not child.isalive(), "it has ended")
+    assert child.exitstatus == 0
+
+
+@WAITS
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
+)
 def test_what_does_not_end_in_time_is_rolled_back_and_said(
     number: signal.Signals, code: int, source: str, fsa_process: Start, lay: Lay, backend: Backend
 ) -> None:

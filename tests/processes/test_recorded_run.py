@@ -133,7 +133,9 @@ def test_a_retried_run_is_one_row_with_the_number_of_its_last_attempt(
 
 
 @pytest.mark.parametrize("name", ["slow", "slow_async"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
+)
 def test_a_run_that_is_stopped_is_recorded_as_interrupted(
     number: signal.Signals, code: int, name: str, fsa_process: Start, recorded: Shop
 ) -> None:
