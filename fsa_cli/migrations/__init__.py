@@ -364,6 +364,8 @@ def _hint(error: Exception, looking: bool) -> str:
         return "try when less is going on, or give it longer: --lock-timeout 10s"
     if refuses(error):
         return next_step(error) or ""
+    if isinstance(error, NameError) and error.name:
+        return f"the migration has no import of {error.name}: write it at its top"
     if looking:
         return "--traceback shows more"
     return "fsa db current says where the schema stands; --traceback shows more"

@@ -18,7 +18,7 @@ from fsa_cli.migrations.own_tables import is_own
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
-__all__ = ["differences", "repair"]
+__all__ = ["differences", "options", "repair"]
 
 _INDEXES = (ops.CreateIndexOp, ops.DropIndexOp)
 
@@ -61,25 +61,34 @@ def repair(connection: Connection, wanted: Sequence[MetaData]) -> str:
     return written.getvalue()
 
 
-def _operations(
-    connection: Connection, wanted: Sequence[MetaData]
-) -> Iterator[ops.MigrateOperation]:
-    """Alembic's operations from the database to the models, without those that are not needed."""
+def options(wanted: Sequence[MetaData], connection: Connection) -> dict[str, Any]:
+    """What `context.configure` is given where fsa decides what is compared: the models' schemas.
+
+    `fsa db check` and a migration that `--autogenerate` writes without an env.py of the project's
+    see the same.
+    """
     schemas = {table.schema for metadata in wanted for table in metadata.tables.values()}
+    if connection.dialect.default_schema_name in schemas:
+        schemas.add(None)  # as it is reflected
 
     def include_name(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "schema":
             return name in schemas
         return kind != "table" or not is_own(name)
 
+    return {
+        "compare_type": True,
+        "include_schemas": not schemas <= {None},
+        "include_name": include_name,
+    }
+
+
+def _operations(
+    connection: Connection, wanted: Sequence[MetaData]
+) -> Iterator[ops.MigrateOperation]:
+    """Alembic's operations from the database to the models, without those that are not needed."""
     context = MigrationContext.configure(
-        connection,
-        opts={
-            "compare_type": True,
-            "compare_server_default": False,
-            "include_schemas": schemas != {None},
-            "include_name": include_name,
-        },
+        connection, opts={**options(wanted, connection), "compare_server_default": False}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SAWarning)  # types and indexes that it does not know

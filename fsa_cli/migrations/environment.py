@@ -20,6 +20,7 @@ from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 from fastapi_sqlalchemy import Database
 from fsa_cli.database.identity import address, same_database
 from fsa_cli.exceptions import ConfigurationError
+from fsa_cli.migrations.comparison import options
 from fsa_cli.migrations.exclusive import LockTimeout
 from fsa_cli.migrations.own_tables import is_own
 from fsa_cli.migrations.scripts import Scripts
@@ -182,12 +183,14 @@ def _environment(call: AlembicCall, *args: Any, **kwargs: Any) -> EnvironmentCon
         call.configured = True
         # Reported by `on_step`; an alembic.ini would report it twice.
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        if given.get("connection") is not None:
-            _refuse_another_database(given["connection"], call.database)
-            if call.lock_timeout is not None:
-                call.lock_timeout.apply_to(given["connection"])
         if given.get("target_metadata") is None:
             given["target_metadata"] = call.metadata()
+        if (connection := given.get("connection")) is not None:
+            _refuse_another_database(connection, call.database)
+            if call.lock_timeout is not None:
+                call.lock_timeout.apply_to(connection)
+            if not call.scripts.has_environment:
+                given |= options(given["target_metadata"] or [], connection)
         if call.as_if_empty:
             given["include_name"] = lambda name, kind, parents: kind != "table"
         given["include_object"] = _without_own_tables(given.get("include_object"))

@@ -85,9 +85,9 @@ def change_of(diff: Any) -> str:
     kind, *rest = diff
     what = kind.replace("_", " ")
     if kind.startswith("modify_"):
-        return f"{what.replace('modify', 'change')} of {rest[1]}.{rest[2]}"
+        return f"{what.replace('modify', 'change')} of {'.'.join(filter(None, rest[:3]))}"
     if kind.endswith("_column"):
-        return f"{what} {rest[1]}.{rest[2].name}"
+        return f"{what} {'.'.join(filter(None, rest[:2]))}.{rest[2].name}"
     item = rest[0]
     name = getattr(item, "fullname", None) or getattr(item, "name", None) or ""
     table = getattr(item, "table", None)

@@ -36,6 +36,14 @@ def downgrade():
     {down_sql}
 '''
 
+KINDS = """
+import sqlalchemy as sa
+
+class Money(sa.TypeDecorator):
+    impl = sa.Numeric(12, 2)
+    cache_ok = True
+"""
+
 
 def add_column(project: Path) -> None:
     main = project / "main.py"
@@ -144,6 +152,70 @@ def test_without_an_ini_it_writes_applies_and_takes_back(fsa, project, backend, 
     assert wrong.returncode == 5
     assert "missing column\tusers\tnote" in wrong.stdout
     backend.assert_released()
+
+
+@pytest.mark.parametrize("schemas", [("sales",), ("public",), ("sales", None)], ids=str)
+def test_tables_in_a_schema_are_compared_there(fsa, project, postgresql, schemas) -> None:
+    """`db check` and a migration that is written see the same."""
+    env = {"FSA_DB_URL": postgresql.url}
+    postgresql.execute("CREATE SCHEMA sales")
+    postgresql.execute("CREATE TABLE sales.others_too (id int); CREATE TABLE fsa_runs (id int)")
+    first, *more = schemas
+    main = (project / "main.py").read_text()
+    table = f'__tablename__ = "users"; __table_args__ = {{"schema": "{first}"}}'
+    main = main.replace('__tablename__ = "users"', table)
+    if more:
+        main += "class Note(Base):\n    __tablename__ = 'notes'\n"
+        main += f"    user: Mapped[int] = mapped_column(ForeignKey('{first}.users.id'), "
+        main += "primary_key=True)\n"
+        main = main.replace("import String", "import ForeignKey, String")
+    (project / "main.py").write_text(main)
+
+    assert fsa("db", "revision", "--autogenerate", "-m", "first", env=env).returncode == 0
+    written = (project / "migrations" / "versions").glob("*_first.py")
+    assert "fsa_runs" not in next(written).read_text()
+    # What only the database has is dropped, as Alembic does where it looks.
+    postgresql.execute("CREATE TABLE IF NOT EXISTS sales.others_too (id int)")
+    done = fsa("db", "upgrade", env=env)
+    assert done.returncode == 0, done.stderr
+    postgresql.execute("DROP TABLE IF EXISTS sales.others_too")
+    assert fsa("db", "check", env=env).returncode == 0
+    nothing = fsa("db", "revision", "--autogenerate", "--json", env=env)
+    assert json.loads(nothing.stdout) == {"revision": None, "changes": []}
+
+    add_column(project)
+    assert fsa("db", "check", env=env).returncode == 5
+    assert "CREATE" not in fsa("db", "check", "--sql", env=env).stdout
+    again = fsa("db", "revision", "--autogenerate", "--json", env=env)
+    place = "users" if first == "public" else f"{first}.users"
+    assert json.loads(again.stdout)["changes"] == [f"add column {place}.note"]
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    assert fsa("db", "check", env=env).returncode == 0
+
+
+def test_a_migration_imports_the_types_of_the_teams_own(fsa, project, backend) -> None:
+    env = {"FSA_DB_URL": backend.url}
+    (project / "shop_kinds.py").write_text(KINDS)
+    main = (project / "main.py").read_text()
+    main = main.replace("import String", "import String; from shop_kinds import Money")
+    main = main.replace(
+        "mapped_column(String(80))",
+        "mapped_column(String(80))\n    price: Mapped[object] = mapped_column(Money)",
+    )
+    (project / "main.py").write_text(main)
+
+    made = fsa("db", "revision", "--autogenerate", "-m", "first", env=env)
+    assert made.returncode == 0, made.stderr
+    script = project / made.stdout.strip()
+    assert "import shop_kinds\n" in script.read_text()
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    assert fsa("db", "check", env=env).returncode == 0
+
+    script.write_text(script.read_text().replace("import shop_kinds\n", ""))
+    assert fsa("db", "downgrade", "base", "--yes", env=env).returncode == 0
+    failed = fsa("db", "upgrade", env=env)
+    assert failed.returncode == 1
+    assert "hint: the migration has no import of shop_kinds: write it at its top" in failed.stderr
 
 
 def test_a_database_that_has_its_tables_begins_with_a_baseline(fsa, project, backend) -> None:

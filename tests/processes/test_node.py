@@ -176,7 +176,7 @@ def test_a_running_task_ends_though_its_terminal_is_closed(
     lay(sqlite, source)
     child = terminal("fsa", "scheduler", "start", env={"FSA_STATE_DIR": "state"})
     child.expect("begun")
-    with open(os.devnull) as nothing:
+    with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), child.child_fd)
     time.sleep(0.5)
 
