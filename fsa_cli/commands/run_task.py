@@ -36,6 +36,7 @@ from fsa_cli.terminal.formatting import format_elapsed
 if TYPE_CHECKING:
     from fsa_cli.processes.recorded_run import RecordedRun
     from fsa_cli.runner.dry_run import DryRun
+    from fsa_cli.runner.own_commits import OwnCommits
 
 app = typer.Typer()
 
@@ -165,11 +166,13 @@ def run_task(
         raise UsageError(f"{later[0]} is about a run elsewhere", hint="with --enqueue")
     bars = ProgressBars(fsa.output)
     from fsa_cli.runner import lifespan
+    from fsa_cli.runner.own_commits import OwnCommits
 
     app, enabled = call.loaded.app, fsa.settings.lifespan
     fsa.tell_of_left = fsa.output.warn
     with lifespan.around(app, enabled, fsa.output.warn) as run_async:
-        result, changes, unrecorded = _run(fsa, call, bars, run_async)
+        with OwnCommits() as own_commits:
+            result, changes, unrecorded = _run(fsa, call, bars, run_async, own_commits)
         if changes is not None and enabled:
             changes.kept.append("what the app's lifespan did")
         if fsa.output.json:
@@ -177,7 +180,8 @@ def run_task(
         if not result.succeeded:
             if unrecorded is not None:
                 fsa.output.warn("; ".join([unrecorded.message, *unrecorded.details]))
-            raise report.failure_of(result, call.loaded)
+            kept = own_commits.number if changes is None else 0
+            raise report.failure_of(result, call.loaded, kept)
         fsa.tell_of_left = None  # what a task that has succeeded began may come to its end
         if not fsa.output.json:
             _tell(fsa, result, changes)
@@ -199,7 +203,7 @@ def _enqueue(fsa: Fsa, call: Call) -> None:
 
 
 def _run(
-    fsa: Fsa, call: Call, bars: ProgressBars, run_async: RunAsync
+    fsa: Fsa, call: Call, bars: ProgressBars, run_async: RunAsync, own_commits: OwnCommits
 ) -> tuple[RunResult, DryRun | None, DatabaseUnreachable | None]:
     task = call.task
     timeout_s = call.number("--timeout")
@@ -263,9 +267,9 @@ def _run(
                     run = replace(run, run_id=record.run_id, stop=record.stop)
                 result = policy.execute(run, attempt, failed)
             except TerminationSignal as exc:
-                raise _stopped(Terminated, run, exc.signal.name, record) from None
+                raise _stopped(Terminated, run, exc.signal.name, record, own_commits) from None
             except KeyboardInterrupt:
-                raise _stopped(Interrupted, run, "Ctrl-C", record) from None
+                raise _stopped(Interrupted, run, "Ctrl-C", record, own_commits) from None
             if record is not None:
                 record.ended(result)
     except TerminationSignal as exc:
@@ -289,10 +293,14 @@ def _begin(fsa: Fsa, call: Call, run: Run) -> RecordedRun | None:
     return recording.begin(call.loaded, fsa.settings, run, name, locks=locks, warn=fsa.output.warn)
 
 
-def _stopped(kind: type[FsaError], run: Run, by: str, record: RecordedRun | None) -> FsaError:
+def _stopped(
+    kind: type[FsaError], run: Run, by: str, record: RecordedRun | None, own_commits: OwnCommits
+) -> FsaError:
     """Record that the run was stopped, and say so."""
     kept = not run.dry_run and run.database is not None and autocommits(run.database)
     fate = "; what it wrote before stays (AUTOCOMMIT)" if kept else " and rolled back"
+    if own_commits.number and not run.dry_run:
+        fate = " after it had committed"
     how = kind.__name__.lower()
     if record is not None:
         record.broken(f"stopped by {by}")

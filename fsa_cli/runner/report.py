@@ -84,8 +84,8 @@ def brief(result: RunResult) -> str:
     return f"{what} after {format_elapsed(result.duration_ms)}: {summary}"
 
 
-def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
-    """The error for a run that did not succeed."""
+def failure_of(result: RunResult, loaded: LoadedApp, own_commits: int) -> FsaError:
+    """The error for a run that did not succeed, and has committed so often by itself."""
     from fastapi_sqlalchemy.exceptions import SandboxError
 
     error = result.error
@@ -102,7 +102,7 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
                         if cause is not None
                         else []
                     ),
-                    _fate(result),
+                    _fate(result, own_commits),
                 ],
                 hint="--timeout S, or timeout_s= of the task, gives it more",
             ),
@@ -115,7 +115,7 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
         return _with_cause(
             Refused(
                 f"{name} cannot be run dry: {_one_line(leaf)}",
-                details=[*_lines(user_frame(leaf)), _fate(result)],
+                details=[*_lines(user_frame(leaf)), _fate(result, own_commits)],
             ),
             error,
         )
@@ -125,7 +125,7 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
     leaf = unwrap_error(error)
     where = user_frame(leaf)
     if isinstance(leaf, Discard | Retry) and not result.at_commit:
-        return TaskFailed(f"{name} {brief(result)}", details=[_fate(result)])
+        return TaskFailed(f"{name} {brief(result)}", details=[_fate(result, own_commits)])
     if isinstance(leaf, SystemExit):
         summary = f"it called sys.exit({leaf.code!r}): return, or raise an error"
     else:
@@ -135,7 +135,7 @@ def failure_of(result: RunResult, loaded: LoadedApp) -> FsaError:
     return _with_cause(
         TaskFailed(
             f"{name} {what}{attempts} after {format_elapsed(result.duration_ms)}: {summary}",
-            details=[*_lines(where), _fate(result)],
+            details=[*_lines(where), _fate(result, own_commits)],
             hint=_hint(leaf),
         ),
         error,
@@ -164,10 +164,13 @@ def _misses_state(error: BaseException) -> bool:
     return isinstance(error, AttributeError) and text.startswith("'State' object has no attribute")
 
 
-def _fate(result: RunResult) -> str:
+def _fate(result: RunResult, own_commits: int) -> str:
     """What became of what it wrote."""
     if result.kept:
         return "what it wrote before stays: its engine is in AUTOCOMMIT, which rolls nothing back"
+    if own_commits:
+        number = "a commit" if own_commits == 1 else f"{own_commits} commits"
+        return f"what it had committed by itself stays ({number}); the rest was rolled back"
     return "what it wrote was rolled back"
 
 

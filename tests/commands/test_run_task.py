@@ -54,6 +54,30 @@ MAIN = """
             raise LookupError("no such user")
 
     @task
+    def keep(session: Session):
+        for n in 1, 2:
+            session.execute(INSERT, dict(n=n))
+            session.commit()
+        session.execute(INSERT, dict(n=3))
+        raise LookupError("no third")
+
+    @task
+    async def keep_async(session: AsyncSession):
+        for n in 1, 2:
+            await session.execute(INSERT, dict(n=n))
+            await session.commit()
+        await session.execute(INSERT, dict(n=3))
+        raise LookupError("no third")
+
+    @task
+    def keep_inner(session: Session):
+        session.execute(text("SELECT 1"))
+        session.commit()
+        with db(commit_on_exit=True):
+            db.session.execute(INSERT, dict(n=1))
+        raise LookupError("no third")
+
+    @task
     def wait(session: Session):
         session.execute(INSERT, dict(n=1))
         print("waiting", flush=True)
@@ -212,6 +236,28 @@ def test_a_task_that_raises_exits_1_with_the_users_line(
     assert "  what it wrote was rolled back" in details
     assert len(done.stderr.splitlines()) <= 8
     assert project() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "rows"),
+    [
+        ("keep", "2 commits", [1, 2]),
+        ("keep_async", "2 commits", [1, 2]),
+        ("keep_inner", "a commit", [1]),
+    ],
+)
+def test_what_a_task_has_committed_before_it_failed_is_said_to_stay(
+    name: str, said: str, rows: list[int], fsa: Run, project: Written
+) -> None:
+    done = fsa("run-task", name)
+
+    stays = f"  what it had committed by itself stays ({said}); the rest was rolled back"
+    assert (done.returncode, stays in done.stderr.splitlines()) == (1, True), done.stderr
+    assert project() == rows
+
+    dry = fsa("run-task", name, "--dry-run")
+    assert (dry.returncode, "stays" in dry.stderr) == (1, False), dry.stderr
+    assert project() == rows
 
 
 def test_the_error_of_a_flush_before_a_query_is_the_databases_at_the_users_line(
