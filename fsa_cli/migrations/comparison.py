@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +78,68 @@ def options(wanted: Sequence[MetaData], connection: Connection) -> dict[str, Any
         return kind != "table" or not is_own(name)
 
     return {
-        "compare_type": True,
+        "compare_type": _compare_type,
         "include_schemas": not schemas <= {None},
         "include_name": include_name,
     }
+
+
+def _compare_type(
+    context: MigrationContext,
+    inspected_column: Any,
+    metadata_column: Any,
+    inspected_type: Any,
+    metadata_type: Any,
+) -> bool | None:
+    """For Alembic: False where a type is what the database makes of the model's; None: it looks."""
+    dialect = context.dialect
+    if dialect.name not in _made_of:
+        return None
+    try:
+        there = str(inspected_type.compile(dialect=dialect)).upper()
+        here = str(metadata_type.compile(dialect=dialect)).upper()
+    except (CompileError, NotImplementedError):
+        return None
+    made = _made_of[dialect.name](here, dialect)
+    return False if there in (here, made) else None
+
+
+def _made_by_mysql(written: str, dialect: Any) -> str:
+    """`FLOAT(p)` and texts and blobs of a length are names for others.
+
+    https://dev.mysql.com/doc/refman/8.4/en/floating-point-types.html
+    https://dev.mysql.com/doc/refman/8.4/en/string-type-syntax.html
+    """
+    found = re.fullmatch(r"(FLOAT|TEXT|BLOB)\((\d+)\)(.*)", written)
+    if found is None:
+        return written
+    kind, size, rest = found[1], int(found[2]), found[3]
+    if kind == "FLOAT":
+        return f"{'FLOAT' if size <= 24 else 'DOUBLE'}{rest}"
+    needed = size * (4 if kind == "TEXT" else 1)  # bytes, of characters of utf8mb4
+    return next(name for most, name in _LENGTHS if needed <= most) + kind + rest
+
+
+def _made_by_postgresql(written: str, dialect: Any) -> str:
+    """https://www.postgresql.org/docs/current/datatype-numeric.html#DATATYPE-FLOAT"""
+    found = re.fullmatch(r"FLOAT\((\d+)\)(.*)", written)
+    if found is None:
+        return written
+    return f"{'REAL' if int(found[1]) <= 24 else 'DOUBLE PRECISION'}{found[2]}"
+
+
+def _made_by_sqlite(written: str, dialect: Any) -> str:
+    """A type that it has no name for is read back as its affinity's."""
+    return str(dialect._resolve_type_affinity(written).compile(dialect=dialect)).upper()
+
+
+_LENGTHS = (2**8 - 1, "TINY"), (2**16 - 1, ""), (2**24 - 1, "MEDIUM"), (2**64, "LONG")
+_made_of: dict[str, Callable[[str, Any], str]] = {
+    "mysql": _made_by_mysql,
+    "mariadb": _made_by_mysql,
+    "postgresql": _made_by_postgresql,
+    "sqlite": _made_by_sqlite,
+}
 
 
 def _operations(
@@ -91,7 +150,9 @@ def _operations(
         connection, opts={**options(wanted, connection), "compare_server_default": False}
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SAWarning)  # types and indexes that it does not know
+        # Of types and indexes that it does not know: SQLAlchemy's, and Alembic's own.
+        warnings.simplefilter("ignore", SAWarning)
+        warnings.filterwarnings("ignore", module="alembic|sqlalchemy")
         script = produce_migrations(context, list(wanted))  # type: ignore[arg-type]
     assert script.upgrade_ops is not None
     for each in _flat(script.upgrade_ops.ops):

@@ -126,3 +126,49 @@ def test_a_unique_index_and_a_foreign_key_that_no_model_has_are_named(
         5,
         ["unknown unique index\tusers\t\tone_name (name)"],
     )
+
+
+LOW = "__table_args__ = (Index('low', text('lower(word)')),)"
+#: What each database has another name for, or nothing that tells it from another.
+OTHER_NAMES = {
+    "postgresql": "",
+    "mariadb": "plan = mapped_column(Text(1000000)); scan = mapped_column(LargeBinary(2000000))",
+    "sqlite": "plan = mapped_column(Text(1000000)); key = mapped_column(BINARY(16))",
+}
+
+
+def test_what_a_database_calls_by_another_name_is_the_same(
+    fsa, write_app, tmp_path, backend
+) -> None:
+    """Neither `db check` nor a migration that is written sees a change; nothing warns."""
+    models = MODELS.replace(
+        "    app = FastAPI()",
+        f"""
+    class Sized(Base):
+        __tablename__ = "sized"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        precise = mapped_column(Float(53))
+        rough = mapped_column(Float(24))
+        {OTHER_NAMES[backend.name]}
+        {LOW if backend.name != "mariadb" else ""}
+        word = mapped_column(String(20))
+
+    app = FastAPI()""",
+    )
+    write_app(tmp_path, main=models)
+    env = {"FSA_DB_URL": backend.url}
+    assert fsa("db", "create", env=env).returncode == 0
+
+    done = fsa("db", "check", env=env)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    assert "Warning" not in done.stderr
+    assert fsa("db", "check", "--sql", env=env).stdout == ""
+    nothing = fsa("db", "revision", "--autogenerate", "--json", env=env)
+    assert json.loads(nothing.stdout) == {"revision": None, "changes": []}, nothing.stdout
+
+    kind = "TEXT" if backend.name == "sqlite" else "int"
+    backend.execute("ALTER TABLE sized DROP COLUMN precise")
+    backend.execute(f"ALTER TABLE sized ADD COLUMN precise {kind}")
+    wrong = fsa("db", "check", env=env)
+    assert wrong.returncode == 5
+    assert "other type\tsized\tprecise" in wrong.stdout
