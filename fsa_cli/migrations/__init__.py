@@ -157,6 +157,8 @@ class Migrations:
         """
         from alembic import command
 
+        from fsa_cli.migrations.comparison import unwarned
+
         changes: list[str] = []
 
         def keep_what_changes(context: Any, revision: Any, directives: list[Any]) -> None:
@@ -174,15 +176,16 @@ class Migrations:
         if autogenerate and self.scripts.exist and not (state := self.state()).at_head:
             raise state.behind()
         self._compares = autogenerate
-        made = self._run(
-            lambda config: command.revision(
-                config,
-                message,
-                autogenerate=autogenerate,
-                process_revision_directives=keep_what_changes if autogenerate else None,
-            ),
-            as_if_empty=baseline,
-        )
+        with contextlib.nullcontext() if self.scripts.has_environment else unwarned():
+            made = self._run(
+                lambda config: command.revision(
+                    config,
+                    message,
+                    autogenerate=autogenerate,
+                    process_revision_directives=keep_what_changes if autogenerate else None,
+                ),
+                as_if_empty=baseline,
+            )
         return revision_of(made) if made and not isinstance(made, list) else None, changes
 
     def ledger_revision(self, message: str | None) -> Revision:

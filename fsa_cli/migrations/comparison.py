@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from fsa_cli.migrations.own_tables import is_own
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
-__all__ = ["differences", "options", "repair"]
+__all__ = ["differences", "options", "repair", "unwarned"]
 
 _INDEXES = (ops.CreateIndexOp, ops.DropIndexOp)
 
@@ -82,6 +83,15 @@ def options(wanted: Sequence[MetaData], connection: Connection) -> dict[str, Any
         "include_schemas": not schemas <= {None},
         "include_name": include_name,
     }
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Without what SQLAlchemy and Alembic warn of: types and indexes that they do not compare."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SAWarning)
+        warnings.filterwarnings("ignore", module="alembic|sqlalchemy")
+        yield
 
 
 def _compare_type(
@@ -149,10 +159,7 @@ def _operations(
     context = MigrationContext.configure(
         connection, opts={**options(wanted, connection), "compare_server_default": False}
     )
-    with warnings.catch_warnings():
-        # Of types and indexes that it does not know: SQLAlchemy's, and Alembic's own.
-        warnings.simplefilter("ignore", SAWarning)
-        warnings.filterwarnings("ignore", module="alembic|sqlalchemy")
+    with unwarned():
         script = produce_migrations(context, list(wanted))  # type: ignore[arg-type]
     assert script.upgrade_ops is not None
     for each in _flat(script.upgrade_ops.ops):

@@ -165,6 +165,7 @@ def test_what_a_database_calls_by_another_name_is_the_same(
     assert fsa("db", "check", "--sql", env=env).stdout == ""
     nothing = fsa("db", "revision", "--autogenerate", "--json", env=env)
     assert json.loads(nothing.stdout) == {"revision": None, "changes": []}, nothing.stdout
+    assert "Warning" not in nothing.stderr
 
     kind = "TEXT" if backend.name == "sqlite" else "int"
     backend.execute("ALTER TABLE sized DROP COLUMN precise")
