@@ -21,7 +21,9 @@ def main() -> NoReturn:
     """Run `fsa` with the command line's arguments, and exit."""
     _open_closed_streams()
     if os.getpid() == 1:
-        _end_on_sigterm()
+        from fsa_cli.cli.init_process import fork_from_init
+
+        fork_from_init()
     code = 0
     try:
         code = _answer(sys.argv[1:])
@@ -70,16 +72,6 @@ def _open_closed_streams() -> None:
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
-
-
-def _end_on_sigterm() -> None:
-    """Have SIGTERM end this process until a command handles it: the kernel ignores it for PID 1.
-
-    A container that is stopped while it imports its app would be killed at the end of the grace.
-    """
-    import signal
-
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
 def _flush(stream: TextIO) -> None:

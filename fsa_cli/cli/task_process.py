@@ -32,7 +32,7 @@ class TerminationSignal(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable(again: Callable[[signal.Signals], NoReturn]) -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end the task as Ctrl-C does; also as PID 1, which would ignore them.
+    """Have SIGTERM and SIGHUP end the task as Ctrl-C does.
 
     Args:
         again: Ends the process at a second signal, where that has not done so by itself: the main

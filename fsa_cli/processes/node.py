@@ -154,7 +154,7 @@ class Node(NodeListener):
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """End on SIGTERM, SIGHUP and SIGINT; as PID 1 too, which would ignore them."""
+        """End on SIGTERM, SIGHUP and SIGINT."""
         assert threading.current_thread() is threading.main_thread()
 
         def note(number: int, frame: FrameType | None) -> None:

@@ -545,8 +545,7 @@ def test_as_pid_1_a_sigterm_ends_it_while_the_app_is_imported(tmp_path: Path) ->
     process = subprocess.Popen(["unshare", "--fork", "--pid", FSA, "tasks"], cwd=tmp_path)
     try:
         wait_until((tmp_path / "began").exists)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        os.kill(int(children), signal.SIGTERM)
+        os.kill(*children_of(process.pid), signal.SIGTERM)
 
         assert process.wait(DEADLINE_S) == 143
     finally:
@@ -559,15 +558,58 @@ def test_it_can_be_pid_1(start: Start, lay: Lay, sqlite: Backend, tmp_path: Path
     process = start(
         "unshare", "--fork", "--pid", "fsa", "scheduler", "start", env={"FSA_STATE_DIR": "state"}
     )
-    process.wait_for("fsa scheduler 1:")
+    process.wait_for("fsa scheduler")
     process.wait_for("begun")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
-    os.kill(int(children[0]), signal.SIGTERM)
+    os.kill(*children_of(process.pid), signal.SIGTERM)
     process.wait_for("SIGTERM: waiting")
     (tmp_path / "go").touch()
 
     assert process.wait().returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="no right to make a PID namespace")
+def test_as_pid_1_it_reaps_what_its_tasks_have_left(
+    start: Start, lay: Lay, sqlite: Backend
+) -> None:
+    """A shell pipeline that a time-out kills: two processes a run that nobody else waits for."""
+    lay(
+        sqlite,
+        """
+        import subprocess
+
+        @task(schedule="every 2s", isolation="process", timeout_s=0.3)
+        def nightly_dump():
+            subprocess.run("sleep 60 | cat", shell=True)
+        """,
+    )
+    process = start(
+        "unshare", "--fork", "--pid", "fsa", "scheduler", "start", env={"FSA_STATE_DIR": "state"}
+    )
+    wait_until(lambda: process.stderr.count("took longer than 0.3 s") >= 2, "two have timed out")
+    (init,) = children_of(process.pid)
+
+    wait_until(lambda: len(children_of(init)) == 1, "it has one child, the scheduler")
+    assert "State:\tZ" not in Path(f"/proc/{children_of(init)[0]}/status").read_text()
+    os.kill(init, signal.SIGTERM)
+    assert process.wait().returncode == 0
+
+
+def children_of(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+@pytest.mark.skipif(not can_unshare(), reason="no right to make a PID namespace")
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("import os; os._exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)],
+)
+def test_as_pid_1_it_exits_as_its_child_does(code: str, expected: int, tmp_path: Path) -> None:
+    write_files(tmp_path, {"main.py": code})
+    process = subprocess.run(
+        ["unshare", "--fork", "--pid", FSA, "tasks"], cwd=tmp_path, check=False, timeout=DEADLINE_S
+    )
+    assert process.returncode == expected
 
 
 @pytest.mark.parametrize(
