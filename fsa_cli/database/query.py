@@ -70,12 +70,36 @@ def value(cell: object) -> object:
     return cell
 
 
+def _read_any_date(driver: Any) -> None:
+    """Have psycopg give as text what Python's dates cannot hold: `infinity`, and dates of BC.
+
+    https://www.psycopg.org/psycopg3/docs/basic/adapt.html#date-time-types-adaptation
+    """
+    from psycopg import DataError
+    from psycopg.types import datetime
+
+    def reading(kind: Any) -> Any:
+        def load(self: Any, data: Any) -> Any:
+            try:
+                return kind.load(self, data)
+            except DataError:
+                return bytes(data).decode()
+
+        return type(kind.__name__, (kind,), {"load": load})
+
+    driver.adapters.register_loader("date", reading(datetime.DateLoader))
+    driver.adapters.register_loader("timestamp", reading(datetime.TimestampLoader))
+    driver.adapters.register_loader("timestamptz", reading(datetime.TimestamptzLoader))
+
+
 def _by_cursor(
     connection: Connection, statement: str, receive: Callable[[list[str], Rows], T]
 ) -> T:
     from sqlalchemy import func, select
 
     connection = readonly.own(connection)
+    if connection.dialect.driver == "psycopg":
+        _read_any_date(connection.connection.driver_connection)
     connection.execute(select(func.set_config("fsa.query", statement, True)))
     connection.exec_driver_sql(_OPEN)
     first = connection.exec_driver_sql(f"FETCH {_BATCH} FROM fsa")

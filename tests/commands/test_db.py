@@ -238,6 +238,17 @@ def test_many_rows_stream_and_an_answer_may_have_none(filled, backend) -> None:
     assert filled("query", "select id from users where id = 9").stdout == "id\n"
 
 
+def test_a_query_shows_the_dates_that_python_has_none_for(fsa, project, postgresql) -> None:
+    sql = """select 'infinity'::date as until, '-infinity'::timestamp as since,
+        'infinity'::timestamptz as ever, '0044-03-15 BC'::date as ides, '2026-01-02'::date as day"""
+
+    done = fsa("db", "query", sql, "--json", env={"FSA_DB_URL": postgresql.url})
+
+    assert done.returncode == 0, done.stderr
+    shown = ["infinity", "-infinity", "infinity", "0044-03-15 BC", "2026-01-02"]
+    assert list(json.loads(done.stdout)[0].values()) == shown
+
+
 def test_only_an_async_driver_will_do(fsa, project, backend) -> None:
     names = SYNC_DRIVERS[backend.name]
     (project / "main.py").write_text(HIDE.format(names=names) + (project / "main.py").read_text())
