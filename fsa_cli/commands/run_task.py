@@ -109,7 +109,7 @@ def run_task(
         option(
             "run-task",
             "--backoff",
-            help="Seconds before a retry, doubled each time; 1.",
+            help="Seconds before a retry, then doubled; else the task's.",
             metavar="S",
         ),
     ] = None,
@@ -249,7 +249,7 @@ def _run(
         run_async=run_async,
     )
     redirected = prints_to_stderr() if fsa.output.json else contextlib.nullcontext()
-    policy = RetryPolicy(retries, 1.0 if backoff_s is None else backoff_s)
+    policy = RetryPolicy(retries, task.backoff_s if backoff_s is None else backoff_s)
 
     def again_by(number: signal.Signals) -> FsaError:
         kind = Interrupted if number == signal.SIGINT else Terminated

@@ -110,7 +110,7 @@ MAIN = """
         print("waiting", flush=True)
         await session.execute(LONG)
 
-    @task
+    @task(backoff_s=0.02)
     def third(context: TaskContext, session: Session) -> int:
         session.execute(INSERT, dict(n=context.attempt))
         if context.attempt < 3:
@@ -389,14 +389,19 @@ def test_a_dry_run_of_a_task_that_fails_exits_1(fsa: Run, small: Path) -> None:
     assert "LookupError: no such user" in done.stderr
 
 
-def test_retries_follow_with_a_growing_pause(fsa: Run, project: Written) -> None:
-    done = fsa("run-task", "third", "--retries", "2", "--backoff=0.01")
+@pytest.mark.parametrize(
+    ("options", "pauses"), [([], (0.02, 0.04)), (["--backoff=0.01"], (0.01, 0.02))], ids=str
+)
+def test_retries_follow_with_a_growing_pause(
+    options: list[str], pauses: tuple[float, float], fsa: Run, project: Written
+) -> None:
+    done = fsa("run-task", "third", "--retries", "2", *options)
 
     assert (done.returncode, done.stdout) == (0, "3\n")
     first, second, last = done.stderr.splitlines()
     assert first.startswith("attempt 1 of 3 failed after ")
-    assert first.endswith(": LookupError: not yet; the next one in 0.01 s")
-    assert second.endswith("; the next one in 0.02 s")
+    assert first.endswith(f": LookupError: not yet; the next one in {pauses[0]} s")
+    assert second.endswith(f"; the next one in {pauses[1]} s")
     assert last.startswith("third succeeded")
     assert project() == [3]
 
