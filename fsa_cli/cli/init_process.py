@@ -14,14 +14,16 @@ import signal
 
 __all__ = ["fork_from_init"]
 
-# Those that say that this process itself has failed, and those of a terminal's background.
-_OWN = {"SIGFPE", "SIGILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGTRAP", "SIGSYS"}
-_OWN |= {"SIGTTIN", "SIGTTOU", "SIGKILL", "SIGSTOP"}
+# Those that say that this process itself has failed, those of a terminal's background, and those
+# that nobody can block.
+_OWN = {signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT}
+_OWN |= {signal.SIGTRAP, signal.SIGSYS, signal.SIGTTIN, signal.SIGTTOU}
+_OWN |= {signal.SIGKILL, signal.SIGSTOP}
 
 
 def fork_from_init() -> None:
     """Return in a child, which is in no respect PID 1; this process ends as the child does."""
-    passed_on = {each for each in signal.valid_signals() if _name(each) not in _OWN}
+    passed_on = signal.valid_signals() - _OWN
     before = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # they wait for `sigwait`
     child = os.fork()
     if child == 0:
@@ -41,15 +43,11 @@ def fork_from_init() -> None:
 def _reap(child: int) -> int | None:
     """Reap all that have ended; the child's status if it is one of them."""
     found = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return found
-        if pid == 0:
-            return found
-        if pid == child:
-            found = status
+    with contextlib.suppress(ChildProcessError):  # there is none any more
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            if ended[0] == child:
+                found = ended[1]
+    return found
 
 
 def _take_terminal() -> None:
@@ -58,13 +56,6 @@ def _take_terminal() -> None:
     if not os.isatty(0):
         return
     before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    try:
+    with contextlib.suppress(OSError):  # another session's terminal
         os.tcsetpgrp(0, os.getpgrp())
-    except OSError:  # another session's terminal
-        pass
-    finally:
-        signal.signal(signal.SIGTTOU, before)
-
-
-def _name(number: int) -> str:
-    return getattr(number, "name", "")
+    signal.signal(signal.SIGTTOU, before)

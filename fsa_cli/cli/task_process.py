@@ -52,10 +52,7 @@ def terminable(again: Callable[[signal.Signals], NoReturn]) -> Iterator[None]:
 
     from fsa_cli.runner.signal_handlers import ENDING, handling, hearing
 
-    with contextlib.ExitStack() as stack:
-        for number in ENDING:
-            stack.enter_context(handling(number, terminate))
-        stack.enter_context(hearing(heard))
+    with handling(terminate, *ENDING), hearing(heard):
         try:
             yield
         finally:

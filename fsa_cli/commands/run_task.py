@@ -171,7 +171,9 @@ def run_task(
     app, enabled = call.loaded.app, fsa.settings.lifespan
     fsa.tell_of_left = fsa.output.warn
     with lifespan.around(app, enabled, fsa.output.warn) as run_async:
-        with OwnCommits() as own_commits:
+        own_commits = OwnCommits()
+        # In a dry run's sandbox a commit keeps nothing.
+        with contextlib.nullcontext() if "--dry-run" in call.options else own_commits:
             result, changes, unrecorded = _run(fsa, call, bars, run_async, own_commits)
         if changes is not None and enabled:
             changes.kept.append("what the app's lifespan did")
@@ -180,8 +182,7 @@ def run_task(
         if not result.succeeded:
             if unrecorded is not None:
                 fsa.output.warn("; ".join([unrecorded.message, *unrecorded.details]))
-            kept = own_commits.number if changes is None else 0
-            raise report.failure_of(result, call.loaded, kept)
+            raise report.failure_of(result, call.loaded, own_commits.number)
         fsa.tell_of_left = None  # what a task that has succeeded began may come to its end
         if not fsa.output.json:
             _tell(fsa, result, changes)
@@ -299,7 +300,7 @@ def _stopped(
     """Record that the run was stopped, and say so."""
     kept = not run.dry_run and run.database is not None and autocommits(run.database)
     fate = "; what it wrote before stays (AUTOCOMMIT)" if kept else " and rolled back"
-    if own_commits.number and not run.dry_run:
+    if own_commits.number:
         fate = " after it had committed"
     how = kind.__name__.lower()
     if record is not None:

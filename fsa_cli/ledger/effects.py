@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from fsa_cli.ledger import dialects
 from fsa_cli.ledger.dialects import DialectSQL, typed
 from fsa_cli.ledger.location import access_of, shares
-from fsa_cli.ledger.reach import execute, probe, refused
+from fsa_cli.ledger.reach import Asking, execute, probe, refused
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import KEPT_MS, effect, effects, run
 
@@ -78,7 +79,8 @@ def _same_access(ledgers: URL, url: URL) -> bool:
 def _writes(ledger: Ledger, database: Database) -> bool:
     """Whether a session of *database* may write the ledger's tables, which are on its server."""
     with database.engine.connect() as connection:
-        reach = probe(ledger, connection)
+        with closing(Asking(connection)) as asking:
+            reach = probe(ledger, asking)
         if reach is not None:
             is_allowed = reach.writes
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from fsa_cli.ledger.dialects import WAIT_S, DialectSQL, joining, typed
 from fsa_cli.ledger.keys import take_keys
 from fsa_cli.ledger.offload import off_the_loop
-from fsa_cli.ledger.reach import execute, is_untouched, probe, refused
+from fsa_cli.ledger.reach import Asking, execute, is_untouched, probe, refused
 from fsa_cli.ledger.records import SENT_AGAIN_MS, ClaimedRun, NewRun, RunStatus
 from fsa_cli.ledger.run_rows import insert_runs
 from fsa_cli.ledger.store import Ledger
@@ -72,7 +73,8 @@ def insert_runs_of(
     # To ask first takes as long as to insert.
     has_key = first.unique is not None
     is_tried = not (joined or has_key or ledger.was_refused) and is_untouched(connection)
-    reach = None if is_tried else probe(ledger, connection, has_key=has_key)
+    with closing(Asking(connection)) as asking:
+        reach = None if is_tried else probe(ledger, asking, has_key=has_key)
     if reach is not None and not reach.writes:
         return nothing
     if reach is None or [reach.user, reach.search_path] != ledger.session:

@@ -118,8 +118,8 @@ class Fence:
         if is_shared and not self._ledger.is_located:
             off_the_loop(lambda: self._ledger.schema)
         with closing(Asking(connection)) as asking:
-            reach = probe(self._ledger, connection, asking=asking)
-            if is_shared and self._wrote_within(connection, asking, reach, final):
+            reach = probe(self._ledger, asking)
+            if is_shared and self._wrote_within(asking, reach, final):
                 return
         if is_shared and not (wrote or (reach is not None and reach.wrote)):
             return
@@ -134,14 +134,12 @@ class Fence:
         else:
             self._check(off_the_loop(lambda: self._ledger.at_once(self._counted_apart)))
 
-    def _wrote_within(
-        self, connection: Connection, asking: Asking, reach: Reach | None, final: bool
-    ) -> bool:
+    def _wrote_within(self, asking: Asking, reach: Reach | None, final: bool) -> bool:
         """Write in the task's own transaction; False if it may not."""
         if reach is not None and not reach.writes:
             return False
         try:
-            rows = self._succeeded(asking) if final else self._counted(connection, asking, reach)
+            rows = self._succeeded(asking) if final else self._counted(asking, reach)
         except DBAPIError as exc:
             if reach is not None or not refused(exc):
                 raise
@@ -176,9 +174,9 @@ class Fence:
         statement = _succeeding(self._ledger.sql, self._ledger.qualified(run.name))
         return int(asking(statement, given))
 
-    def _counted(self, connection: Connection, asking: Asking, reach: Reach | None) -> int:
+    def _counted(self, asking: Asking, reach: Reach | None) -> int:
         sql, table = self._ledger.sql, self._ledger.qualified(run.name)
-        if not keeps_snapshot(connection, reach):
+        if not keeps_snapshot(asking.connection, reach):
             return int(asking(_counting(sql, table), {**self._mine, "number": 1}))
         # Another transaction of the run's would fail at a row that changes: counted at its end.
         self._uncounted += 1

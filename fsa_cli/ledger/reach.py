@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -55,30 +54,21 @@ class Reach(NamedTuple):
     keeps_snapshot: bool
 
 
-def probe(
-    ledger: Ledger,
-    connection: Connection,
-    *,
-    has_key: bool = False,
-    asking: Asking | None = None,
-) -> Reach | None:
+def probe(ledger: Ledger, asking: Asking, *, has_key: bool = False) -> Reach | None:
     """Ask PostgreSQL, where a statement that is refused would end the transaction; None elsewhere.
 
     Args:
         has_key: Whether it has to write unique keys too.
-        asking: What asks; None: one for this question.
 
     https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-ACCESS
     """
+    connection = asking.connection
     if connection.dialect.name != "postgresql":
         return None
     given = {
         "run_schema": ledger.schema or "",
         "effect_schema": ledger.effect_schemas.get(access_of(connection.engine.url), ""),
     }
-    if asking is None:
-        with closing(Asking(connection)) as asking:
-            return probe(ledger, connection, has_key=has_key, asking=asking)
     return Reach(*json.loads(asking(_probing(has_key), given, _first_value)))
 
 
@@ -123,14 +113,14 @@ def execute(
 
 
 class Asking:
-    """As `execute`, by one cursor of the driver's.
+    """As `execute`, by one cursor of the driver's, made for the first statement.
 
     Each commit of a task passes here twice; SQLAlchemy's results take as long as the statements,
     and a cursor half as long. Listeners to `before_cursor_execute` hear nothing of it.
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._cursor: Any = None
 
     def __call__(
@@ -144,7 +134,7 @@ class Asking:
         Raises:
             DBAPIError: As `execute` does.
         """
-        connection = self._connection
+        connection = self.connection
         sql, parameters = _for_driver(statement, connection.dialect, given)
         lent = connection.connection
         try:

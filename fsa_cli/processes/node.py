@@ -160,9 +160,7 @@ class Node(NodeListener):
         def note(number: int, frame: FrameType | None) -> None:
             self._inbox.put(signal.Signals(number))
 
-        with contextlib.ExitStack() as stack:
-            for number in (*ENDING, signal.SIGINT):
-                stack.enter_context(handling(number, note))
+        with handling(note, *ENDING, signal.SIGINT):
             yield
 
     def run(self) -> Unfinished | None:

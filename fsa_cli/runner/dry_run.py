@@ -156,7 +156,7 @@ def _at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with handling(signal.SIGINT, interrupt):
+    with handling(interrupt, signal.SIGINT):
         yield
 
 

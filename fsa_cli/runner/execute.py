@@ -425,7 +425,7 @@ def _alarm(seconds: float | None) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise _TimeIsUp
 
-    with handling(signal.SIGALRM, ring):
+    with handling(ring, signal.SIGALRM):
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             yield

@@ -31,24 +31,27 @@ _is_watched = False
 
 
 @contextlib.contextmanager
-def handling(number: int, handler: Handler) -> Iterator[None]:
-    """While inside, *handler* is called for the signal; in the main thread only.
+def handling(handler: Handler, *numbers: int) -> Iterator[None]:
+    """While inside, *handler* is called for these signals; in the main thread only.
 
     SIGHUP stays ignored where it is: the process was started by `nohup`.
     """
-    if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-        yield
-        return
     _watch_forks()
-    previous = signal.signal(number, handler)
-    entry = (number, handler, previous)
-    _handlers.append(entry)
+    entries = []
     try:
+        for number in numbers:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            entry = (number, handler, signal.signal(number, handler))
+            _handlers.append(entry)
+            entries.append(entry)
         yield
     finally:
-        if entry in _handlers:
-            _handlers.remove(entry)
-            signal.signal(number, previous)
+        for entry in reversed(entries):
+            if entry in _handlers:
+                _handlers.remove(entry)
+                number, _, previous = entry
+                signal.signal(number, previous)
 
 
 @contextlib.contextmanager

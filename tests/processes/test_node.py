@@ -539,6 +539,10 @@ def can_unshare() -> bool:
     return unshare is not None and subprocess.run(probe, capture_output=True).returncode == 0
 
 
+def children_of(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 @pytest.mark.skipif(not can_unshare(), reason="no right to make a PID namespace")
 def test_as_pid_1_a_sigterm_ends_it_while_the_app_is_imported(tmp_path: Path) -> None:
     write_files(tmp_path, {"main.py": "import time\nopen('began', 'w').close()\ntime.sleep(60)"})
@@ -558,7 +562,7 @@ def test_it_can_be_pid_1(start: Start, lay: Lay, sqlite: Backend, tmp_path: Path
     process = start(
         "unshare", "--fork", "--pid", "fsa", "scheduler", "start", env={"FSA_STATE_DIR": "state"}
     )
-    process.wait_for("fsa scheduler")
+    process.wait_for("fsa scheduler 2:")
     process.wait_for("begun")
 
     os.kill(*children_of(process.pid), signal.SIGTERM)
@@ -593,10 +597,6 @@ def test_as_pid_1_it_reaps_what_its_tasks_have_left(
     assert "State:\tZ" not in Path(f"/proc/{children_of(init)[0]}/status").read_text()
     os.kill(init, signal.SIGTERM)
     assert process.wait().returncode == 0
-
-
-def children_of(pid: int) -> list[int]:
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 @pytest.mark.skipif(not can_unshare(), reason="no right to make a PID namespace")
