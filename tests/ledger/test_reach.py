@@ -18,7 +18,7 @@ from fsa_cli.database.identity import same_database
 from fsa_cli.ledger import effects, fence, queries
 from fsa_cli.ledger.enqueue import insert_run
 from fsa_cli.ledger.location import shares
-from fsa_cli.ledger.reach import probe
+from fsa_cli.ledger.reach import Asking, probe
 from fsa_cli.ledger.records import ClaimedRun, NewRun
 from fsa_cli.runner.run import RunResult
 from support.backends import Backend
@@ -290,10 +290,10 @@ def test_a_connection_that_was_lost_is_asked_no_more(stage: Reaching) -> None:
         pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         stage.backend.execute(f"SELECT pg_terminate_backend({pid})")
         with pytest.raises(OperationalError) as lost:
-            probe(stage.ledger, connection)
+            probe(stage.ledger, Asking(connection))
         assert lost.value.connection_invalidated
         with pytest.raises(PendingRollbackError):
-            probe(stage.ledger, connection)
+            probe(stage.ledger, Asking(connection))
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
