@@ -81,7 +81,9 @@ def process_builder(
         json: Log JSON lines; `--json` does so too.
     """
     from fsa_cli.processes.assembly import ProcessBuilder
+    from fsa_cli.terminal.lasting_streams import outlast_readers
 
+    outlast_readers()
     loaded = fsa.load()
     json = json or fsa.output.json
     return ProcessBuilder.of(

@@ -25,10 +25,12 @@ from fsa_cli.runner.outcome import encode_result, error_fields
 from fsa_cli.runner.retry import asked_again, asked_pause_s
 from fsa_cli.runner.run import Run
 from fsa_cli.tasks.registry import registry
+from fsa_cli.terminal.lasting_streams import outlast_readers
 
 
 def main() -> None:
     """Execute the run whose claim is on stdin, in the app of this directory."""
+    outlast_readers()
     answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     claimed = ClaimedRun(**json.loads(sys.stdin.readline()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)

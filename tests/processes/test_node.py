@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -97,7 +97,7 @@ def ledger_of(directory: Path, where: str = "1 = 1") -> list[tuple[str, str]]:
 
 def ledger_rows(directory: Path, sql: str) -> list[Any]:
     (file,) = directory.glob("*-ledger.db")
-    with closing(sqlite3.connect(file, timeout=10)) as connection:
+    with contextlib.closing(sqlite3.connect(file, timeout=10)) as connection:
         return connection.execute(sql).fetchall()
 
 
@@ -178,13 +178,52 @@ def test_a_running_task_ends_though_its_terminal_is_closed(
     child.expect("begun")
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), child.child_fd)
-    time.sleep(0.5)
+    ends = "SELECT 1 FROM fsa_node WHERE state = 'draining'"
+    wait_until(lambda: ledger_rows(tmp_path, ends), "its end has begun")
 
     (tmp_path / "go").touch()
 
-    wait_until(lambda: written(sqlite) == [1])
     wait_until(lambda: not child.isalive(), "it has ended")
     assert child.exitstatus == 0
+    assert written(sqlite) == [1]
+
+
+PRINTS = """
+@task(schedule="every 1s"{isolated})
+def prints():
+    open("begun", "w").close()
+    wait_for("go")
+    print("x" * 20_000)
+    print("more", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("isolated", ["", ', isolation="process"'], ids=["here", "isolated"])
+@pytest.mark.parametrize("output", ["pipe", "full disk"])
+def test_a_task_may_print_where_nobody_reads(
+    output: str, isolated: str, lay: Lay, sqlite: Backend, tmp_path: Path
+) -> None:
+    lay(sqlite, PRINTS.format(isolated=isolated))
+    with contextlib.ExitStack() as stack:
+        if output == "pipe":
+            reading, writing = os.pipe()
+            stack.callback(os.close, writing)
+        else:
+            writing = stack.enter_context(Path("/dev/full").open("w")).fileno()
+        process = subprocess.Popen(
+            [FSA, "scheduler", "start"], cwd=tmp_path, stdout=writing, stderr=writing
+        )
+        stack.callback(process.kill)
+        wait_until((tmp_path / "begun").exists)
+        if output == "pipe":
+            os.close(reading)
+
+        (tmp_path / "go").touch()
+
+        wait_until(lambda: ("prints", "succeeded") in ledger_of(tmp_path), "it has ended")
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+    assert ledger_of(tmp_path, "status = 'failed'") == []
 
 
 @WAITS
