@@ -29,6 +29,12 @@ _HINTS = {
     "(?i)read-?only|read only|as cursor|authoriz": (
         "fsa db query only reads; fsa db shell can write"
     ),
+    "(?i)no such column|column .* does not exist|unknown column": (
+        "fsa db table NAME shows the columns of a table"
+    ),
+    "(?i)no such table|relation .* does not exist|table .* doesn't exist": (
+        "fsa db show lists the tables"
+    ),
 }
 
 
@@ -67,6 +73,8 @@ def query(
     if as_csv and fsa.output.json:
         raise UsageError("--csv and --json do not go together")
     statement = _statement(sql)
+    if not statement.strip():
+        raise UsageError("there is no statement", hint='fsa db query "select 1"')
     database = fsa.database
     if limit is None:
         limit = _ON_A_TERMINAL if _is_read_by_a_person(fsa, as_csv) else 0
@@ -113,6 +121,7 @@ def shell(
 def refusals(fsa: Fsa) -> Iterator[None]:
     """Raise the database's error about a statement, with its driver's own message."""
     from fsa_cli.database.connections import driver_message
+    from fsa_cli.database.next_step import next_step
 
     try:
         yield
@@ -125,7 +134,7 @@ def refusals(fsa: Fsa) -> Iterator[None]:
         more = str(getattr(exc, "orig", exc)).splitlines()[1:]
         pointed = itertools.takewhile(lambda line: not line.startswith(("QUERY", "CONTEXT")), more)
         hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, said)), None)
-        raise StatementFailed(said, details=list(pointed), hint=hint) from exc
+        raise StatementFailed(said, details=list(pointed), hint=hint or next_step(exc)) from exc
 
 
 def _statement(sql: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from fsa_cli.terminal.user_code import chain_of
 
-__all__ = ["disk_is_full", "next_step", "refuses"]
+__all__ = ["disk_is_full", "next_step", "refuses", "schema_is_missing"]
 
 _FULL = "the disk of the database is full: make room there, nothing here repairs it"
 _FAILS = "the disk under the database's file is full, or fails: df says which"
@@ -18,6 +18,9 @@ _READ_ONLY = (
 )
 _DAMAGED = "the file is no SQLite database, or a damaged one: name another, or take its backup"
 _FORBIDDEN = "the database's user may not do that: GRANT it, or use another user"
+_NO_SCHEMA = (
+    'the database has no such schema: op.execute("CREATE SCHEMA NAME") makes it in a migration'
+)
 
 _COMPARE = "fsa db check compares the database with the models"
 _MISSING = f"{_COMPARE}, fsa db upgrade migrates it"
@@ -50,6 +53,10 @@ _STEPS = (
     (
         r'database ".*" does not exist|unknown database',
         "the server has no such database: create it, or correct the name in the URL",
+    ),
+    (
+        r'schema ".*" does not exist',
+        _NO_SCHEMA,
     ),
     (
         r"too many connections|too many clients|remaining connection slots",
@@ -135,6 +142,11 @@ def refuses(error: BaseException | None) -> bool:
     SQLite says so already when its file is opened.
     """
     return next_step(error) in (_FULL, _FAILS, _DAMAGED, _READ_ONLY, _FORBIDDEN)
+
+
+def schema_is_missing(error: BaseException | None) -> bool:
+    """Whether a table's schema is not there, which nobody creates by the way."""
+    return next_step(error) == _NO_SCHEMA
 
 
 def disk_is_full(error: BaseException | None) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from fsa_cli.database.models import metadata_of
-from fsa_cli.database.next_step import next_step, refuses
+from fsa_cli.database.next_step import next_step, refuses, schema_is_missing
 from fsa_cli.exceptions import (
     ConfigurationError,
     DatabaseUnreachable,
@@ -365,7 +365,7 @@ def _hint(error: Exception, looking: bool) -> str:
         )
     if lock_was_not_free(error):
         return "try when less is going on, or give it longer: --lock-timeout 10s"
-    if refuses(error):
+    if refuses(error) or schema_is_missing(error):
         return next_step(error) or ""
     if isinstance(error, NameError) and error.name:
         return f"the migration has no import of {error.name}: write it at its top"

@@ -223,8 +223,11 @@ def test_a_wrong_statement_is_reported_with_the_databases_message(
     error = json.loads(done.stderr)
     assert (done.returncode, error["error"]) == (1, "statement_failed")
     assert "nope" in error["message"]
-    assert "hint" not in error
+    assert error["hint"] == "fsa db table NAME shows the columns of a table"
     assert filled("query", "@missing.sql").returncode == 2
+    assert filled("query", " ").returncode == 2
+    assert "hint: fsa db show lists" in filled("query", "select * from userz").stderr
+    assert "hint: fsa db table NAME" in filled("query", "select nam from users").stderr
 
 
 def test_many_rows_stream_and_an_answer_may_have_none(filled, backend) -> None:

@@ -85,6 +85,7 @@ def test_real_servers_are_told_apart(
         ("port 5432 failed: session is read-only", "target_session_attrs"),
         ("canceling statement due to conflict with recovery", "a standby"),
         ('prepared statement "_pg3_0" already exists', "a pooler"),
+        ('schema "sales" does not exist', "CREATE SCHEMA"),
     ],
 )
 def test_what_cannot_be_had_cheaply_is_known_by_its_text(text: str, step: str) -> None:

@@ -174,6 +174,11 @@ def test_tables_in_a_schema_are_compared_there(fsa, project, postgresql, schemas
     assert fsa("db", "revision", "--autogenerate", "-m", "first", env=env).returncode == 0
     written = (project / "migrations" / "versions").glob("*_first.py")
     assert "fsa_runs" not in next(written).read_text()
+    if first == "sales":
+        postgresql.execute("ALTER SCHEMA sales RENAME TO elsewhere")
+        for words in (["create"], ["upgrade"]):
+            assert 'op.execute("CREATE SCHEMA' in fsa("db", *words, env=env).stderr
+        postgresql.execute("ALTER SCHEMA elsewhere RENAME TO sales")
     done = fsa("db", "upgrade", env=env)
     assert done.returncode == 0, done.stderr
     assert fsa("db", "check", env=env).returncode == 0
