@@ -36,6 +36,7 @@ class Call:
 
     Attributes:
         name: As it was written; `module:function` of one that is not registered.
+        own: What options the command has.
     """
 
     loaded: LoadedApp
@@ -43,6 +44,7 @@ class Call:
     task: TaskDefinition
     argv: list[str]
     options: dict[str, str]
+    own: Collection[str]
 
     @property
     def help(self) -> bool:
@@ -56,7 +58,12 @@ class Call:
         """
         signature = signature_of(self.task.function)
         try:
-            return arguments.parse(signature, self.argv, args_json=self.options.get("--args-json"))
+            return arguments.parse(
+                signature,
+                self.argv,
+                args_json=self.options.get("--args-json"),
+                commands=self.own,
+            )
         except ArgumentError as exc:
             exc.hint = exc.hint or f"fsa run-task {quote(self.name)} -h"
             raise
@@ -125,7 +132,7 @@ def read(
                 raise UsageError(f"{word} needs a value")
             value = rest.pop(0)
         options[word] = value
-    return Call(loaded, name, task, theirs, options)
+    return Call(loaded, name, task, theirs, options, own.keys())
 
 
 def enqueue(fsa: Fsa, call: Call, *, waits: bool = False) -> None:

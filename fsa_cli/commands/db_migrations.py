@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,7 +132,7 @@ def upgrade(
     fsa = Fsa.of(context)
     migrations = _migrations(fsa, x)
     if sql:
-        migrations.sql(revision, sys.stdout)
+        fsa.output.raw(migrations.sql(revision))
         return
     agree(fsa, f"upgrade to {revision}", confirm)
     limit_s = _lock_timeout_s(fsa, lock_timeout)
@@ -173,7 +172,7 @@ def downgrade(
         raise UsageError(f"No such option: {revision}", hint="fsa db downgrade --help")
     migrations = _migrations(fsa, x)
     if sql:
-        migrations.sql(revision, sys.stdout, down=True)
+        fsa.output.raw(migrations.sql(revision, down=True))
         return
     limit_s = _lock_timeout_s(fsa, lock_timeout)
     agree(fsa, _taken_back(revision, migrations), confirm, destructive=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shlex import quote
@@ -131,13 +132,15 @@ class Migrations:
 
         return self._look(look)
 
-    def sql(self, revision: str, output: Any, *, down: bool = False) -> None:
-        """Write the SQL of an upgrade (or downgrade) to *output*. Nothing connects."""
+    def sql(self, revision: str, *, down: bool = False) -> str:
+        """The SQL of an upgrade (or downgrade), all of it or none. Nothing connects."""
         from alembic import command
 
         self._need_scripts()
         migrate = command.downgrade if down else command.upgrade
+        output = io.StringIO()
         self._run(lambda config: migrate(config, revision, sql=True), output)
+        return output.getvalue()
 
     def revision(
         self, message: str | None, *, autogenerate: bool = False, baseline: bool = False

@@ -14,6 +14,7 @@ from fsa_cli.ledger.time import instant_of
 from fsa_cli.processes.events import NodeListener
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner import report
+from fsa_cli.runner.retry import asked_again
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.tasks.outcomes import Discard, Retry
 from fsa_cli.terminal.escaping import escape_json_controls, one_line
@@ -35,6 +36,7 @@ _STYLES = {
     "timed out": "red",
     "cancelled": "yellow",
     "discarded": "yellow",
+    "put off": "yellow",
     "skipped": "yellow",
     "missed": "yellow",
 }
@@ -63,7 +65,8 @@ class RunLog(NodeListener):
             document = report.document(replace(result, value=jsonable_within(result.value)))
             self._json({"event": "run", "retried": again, **document})
             return
-        status = status_words(result.status)
+        is_put_off = again and asked_again(result) is not None
+        status = "put off" if is_put_off else status_words(result.status)
         if self._is_silent(status):
             return
         told = [f"{format_elapsed(result.duration_ms):>8}", self._outcome(result)]
@@ -72,7 +75,8 @@ class RunLog(NodeListener):
             if late_s > _LATE_S:
                 told.append(f"(started {late_s:.1f} s late)")
         if again:
-            told.append(f"(attempt {result.attempt}; it will be executed again)")
+            attempt = "" if is_put_off else f"attempt {result.attempt}; "
+            told.append(f"({attempt}it will be executed again)")
         text = "  ".join(t for t in told if t)
         self._line(run.run_id, run.scheduled_at, run.task.name, status, text)
 

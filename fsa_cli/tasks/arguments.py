@@ -75,18 +75,20 @@ def parse(
     read_stdin: Callable[[], bytes] | None = None,
     *,
     args_json: str | None = None,
+    commands: Collection[str] = (),
 ) -> dict[str, Any]:
     """The values of *argv* by parameter name; a parameter that is not given keeps its default.
 
     Args:
         args_json: A JSON object with values by name, or `@file`, or `-`; *argv* goes before it.
+        commands: The command's own options, which a wrong one may have meant.
 
     Raises:
         ArgumentError: with the argument, the value and the expected type.
     """
     source = Source(read_stdin or sys.stdin.buffer.read)
     values = _by_name(signature, args_json, source) if args_json is not None else {}
-    given = _sort(signature, argv, values)
+    given = _sort(signature, argv, values, commands)
     for parameter in signature.parameters:
         if parameter.name in given.flags:
             values[parameter.name] = given.flags[parameter.name]
@@ -189,7 +191,9 @@ def _is_value(word: str) -> bool:
     return not word.startswith("--")
 
 
-def _sort(signature: Signature, argv: Sequence[str], known: Collection[str]) -> _Given:
+def _sort(
+    signature: Signature, argv: Sequence[str], known: Collection[str], commands: Collection[str]
+) -> _Given:
     options = signature.options()
     given = _Given()
     positional: list[str] = []
@@ -204,7 +208,7 @@ def _sort(signature: Signature, argv: Sequence[str], known: Collection[str]) -> 
             continue
         spelling, equals, value = word.partition("=")
         if _spelled(spelling) not in options:
-            raise _unknown_option(signature, spelling)
+            raise _unknown_option(signature, spelling, commands)
         parameter, positive = options[_spelled(spelling)]
         if parameter.kind == "flag":
             if parameter.name in given.flags:
@@ -257,14 +261,16 @@ def _place(signature: Signature, positional: list[str], given: _Given) -> None:
         )
 
 
-def _unknown_option(signature: Signature, spelling: str) -> ArgumentError:
+def _unknown_option(
+    signature: Signature, spelling: str, commands: Collection[str]
+) -> ArgumentError:
     for parameter in signature.parameters:
         if parameter.kind == "argument" and parameter.option == _spelled(spelling):
             return ArgumentError(
                 f"{spelling} is no option: {parameter.label} is an argument",
                 hint=f"write its value alone: {signature.usage}",
             )
-    meant = did_you_mean(spelling, signature.options(), most=2)
+    meant = did_you_mean(spelling, [*signature.options(), *commands], most=2)
     return ArgumentError(
         f"no such option: {spelling}",
         hint=meant or "a value that begins with a dash comes after --, or as --option=VALUE",

@@ -449,6 +449,10 @@ def test_a_function_that_is_not_registered_is_run_by_module_and_name(
         (["write", "--since", "soon"], '--since "soon": expected a date like 2026-11-22'),
         (["write", "7"], 'unexpected argument "7": the task takes none'),
         (["write", "--m", "7"], "no such option: --m"),
+        (
+            ["write", "--timeout-s", "7"],
+            "no such option: --timeout-s\nhint: did you mean --timeout",
+        ),
         (["write", "--timeout", "0"], '--timeout "0": expected seconds, more than 0'),
         (["write", "--timeout", "1e15"], '--timeout "1e15": expected seconds, more than 0, up to'),
         (["--timeout", "-1", "write"], '--timeout "-1": expected seconds, more than 0'),

@@ -1,6 +1,7 @@
 """Alembic through `fsa db`: with and without an alembic.ini, on sync and async drivers."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from sqlalchemy import NullPool, create_engine, text
 from support.backends import connect_postgresql, read_only
 from support.migrating import APP, HOOK
 from support.postgresql_server import postgresql_server
+from support.processes import FSA
 
 HIDE = "import sys\nfor name in {names}: sys.modules[name] = None\n"
 SYNC_DRIVERS = {
@@ -398,6 +400,17 @@ def test_sql_is_printed_and_nothing_connects(fsa, project) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "CREATE TABLE one" in done.stdout
+    reading, writing = os.pipe()
+    os.close(reading)
+    unread = subprocess.run(
+        [FSA, "db", "upgrade", "--sql"], cwd=project, stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert (unread.returncode, unread.stderr) == (141, b"")
+
+    write_migration(project / "migrations" / "versions", "bbb2", "aaa1", up="1 / 0")
+    failed = fsa("db", "upgrade", "--sql")
+    assert (failed.returncode, failed.stdout) == (1, "")
 
 
 def test_a_downgrade_asks_and_a_protected_one_wants_the_name(

@@ -106,7 +106,11 @@ def test_a_run_goes_on_as_its_task_and_its_database_say(
 
     final = {"succeeded", "failed", "discarded"}
     wait_until(lambda: {run["status"] for run in shown().values()} <= final)
-    assert process.stop().returncode == 0
+    done = process.stop()
+    assert done.returncode == 0
+    logged = [line.split() for line in done.stderr.splitlines()]
+    how = [line[3] for line in logged if line[2:3] == ["later"]]
+    assert how == ["put", "put", "put", "succeeded"]
     runs = shown()
 
     def times(each: str) -> int:
