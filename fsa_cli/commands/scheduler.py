@@ -134,6 +134,8 @@ def tick(
     node = builder.node(concurrency=concurrency, grace_s=grace_s, role="tick")
     with node.signals():
         run_to_end(fsa, builder, node.tick)
+    if fsa.output.json:
+        fsa.output.document({"runs": node.counts})
     failed = sum(node.counts.get(status, 0) for status in ("failed", "timed_out"))
     if failed:
         raise TaskFailed("a run failed" if failed == 1 else f"{failed} runs failed")

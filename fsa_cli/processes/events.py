@@ -102,7 +102,7 @@ class NodeEvents(NodeListener):
 
 
 class RunCounts(NodeListener):
-    """How many runs have ended with each status."""
+    """How many runs have ended with each status; `put_off`: those whose task raised `Retry`."""
 
     def __init__(self) -> None:
         self.by_status: dict[str, int] = {}
@@ -110,7 +110,8 @@ class RunCounts(NodeListener):
 
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         if outcome is not None:
-            self._count(outcome.status)
+            is_put_off = outcome.retry_in_ms is not None and not outcome.counts
+            self._count("put_off" if is_put_off else outcome.status)
 
     def run_not_started(
         self, task: str, instant_ms: int, status: str, reason: str, run_id: str | None = None

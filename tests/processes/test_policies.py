@@ -629,22 +629,31 @@ def test_what_no_database_can_keep_of_an_error_is_written_so_that_it_can(
     assert rows("error", "status = 'failed'")[0] == ("a NUL \\0 and a half of a pair \\udc80",)
 
 
-def test_a_tick_with_a_failing_task_exits_1(lay: Lay, fsa: Run) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "counts"),
+    [("LookupError", 1, {"failed": 1}), ("Retry(in_s=60)", 0, {"put_off": 1})],
+)
+def test_a_tick_with_a_failing_task_exits_1(
+    error: str, code: int, counts: dict[str, int], lay: Lay, fsa: Run
+) -> None:
     lay(
-        """
+        f"""
+        from fsa_cli import Retry
+
         @task(schedule="every 1s")
         def fails():
-            raise LookupError
+            raise {error}
         """
     )
     env = {"FSA_STATE_DIR": "state"}
     fsa("scheduler", "tick", env=env)
     time.sleep(1.1)
 
-    done = fsa("scheduler", "tick", env=env)
+    done = fsa("scheduler", "tick", "--json", env=env)
 
-    assert done.returncode == 1
-    assert "a run failed" in done.stderr
+    assert done.returncode == code
+    assert json.loads(done.stdout) == {"runs": counts}
+    assert ("a run failed" in done.stderr) is (code == 1)
 
 
 def test_only_and_tags_choose_and_paused_waits(
