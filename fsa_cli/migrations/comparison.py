@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["differences", "options", "repair", "unwarned"]
 
 _INDEXES = (ops.CreateIndexOp, ops.DropIndexOp)
+_IN_ORDER = re.compile(r"\s+(?:ASC|DESC)?(?:\s+NULLS\s+(?:FIRST|LAST))?\s*\Z", re.IGNORECASE)
 
 
 def differences(connection: Connection, wanted: Sequence[MetaData]) -> list[Difference]:
@@ -78,10 +79,18 @@ def options(wanted: Sequence[MetaData], connection: Connection) -> dict[str, Any
             return name in schemas
         return kind != "table" or not is_own(name)
 
+    def include_object(
+        found: Any, name: str | None, kind: str, reflected: bool, other: Any
+    ) -> bool:
+        # PostgreSQL says itself in which order an index has its columns.
+        is_told = kind != "index" or reflected or connection.dialect.name == "postgresql"
+        return is_told or other is None or not _has_same_columns(found, other)
+
     return {
         "compare_type": _compare_type,
         "include_schemas": not schemas <= {None},
         "include_name": include_name,
+        "include_object": include_object,
     }
 
 
@@ -112,6 +121,17 @@ def _compare_type(
         return None
     made = _made_of[dialect.name](here, dialect)
     return False if there in (here, made) else None
+
+
+def _has_same_columns(model: Any, inspected: Any) -> bool:
+    """Whether an index has the columns of the model's, where some of these are SQL: `desc("at")`.
+
+    The database says nothing of their order.
+    """
+    columns = [_IN_ORDER.sub("", str(each)) for each in model.expressions]
+    names = [each.rpartition(".")[2].strip('"`').lower() for each in columns]
+    there = [column.name.lower() for column in inspected.columns]
+    return names == there and bool(model.unique) == bool(inspected.unique)
 
 
 def _made_by_mysql(written: str, dialect: Any) -> str:

@@ -47,6 +47,8 @@ MODELS = """
             UniqueConstraint("user_id", "born", name="once_a_day"),
             CheckConstraint("price > 0", name="price_positive"),
             Index("by_kind", "kind", "born"),
+            Index("latest", desc("born"), "seen"),
+            Index("heaviest", text("weight DESC"), "user_id", unique=True),
         )
 
     app = FastAPI()
@@ -81,6 +83,17 @@ def test_what_db_create_has_made_is_the_same(fsa, project, backend) -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
     assert "with types and indexes" in done.stderr
     assert fsa("db", "check", "--sql", env=project).stdout == ""
+
+
+def test_an_index_in_an_order_of_its_own_is_compared_by_its_columns(fsa, project, backend) -> None:
+    assert fsa("db", "create", env=project).returncode == 0
+    on = " ON things" if backend.name == "mariadb" else ""
+    backend.execute(f"DROP INDEX latest{on}")
+    backend.execute("CREATE INDEX latest ON things (born DESC, took)")
+
+    done = fsa("db", "check", env=project)
+
+    assert (done.returncode, done.stdout.count("missing index")) == (5, 1), done.stdout
 
 
 def test_types_nullability_indexes_and_constraints_are_compared_and_repaired(
