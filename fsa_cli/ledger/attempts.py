@@ -29,7 +29,7 @@ def write_attempts(ledger: Ledger, outcomes: Sequence[RunOutcome]) -> None:
         {
             "run_id": each.run_id,
             "token": each.token,
-            "status": each.status,
+            "status": each.of_attempt,
             "began_ms": each.started_ms,
             "ended_ms": each.finished_ms,
             "error_type": each.error_type,

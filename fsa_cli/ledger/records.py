@@ -66,6 +66,10 @@ class RunStatus(StrEnum):
         return self not in (RunStatus.QUEUED, RunStatus.DISPATCHED, RunStatus.RUNNING)
 
 
+#: What an attempt is in place of failed, which its task has ended by raising `Retry`.
+PUT_OFF = "put_off"
+
+
 def status_word(status: str) -> str:
     """A run's status as a text says it, and as `--status` takes it; JSON has that of the row."""
     return "dispatched" if status == RunStatus.DISPATCHED else status
@@ -274,6 +278,11 @@ class RunOutcome(NamedTuple):
     counts: bool = True
     keeps_lock: bool = False
     recorded: bool = False
+
+    @property
+    def of_attempt(self) -> str:
+        """What the attempt is counted as: its status; `put_off` where its task raised `Retry`."""
+        return self.status if self.retry_in_ms is None or self.counts else PUT_OFF
 
 
 CatchUp = Literal["latest", "all", "none"]

@@ -110,8 +110,7 @@ class RunCounts(NodeListener):
 
     def run_finished(self, run: Run, result: RunResult | None, outcome: RunOutcome | None) -> None:
         if outcome is not None:
-            is_put_off = outcome.retry_in_ms is not None and not outcome.counts
-            self._count("put_off" if is_put_off else outcome.status)
+            self._count(outcome.of_attempt)
 
     def run_not_started(
         self, task: str, instant_ms: int, status: str, reason: str, run_id: str | None = None

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from fsa_cli.ledger.maintenance import Died
-from fsa_cli.ledger.records import RunOutcome, status_words
+from fsa_cli.ledger.records import PUT_OFF, RunOutcome, status_words
 from fsa_cli.ledger.time import instant_of
 from fsa_cli.processes.events import NodeListener
 from fsa_cli.project.loader import LoadedApp
 from fsa_cli.runner import report
-from fsa_cli.runner.retry import asked_again
 from fsa_cli.runner.run import Run, RunResult
 from fsa_cli.tasks.outcomes import Discard, Retry
 from fsa_cli.terminal.escaping import escape_json_controls, one_line
@@ -61,12 +60,12 @@ class RunLog(NodeListener):
             self._event(run.run_id, run.task.name, run.scheduled_at, "cancelled", "rolled back")
             return
         again = outcome is not None and outcome.retry_in_ms is not None
+        how = outcome.of_attempt if outcome is not None and again else result.status
         if self.json:
             document = report.document(replace(result, value=jsonable_within(result.value)))
-            self._json({"event": "run", "retried": again, **document})
+            self._json({"event": "run", "retried": again, **document, "status": how})
             return
-        is_put_off = again and asked_again(result) is not None
-        status = "put off" if is_put_off else status_words(result.status)
+        status = status_words(how)
         if self._is_silent(status):
             return
         told = [f"{format_elapsed(result.duration_ms):>8}", self._outcome(result)]
@@ -75,7 +74,7 @@ class RunLog(NodeListener):
             if late_s > _LATE_S:
                 told.append(f"(started {late_s:.1f} s late)")
         if again:
-            attempt = "" if is_put_off else f"attempt {result.attempt}; "
+            attempt = "" if how == PUT_OFF else f"attempt {result.attempt}; "
             told.append(f"({attempt}it will be executed again)")
         text = "  ".join(t for t in told if t)
         self._line(run.run_id, run.scheduled_at, run.task.name, status, text)

@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from fsa_cli.exceptions import FsaError, UsageError, did_you_mean
 from fsa_cli.ledger import queries
-from fsa_cli.ledger.records import RunStatus, status_word
+from fsa_cli.ledger.records import PUT_OFF, RunStatus, status_word
 from fsa_cli.ledger.store import Ledger
 from fsa_cli.ledger.tables import FINAL
 from fsa_cli.ledger.time import instant_of
@@ -323,11 +323,15 @@ def instant_or_span(text: str, option: str) -> datetime | timedelta:
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
+# Of runs and of attempts.
+_ENDED = {*FINAL, PUT_OFF}
+
+
 def duration_ms(run: Row[Any], now: datetime | None) -> int | None:
     """How long a run took, or has taken up to *now*; None if it has not started."""
     if run.started_ms is None:
         return None
-    if run.finished_ms is not None and run.status in FINAL:
+    if run.finished_ms is not None and run.status in _ENDED:
         return max(int(run.finished_ms - run.started_ms), 0)
     if now is not None and run.status == "running":
         return max(round(now.timestamp() * 1000) - int(run.started_ms), 0)

@@ -33,7 +33,7 @@ _STATES = {
     **dict.fromkeys(("FAILED", "failed", "timed_out", "dead"), "bold red"),
     **dict.fromkeys(("running", "queued", "dispatched"), "cyan"),
     **dict.fromkeys(("interrupted", "missed", "paused", "draining"), "yellow"),
-    **dict.fromkeys(("skipped", "cancelled", "discarded", "stopped"), "dim"),
+    **dict.fromkeys(("skipped", "cancelled", "discarded", "put_off", "stopped"), "dim"),
 }
 #: Columns of spans and counts that are text.
 _RIGHT = frozenset({"took", "in", "age"})

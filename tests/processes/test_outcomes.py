@@ -112,6 +112,8 @@ def test_a_run_goes_on_as_its_task_and_its_database_say(
     how = [line[3] for line in logged if line[2:3] == ["later"]]
     assert how == ["put", "put", "put", "succeeded"]
     runs = shown()
+    one = json.loads(fsa("runs", "show", str(runs["later"]["id"]), "--json").stdout)
+    assert [each["status"] for each in one["earlier_attempts"]] == ["put_off"] * 3
 
     def times(each: str) -> int:
         return (tmp_path / f"{each}.times").stat().st_size
