@@ -87,6 +87,10 @@ _STEPS = (
         _READ_ONLY,
     ),
     (
+        r"could not (open|stat|access|read|write) (file|directory)",
+        "that is a file of the server's own, which its user must be able to open",
+    ),
+    (
         r"permission denied|command denied|insufficient privilege|must be owner",
         _FORBIDDEN,
     ),

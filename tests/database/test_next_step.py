@@ -86,6 +86,8 @@ def test_real_servers_are_told_apart(
         ("canceling statement due to conflict with recovery", "a standby"),
         ('prepared statement "_pg3_0" already exists', "a pooler"),
         ('schema "sales" does not exist', "CREATE SCHEMA"),
+        ('could not open file "x" for reading: No such file or directory', "the server's own"),
+        ('could not open file "x" for reading: Permission denied', "the server's own"),
     ],
 )
 def test_what_cannot_be_had_cheaply_is_known_by_its_text(text: str, step: str) -> None:
