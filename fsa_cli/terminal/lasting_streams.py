@@ -51,8 +51,6 @@ class _Lasting(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
         try:
             return super().write(data)
-        except BlockingIOError:
-            raise
         except OSError as exc:
             if exc.errno in _GONE:  # for child processes, and what else prints there
                 nothing = os.open(os.devnull, os.O_WRONLY)
