@@ -94,6 +94,9 @@ class Configuration:
                 )
         if isinstance(custom_engine, AsyncEngine):
             custom_engine, custom_async_engine = None, custom_async_engine or custom_engine
+        for engine in (custom_engine, custom_async_engine):
+            if engine is not None:
+                parse(engine.url)
         if db_url or custom_engine or async_db_url or custom_async_engine:
             configuration = cls(
                 EngineArguments(

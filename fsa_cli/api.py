@@ -58,14 +58,14 @@ _USUAL = {
     "time_limit": "timeout_s",
     "soft_time_limit": "timeout_s",
     "max_retries": "retries",
+    "max_attempts": "retries",
     "retry": "retries",
     "retry_backoff": "backoff_s",
-    "cron": "schedule",
-    "crontab": "schedule",
-    "interval": "schedule",
-    "every": "schedule",
-    "run_every": "schedule",
+    "retry_delay": "backoff_s",
+    "default_retry_delay": "backoff_s",
+    "trigger": "schedule",
     "tz": "timezone",
+    "expires": "start_within_s",
     "misfire_grace_time": "start_within_s",
     "coalesce": "catch_up",
     "max_instances": "overlap",
@@ -74,6 +74,11 @@ _USUAL = {
     "retry_backoff_max": "max_backoff_s",
     "autoretry_for": "retry_on",
 }
+_USUAL |= dict.fromkeys(("cron", "crontab"), 'schedule="0 3 * * *"')
+_USUAL |= dict.fromkeys(
+    ("every", "run_every", "interval", "interval_s", "seconds", "minutes", "hours"),
+    'schedule="every 10s"',
+)
 
 _METHODS = ("using", "enqueue", "aenqueue", "enqueue_many", "aenqueue_many")
 
@@ -316,7 +321,9 @@ def _task(
         name = min(unknown)
         raise TaskDefinitionError(
             f"@task has no option {name!r}",
-            hint=did_you_mean(_USUAL.get(name, name), TaskDefinition.__dataclass_fields__, most=1),
+            hint=f"did you mean {_USUAL[name]}?"
+            if name in _USUAL
+            else did_you_mean(name, TaskDefinition.__dataclass_fields__, most=1),
         )
 
     def register(decorated: Any) -> Any:

@@ -84,6 +84,7 @@ _DRIVERS: dict[str, dict[str, Driver]] = {
 _DRIVERS["mariadb"] = _DRIVERS["mysql"]
 
 _NEAR = 0.75
+_AUTHORITY = re.compile("@[^/]*/")
 
 
 def parse(url: str | URL) -> URL:
@@ -108,6 +109,12 @@ def parse(url: str | URL) -> URL:
             "name or password are percent-encoded: urllib.parse.quote(password, safe=''). Several "
             "hosts of PostgreSQL are postgresql:///database?host=one:5432&host=two:5432."
         ) from None
+    if _is_cut(parsed, url):
+        raise ConfigurationError(
+            "The database URL cannot be read: an @ in its user name or password is not "
+            "percent-encoded (%40), and what comes after it would be taken for the host. "
+            "urllib.parse.quote(password, safe='') encodes a password."
+        )
     meant = _meant(parsed.drivername)
     if meant is not None:
         raise ConfigurationError(
@@ -115,6 +122,19 @@ def parse(url: str | URL) -> URL:
             f"{parsed.drivername}://."
         )
     return parsed
+
+
+def _is_cut(parsed: URL, given: str | URL) -> bool:
+    """Whether an "@" in the middle of a password was taken for its end.
+
+    The rest of it would be tried as a host, by name, and stand in every message about that.
+    """
+    if "@" in (parsed.host or ""):
+        return True
+    if parsed.host and _AUTHORITY.search(parsed.database or ""):  # the password had a "/" too
+        return True
+    rest = given.rpartition(f"@{parsed.host or ''}")[2] if isinstance(given, str) else ""
+    return "@" in rest.partition("?")[2].partition("=")[0]  # or a "?"
 
 
 def _meant(name: str) -> str | None:

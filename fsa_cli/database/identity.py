@@ -70,7 +70,12 @@ def hosts(url: URL) -> list[str]:
 
 def address(url: URL | None) -> str:
     """The address of a database for a person, without its password."""
-    return "not configured" if url is None else dialect_of(url.get_backend_name()).address(url)
+    if url is None:
+        return "not configured"
+    before, at, host = (url.host or "").rpartition("@")
+    if before:  # the end of a password that is not encoded, in a URL of the app's own
+        url = url.set(host=f"***{at}{host}")
+    return dialect_of(url.get_backend_name()).address(url)
 
 
 def database_name(url: URL | None) -> str:

@@ -209,10 +209,16 @@ def _bind(
     except FsaError:
         raise
     except Exception as exc:
+        given = [
+            f"the URL of {name} is from {settings.sources[f'database_urls.{name}']}"
+            for name in urls
+        ]
         raise ConfigurationError(
             "the app's database cannot be configured",
-            details=[*describe_error(exc), *_urls_of_env_file(exported, settings)],
-            hint="pass db_url to DBSessionMiddleware or db.configure, or set FSA_DB_URL",
+            details=[*describe_error(exc), *(given or _urls_of_env_file(exported, settings))],
+            hint=None
+            if urls
+            else "pass db_url to DBSessionMiddleware or db.configure, or set FSA_DB_URL",
         ) from exc
     unknown = urls.keys() - databases.keys()
     if unknown:

@@ -67,6 +67,9 @@ _IN_EACH_BESIDE = ("passw", "identified", "--", "authorization")
 # What Pydantic says was given to a field, and how far before that its name may be.
 _GIVEN, _GIVEN_END = ", input_value=", ", input_type="
 _MAX_FIELD_LENGTH = 500
+# A driver tries as a host what comes after the first "@" of a password that is not encoded.
+_HOST = re.compile(r"""(?:host(?:[ ]name)?|server[ ]on)[ ] (['"]) ([^'"\s]{0,500}@)""", re.VERBOSE)
+_IN_EACH_HOST = ("host", "server on")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]{0,40}+\Z", re.IGNORECASE)
 _MAX_SCHEME_LENGTH = 40
 _RUN = re.compile(r"[^\s'\"]*+")
@@ -108,6 +111,7 @@ def _masked(text: str, start: int, end: int) -> str:
             *_in_pairs(window, lowered),
             *_beside(window, lowered),
             *_in_fields(window),
+            *_in_hosts(window),
         ]
     ):
         if secret_end <= done:
@@ -149,6 +153,12 @@ def _in_fields(text: str) -> Iterator[tuple[int, int]]:
             end = found if found >= 0 else min(given + _CONTEXT, len(text))
             yield given, end
         at = text.find(_GIVEN, end)
+
+
+def _in_hosts(text: str) -> Iterator[tuple[int, int]]:
+    if "@" in text and any(part in text for part in _IN_EACH_HOST):
+        for match in _HOST.finditer(text):
+            yield match.start(2), match.end(2) - 1
 
 
 def _says_whether(text: str, start: int, value: str) -> bool:

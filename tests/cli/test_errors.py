@@ -55,6 +55,11 @@ BROKEN = [
         ["main.py, line 3", "@task has no option 'timeout'", "did you mean timeout_s?"],
     ),
     Broken(
+        "a schedule as other libraries have it",
+        {"main.py": "from fsa_cli import task\n\n@task(minutes=5)\ndef t(): ...\n"},
+        ["main.py, line 3", "no option 'minutes'", 'did you mean schedule="every 10s"?'],
+    ),
+    Broken(
         "an error inside",
         {"main.py": "from deep import x\n", "deep.py": "def f():\n    return 1 / 0\n\nx = f()\n"},
         ["deep.py, line 2, in f", "return 1 / 0", "ZeroDivisionError: division by zero"],
@@ -178,6 +183,24 @@ BROKEN = [
         ["a database cannot be reached", "postgresql 127.0.0.1:1, database shop as me"],
         exit_code=4,
         never=["hidden"],
+    ),
+    Broken(
+        "a password that is taken for a host",
+        {"main.py": WELL.replace("sqlite://", "postgresql://u:hi@dden@h/d")},
+        ["database cannot be configured", "%40"],
+        never=["dden"],
+    ),
+    Broken(
+        "a password that an app connects with as a host",
+        {
+            "main.py": """
+                from sqlalchemy import create_engine
+                create_engine("postgresql+psycopg://me:hi@dden@127.0.0.1:1/shop").connect()
+            """
+        },
+        ["a database cannot be reached", "resolve host '***@127.0.0.1'"],
+        exit_code=4,
+        never=["dden"],
     ),
     Broken(
         "an error whose text has a password",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import PostgresDsn, SecretStr
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 
 from fastapi_sqlalchemy import Database, DBSessionMiddleware, SessionNotInitialisedError
 from fastapi_sqlalchemy.engines.urls import Side, masked, parse, url_for
@@ -319,6 +319,43 @@ def test_a_url_that_cannot_be_read_is_not_repeated_in_the_error(url: str) -> Non
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(caught.value.__cause__)
     assert "postgresql://user:password@host:5432/database" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ann:s3@cret@db:5432/shop",
+        "postgresql+psycopg://ann:s3cret@@db/shop",
+        "postgresql+psycopg://ann:s3@x/cret@db:5432/shop",
+        "postgresql+psycopg://ann:s3@x?cret@db/shop?sslmode=require",
+        "mysql+pymysql://ann:s3@cret@/shop",
+    ],
+    ids=["in the middle", "at the end", "with a slash", "with a question mark", "no host"],
+)
+def test_a_password_that_would_be_taken_for_a_host_is_refused_and_not_repeated(url: str) -> None:
+    url_object = make_url(url)
+    given: list[dict[str, Any]] = [{"db_url": url}]
+    if "?" not in url:  # which only the text tells from a URL's own
+        given += [{"db_url": url_object}, {"custom_engine": create_engine(url_object)}]
+    for each in given:
+        with pytest.raises(ConfigurationError, match="%40") as caught:
+            Database().configure(**each)
+        assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+pymysql://ann@server:s3cret@db/shop",
+        "postgresql+psycopg://ann:s3?cret@db/shop?host=@socket",
+        "postgresql+psycopg://ann:s3/cret@db/sh@p",
+        "postgresql+psycopg://ann:s3%40cret@[::1]:5432/shop?options=-ca@b",
+        "sqlite:////srv/a@b/shop.db",
+        "sqlite:///file:a@b/shop.db?mode=ro&uri=true",
+    ],
+)
+def test_an_at_sign_elsewhere_is_none_of_a_password(url: str) -> None:
+    assert parse(url) == make_url(url)
 
 
 def test_what_is_no_text_is_said_by_its_kind() -> None:

@@ -426,6 +426,17 @@ def test_the_url_is_the_middlewares_unless_fsa_db_url_replaces_it(fsa, write_app
     assert "named by FSA_DB_URL_REPORT" in done.stderr
 
 
+def test_a_url_that_cannot_be_read_is_said_to_be_of_the_setting_that_gave_it(
+    fsa, write_app, tmp_path
+) -> None:
+    write_app(tmp_path, main="from fastapi import FastAPI\napp = FastAPI()\n")
+    (tmp_path / "pyproject.toml").write_text('[tool.fsa]\ndatabase = "sqlite:///shop.db"\n')
+    done = fsa("health", env={"FSA_DB_URL": "postgresql://me:hi@dden@db/shop"})
+    assert done.returncode == 3
+    assert "the URL of default is from FSA_DB_URL" in done.stderr
+    assert "hint" not in done.stderr
+
+
 def test_what_db_configure_was_given_serves_an_app_without_the_middleware(
     fsa, write_app, tmp_path
 ) -> None:

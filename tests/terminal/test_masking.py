@@ -229,6 +229,20 @@ MAIN = """
 @pytest.mark.parametrize(
     "text",
     [
+        "failed to resolve host 'hunter2@db': [Errno -2] Name or service not known",
+        'could not translate host name "hunter2@db" to address: Name or service not known',
+        "Can't connect to MySQL server on 'hun@ter2@db' ([Errno -2]",
+        "Unknown server host 'hunter2@db' (-2)",
+    ],
+)
+def test_the_end_of_a_password_that_a_driver_takes_for_a_host_is_masked(text: str) -> None:
+    assert "ter2" not in mask(text)
+    assert "***@db" in mask(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "--token is an option",
         "the value of --password, or --token to ask for it",
         "no such option: --secret",
