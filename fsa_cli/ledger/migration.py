@@ -32,7 +32,7 @@ def upgrade_ledger(op: Any) -> None:
         op: `from alembic import op`.
 
     Raises:
-        LedgerUnusable: The tables are of a version that this code does not know.
+        LedgerUnusable: The tables are of a version that this code does not know, or of none.
     """
     context = op.get_context()
     if context.as_sql:
@@ -41,7 +41,7 @@ def upgrade_ledger(op: Any) -> None:
         return
     connection = op.get_bind()
     found, newest = upgrade.found_in(connection)
-    upgrade.check(newest, address(connection.engine.url))
+    upgrade.check(found, newest, address(connection.engine.url))
     for table in tables.metadata.sorted_tables:
         if table.name not in found:
             table.create(connection)

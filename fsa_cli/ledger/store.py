@@ -193,7 +193,7 @@ class Ledger:
                 return False
             self._keep_private()
         found, newest = self.read(upgrade.found_in)
-        upgrade.check(newest, self.where)
+        upgrade.check(found, newest, self.where)
         for table, missing in upgrade.missing_columns(found):
             raise LedgerUnusable(
                 f"the ledger's table {table.name} has no column {', '.join(sorted(missing))}",
@@ -235,8 +235,11 @@ class Ledger:
         """
         if self.is_sqlite and not self._has_file():
             self._keep_private()
-        elif upgrade.is_whole(*self.read(upgrade.found_in)):
-            return not self.exists()
+        else:
+            found, newest = self.read(upgrade.found_in)
+            upgrade.check(found, newest, self.where)  # before any is created beside another's
+            if upgrade.is_whole(found, newest):
+                return not self.exists()
         try:
             self._create()
         except SQLAlchemyError as exc:

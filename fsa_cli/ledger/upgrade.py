@@ -56,7 +56,7 @@ _ADDITIONS = (Addition(2, tables.run, ("priority",), ("fsa_run_priority",)),)
 def found_in(connection: Connection) -> tuple[dict[str, set[str]], Any]:
     """The columns of each table that exists, and the row that says their version."""
     found = columns_in(connection)
-    if tables.schema.name not in found:
+    if not found.get(tables.schema.name, set()).issuperset(tables.schema.columns.keys()):
         return found, None
     return found, connection.execute(select(tables.schema)).one_or_none()
 
@@ -93,14 +93,15 @@ def is_whole(found: Mapping[str, Set[str]], newest: Any) -> bool:
     return every <= found.keys() and not any(missing_columns(found))
 
 
-def check(newest: Any, where: str) -> None:
-    """Check that this version can work with the tables.
+def check(found: Mapping[str, Set[str]], newest: Any, where: str) -> None:
+    """Check that this version can work with the tables, or add to them what they lack.
 
     Args:
+        found: The columns of each table that exists.
         newest: The row of `fsa_schema`; None: there is none yet.
 
     Raises:
-        LedgerUnusable: They are of a version that this code does not know.
+        LedgerUnusable: They are of a version that this code does not know, or of none.
     """
     if newest is not None and newest.oldest > VERSION:
         raise LedgerUnusable(
@@ -108,6 +109,15 @@ def check(newest: Any, where: str) -> None:
             details=[where],
             hint="install here the version of fsa that the other processes have",
         )
+    for table, lacking in missing_columns(found):
+        added = {name for each in _ADDITIONS if each.table is table for name in each.columns}
+        if not added.issuperset(lacking):
+            raise LedgerUnusable(
+                f"the ledger's table {table.name} has no column {', '.join(sorted(lacking))}",
+                details=[where, "it is another application's, or was changed: no fsa made it so"],
+                hint='[tool.fsa] ledger_url = "postgresql://...?options=-csearch_path%3Dops", with '
+                "a schema or a database for the ledger alone",
+            )
 
 
 def add_missing(connection: Connection, found: Mapping[str, Set[str]]) -> None:

@@ -13,6 +13,7 @@ from fsa_cli.ledger.claim_queued import claim_queued
 from fsa_cli.ledger.enqueue import write_run
 from fsa_cli.ledger.records import NewRun
 from fsa_cli.ledger.store import Ledger
+from fsa_cli.ledger.upgrade import columns_in
 from support.backends import Backend
 from support.ledgers import insert_as_before, make_like_before, make_node, open_ledger, runs_of
 
@@ -62,6 +63,28 @@ def test_what_a_version_adds_is_made_at_the_start_by_whoever_is_first(old: Ledge
     found = claim_queued(old, make_node(old).id, {"ship": None}, most=1).runs
     assert [each.run_id for each in found] in ([wanted.run_id], ["old"])
     assert sorted(row.priority for row in runs_of(old)) == [0, 5]
+
+
+@pytest.fixture(params=["postgresql", "mariadb", "sqlite"])
+def others(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """Where another application has tables of these names."""
+    backend: Backend = request.getfixturevalue(request.param)
+    ledger = open_ledger(backend.url)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE fsa_run (id INTEGER, name VARCHAR(9))"))
+        connection.execute(text("CREATE TABLE fsa_schema (id INTEGER, checksum VARCHAR(9))"))
+    yield ledger
+    ledger.dispose()
+
+
+def test_tables_of_another_application_are_left_alone(others: Ledger) -> None:
+    for work in (others.create, others.exists):
+        with pytest.raises(LedgerUnusable, match="has no column") as caught:
+            work()
+        assert "another application's" in caught.value.details[1]
+        assert "ledger_url" in (caught.value.hint or "")
+        assert "init" not in (caught.value.hint or "")
+    assert others.read(columns_in).keys() == {"fsa_run", "fsa_schema"}
 
 
 def test_tables_of_a_version_that_this_one_cannot_work_with_are_left_alone(ledger: Ledger) -> None:
