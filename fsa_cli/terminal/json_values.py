@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -21,11 +22,14 @@ _MAX_DEPTH = 100
 
 _LONGEST_BITS = 14_000
 
+_HALF = re.compile("[\ud800-\udfff]")
+
 
 def dumps(value: object, *, indent: int | None = None) -> str:
     """JSON text: instants in UTC as ISO 8601, what JSON cannot hold as text, passwords masked."""
     text = json.dumps(_encode(value), ensure_ascii=False, indent=indent)
-    return text.encode("utf-8", "backslashreplace").decode()
+    # Half a character as text that names it: its escape is JSON to Python, not to jq or PostgreSQL.
+    return text if text.isascii() else _HALF.sub(lambda half: rf"\\u{ord(half[0]):x}", text)
 
 
 def _encode(value: object) -> Any:

@@ -184,3 +184,10 @@ def test_errors_are_folded_on_a_terminal_only(
     assert any(line.startswith("    ") for line in lines)
     whole = fsa("db", "show", env=env).stderr
     assert 'connection to server at "127.0.0.1", port 1 failed: Connection refused\n' in whole
+
+
+def test_json_holds_no_escape_of_half_a_character() -> None:
+    """jq, PostgreSQL and most others refuse it."""
+    text = dumps({"a\ud800": ["\udfff\ud83d", "\U0001f600"]})
+    text.encode()
+    assert json.loads(text) == {"a\\ud800": ["\\udfff\\ud83d", "\U0001f600"]}
