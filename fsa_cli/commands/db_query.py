@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import re
 import sys
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from fsa_cli.database.query import Rows
 
 _ON_A_TERMINAL = 500
-_BATCH = 500
 _HINTS = {
     "multi-query|one statement at a time": "one statement at a time",
     "(?i)read-?only|read only|as cursor|authoriz": (
@@ -83,7 +80,7 @@ def query(
         cells = ([query.value(cell) for cell in row] for row in rows)
         first = itertools.islice(cells, limit or None)
         if as_csv:
-            _write_csv(fsa, columns, first)
+            fsa.output.csv(columns, first)
         else:
             found = [dict(zip(columns, _shown(fsa, row), strict=True)) for row in first]
             fsa.output.table(found, {name: name for name in columns}, wraps=columns)
@@ -157,12 +154,3 @@ def _shown(fsa: Fsa, row: list[Any]) -> list[Any]:
     if fsa.output.json:
         return row
     return [repr(cell) if isinstance(cell, float) else cell for cell in row]
-
-
-def _write_csv(fsa: Fsa, columns: list[str], rows: Iterator[list[Any]]) -> None:
-    batch: list[list[Any]] = [columns]
-    while batch:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(batch)
-        fsa.output.line(text.getvalue().removesuffix("\n"), exact=True)
-        batch = list(itertools.islice(rows, _BATCH))

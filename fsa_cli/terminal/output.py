@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fsa_cli.exceptions import FsaError, OutputFailed
 from fsa_cli.terminal.escaping import escape_json_controls, escape_terminal, one_line
 from fsa_cli.terminal.folding import columns_of, fold, is_terminal
 from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import MAX_TEXT_LENGTH, mask, mask_head
+from fsa_cli.terminal.secret_names import is_secret_name
 from fsa_cli.terminal.user_code import traceback_text
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ _STATES = {
 _RIGHT = frozenset({"took", "in", "age"})
 _GAP = 2
 _LEAST = 8
+_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,24 @@ class Output:
             if rows:
                 self._table(rows, columns, wraps, spare)
         else:
-            lines = [[_plain(row.get(key)) for key in columns] for row in rows]
-            for cells in [list(columns.values()), *lines]:
-                self._write(sys.stdout, "\t".join(cells))
+            hidden = frozenset(filter(is_secret_name, columns))
+            lines = [[_cell(row.get(key), key in hidden) for key in columns] for row in rows]
+            for cells in [list(columns.values()), *_masked(lines)]:
+                self._put(sys.stdout, escape_terminal("\t".join(cells)))
+
+    def csv(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Print a header and *rows* as comma-separated values, each cell masked by itself."""
+        import csv
+
+        hidden = [*map(is_secret_name, columns)]
+        cells = ([*map(_csv_cell, row, hidden)] for row in rows)
+        batch: list[list[object]] = [[*columns]]
+        while batch:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(_masked(batch))
+            lines = text.getvalue().removesuffix("\n")
+            self._put(sys.stdout, escape_terminal(lines) if is_terminal(sys.stdout) else lines)
+            batch = [*itertools.islice(cells, _BATCH)]
 
     def heading(self, text: str) -> None:
         """Print the heading of a section of data; bold on a terminal."""
@@ -144,9 +163,9 @@ class Output:
         width = max(map(len, value), default=0) if is_terminal(sys.stdout) else 0
         for key, item in value.items():
             if not width:
-                self._write(sys.stdout, f"{key}\t{_plain(item)}")
+                self._write(sys.stdout, f"{key}\t{_cell(item, is_secret_name(key))}")
                 continue
-            self.fact(key.ljust(width), _plain(item))
+            self.fact(key.ljust(width), _cell(item, is_secret_name(key)))
 
     def fact(self, name: str, text: str) -> None:
         """Print *text* beside *name*."""
@@ -231,8 +250,12 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
+        hidden = frozenset(filter(is_secret_name, columns))
         texts = {
-            key: [escape_terminal(heading), *(shown(_plain(row.get(key))) for row in rows)]
+            key: [
+                escape_terminal(heading),
+                *(shown(_cell(row.get(key), key in hidden)) for row in rows),
+            ]
             for key, heading in columns.items()
         }
         folds = list(wraps) == [*columns][-1:]  # the last column, which takes several lines
@@ -357,6 +380,38 @@ def _error_document(error: FsaError) -> dict[str, object]:
     return document
 
 
+class _Masked(str):
+    """A text without a secret: what masking makes of JSON's "token": "***" is no JSON."""
+
+
+def _cell(value: object, is_hidden: bool) -> str:
+    """A value as text, unless it goes by the name of a secret, as in JSON."""
+    return "***" if is_hidden and isinstance(value, str) else _plain(value)
+
+
+def _csv_cell(value: object, is_hidden: bool) -> object:
+    match value:
+        case str():
+            return "***" if is_hidden else value
+        case None | bool() | int() | float():
+            return value
+        case Mapping() | list() | tuple():
+            return _Masked(dumps(value))
+        case _:
+            return str(value)
+
+
+def _masked(rows: list[list[Any]]) -> list[list[Any]]:
+    """*rows* with each text masked by itself: one that says "password=" is not read on in the next.
+
+    All are looked at at once, and most have no secret: that takes a quarter of the time.
+    """
+    together = "\n".join(cell for row in rows for cell in row if type(cell) is str)
+    if mask(together) == together:
+        return rows
+    return [[mask(cell) if type(cell) is str else cell for cell in row] for row in rows]
+
+
 def _plain(value: object) -> str:
     match value:
         case None:
@@ -370,6 +425,6 @@ def _plain(value: object) -> str:
         case list() | tuple() | set() | frozenset():
             return ", ".join(_plain(item) for item in value)
         case Mapping():
-            return dumps(value) if value else ""
+            return _Masked(dumps(value)) if value else ""
         case _:
             return _BREAKS.sub(" ", str(value))

@@ -162,6 +162,32 @@ def test_query_gives_a_table_json_and_csv(filled) -> None:
     ]
 
 
+@pytest.mark.parametrize("flag", ["--csv", "--json", ""])
+def test_a_secret_in_a_row_is_masked_and_takes_nothing_with_it(filled, flag: str) -> None:
+    statement = (
+        "select 'Authorization: Bearer abc' as note, 'two' as b, 'hunter2' as password, 4 as n "
+        "union all select 'password=', 'two', 'hunter3', 5"
+    )
+    text = filled("query", statement, *([flag] if flag else [])).stdout
+    if flag == "--json":
+        rows = [[str(cell) for cell in each.values()] for each in json.loads(text)]
+    else:
+        _, *rows = csv.reader(io.StringIO(text), delimiter="," if flag else "\t")
+    assert sorted(rows) == [
+        ["Authorization: ***", "two", "***", "4"],
+        ["password=", "two", "***", "5"],
+    ]
+
+
+def test_json_of_the_database_is_json_in_csv(fsa, project, postgresql) -> None:
+    """Elsewhere a driver gives it as text."""
+    statement = """select '{"password": "x", "n": [1, null, true]}'::jsonb as j, 2 as b"""
+    told = fsa("db", "query", statement, "--csv", env={"FSA_DB_URL": postgresql.url}).stdout
+    _, (document, two) = csv.reader(io.StringIO(told))
+    assert json.loads(document) == {"password": "***", "n": [1, None, True]}
+    assert two == "2"
+
+
 READER = """
 import sys
 from fsa_cli.database import query
