@@ -405,9 +405,10 @@ class DatabaseContext:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._entered:
+        entry = self._take(asynchronous=False)
+        if entry is None:
             return
-        scope, sandbox = self._entered.pop()
+        scope, sandbox = entry
         try:
             scope.end(commit=self._commit_on_exit and exc_type is None)
         finally:
@@ -425,9 +426,10 @@ class DatabaseContext:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._entered:
+        entry = self._take(asynchronous=True)
+        if entry is None:
             return
-        scope, sandbox = self._entered.pop()
+        scope, sandbox = entry
         try:
             await scope.aend(commit=self._commit_on_exit and exc_type is None)
         finally:
@@ -450,6 +452,23 @@ class DatabaseContext:
         self._entered.append((scope, sandbox))
         self._database._enter(scope)
         return self._database
+
+    def _take(self, *, asynchronous: bool) -> tuple[Scope, OpenSandbox | None] | None:
+        """What was entered here: other threads and tasks may have entered the same object since.
+
+        A sync `yield` dependency is left in another context than it was entered in, where the scope
+        around it is the current one.
+        """
+        entries = [each for each in list(self._entered) if each[0].asynchronous is asynchronous]
+        if not entries:
+            return None
+        current, entry = self._database._scope.get(), entries[-1]
+        if entry[0] is not current:
+            inside = (each for each in reversed(entries) if each[0].outer is current)
+            mine = (each for each in reversed(entries) if each[0] is current)
+            entry = next(mine, None) or next(inside, entry)
+        self._entered.remove(entry)
+        return entry
 
     def _leave(self, scope: Scope, sandbox: OpenSandbox | None) -> None:
         self._database._leave(scope)

@@ -172,6 +172,9 @@ class DBSessionMiddleware:
         failure: Exception | None = None
         started: Message | None = None
         completed = returned = left = False
+        length: float | None = None
+        sent_bytes = 0
+        held: list[Message] = []
 
         async def receive_watched() -> Message:
             nonlocal left
@@ -181,7 +184,7 @@ class DBSessionMiddleware:
             return message
 
         async def send_settled(message: Message) -> None:
-            nonlocal failure, started, completed
+            nonlocal failure, started, completed, length, sent_bytes
             if started is None and message["type"] == "http.response.start":
                 if failure is not None or (self.commit_on_exit and request.handles):
                     commits = self._commits(message)
@@ -190,7 +193,7 @@ class DBSessionMiddleware:
                         raise _CommitFailed(_first_line(failure)) from failure
                     # Inside a BaseHTTPMiddleware a stream may be at its first part already, and a
                     # COMMIT ends the cursor that it reads: with MySQL's drivers without an error.
-                    streams = _is_stream(message)
+                    streams = _is_stream(message, asgi)
                     is_used = streams and (request.is_in_use or request.has_cursor)
                     if not (is_used or _is_event_stream(message)):
                         try:
@@ -206,6 +209,13 @@ class DBSessionMiddleware:
             is_last = message["type"] == "http.response.pathsend" or (
                 message["type"] == "http.response.body" and not message.get("more_body")
             )
+            if not is_last and self.commit_on_exit and started is not None:
+                # A client that has as many bytes as were promised waits for no last message.
+                length = _length(started) if length is None else length
+                sent_bytes += len(message.get("body", b""))
+                if sent_bytes >= length and request.handles:
+                    held.append(message)
+                    return
             if is_last and self.commit_on_exit and started is not None and request.handles:
                 # An app in between may end well a stream that has lost its client.
                 if _is_event_stream(started):
@@ -213,7 +223,9 @@ class DBSessionMiddleware:
                     await asyncio.sleep(0)
                 whole = not (left or _is_cancelled())
                 await self._settle_stream(request, commit=whole and self._commits(started))
-            await send(message)
+            for each in (*held, message) if held else (message,):
+                await send(each)
+            held.clear()
             if is_last:
                 completed = True
                 request.stage = ", after its response (a background task?)"
@@ -319,6 +331,7 @@ class _CommitFailed(Exception):
 
 
 _SECOND = "a second middleware"
+_BODILESS = (204, 304)
 _END_OF_LIFESPAN = (
     "lifespan.startup.failed",
     "lifespan.shutdown.complete",
@@ -341,9 +354,19 @@ def _global_db() -> Database:
     return db
 
 
-def _is_stream(start: Message) -> bool:
-    """Whether nobody knows how long the body will be."""
-    return all(name.lower() != b"content-length" for name, _ in start.get("headers", ()))
+def _is_stream(start: Message, asgi: ASGIScope) -> bool:
+    """Whether nobody knows how long the body will be: one that no client is sent has no length."""
+    if start["status"] in _BODILESS or asgi["method"] == "HEAD":
+        return False
+    return math.isinf(_length(start))
+
+
+def _length(start: Message) -> float:
+    """How many bytes the response has, as its head says."""
+    for name, value in start.get("headers", ()):
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return math.inf
 
 
 def _is_event_stream(start: Message) -> bool:

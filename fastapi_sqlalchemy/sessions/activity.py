@@ -25,6 +25,7 @@ from sqlalchemy.pool import Pool
 from ..engines.read_only_servers import renew_after
 from ..exceptions import ConcurrentUseError
 from .connections import lost_by
+from .heard_errors import hear_errors
 from .writes import locks_rows, looks_like_read, surely_reads
 
 __all__ = ["Activity", "User", "log_holders", "task_or_thread", "user_here"]
@@ -79,7 +80,8 @@ class Activity:
     `may_have_written` is True unless all of them are surely reads; `unfinished` is the last one
     until it has returned: it is under way, has failed, or was cancelled; `has_locked` says that
     something was written in a savepoint that is rolled back. `failure` says why a statement of it
-    has failed, the first one, and `lost` whether one has rolled back all of it.
+    has failed, the first one, and `lost` whether one has rolled back all of it: None where the
+    server has to be asked.
 
     `owner` is its scope. `left_s` is when its last statement ended, in seconds of `monotonic()`;
     `left` is what another task waits for until then.
@@ -135,7 +137,7 @@ class Activity:
         self.unfinished: Any = None
         self.has_locked = self.has_several = False
         self.failure: str | None = None
-        self.lost = False
+        self.lost: bool | None = False
         #: Those whose SQL did not show that they read.
         self.unread: list[Any] = []
         #: SELECTs that read, and may call what writes, or lock rows.
@@ -259,6 +261,8 @@ class Activity:
                 # A result itself cannot be referred to weakly; nobody but it keeps its context.
                 self.results.append(weakref.ref(context))
                 compiled = context.compiled
+                if context._is_server_side and self.connection is not None:
+                    hear_errors(self.connection, self)
         if compiled is None or not compiled.statement.is_select or compiled.ctes:
             self._keep(self.unread, statement)
             return
@@ -280,16 +284,21 @@ class Activity:
         else:
             self.unsure = True
 
-    def failed(self, error: DBAPIError) -> None:
+    def failed(self, error: Exception, connection: Connection | None = None) -> None:
         """Remember that a statement has failed, for a commit in spite of it."""
-        connection = self.connection
-        if connection is None:
+        connection = connection or self.connection
+        if connection is None or self.connection is None:
             return
+        original = error.orig if isinstance(error, DBAPIError) else error
         if self.failure is None:
             # Its text alone: the exception would keep whoever has caught it.
-            text = (str(error.orig).splitlines() or [""])[0]
-            self.failure = f"{type(error.orig).__name__}: {text[:_MOST_SHOWN]}"
-        self.lost = self.lost or lost_by(error, connection)
+            text = (str(original).splitlines() or [""])[0]
+            self.failure = f"{type(original).__name__}: {text[:_MOST_SHOWN]}"
+        if not isinstance(error, DBAPIError):
+            return
+        lost = lost_by(error, connection)
+        if lost or self.lost is False:
+            self.lost = lost
         renew_after(error, connection)
 
     def mark(self) -> tuple[bool, int]:

@@ -25,6 +25,7 @@ __all__ = [
     "is_busy",
     "libpq_status",
     "lost_by",
+    "rolls_back_on_timeout",
     "server_pid",
 ]
 
@@ -37,6 +38,7 @@ HANGS_UP = frozenset(("asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysq
 _LIBPQ_IN_ERROR = 3
 #: Changed since the snapshot, no room for locks, deadlock.
 _MYSQL_LOST = ((1020,), (1206,), (1213,))
+_MYSQL_TIMED_OUT = (1205,)
 #: A savepoint or a procedure.
 _MYSQL_MISSING = (1305,)
 
@@ -98,16 +100,19 @@ def is_aborted(connection: Connection) -> bool:
     return False
 
 
-def lost_by(error: DBAPIError, connection: Connection) -> bool:
+def lost_by(error: DBAPIError, connection: Connection) -> bool | None:
     """Whether `error` has ended the whole transaction, and a COMMIT would say nothing of it.
 
-    MySQL does that to the victim of a deadlock; SQLite by `INSERT OR ROLLBACK`, by a trigger's
-    RAISE(ROLLBACK), and where the disk is full.
+    MySQL does that to the victim of a deadlock, and where it is set up so to who has waited for a
+    lock for too long: then it is None, and `rolls_back_on_timeout` says it. SQLite does it by
+    `INSERT OR ROLLBACK`, by a trigger's RAISE(ROLLBACK), and where the disk is full.
     """
     if connection.closed or connection.invalidated or in_autocommit(connection):
         return False
     if connection.dialect.name in ("mysql", "mariadb"):
         code = error.orig.args[:1] if error.orig is not None else ()
+        if code == _MYSQL_TIMED_OUT:
+            return None
         # After a deadlock in a flush, it is the savepoint around that which is missing.
         return code in _MYSQL_LOST or (
             code == _MYSQL_MISSING and "SAVEPOINT" in (error.statement or "")
@@ -117,6 +122,17 @@ def lost_by(error: DBAPIError, connection: Connection) -> bool:
     driver_connection: Any = connection.connection.driver_connection
     # Without a level, Python has begun nothing before it.
     return driver_connection.isolation_level is not None and not driver_connection.in_transaction
+
+
+def rolls_back_on_timeout(connection: Connection) -> bool:
+    """Whether InnoDB gives up the whole transaction that could not have a lock in time.
+
+    https://mariadb.com/docs/server/server-usage/storage-engines/innodb/innodb-system-variables#innodb_rollback_on_timeout
+    """
+    if connection.dialect.name not in ("mysql", "mariadb"):
+        return False
+    found = connection.exec_driver_sql("SHOW VARIABLES LIKE 'innodb_rollback_on_timeout'").first()
+    return found is not None and found[1] == "ON"
 
 
 def discard(connection: Connection | None) -> None:

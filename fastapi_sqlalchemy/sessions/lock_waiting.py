@@ -21,10 +21,10 @@ from sqlalchemy.util import greenlet_spawn
 
 from ..engines import fork_safety
 from ..exceptions import ConcurrentUseError
-from .activity import Activity, user_here
+from .activity import Activity, User, user_here
 from .connections import server_pid
 
-__all__ = ["watched"]
+__all__ = ["watched", "watched_commit"]
 
 logger = logging.getLogger("fastapi_sqlalchemy")
 T = TypeVar("T")
@@ -52,12 +52,26 @@ def watched(activity: Activity, work: Callable[..., T], *args: Any, **kwargs: An
     Raises:
         ConcurrentUseError: it waited for a lock that its own request or block holds.
     """
+    return _watched(None, activity, work, *args, **kwargs)
+
+
+def watched_commit(activity: Activity, commit: Callable[[], None]) -> None:
+    """As `watched`: a COMMIT looks at deferred foreign keys, and may wait for their rows.
+
+    Whose it is does not matter: a task of our own sends it.
+    """
+    _watched(activity.first_user, activity, commit)
+
+
+def _watched(
+    user: User, activity: Activity, work: Callable[..., T], *args: Any, **kwargs: Any
+) -> T:
     first = next(_around(activity), None)
     if activity.is_watched or first is None:
         return work(*args, **kwargs)
     if first.connection is not None and first.connection.dialect.name == "sqlite":
         return _explained(activity, work, *args, **kwargs)
-    waiting = _Waiting(activity)
+    waiting = _Waiting(activity, user or user_here())
     activity.is_watched = True
     _watcher.add(waiting)
     try:
@@ -93,9 +107,9 @@ class _Waiting:
 
     __slots__ = ("activity", "began_s", "next_s", "refusal", "user", "warned")
 
-    def __init__(self, activity: Activity) -> None:
+    def __init__(self, activity: Activity, user: User) -> None:
         self.activity = activity
-        self.user = user_here()
+        self.user = user
         self.began_s = monotonic()
         self.next_s = _ASKED_AT_S
         self.refusal: str | None = None

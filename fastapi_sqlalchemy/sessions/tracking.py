@@ -18,8 +18,9 @@ from sqlalchemy.util import await_only
 
 from ..exceptions import ConcurrentUseError, MissingSessionError, SandboxError
 from .activity import Activity, log_holders
-from .connections import is_aborted
-from .lock_waiting import watched
+from .connections import is_aborted, rolls_back_on_timeout
+from .heard_errors import hear_errors
+from .lock_waiting import watched, watched_commit
 from .pool_waiting import one_more_thread, with_spare_thread
 from .writes import reads_only
 
@@ -68,6 +69,7 @@ class TrackedSession(Session):
             execution_options = self._fsa_lend_options(bind_arguments, execution_options)
         connection = super().connection(bind_arguments, execution_options)
         activity.unsure = True
+        hear_errors(connection, activity)
         if activity.forget is None:
             activity.forget = _listen(connection, activity)
         return connection
@@ -102,7 +104,7 @@ class TrackedSession(Session):
             )
             activity.executed(statement, result)
             return result if activity.awaitable is None else self.fsa_result(result)
-        except DBAPIError as exc:
+        except Exception as exc:  # asyncpg's cursor raises its driver's own errors
             activity.failed(exc)
             raise
         finally:
@@ -137,7 +139,10 @@ class TrackedSession(Session):
         try:
             # A stream has begun to read while this waited for its turn: it is committed at its end.
             if not (activity.takes_turns and activity.has_cursor):
-                super().commit()
+                if activity.has_others:
+                    watched_commit(activity, super().commit)
+                else:
+                    super().commit()
         finally:
             if not is_inner:
                 activity.leave()
@@ -369,7 +374,12 @@ def _on_commit(session: TrackedSession) -> None:
         return  # the database refuses to release the savepoint
     root = session.get_transaction()
     held = root._connections.values() if root is not None else ()
-    if activity.lost or any(is_aborted(connection) for connection, *_ in list(held)):
+    connections = [connection for connection, *_ in held]
+    if (
+        activity.lost
+        or (activity.lost is None and any(map(rolls_back_on_timeout, connections)))
+        or any(map(is_aborted, connections))
+    ):
         raise PendingRollbackError(
             "Nothing is committed: a statement has failed "
             f"({activity.failure or 'on db.session.connection()'}), and with it the database has "

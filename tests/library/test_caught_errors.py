@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from fastapi_sqlalchemy import Database
-from support.backends import Backend, SQLite
+from support.backends import Backend, SQLite, connect_mariadb
+from support.databases import skip
+from support.mariadb_server import private_server
 from support.models import Membership, User, create_tables
 from support.stores import DRIVERS, Store, opened
 from support.web import Serve, client_of
@@ -139,13 +142,12 @@ def test_where_one_statement_failed_alone_the_others_are_committed(
 
 
 @pytest.mark.parametrize("comment", ["", "/* route='/caught' */ ", "-- from a listener\n"])
-@pytest.mark.parametrize("side", ["sync", "async"])
 def test_what_sqlite_has_rolled_back_is_answered_500(
-    serve: Serve, sqlite_store: Store, side: str, comment: str
+    serve: Serve, sqlite_store: Store, fails: str, comment: str
 ) -> None:
     sqlite_store.backend.execute("INSERT INTO users VALUES (100, 'there')")
     or_rollback = text(f"{comment}INSERT OR ROLLBACK INTO users VALUES (100, 'twice')")
-    with client_of(serve, routes(sqlite_store, side, or_rollback)) as client:
+    with client_of(serve, routes(sqlite_store, fails, or_rollback)) as client:
         assert client.post("/caught").status_code == 500
         assert client.post("/rolled_back").status_code == 200
     assert sqlite_store.users() == ["there", "after"]
@@ -166,9 +168,8 @@ def winner(engine: Engine) -> tuple[Connection, threading.Thread]:
     return other, threading.Thread(target=lambda: other.execute(rename(103)))
 
 
-@pytest.mark.parametrize("side", ["sync", "async"])
 def test_the_victim_of_a_deadlock_is_answered_500(
-    serve: Serve, mariadb_stores: Store, side: str
+    serve: Serve, mariadb_stores: Store, fails: str
 ) -> None:
     backend, db = mariadb_stores.backend, mariadb_stores.db
     app = mariadb_stores.app(commit_on_exit=True)
@@ -176,31 +177,118 @@ def test_the_victim_of_a_deadlock_is_answered_500(
     engine = create_engine(backend.url)
 
     other, thread = winner(engine)
+    on_connection = fails.endswith("connection")
 
     @app.post("/sync")
     def sync_route() -> int:
         db.session.execute(rename(103))
         thread.start()  # whichever of the two waits first
         with pytest.raises(DBAPIError, match="1213"):
-            db.session.execute(rename(101))
+            (db.session.connection() if on_connection else db.session).execute(rename(101))
         db.session.add(User(name="after"))
         return 1
 
     @app.post("/async")
     async def async_route() -> int:
-        await db.async_session.execute(rename(103))
+        session = db.async_session
+        await session.execute(rename(103))
         thread.start()  # whichever of the two waits first
         with pytest.raises(DBAPIError, match="1213"):
-            await db.async_session.execute(rename(101))
+            await (await session.connection() if on_connection else session).execute(rename(101))
         db.async_session.add(User(name="after"))
         return 1
 
     with client_of(serve, app) as client:
-        assert client.post(f"/{side}").status_code == 500
+        path = "/async" if fails.startswith("async") else "/sync"
+        assert client.post(path).status_code == 500
     thread.join()
     other.close()
     engine.dispose()
     assert mariadb_stores.users() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("yield_per", [2, 5])
+@pytest.mark.parametrize("commits", [False, True], ids=["request", "route"])
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_an_error_while_rows_are_fetched_is_answered_500(
+    serve: Serve, postgresql_stores: Store, side: str, commits: bool, yield_per: int
+) -> None:
+    app, db = postgresql_stores.app(commit_on_exit=True), postgresql_stores.db
+    rows = text("SELECT 1 / (5 - i) FROM generate_series(1, 100) AS i").execution_options(
+        yield_per=yield_per
+    )
+
+    @app.post("/sync")
+    def sync_route() -> int:
+        db.session.add(User(name="before"))
+        db.session.flush()
+        with pytest.raises(DBAPIError):
+            db.session.execute(rows).all()
+        if commits:
+            db.session.commit()
+        return 1
+
+    @app.post("/async")
+    async def async_route() -> int:
+        session = db.async_session
+        session.add(User(name="before"))
+        await session.flush()
+        with pytest.raises(Exception, match="division by zero"):  # asyncpg's own
+            await (await session.stream(rows)).all()
+        if commits:
+            await session.commit()
+        return 1
+
+    with client_of(serve, app) as client:
+        assert client.post(f"/{side}").status_code == 500
+    assert postgresql_stores.users() == []
+
+
+@pytest.fixture(scope="module")
+def giving_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """A server that rolls the whole transaction back which could not have a lock in time."""
+    options = ("--innodb-rollback-on-timeout=1", "--innodb-lock-wait-timeout=1")
+    try:
+        with private_server(tmp_path_factory.mktemp("mariadb"), *options) as url:
+            with closing(connect_mariadb(url)) as connection, connection.cursor() as cursor:
+                cursor.execute("CREATE DATABASE shop CHARACTER SET utf8mb4")
+            yield url.set(database="shop")
+    except FileNotFoundError as exc:
+        skip("mariadb", str(exc))
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "aiomysql", "asyncmy"])
+@pytest.mark.parametrize("in_savepoint", [False, True], ids=["plain", "savepoint"])
+async def test_a_lock_that_was_not_got_in_time_may_have_ended_all_of_it(
+    giving_up: URL, db: Database, driver: str, in_savepoint: bool
+) -> None:
+    url = giving_up.set(drivername="mysql+pymysql")
+    engine = create_engine(url)
+    User.__table__.drop(engine, checkfirst=True)
+    User.__table__.create(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(User).values(id=101, name="locked"))
+    db.configure(db_url=giving_up.set(drivername=f"mysql+{driver}"))
+    with engine.connect() as holder:
+        holder.execute(rename(101))
+        with pytest.raises(PendingRollbackError, match="1205"):
+            if driver == "pymysql":
+                with db(commit_on_exit=True):
+                    db.session.execute(insert(User).values(name="before"))
+                    with pytest.raises(DBAPIError, match=r"1205|1305"):
+                        with db.session.begin_nested() if in_savepoint else nullcontext():
+                            db.session.execute(rename(101))
+            else:
+                async with db(commit_on_exit=True):
+                    session = db.async_session
+                    await session.execute(insert(User).values(name="before"))
+                    with pytest.raises(DBAPIError, match=r"1205|1305"):
+                        async with session.begin_nested() if in_savepoint else nullcontext():
+                            await session.execute(rename(101))
+    with Session(engine) as session:
+        assert session.scalars(select(User.name)).all() == ["locked"]
+    engine.dispose()
+    await db.adispose()
 
 
 @pytest.mark.parametrize("how", ["execute", "flush"])

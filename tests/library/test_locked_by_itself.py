@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from fastapi_sqlalchemy import Database
 from fastapi_sqlalchemy.exceptions import ConcurrentUseError
@@ -92,6 +92,25 @@ def routes(store: Store) -> FastAPI:
         with db(commit_on_exit=True):
             db.session.execute(WRITE)
 
+    lock, child = text("SELECT * FROM users FOR UPDATE"), text("INSERT INTO children VALUES (1)")
+
+    @app.post("/deferred/thread")
+    def deferred_in_thread() -> None:
+        db.session.execute(lock)
+        with db(commit_on_exit=True):
+            db.session.execute(child)
+
+    @app.post("/deferred/block")
+    async def deferred_in_block() -> None:
+        await db.async_session.execute(lock)
+        async with db(commit_on_exit=True):
+            await db.async_session.execute(child)
+
+    @app.post("/deferred/both")
+    async def deferred_by_both() -> None:
+        await db.async_session.execute(lock)
+        await asyncio.to_thread(lambda: db.session.execute(child))
+
     def seen() -> None:
         db.session.execute(WRITE)
 
@@ -164,6 +183,22 @@ def test_what_waits_for_a_dependency_in_a_thread_is_refused(
 
     assert answer.status_code == 409
     assert answer.text.startswith("db.async_session waits for a lock that db.session of the same")
+
+
+@pytest.mark.parametrize("path", ["/deferred/thread", "/deferred/block", "/deferred/both"])
+def test_a_commit_that_waits_for_the_request_around_it_is_refused(
+    store: Store, client: httpx.Client, path: str
+) -> None:
+    """A deferred foreign key is looked at by the COMMIT."""
+    store.backend.execute(
+        "CREATE TABLE children (parent int REFERENCES users DEFERRABLE INITIALLY DEFERRED)"
+    )
+    try:
+        answer = client.post(path)
+    finally:
+        store.backend.execute("DROP TABLE children")
+    assert answer.status_code == 409
+    assert "waits for a lock that db." in answer.text
 
 
 @pytest.mark.parametrize("until_warned", [False, True])

@@ -334,6 +334,59 @@ def test_one_context_object_can_be_entered_again_while_it_is_open(store: Store) 
     assert sorted(store.users()) == ["inner", "outer"]
 
 
+def test_one_context_object_serves_threads_that_enter_it_side_by_side(store: Store) -> None:
+    db = store.configure()
+    context = db(commit_on_exit=True)
+    entered, inside, over = threading.Event(), threading.Event(), threading.Event()
+
+    def fails() -> None:
+        with pytest.raises(ZeroDivisionError), context:
+            entered.set()
+            db.session.add(User(name="rolled back"))
+            assert inside.wait(10)
+            _ = 1 / 0
+        over.set()
+
+    def ends_well() -> None:
+        assert entered.wait(10)
+        with context:
+            inside.set()
+            assert over.wait(10)
+            db.session.add(User(name="committed"))
+
+    with ThreadPoolExecutor() as pool:
+        failing = pool.submit(fails)
+        pool.submit(ends_well).result()
+        failing.result()
+    assert store.users() == ["committed"]
+
+
+async def test_one_context_object_serves_tasks_that_enter_it_side_by_side(
+    async_store: Store,
+) -> None:
+    db = async_store.configure()
+    context = db(commit_on_exit=True)
+    inside, over = asyncio.Event(), asyncio.Event()
+
+    async def fails() -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with context:
+                db.async_session.add(User(name="rolled back"))
+                await inside.wait()
+                _ = 1 / 0
+        over.set()
+
+    async def ends_well() -> None:
+        async with context:
+            db.async_session.add(User(name="committed"))
+            inside.set()
+            await over.wait()
+
+    await asyncio.gather(fails(), ends_well())
+    assert await asyncio.to_thread(async_store.users) == ["committed"]
+    await db.adispose()
+
+
 def test_a_scope_that_is_left_in_another_context_is_ended_all_the_same(
     serve: Serve, store: Store
 ) -> None:

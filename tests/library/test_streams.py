@@ -356,6 +356,58 @@ def test_whoever_has_read_a_whole_stream_finds_its_rows(
     assert missing == []
 
 
+def add_downloads(store: Store, app: FastAPI) -> None:
+    """`/{side}` writes a row while it sends two parts of a body whose length is told."""
+    db = store.db
+
+    def sync_parts(name: str, fails: bool) -> Iterator[bytes]:
+        yield b"a" * 100
+        db.session.add(User(name=name))
+        if fails:
+            event.listen(db.session, "before_commit", refuse)
+        yield b"b" * 100
+        time.sleep(0.05)
+
+    async def async_parts(name: str, fails: bool) -> AsyncIterator[bytes]:
+        yield b"a" * 100
+        db.async_session.add(User(name=name))
+        if fails:
+            event.listen(db.async_session.sync_session, "before_commit", refuse)
+        yield b"b" * 100
+        await asyncio.sleep(0.05)
+
+    def refuse(session: object) -> None:
+        raise RuntimeError("refused")
+
+    headers = {"Content-Length": "200"}
+
+    @app.get("/sync")
+    def sync_download(name: str, fails: bool = False) -> StreamingResponse:
+        db.session.scalars(select(User)).all()
+        return StreamingResponse(sync_parts(name, fails), headers=headers)
+
+    @app.get("/async")
+    async def async_download(name: str, fails: bool = False) -> StreamingResponse:
+        await db.async_session.scalars(select(User))
+        return StreamingResponse(async_parts(name, fails), headers=headers)
+
+
+@pytest.mark.parametrize("side", ["sync", "async"])
+def test_whoever_has_all_bytes_of_a_download_finds_its_rows(
+    serve: Serve, store: Store, side: str
+) -> None:
+    """It waits for no last message, which has no bytes."""
+    app = store.app(commit_on_exit=True)
+    add_downloads(store, app)
+    with client_of(serve, app) as client:
+        for n in range(5):
+            assert len(client.get(f"/{side}", params={"name": f"s{n}"}).content) == 200
+            assert store.users()[-1] == f"s{n}"
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.get(f"/{side}", params={"name": "lost", "fails": True})
+    assert "lost" not in store.users()
+
+
 @pytest.mark.skipif(LOSES_CANCELLED_CONNECTIONS, reason=LOSES_THEM)
 @pytest.mark.parametrize("inside", [False, True], ids=["plain", "http middleware inside"])
 @pytest.mark.parametrize("side", ["sync", "async"])

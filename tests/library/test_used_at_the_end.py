@@ -100,6 +100,10 @@ def app_of(store: Store, db: Database) -> FastAPI:
         await forget(work(side))
         return 1
 
+    @app.get("/no_content/{side}", status_code=204)
+    async def no_content(side: str) -> None:
+        await forget(work(side))
+
     @app.get("/late/{side}")
     async def late(side: str) -> None:
         await work(side)
@@ -164,6 +168,7 @@ def check(
 PATHS = [
     ("/gathered", 409, False),
     ("/forgotten", 500, False),
+    ("/no_content", 500, False),
     ("/late", 504, True),
 ]
 
