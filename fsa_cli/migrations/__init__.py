@@ -315,12 +315,18 @@ class Migrations:
     @contextlib.contextmanager
     def _translated(self, *, looking: bool = False) -> Iterator[None]:
         """Raise errors as the user's own: their migration, their env.py."""
+        from alembic.script.revision import ResolutionError
         from alembic.util.exc import CommandError
 
         try:
             yield
         except FsaError:
             raise
+        except ResolutionError as exc:
+            raise MigrationFailed(
+                f"the database is at revision {exc.argument}, which these migrations do not have",
+                hint=_BEHIND,
+            ) from exc
         except CommandError as exc:
             raise MigrationFailed(f"Alembic: {exc}", hint=_hint_of_alembic(exc, looking)) from exc
         except Exception as exc:
@@ -334,6 +340,13 @@ class Migrations:
                 details=where.lines() if where else [],
                 hint=_hint(exc, looking),
             ) from exc
+
+
+_LISTED = "fsa db history lists the revisions; fsa db current says where the database is"
+_BEHIND = (
+    "a newer release or another branch has migrated it: run that one, or take back with it what "
+    "this one does not know (fsa db downgrade)"
+)
 
 
 def _state(current: tuple[str, ...], script: Any) -> State:
@@ -352,9 +365,9 @@ def _hint_of_alembic(error: Exception, looking: bool) -> str | None:
     text = str(error)
     if "ultiple head" in text:
         return "fsa db upgrade heads applies them all; fsa db merge joins them into one"
-    if "Can't locate revision" in text and looking:
-        return "the database was migrated by other scripts: is this the right release and branch?"
-    return None if looking else "fsa db history lists the revisions"
+    if "Can't locate revision" in text:
+        return _BEHIND if looking else _LISTED
+    return None if looking else _LISTED
 
 
 def _hint(error: Exception, looking: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -226,13 +227,17 @@ class SettingSources:
             value = [part.strip() for part in value.split(",") if part.strip()]
         return None if value is None else tuple(value)
 
-    def number(self, name: str) -> float | None:
+    def seconds(self, name: str, least: float, most: float) -> float | None:
         value, source = self._find(name)
         self.sources[name] = source
-        try:
-            return None if value is None else float(value)
-        except ValueError:
-            raise ConfigurationError(f"{source} must be a number, not {value!r}") from None
+        if value is None:
+            return None
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            if least <= (number := float(value)) <= most:
+                return number
+        raise ConfigurationError(
+            f"{source} must be a number of seconds from {least:g} to {most:g}, not {value!r}"
+        )
 
     def flag(self, name: str) -> bool:
         value, source = self._find(name)

@@ -102,6 +102,12 @@ def read(
             hint="may this user enter the directory, and those above it?",
         ) from exc
     namespace, namespace_source = reader.namespace()
+    if len(namespace) > NAMESPACE_LENGTH:
+        raise ConfigurationError(
+            f"the namespace has more than {NAMESPACE_LENGTH} characters",
+            details=[f"{namespace[:40]}..., {namespace_source}"],
+            hint='[tool.fsa] namespace = "..." gives it a shorter name',
+        )
     app_value, app_base = reader.app()
     settings = Settings(
         directory=directory,
@@ -120,7 +126,7 @@ def read(
         broker_url=reader.text("broker_url"),
         celery_app=reader.text("celery_app"),
         ledger_url=reader.text("ledger_url"),
-        lease_s=reader.number("lease_s"),
+        lease_s=reader.seconds("lease_s", 3, 86_400),
         lifespan=reader.flag("lifespan"),
         keep=reader.kept("keep") or "30d",
         keep_failed=reader.kept("keep_failed"),

@@ -1,8 +1,8 @@
 """Text from outside as a terminal may have it: what would move the cursor is shown, not done.
 
 What is escaped: the control characters C0 and C1 but for the line break and the tab, the marks that
-turn the direction of writing (https://trojansource.codes), and the line breaks that only some
-programs know. Everything else stays as it is.
+turn the direction of writing (https://trojansource.codes), the line breaks that only some programs
+know, and half a character, which none can be sent. Everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _OTHERS = (
     *range(0xE0000, 0xE0080),
 )
 # Tables, and no function that is called for each: 20 million of them took 40 s.
-_ESCAPES = {each: chr(each).encode("unicode_escape").decode() for each in (*_CONTROLS, *_OTHERS)}
+_ESCAPES = {
+    each: chr(each).encode("unicode_escape").decode()
+    for each in (*_CONTROLS, *_OTHERS, *range(0xD800, 0xE000))
+}
 # JSON's own escapes leave nothing below U+0020.
 _ESCAPES_IN_JSON = {each: json.dumps(chr(each))[1:-1] for each in _OTHERS} | {0x7F: r"\u007f"}
 _UNSAFE = re.compile(f"[{''.join(map(chr, _ESCAPES))}]")

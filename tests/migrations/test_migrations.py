@@ -246,6 +246,20 @@ def test_a_database_that_has_its_tables_begins_with_a_baseline(fsa, project, bac
     assert fsa("db", "check", env=empty).returncode == 0
 
 
+def test_a_database_that_is_ahead_of_the_code_is_said_to_be(fsa, project, sqlite) -> None:
+    """A deploy was rolled back, its migration was not."""
+    env = {"FSA_DB_URL": sqlite.url}
+    assert fsa("db", "revision", "--autogenerate", "-m", "first", env=env).returncode == 0
+    assert fsa("db", "upgrade", env=env).returncode == 0
+    sqlite.execute("UPDATE alembic_version SET version_num = 'ffff'")
+    for command in ("current", "history", "check"):
+        done = fsa("db", command, env=env)
+        assert done.returncode == 1
+        assert "the database is at revision ffff, which these migrations do not" in done.stderr
+        assert "hint: a newer release or another branch has migrated it" in done.stderr
+    assert "fsa db current says where" in fsa("db", "upgrade", env=env).stderr
+
+
 def test_history_and_current_tell_what_is_applied(fsa, project, sqlite) -> None:
     folder = project / "migrations" / "versions"
     write_migration(folder, "aaa1")

@@ -309,6 +309,20 @@ def test_a_table_of_another_user_above_is_not_read(
     assert read(Flags(), directory=strange, environ={}).app == "evil:app"
 
 
+def test_a_lease_is_a_number_of_seconds_that_leaves_time_to_renew_it(tmp_path: Path) -> None:
+    for wrong in ("nan", "inf", "-5", "0", "1e-9", "2.9", "1e6", "soon"):
+        with pytest.raises(ConfigurationError, match=f"FSA_LEASE_S must be .* not '{wrong}'"):
+            read(directory=tmp_path, environ={"FSA_LEASE_S": wrong})
+    assert read(directory=tmp_path, environ={"FSA_LEASE_S": "3"}).lease_s == 3
+
+
+def test_a_namespace_that_the_ledger_cannot_keep_is_refused(tmp_path: Path) -> None:
+    assert read(directory=tmp_path, environ={"FSA_NAMESPACE": "n" * 100}).namespace == "n" * 100
+    with pytest.raises(ConfigurationError, match="more than 100 characters") as caught:
+        read(directory=tmp_path, environ={"FSA_NAMESPACE": "n" * 101})
+    assert "FSA_NAMESPACE" in caught.value.details[0]
+
+
 def test_how_long_runs_are_kept_is_a_duration(tmp_path: Path) -> None:
     def found(**environ: str) -> tuple[str, str | None]:
         settings = read(directory=tmp_path, environ=environ)
