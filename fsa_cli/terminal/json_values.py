@@ -54,11 +54,21 @@ def _encode(value: object) -> Any:
         case Mapping():
             return {str(key): _encode_of_key(str(key), item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_encode(item) for item in value]
+            items = list(value)
+            return [*map(_encode_behind, [None, *items], items)]
         case _ if is_dataclass(value) and not isinstance(value, type):
             return _encode(asdict(value))
         case _:
             return mask(str(value))
+
+
+def _encode_behind(before: object, item: object) -> Any:
+    """An argument of a command behind its option, `--password`, as in a text."""
+    match before, item:
+        case str(option), str(argument) if option.startswith("--") and "=" not in option:
+            if is_secret_name(option) and not argument.startswith("-"):
+                return "***"
+    return _encode(item)
 
 
 def _encode_of_key(key: str, item: object) -> Any:

@@ -13,7 +13,9 @@ __all__ = ["SECRET_NAME", "is_secret_name"]
 #: A regular expression of the part of a name that makes it secret; for any case.
 SECRET_NAME = (
     r"(?:passw(?:or)?d|passphrase|pwd|secret|token|credential|"
-    r"(?:api|access|auth|private|account|shared|encryption|signing|sas)[-_.]?key)"
+    r"(?:api|access|auth|private|account|shared|encryption|signing|sas)[-_.]?key|"
+    r"(?:db|database|smtp|mail|imap|user|admin|root|ftp|ssh|ldap|proxy|redis|rabbit(?:mq)?|"
+    r"mongo(?:db)?|mysql|maria(?:db)?|pg|postgres(?:ql)?|broker)[-_.]?pass(?![a-z]))"
 )
 _SECRET_NAME = re.compile(SECRET_NAME, re.IGNORECASE)
 #: What has such a part in its name, and is none: where one reads on, what a text was cut into.

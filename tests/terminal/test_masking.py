@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 from fsa_cli.cli.command_tree import COMMANDS
 from fsa_cli.exceptions import FsaError
 from fsa_cli.runner.outcome import encode_result
+from fsa_cli.terminal.json_values import dumps
 from fsa_cli.terminal.masking import mask, mask_head, mask_tail
 from fsa_cli.terminal.output import Output
 from support.backends import Backend
@@ -224,6 +225,34 @@ MAIN = """
     @app.get("/")
     def index(): ...
 """
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "api_key=b'hunter2'",
+        "{'password': b\"hunter2\", 'n': 1}",
+        "token=UUID('hunter2')",
+        "'password'=>'hunter2', 'n'=>1",
+        'password="hun""ter2"',
+        "passwords=['hunter2', 'ter2']",
+        "SMTP_PASS=hunter2",
+        '{"db_pass": "hunter2"}',
+    ],
+)
+def test_secrets_as_python_and_settings_write_them_are_masked(text: str) -> None:
+    assert "ter2" not in mask(text)
+
+
+def test_a_pass_that_is_no_password_stays() -> None:
+    text = "compass=3 bypass=4 first_pass=5 passes=6 user_passed=7"
+    assert mask(text) == text
+
+
+def test_an_argument_behind_its_option_is_masked_in_json_too() -> None:
+    words = ["--password", "hunter2", "--n", "--token", "--other", "--api-key=hunter2"]
+    shown = ["--password", "***", "--n", "--token", "--other", "--api-key=***"]
+    assert json.loads(dumps(words)) == shown
 
 
 @pytest.mark.parametrize(
