@@ -117,6 +117,7 @@ class Guest(Connection):
     """A connection whose root transaction is a savepoint of `main`."""
 
     def __init__(self, main: Connection) -> None:
+        options_inside(main.engine.get_execution_options())  # which every connection of it sets
         self._main = main
         self._outer: Any = None
         lent: Any = _LentConnection(main.connection)

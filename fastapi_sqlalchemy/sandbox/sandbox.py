@@ -22,6 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from ..exceptions import ConfigurationError, SandboxError
 from ..sessions.binding import Binding
+from ..sessions.connections import has_transaction
 from .guests import (
     Guest,
     KeptConnection,
@@ -60,7 +61,8 @@ _LEVEL = "fastapi_sqlalchemy_isolation_level"
 # Most statements need no closer look.
 _MAY_END = re.compile(
     r"\b(commit|end|abort|prepare|rollback|create|alter|drop|truncate|rename|grant|revoke|lock|"
-    r"optimize|analyze|begin|start|autocommit)\b",
+    r"optimize|analyze|check|repair|flush|reset|cache|install|uninstall|backup|password|begin|start|"
+    r"autocommit)\b",
     re.I,
 )
 _ENDS = re.compile(
@@ -68,9 +70,19 @@ _ENDS = re.compile(
 )
 _MYSQL_COMMITS_ON = re.compile(
     r"(?!create\s+temporary|drop\s+temporary)"
-    r"(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables|optimize|analyze|begin|"
-    r"start\s+transaction|set\s+((session|local|@@(session\.)?)\s*)?autocommit)\b",
+    r"(set\s+statement\b.*?\bfor\s+)?"
+    r"(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables?|optimize|analyze|check|repair|"
+    r"flush|reset|cache\s+index|load\s+index|install|uninstall|backup|begin|start\s+transaction|"
+    r"set\s+password|set\b.*\bautocommit)\b",
     re.I,
+)
+
+
+_WAS_OPEN = "fsa_was_open"
+_HAS_ENDED = "fsa_has_ended"
+_ENDED = (
+    "The sandbox's own transaction is over: a procedure, a statement that commits by itself, the "
+    "driver's commit() or a deadlock has ended it. What was committed so stays."
 )
 
 
@@ -357,6 +369,7 @@ def _begin(connection: Connection) -> None:
         if not driver_connection.in_transaction:  # the engine's own listener may have begun
             connection.exec_driver_sql("BEGIN")
     event.listen(connection, "before_cursor_execute", _refuse_end)
+    event.listen(connection, "after_cursor_execute", _check_not_ended)
     forgive(connection)
     for end in ("commit", "rollback"):
         # The event comes when SQLAlchemy takes the transaction for ended; the method is in time.
@@ -370,9 +383,27 @@ def _roll_back(connection: Connection) -> None:
     kept = vars(connection)["_dbapi_connection"]
     if isinstance(kept, KeptConnection):
         vars(connection)["_dbapi_connection"] = kept.fairy
+    has_ended = _has_ended(connection)
     Connection.rollback(connection)
     if connection.dialect.name == "sqlite" and not connection.invalidated:
         _set_isolation_level(connection, connection.info.pop(_LEVEL))
+    if has_ended:
+        raise SandboxError(_ENDED)
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Whether the transaction, which was open once, is over: a procedure or a driver ended it."""
+    seen = vars(connection)
+    if not (seen.get(_HAS_ENDED) or connection.closed or connection.invalidated):
+        is_open = has_transaction(connection)
+        seen[_HAS_ENDED] = is_open is False and seen.get(_WAS_OPEN, False)
+        seen[_WAS_OPEN] = is_open
+    return bool(seen.get(_HAS_ENDED))
+
+
+def _check_not_ended(connection: Connection, *_: Any) -> None:
+    if _has_ended(connection):
+        raise SandboxError(_ENDED)
 
 
 def _set_isolation_level(connection: Connection, level: str | None) -> str | None:
@@ -398,6 +429,7 @@ def _refuse_end(
     context: Any,
     executemany: bool,
 ) -> None:
+    _check_not_ended(connection)
     if not _MAY_END.search(statement):
         return
     dialect = connection.dialect.name

@@ -15,6 +15,8 @@ _TOKEN = r"""
 """
 _STANDARD = re.compile(_TOKEN.format(escape="", escaped=""), re.X | re.S)
 _MYSQL = re.compile(_TOKEN.format(escape=r"\\", escaped=r"|\\."), re.X | re.S)
+# Comments that MySQL and MariaDB execute: /*!40101 ... */, /*M! ... */.
+_EXECUTED = re.compile(r"/\*M?!\d*(.*?)\*/", re.S)
 # Their bodies have statements of their own.
 _WITH_BODY = re.compile(r"\s*create\b[^;]*?\b(trigger|function|procedure|event)\b", re.I)
 
@@ -24,7 +26,9 @@ def statements(sql: str, dialect: str = "") -> list[str]:
 
     `dialect` is SQLAlchemy's name of it. What has a body, such as CREATE TRIGGER, is one statement.
     """
-    token = _MYSQL if dialect in ("mysql", "mariadb") else _STANDARD
+    token = _STANDARD
+    if dialect in ("mysql", "mariadb"):
+        token, sql = _MYSQL, _EXECUTED.sub(r" \1 ", sql)
     marked = token.sub(_mark, sql)
     parts = [marked] if _WITH_BODY.match(marked) else marked.split("\0")
     return [line for part in parts if (line := " ".join(part.replace("\0", ";").split()))]

@@ -20,6 +20,7 @@ __all__ = [
     "adiscard",
     "discard",
     "hang_up",
+    "has_transaction",
     "in_autocommit",
     "is_aborted",
     "is_busy",
@@ -34,8 +35,11 @@ logger = logging.getLogger("fastapi_sqlalchemy")
 #: The async drivers of which whoever waits goes on at once after `hang_up()`.
 HANGS_UP = frozenset(("asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysql"))
 
-#: libpq's PQTRANS_INERROR.
+#: libpq's PQTRANS_IDLE and PQTRANS_INERROR.
+_LIBPQ_IDLE = 0
 _LIBPQ_IN_ERROR = 3
+#: SERVER_STATUS_IN_TRANS of MySQL's protocol.
+_MYSQL_IN_TRANSACTION = 1
 #: Changed since the snapshot, no room for locks, deadlock.
 _MYSQL_LOST = ((1020,), (1206,), (1213,))
 _MYSQL_TIMED_OUT = (1205,)
@@ -71,6 +75,20 @@ def libpq_status(connection: Connection) -> int | None:
     info = getattr(connection.connection.driver_connection, "info", None)
     status = getattr(info, "transaction_status", None)
     return None if status is None else int(status)
+
+
+def has_transaction(connection: Connection) -> bool | None:
+    """Whether the database has begun a transaction, as its driver has heard; None: it hears not."""
+    driver_connection: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        return bool(driver_connection.in_transaction)
+    if hasattr(driver_connection, "is_in_transaction"):  # asyncpg's
+        return bool(driver_connection.is_in_transaction())
+    status = libpq_status(connection)
+    if status is not None:
+        return status != _LIBPQ_IDLE
+    flags = getattr(driver_connection, "server_status", None)  # pymysql's, aiomysql's
+    return None if flags is None else bool(flags & _MYSQL_IN_TRANSACTION)
 
 
 def server_pid(driver_connection: Any) -> int | None:

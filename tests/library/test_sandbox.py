@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -335,6 +336,76 @@ def test_what_would_end_the_connections_transaction_is_refused(
             db.session.commit()
     assert names(stored) == ["ann"]
     stored.assert_no_transaction()
+
+
+@pytest.mark.parametrize("way", ["driver", "cursor"])
+def test_a_transaction_that_was_ended_behind_its_back_is_said_to_be(
+    stored: Backend, db: Database, way: str
+) -> None:
+    """Never "rolled back" of what was not."""
+
+    def end(session: Session) -> None:
+        driver: Any = session.connection().connection.driver_connection
+        if way == "driver":
+            driver.commit()
+        else:
+            driver.cursor().execute("COMMIT")
+
+    with pytest.raises(SandboxError, match="own transaction is over"), db.sandbox(), db():
+        db.session.add(User(name="kept"))
+        db.session.flush()
+        end(db.session)
+        with pytest.raises(SandboxError, match="own transaction is over"):
+            db.session.scalars(select(User)).all()
+    assert names(stored) == ["ann", "kept"]
+    stored.assert_no_transaction()
+
+
+def test_a_procedure_that_commits_is_said_to_have_done_so(
+    mariadb: Backend, tables: Tables, db: Database
+) -> None:
+    tables(mariadb)
+    mariadb.execute("CREATE PROCEDURE commits() COMMIT")
+    db.configure(mariadb.url)
+    try:
+        with pytest.raises(SandboxError, match="own transaction is over"), db.sandbox(), db():
+            db.session.add(User(name="kept"))
+            db.session.flush()
+            db.session.execute(text("CALL commits()"))
+    finally:
+        mariadb.execute("DROP PROCEDURE commits")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "LOCK TABLE users WRITE",
+        "/*!40000 ALTER TABLE users DISABLE KEYS */",
+        "/*M! TRUNCATE TABLE users */",
+        "SET STATEMENT max_statement_time = 10 FOR TRUNCATE TABLE users",
+        "SET NAMES utf8, autocommit = 1",
+        "SET PASSWORD = ''",
+        "CHECK TABLE users",
+        "FLUSH TABLES",
+    ],
+)
+def test_what_mariadb_commits_on_is_refused_however_it_is_written(
+    mariadb: Backend, db: Database, statement: str
+) -> None:
+    db.configure(mariadb.url)
+    with db.sandbox(), db(), pytest.raises(SandboxError, match="commit when they run this"):
+        db.session.execute(text(statement))
+
+
+def test_an_engine_with_an_autocommit_option_gives_no_guest(stored: Backend, db: Database) -> None:
+    db.configure(stored.url, engine_args={"execution_options": {"isolation_level": "AUTOCOMMIT"}})
+    with db.sandbox():
+        for connect in (db.engine.connect, lambda: Session(db.engine).connection()):
+            with pytest.raises(SandboxError, match="AUTOCOMMIT"):
+                connect()
+        with db(commit_on_exit=True):
+            db.session.add(User(name="gone"))
+    assert names(stored) == ["ann"]
 
 
 def test_an_engine_in_autocommit_is_rolled_back_too(stored: Backend, db: Database) -> None:
