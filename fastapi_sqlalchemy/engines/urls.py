@@ -84,7 +84,6 @@ _DRIVERS: dict[str, dict[str, Driver]] = {
 _DRIVERS["mariadb"] = _DRIVERS["mysql"]
 
 _NEAR = 0.75
-_AUTHORITY = re.compile("@[^/]*/")
 
 
 def parse(url: str | URL) -> URL:
@@ -131,7 +130,7 @@ def _is_cut(parsed: URL, given: str | URL) -> bool:
     """
     if "@" in (parsed.host or ""):
         return True
-    if parsed.host and _AUTHORITY.search(parsed.database or ""):  # the password had a "/" too
+    if parsed.host and "/" in (parsed.database or "").partition("@")[2]:  # it had a "/" too
         return True
     rest = given.rpartition(f"@{parsed.host or ''}")[2] if isinstance(given, str) else ""
     return "@" in rest.partition("?")[2].partition("=")[0]  # or a "?"

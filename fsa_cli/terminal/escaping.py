@@ -30,7 +30,7 @@ _ESCAPES = {
 }
 # JSON's own escapes leave nothing below U+0020.
 _ESCAPES_IN_JSON = {each: json.dumps(chr(each))[1:-1] for each in _OTHERS} | {0x7F: r"\u007f"}
-_UNSAFE = re.compile(f"[{''.join(map(chr, _ESCAPES))}]")
+_UNSAFE = re.compile(rf"[{''.join(map(chr, (*_CONTROLS, *_OTHERS)))}\ud800-\udfff]")
 # The look behind: a run of spaces is looked at from its beginning only.
 _LINE_BREAK = re.compile(r"(?<!\s)[^\S\n]*+\n\s*+")
 

@@ -22,7 +22,7 @@ _MAX_DEPTH = 100
 
 _LONGEST_BITS = 14_000
 
-_HALF = re.compile("[\ud800-\udfff]")
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def dumps(value: object, *, indent: int | None = None) -> str:
